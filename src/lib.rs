@@ -12,6 +12,7 @@
 //! | 1 | [`tensor`], [`format`](mod@format), [`text`] | dtypes and shapes; model folders; tokenizer and chat template |
 //! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
 
+pub mod backend;
 pub mod error;
 pub mod random;
 pub mod tensor;

@@ -1,0 +1,10 @@
+//! Tensors on a device and the ops over them. Above this floor nobody knows which device it is.
+
+pub mod cpu;
+mod device;
+pub mod ops;
+mod tensor;
+
+pub use cpu::KernelSet;
+pub use device::{Compute, Device};
+pub use tensor::{Elements, SharedBytes, Tensor};

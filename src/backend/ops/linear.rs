@@ -1,0 +1,295 @@
+//! Linear layer without bias: y[n, o] = sum over k of x[n, k] * w[o, k].
+//!
+//! x [N, K] f32, w [O, K] as stored (f32, bf16, f16), y [N, O] f32, rounded to bf16 in bf16 compute. With
+//! bf16 compute and bf16 weights the products are taken in pairs (`vdpbf16ps`); otherwise weights are
+//! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
+
+use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
+use crate::backend::cpu::lanes::round_bf16_bits;
+use crate::backend::cpu::outer::Outer;
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
+use crate::backend::{Compute, Device, Elements, Tensor};
+
+/// y = x w^T. Overwrites the first `n` rows of `y`.
+pub fn linear_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) {
+    linear(device, y, x, w, n, compute, compute.rounds());
+}
+
+/// y = x w^T where y stays f32 in any compute (the logits). Overwrites the first `n` rows of `y`.
+pub fn linear_forward_f32(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) {
+    linear(device, y, x, w, n, compute, false);
+}
+
+fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute, round: bool) {
+    let (o, k) = (w.extent(0), w.extent(1));
+    assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, w {}", x.shape(), w.shape());
+    assert!(y.extent(0) >= n && y.extent(1) == o, "y is {}, w {}", y.shape(), w.shape());
+    let Device::Cpu(cpu) = device;
+    let x = &x.f32()[..n * k];
+    let y = Shared::new(&mut y.f32_mut()[..n * o]);
+    match (w.elements(), compute) {
+        (Elements::Bf16(w), Compute::Bf16) => {
+            let x = narrow(cpu, x);
+            launch::<Paired>(cpu, &x, w, y, n, o, k, round)
+        }
+        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, n, o, k, round),
+        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, n, o, k, round),
+        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, n, o, k, round),
+    }
+}
+
+/// dx = dy w. Adds to the first `n` rows of `dx`.
+pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &Tensor, n: usize) {
+    let (o, k) = (w.extent(0), w.extent(1));
+    assert!(dx.extent(0) >= n && dx.extent(1) == k, "dx is {}, w {}", dx.shape(), w.shape());
+    assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, w {}", dy.shape(), w.shape());
+    let Device::Cpu(cpu) = device;
+    let dy = &dy.f32()[..n * o];
+    let dx = Shared::new(&mut dx.f32_mut()[..n * k]);
+    match w.elements() {
+        Elements::F32(w) => input_gradient(cpu, dx, dy, w, n, o, k),
+        Elements::Bf16(w) => input_gradient(cpu, dx, dy, w, n, o, k),
+        Elements::F16(w) => input_gradient(cpu, dx, dy, w, n, o, k),
+    }
+}
+
+fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], n: usize, o: usize, k: usize) {
+    let outer = Outer { a: dy, a_step_r: 1, a_step_i: o, b: w, c: dx, n_terms: o, n_rows: n, n_columns: k };
+    cpu.launch(outer.n_tasks(), &outer);
+}
+
+/// dw = dy^T x. Adds to `dw` [O, K], which is f32 whatever w is stored as.
+pub fn linear_backward_weight(device: &Device, dw: &mut Tensor, dy: &Tensor, x: &Tensor, n: usize) {
+    let (o, k) = (dw.extent(0), dw.extent(1));
+    assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, dw {}", x.shape(), dw.shape());
+    assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, dw {}", dy.shape(), dw.shape());
+    let Device::Cpu(cpu) = device;
+    let (dy, x) = (&dy.f32()[..n * o], &x.f32()[..n * k]);
+    let c = Shared::new(dw.f32_mut());
+    let outer = Outer { a: dy, a_step_r: o, a_step_i: 1, b: x, c, n_terms: n, n_rows: o, n_columns: k };
+    cpu.launch(outer.n_tasks(), &outer);
+}
+
+/// Elements of x converted in one task of `Narrow`.
+const NARROW_PIECE: usize = 1 << 14;
+
+struct Narrow<'a> {
+    x: &'a [f32],
+    y: Shared<B16>,
+}
+
+impl Kernel for Narrow<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let range = piece(index, NARROW_PIECE, self.x.len());
+        let mut i = range.start;
+        while i < range.end {
+            // SAFETY: the piece lies inside both buffers, and pieces are disjoint.
+            unsafe {
+                if range.end - i >= 16 {
+                    V::load(self.x.as_ptr().add(i)).round_bf16().store_bf16(self.y.at(i) as *mut u16);
+                } else {
+                    for j in i..range.end {
+                        *self.y.at(j) = B16((round_bf16_bits(self.x[j].to_bits()) >> 16) as u16);
+                    }
+                }
+            }
+            i += 16;
+        }
+    }
+}
+
+/// x as bf16; exact where x already holds rounded values.
+fn narrow(cpu: &Cpu, x: &[f32]) -> Vec<B16> {
+    let mut y = vec![B16(0); x.len()];
+    cpu.launch(x.len().div_ceil(NARROW_PIECE), &Narrow { x, y: Shared::new(&mut y) });
+    y
+}
+
+/// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
+/// rows are streamed one at a time (full read bandwidth); otherwise eight at a time share the reduction.
+const STREAMED: usize = 4 << 20;
+/// Bytes of x kept in the second-level cache while all of w passes by.
+const X_BLOCK: usize = 512 << 10;
+
+struct LinearForward<'a, F: Form> {
+    x: &'a [F::X],
+    w: &'a [F::W],
+    y: Shared<f32>,
+    n: usize,
+    o: usize,
+    k: usize,
+    outputs_per_task: usize,
+    rows_per_block: usize,
+    streamed: bool,
+    round: bool,
+}
+
+#[allow(clippy::too_many_arguments)] // extents of one product
+fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, n: usize, o: usize, k: usize, round: bool) {
+    let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
+    // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
+    let work_floor = (1 << 15) / (n * k).max(1);
+    let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
+    let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
+    let kernel = LinearForward::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
+    cpu.launch(o.div_ceil(outputs_per_task), &kernel);
+}
+
+impl<F: Form> LinearForward<'_, F> {
+    /// Rows n.., outputs o.., a tile of R x C.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const C: usize>(&self, n: usize, o: usize) {
+        unsafe {
+            let x = std::array::from_fn(|r| self.x.as_ptr().add((n + r) * self.k));
+            let w = std::array::from_fn(|c| self.w.as_ptr().add((o + c) * self.k));
+            let y = tile::<V, F, R, C>(x, w, self.k);
+            for (r, row) in y.iter().enumerate() {
+                for (c, &v) in row.iter().enumerate() {
+                    let v = if self.round { f32::from_bits(round_bf16_bits(v.to_bits())) } else { v };
+                    *self.y.at((n + r) * self.o + o + c) = v;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<V: Lanes, const C: usize>(&self, rows: std::ops::Range<usize>, o: usize) {
+        let mut n = rows.start;
+        unsafe {
+            while n + 3 <= rows.end {
+                self.tile::<V, 3, C>(n, o);
+                n += 3;
+            }
+            match rows.end - n {
+                1 => self.tile::<V, 1, C>(n, o),
+                2 => self.tile::<V, 2, C>(n, o),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<F: Form> Kernel for LinearForward<'_, F> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let outputs = piece(index, self.outputs_per_task, self.o);
+        for block in 0..self.n.div_ceil(self.rows_per_block) {
+            let rows = piece(block, self.rows_per_block, self.n);
+            let mut o = outputs.start;
+            // SAFETY: rows and outputs lie inside the operands, and tasks own disjoint outputs.
+            unsafe {
+                if !self.streamed {
+                    while o + V::COLUMNS <= outputs.end {
+                        if V::COLUMNS == 8 {
+                            self.tiles::<V, 8>(rows.clone(), o)
+                        } else {
+                            self.tiles::<V, 2>(rows.clone(), o)
+                        }
+                        o += V::COLUMNS;
+                    }
+                }
+                while o < outputs.end {
+                    self.tiles::<V, 1>(rows.clone(), o);
+                    o += 1;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+    use crate::tensor::Dtype;
+
+    const EXTENTS: [(usize, usize, usize); 5] = [(1, 1, 1), (2, 17, 7), (5, 33, 48), (13, 19, 100), (40, 70, 129)];
+
+    fn naive(x: &Tensor, w: &Tensor) -> Vec<f64> {
+        let (n, o, k) = (x.extent(0), w.extent(0), w.extent(1));
+        let (x, w) = (wide(x), wide(w));
+        let dot = |i: usize, j: usize| (0..k).map(|l| x[i * k + l] * w[j * k + l]).sum();
+        (0..n * o).map(|i| dot(i / o, i % o)).collect()
+    }
+
+    #[test]
+    fn linear_forward_equals_the_formula_for_every_stored_dtype() {
+        for (n, o, k) in EXTENTS {
+            let x = random(1, &[n, k]);
+            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                let w = stored(&random(2, &[o, k]), dtype);
+                let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
+                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32);
+                assert_close("y", y.f32(), &naive(&x, &w), 1e-5);
+                let rounded = stored(&x, Dtype::Bf16);
+                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16);
+                if dtype == Dtype::Bf16 {
+                    assert_close("y of pairs", y.f32(), &naive(&rounded, &w), 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn linear_forward_has_one_set_of_bits_for_all_sets_threads_and_row_counts() {
+        for (n, o, k) in EXTENTS {
+            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                for compute in [Compute::F32, Compute::Bf16] {
+                    let (x, w) = (random(3, &[n, k]), stored(&random(4, &[o, k]), dtype));
+                    let mut judge: Option<Vec<f32>> = None;
+                    for device in devices() {
+                        let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
+                        linear_forward(&device, &mut y, &x, &w, n, compute);
+                        let judge = judge.get_or_insert_with(|| y.f32().to_vec());
+                        assert_same_bits("y", y.f32(), judge);
+                        for i in 0..n {
+                            let row = Tensor::from_f32(&[1, k], &x.f32()[i * k..(i + 1) * k]).unwrap();
+                            linear_forward(&device, &mut y, &row, &w, 1, compute);
+                            assert_same_bits("row", &y.f32()[..o], &judge[i * o..(i + 1) * o]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn linear_backward_matches_finite_difference_and_accumulates() {
+        for (n, o, k) in [(1, 1, 1), (3, 5, 7), (7, 66, 65)] {
+            let (x, w, dy) = (random(5, &[n, k]), random(6, &[o, k]), random(7, &[n, o]));
+            let weighted = |x: &[f64], w: &[f64]| -> f64 {
+                let dy = wide(&dy);
+                (0..n * o).map(|i| dy[i] * (0..k).map(|l| x[i / o * k + l] * w[i % o * k + l]).sum::<f64>()).sum()
+            };
+            let start = random(8, &[n, k]);
+            let mut dx = Tensor::from_f32(&[n, k], start.f32()).unwrap();
+            linear_backward_input(&device(), &mut dx, &dy, &w, n);
+            let mut wanted = finite_difference(&wide(&x), |x| weighted(x, &wide(&w)));
+            wanted.iter_mut().zip(wide(&start)).for_each(|(d, s)| *d += s);
+            assert_close("dx", dx.f32(), &wanted, 1e-5);
+
+            let mut dw = Tensor::zeros(Dtype::F32, &[o, k]).unwrap();
+            linear_backward_weight(&device(), &mut dw, &dy, &x, n);
+            linear_backward_weight(&device(), &mut dw, &dy, &x, n);
+            let wanted = finite_difference(&wide(&w), |w| 2.0 * weighted(&wide(&x), w));
+            assert_close("dw", dw.f32(), &wanted, 1e-5);
+        }
+    }
+
+    #[test]
+    fn linear_backward_does_not_depend_on_the_thread_count() {
+        let (n, o, k) = (150, 130, 100);
+        let (x, w, dy) = (random(5, &[n, k]), random(6, &[o, k]), random(7, &[n, o]));
+        let mut judge: Option<(Vec<f32>, Vec<f32>)> = None;
+        for device in devices() {
+            let mut dx = Tensor::zeros(Dtype::F32, &[n, k]).unwrap();
+            linear_backward_input(&device, &mut dx, &dy, &w, n);
+            let mut dw = Tensor::zeros(Dtype::F32, &[o, k]).unwrap();
+            linear_backward_weight(&device, &mut dw, &dy, &x, n);
+            let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
+            assert_same_bits("dx", dx.f32(), &judge.0);
+            assert_same_bits("dw", dw.f32(), &judge.1);
+        }
+    }
+}

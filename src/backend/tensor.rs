@@ -1,0 +1,219 @@
+//! A tensor on a device: dtype, shape, row-major elements.
+//!
+//! On the CPU the elements are either owned (aligned to a cache line) or shared with whoever mapped the
+//! model file, so weights are used where they lie. Activations are f32 tensors whose rows may be fewer
+//! in use than allocated: every op takes the number of rows `n` it works on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::cpu::dot::{B16, H16};
+use crate::error::{Error, Fault, Result};
+use crate::tensor::{Dtype, Shape};
+
+/// One cache line, so that owned buffers are aligned for every vector load.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Bytes owned by somebody else, kept alive by the tensor.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+enum Storage {
+    Owned { lines: Vec<Line>, len: usize },
+    Shared(SharedBytes),
+}
+
+/// A tensor.
+pub struct Tensor {
+    dtype: Dtype,
+    shape: Shape,
+    storage: Storage,
+}
+
+/// A tensor's elements by stored type.
+#[derive(Clone, Copy)]
+pub enum Elements<'a> {
+    /// f32.
+    F32(&'a [f32]),
+    /// bf16 bits.
+    Bf16(&'a [B16]),
+    /// f16 bits.
+    F16(&'a [H16]),
+}
+
+fn shape_of(extents: &[usize]) -> Result<Shape> {
+    Shape::new(extents).ok_or_else(|| Error::new(Fault::BadLength, format!("extents {extents:?} overflow")))
+}
+
+impl Tensor {
+    /// A tensor of zeros. Fails with `OutOfHostMemory`, never aborts.
+    pub fn zeros(dtype: Dtype, extents: &[usize]) -> Result<Tensor> {
+        let shape = shape_of(extents)?;
+        let len = shape.elements().checked_mul(dtype.size()).filter(|&n| n <= isize::MAX as usize - 64);
+        let len = len.ok_or_else(|| Error::new(Fault::BadLength, format!("{shape} of {dtype} overflows")))?;
+        let n_lines = len.div_ceil(64);
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(n_lines).map_err(|_| {
+            Error::memory(
+                Fault::OutOfHostMemory,
+                len as u64,
+                0,
+                format!("cannot allocate {len} bytes for {dtype} {shape}"),
+            )
+        })?;
+        lines.resize(n_lines, Line([0; 64]));
+        Ok(Tensor { dtype, shape, storage: Storage::Owned { lines, len } })
+    }
+
+    /// An f32 tensor with the given elements.
+    pub fn from_f32(extents: &[usize], elements: &[f32]) -> Result<Tensor> {
+        let mut t = Tensor::zeros(Dtype::F32, extents)?;
+        if t.shape.elements() != elements.len() {
+            return Err(Error::new(Fault::BadLength, format!("{} elements for shape {}", elements.len(), t.shape)));
+        }
+        t.f32_mut().copy_from_slice(elements);
+        Ok(t)
+    }
+
+    /// A tensor over bytes that live elsewhere (a mapped file); copied only if misaligned.
+    pub fn from_shared(dtype: Dtype, shape: Shape, bytes: SharedBytes) -> Result<Tensor> {
+        let given = (*bytes).as_ref();
+        let wanted = shape.elements().checked_mul(dtype.size());
+        if wanted != Some(given.len()) {
+            return Err(Error::new(Fault::BadLength, format!("{} bytes for {dtype} {shape}", given.len())));
+        }
+        if given.as_ptr().align_offset(dtype.size()) != 0 {
+            let mut t = Tensor::zeros(dtype, shape.extents())?;
+            t.bytes_mut().copy_from_slice(given);
+            return Ok(t);
+        }
+        Ok(Tensor { dtype, shape, storage: Storage::Shared(bytes) })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Extent `i`.
+    pub fn extent(&self, i: usize) -> usize {
+        self.shape.extents()[i]
+    }
+
+    /// The raw bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.storage {
+            // SAFETY: `len` bytes of the lines are initialised, and any bit pattern is a byte.
+            Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), *len) },
+            Storage::Shared(bytes) => (**bytes).as_ref(),
+        }
+    }
+
+    /// The raw bytes, to be written. Panics on a shared tensor: weights of a revision never change.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.storage {
+            // SAFETY: as in `bytes`, and we hold the tensor exclusively.
+            Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), *len) },
+            Storage::Shared(_) => panic!("a shared tensor is immutable"),
+        }
+    }
+
+    /// The elements by type.
+    pub fn elements(&self) -> Elements<'_> {
+        let bytes = self.bytes();
+        let n = bytes.len() / self.dtype.size();
+        // SAFETY: the start is aligned for the dtype (checked or allocated so), the length is `n` elements,
+        // and any bit pattern is an element.
+        unsafe {
+            match self.dtype {
+                Dtype::F32 => Elements::F32(std::slice::from_raw_parts(bytes.as_ptr().cast(), n)),
+                Dtype::Bf16 => Elements::Bf16(std::slice::from_raw_parts(bytes.as_ptr().cast(), n)),
+                Dtype::F16 => Elements::F16(std::slice::from_raw_parts(bytes.as_ptr().cast(), n)),
+            }
+        }
+    }
+
+    /// The elements of an f32 tensor.
+    pub fn f32(&self) -> &[f32] {
+        match self.elements() {
+            Elements::F32(x) => x,
+            _ => panic!("an f32 tensor is wanted, this one is {}", self.dtype),
+        }
+    }
+
+    /// The elements of an owned f32 tensor, to be written.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        assert_eq!(self.dtype, Dtype::F32, "an f32 tensor is wanted");
+        let bytes = self.bytes_mut();
+        // SAFETY: owned buffers are aligned to 64 bytes, and any bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) }
+    }
+
+    /// The elements of an owned 16-bit tensor, to be written.
+    pub fn u16_mut(&mut self) -> &mut [u16] {
+        assert_ne!(self.dtype, Dtype::F32, "a 16-bit tensor is wanted");
+        let bytes = self.bytes_mut();
+        // SAFETY: owned buffers are aligned to 64 bytes, and any bit pattern is a u16.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) }
+    }
+
+    /// All elements widened to f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.elements() {
+            Elements::F32(x) => x.to_vec(),
+            Elements::Bf16(x) => x.iter().map(|b| f32::from_bits((b.0 as u32) << 16)).collect(),
+            Elements::F16(x) => x.iter().map(|h| super::cpu::lanes::f16_to_f32(h.0)).collect(),
+        }
+    }
+
+    /// Makes sure that an activation tensor [rows, ...] has at least `n` rows; contents are lost when it grows.
+    pub fn reserve_rows(&mut self, n: usize) -> Result<()> {
+        if self.extent(0) < n {
+            let mut extents = self.shape.extents().to_vec();
+            extents[0] = n.next_multiple_of(16);
+            *self = Tensor::zeros(self.dtype, &extents)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.dtype, self.shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misaligned_shared_bytes_are_copied() {
+        let backing: Vec<u8> = (0..64).collect();
+        struct Window(Vec<u8>, usize);
+        impl AsRef<[u8]> for Window {
+            fn as_ref(&self) -> &[u8] {
+                &self.0[self.1..self.1 + 16]
+            }
+        }
+        let shape = Shape::new(&[4]).unwrap();
+        for start in 0..5 {
+            let t = Tensor::from_shared(Dtype::F32, shape, Arc::new(Window(backing.clone(), start))).unwrap();
+            assert_eq!(t.bytes(), &backing[start..start + 16]);
+            assert_eq!(t.f32().len(), 4);
+        }
+    }
+
+    #[test]
+    fn an_impossible_allocation_is_an_error() {
+        let e = Tensor::zeros(Dtype::F32, &[usize::MAX / 8, 1]).unwrap_err();
+        assert!(matches!(e.fault(), Fault::OutOfHostMemory | Fault::BadLength));
+        assert!(Tensor::zeros(Dtype::F32, &[usize::MAX, 2]).is_err());
+    }
+}
