@@ -3,6 +3,7 @@
 pub mod cpu;
 mod device;
 pub mod ops;
+pub mod page;
 mod tensor;
 
 pub use cpu::KernelSet;

@@ -100,7 +100,7 @@ impl Kernel for Narrow<'_> {
 }
 
 /// x as bf16; exact where x already holds rounded values.
-fn narrow(cpu: &Cpu, x: &[f32]) -> Vec<B16> {
+pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Vec<B16> {
     let mut y = vec![B16(0); x.len()];
     cpu.launch(x.len().div_ceil(NARROW_PIECE), &Narrow { x, y: Shared::new(&mut y) });
     y

@@ -5,8 +5,10 @@
 //! overwrites or adds. `compute` says whether the result is rounded to bf16. Extents are checked once, on
 //! entry, by assertion: shapes come from a validated model, so a mismatch is a defect of squire.
 
+mod attention;
 mod linear;
 
+pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32};
 
 #[cfg(test)]

@@ -1,0 +1,564 @@
+//! Causal attention with grouped heads over a paged KV cache.
+//!
+//! For query head h of row i at position p, with g = h / (H/G):
+//! out[i, h] = sum over s <= p of softmax_s(q[i, h] . k[s, g] * scale) v[s, g].
+//!
+//! q, out [N, H*D] f32; keys and values in pages (`backend::page`). The order is fixed by absolute
+//! positions, never by packing or page: scores are canonical dots, the maximum is exact, the sum of
+//! exponentials runs in sixteen lanes by s mod 16, and values are added in order of s. Slots beyond a
+//! row's own position are skipped, not multiplied by zero.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::linear::narrow;
+use crate::backend::cpu::dot::{B16, Form, Paired, Wide, Widen, tile};
+use crate::backend::cpu::lanes::round_bf16_bits;
+use crate::backend::cpu::math::exp;
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared};
+use crate::backend::page::{PAGE, Page, PageShape};
+use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::tensor::Dtype;
+
+/// Query rows of one timeline: rows `rows` of the batch are its positions `start..`.
+pub struct Span<'a> {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Position of the first row.
+    pub start: usize,
+    /// The timeline's pages; positions up to the last row are written.
+    pub pages: &'a [Arc<Page>],
+}
+
+/// Extents of the heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// H
+    pub n_heads: usize,
+    /// G
+    pub n_kv_heads: usize,
+    /// D
+    pub head_dim: usize,
+    /// 1 / sqrt(D)
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+}
+
+/// Writes rows `rows` of k and v (each [N, G*D] f32, already rounded to the KV dtype's precision) into
+/// slots `slot..` of a page.
+pub fn kv_append(
+    device: &Device,
+    page: &mut Page,
+    shape: PageShape,
+    layer: usize,
+    slot: usize,
+    (k, v): (&Tensor, &Tensor),
+    rows: Range<usize>,
+) {
+    let Device::Cpu(_) = device;
+    let (g, d) = (shape.n_kv_heads, shape.head_dim);
+    assert!(slot + rows.len() <= PAGE && k.extent(1) == g * d && v.extent(1) == g * d);
+    for (value, source) in [(0, k.f32()), (shape.value_offset(), v.f32())] {
+        for (i, row) in rows.clone().enumerate() {
+            for head in 0..g {
+                let from = &source[(row * g + head) * d..][..d];
+                let at = shape.key_offset(layer, head, slot + i) + value;
+                match shape.dtype {
+                    Dtype::F32 => page.elements_mut().f32_mut()[at..at + d].copy_from_slice(from),
+                    _ => {
+                        let to = &mut page.elements_mut().u16_mut()[at..at + d];
+                        to.iter_mut().zip(from).for_each(|(t, f)| *t = (round_bf16_bits(f.to_bits()) >> 16) as u16);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Attention of all spans' rows in one layer. Overwrites their rows of `out`, rounded in bf16 compute.
+#[allow(clippy::too_many_arguments)] // one op of a layer: its operands and its extents
+pub fn attention_forward(
+    device: &Device,
+    out: &mut Tensor,
+    q: &Tensor,
+    spans: &[Span],
+    shape: PageShape,
+    layer: usize,
+    heads: Heads,
+    compute: Compute,
+) {
+    let width = heads.n_heads * heads.head_dim;
+    let n = spans.iter().map(|s| s.rows.end).max().unwrap_or(0);
+    assert!(q.extent(0) >= n && q.extent(1) == width && out.extent(0) >= n && out.extent(1) == width);
+    for span in spans {
+        assert!(span.pages.len() * PAGE >= span.start + span.rows.len(), "a span's pages do not reach its last row");
+    }
+    let Device::Cpu(cpu) = device;
+    let out = Shared::new(&mut out.f32_mut()[..n * width]);
+    let q = &q.f32()[..n * width];
+    match shape.dtype {
+        Dtype::F32 => forward::<Wide<f32>>(cpu, out, q, spans, shape, layer, heads, compute.rounds()),
+        _ => forward::<Paired>(cpu, out, &narrow(cpu, q), spans, shape, layer, heads, compute.rounds()),
+    }
+}
+
+/// Rows of a span in one task.
+const ROWS_PER_TASK: usize = 16;
+
+struct Forward<'a, F: Form> {
+    out: Shared<f32>,
+    q: &'a [F::X],
+    spans: &'a [Span<'a>],
+    /// (span, first row) of each block of rows.
+    blocks: Vec<(usize, usize)>,
+    shape: PageShape,
+    layer: usize,
+    heads: Heads,
+    round: bool,
+}
+
+/// A page's elements in the form's stored type.
+trait PageElements: Sized {
+    fn of(page: &Page) -> &[Self];
+}
+
+impl PageElements for f32 {
+    fn of(page: &Page) -> &[f32] {
+        page.elements().f32()
+    }
+}
+
+impl PageElements for B16 {
+    fn of(page: &Page) -> &[B16] {
+        match page.elements().elements() {
+            Elements::Bf16(x) => x,
+            _ => panic!("a bf16 page is wanted"),
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // the public op's arguments, with the form chosen
+fn forward<F: Form>(
+    cpu: &Cpu,
+    out: Shared<f32>,
+    q: &[F::X],
+    spans: &[Span],
+    shape: PageShape,
+    layer: usize,
+    heads: Heads,
+    round: bool,
+) where
+    F::W: Widen + PageElements,
+{
+    let mut blocks = Vec::new();
+    for (i, span) in spans.iter().enumerate() {
+        blocks.extend(span.rows.clone().step_by(ROWS_PER_TASK).map(|row| (i, row)));
+    }
+    let kernel = Forward::<F> { out, q, spans, blocks, shape, layer, heads, round };
+    cpu.launch(kernel.blocks.len() * heads.n_kv_heads, &kernel);
+}
+
+impl<F: Form> Kernel for Forward<'_, F>
+where
+    F::W: Widen + PageElements,
+{
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let Heads { n_heads, n_kv_heads, head_dim, scale } = self.heads;
+        let group = self.heads.group();
+        let (head, (span, first)) = (index % n_kv_heads, self.blocks[index / n_kv_heads]);
+        let span = &self.spans[span];
+        let rows = first..(first + ROWS_PER_TASK).min(span.rows.end);
+        // Query (row, head of the group) m attends to the first lens(m) positions.
+        let n_queries = rows.len() * group;
+        let len = |m: usize| span.start + (first - span.rows.start) + m / group + 1;
+        let longest = len(n_queries - 1);
+        let at = |m: usize| ((first + m / group) * n_heads + head * group + m % group) * head_dim;
+        let mut scores = vec![0.0f32; n_queries * longest];
+        let mut sums = vec![0.0f32; n_queries];
+        // SAFETY: offsets lie inside the page, the batch and the local buffers; this task alone writes its rows.
+        unsafe {
+            for (p, page) in span.pages.iter().enumerate().take(longest.div_ceil(PAGE)) {
+                let keys = F::W::of(page).as_ptr().add(self.shape.key_offset(self.layer, head, 0));
+                let n_slots = (longest - p * PAGE).min(PAGE);
+                let out = scores.as_mut_ptr().add(p * PAGE);
+                let mut m = 0;
+                while m < n_queries {
+                    let q = |i: usize| self.q.as_ptr().add(at(m + i));
+                    match n_queries - m {
+                        1 => score::<V, F, 1>([q(0)], keys, n_slots, head_dim, out.add(m * longest), longest),
+                        2 => score::<V, F, 2>([q(0), q(1)], keys, n_slots, head_dim, out.add(m * longest), longest),
+                        _ => {
+                            let three = [q(0), q(1), q(2)];
+                            score::<V, F, 3>(three, keys, n_slots, head_dim, out.add(m * longest), longest)
+                        }
+                    }
+                    m += 3.min(n_queries - m);
+                }
+            }
+            for m in 0..n_queries {
+                sums[m] = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
+            }
+            let values = |page: &Page| {
+                F::W::of(page).as_ptr().add(self.shape.key_offset(self.layer, head, 0) + self.shape.value_offset())
+            };
+            for m in 0..n_queries {
+                let p = scores.as_ptr().add(m * longest);
+                let mut d = 0;
+                while d < head_dim {
+                    let width = (head_dim - d).min(8 * 16);
+                    let mut acc = [V::zero(); 8];
+                    let n_vectors = width.div_ceil(16);
+                    for (i, page) in span.pages.iter().enumerate().take(len(m).div_ceil(PAGE)) {
+                        let v = values(page).add(d);
+                        let slots = (len(m) - i * PAGE).min(PAGE);
+                        if width == 8 * 16 {
+                            for s in 0..slots {
+                                let weight = V::splat(*p.add(i * PAGE + s));
+                                let row = v.add(s * head_dim);
+                                for (j, a) in acc.iter_mut().enumerate() {
+                                    *a = weight.fma(F::W::load(row.add(16 * j), 16), *a);
+                                }
+                            }
+                        } else {
+                            for s in 0..slots {
+                                let weight = V::splat(*p.add(i * PAGE + s));
+                                let row = v.add(s * head_dim);
+                                for (j, a) in acc.iter_mut().enumerate().take(n_vectors) {
+                                    *a = weight.fma(F::W::load(row.add(16 * j), (width - 16 * j).min(16)), *a);
+                                }
+                            }
+                        }
+                    }
+                    let sum = V::splat(sums[m]);
+                    for (j, a) in acc.iter().enumerate().take(n_vectors) {
+                        a.div(sum).store_rounded(self.out.at(at(m) + d + 16 * j), width - 16 * j, self.round);
+                    }
+                    d += width;
+                }
+            }
+        }
+    }
+}
+
+/// out[r * stride + s] = x[r] . w[s] for `n` consecutive rows w of length k.
+#[inline(always)]
+unsafe fn score<V: Lanes, F: Form, const R: usize>(
+    x: [*const F::X; R],
+    w: *const F::W,
+    n: usize,
+    k: usize,
+    out: *mut f32,
+    stride: usize,
+) {
+    unsafe {
+        let mut s = 0;
+        while s < n {
+            if V::COLUMNS == 8 && s + 8 <= n {
+                let y = tile::<V, F, R, 8>(x, std::array::from_fn(|c| w.add((s + c) * k)), k);
+                for (r, row) in y.iter().enumerate() {
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(r * stride + s), 8);
+                }
+                s += 8;
+            } else {
+                let y = tile::<V, F, R, 1>(x, [w.add(s * k)], k);
+                for (r, row) in y.iter().enumerate() {
+                    *out.add(r * stride + s) = row[0];
+                }
+                s += 1;
+            }
+        }
+    }
+}
+
+/// Replaces `n` scores by exp(score * scale - max) and gives their sum.
+#[inline(always)]
+unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
+    unsafe {
+        let mut max = f32::NEG_INFINITY;
+        for s in 0..n {
+            let t = *scores.add(s) * scale;
+            *scores.add(s) = t;
+            max = if t > max { t } else { max };
+        }
+        let (mut lanes, top) = (V::zero(), V::splat(max));
+        let mut s = 0;
+        while s < n {
+            let count = (n - s).min(16);
+            let e = exp(V::load_up_to(scores.add(s), count).sub(top));
+            e.store_rounded(scores.add(s), count, false);
+            lanes = lanes.add(V::load_up_to(scores.add(s), count));
+            s += count;
+        }
+        lanes.reduce_add()
+    }
+}
+
+/// Gradients of attention over whole packed sequences: `spans` are row ranges that start at position 0.
+///
+/// q, dq, dout [N, H*D]; k, v, dk, dv [N, G*D]; all f32, k and v as stored in the cache. Overwrites the
+/// spans' rows of dq, dk and dv. With p the softmax weights and P_s = dout . v[s]:
+/// dv[s] += p_s dout;  ds = p_s (P_s - sum p P) scale;  dq += ds k[s];  dk[s] += ds q.
+#[allow(clippy::too_many_arguments)] // three gradients, their operands and extents
+pub fn attention_backward(
+    device: &Device,
+    (dq, dk, dv): (&mut Tensor, &mut Tensor, &mut Tensor),
+    dout: &Tensor,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    spans: &[Range<usize>],
+    heads: Heads,
+) {
+    let (wide, narrow) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
+    assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
+    assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
+    let Device::Cpu(cpu) = device;
+    let kernel = Backward {
+        dq: Shared::new(dq.f32_mut()),
+        dk: Shared::new(dk.f32_mut()),
+        dv: Shared::new(dv.f32_mut()),
+        dout: dout.f32(),
+        q: q.f32(),
+        k: k.f32(),
+        v: v.f32(),
+        spans,
+        heads,
+    };
+    cpu.launch(spans.len() * heads.n_kv_heads, &kernel);
+}
+
+struct Backward<'a> {
+    dq: Shared<f32>,
+    dk: Shared<f32>,
+    dv: Shared<f32>,
+    dout: &'a [f32],
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    spans: &'a [Range<usize>],
+    heads: Heads,
+}
+
+/// y[0..n] += a x[0..n]
+#[inline(always)]
+unsafe fn axpy<V: Lanes>(y: *mut f32, a: f32, x: *const f32, n: usize) {
+    unsafe {
+        let a = V::splat(a);
+        let mut i = 0;
+        while i < n {
+            let count = (n - i).min(16);
+            let sum = a.fma(V::load_up_to(x.add(i), count), V::load_up_to(y.add(i), count));
+            sum.store_rounded(y.add(i), count, false);
+            i += count;
+        }
+    }
+}
+
+/// out[s] = x . w[s] for rows w that lie `stride` apart.
+#[inline(always)]
+unsafe fn dots<V: Lanes>(x: *const f32, w: *const f32, stride: usize, n: usize, d: usize, out: &mut [f32]) {
+    unsafe {
+        let mut s = 0;
+        while s < n {
+            if s + 8 <= n {
+                let y = tile::<V, Wide<f32>, 1, 8>([x], std::array::from_fn(|c| w.add((s + c) * stride)), d);
+                out[s..s + 8].copy_from_slice(&y[0]);
+                s += 8;
+            } else {
+                out[s] = tile::<V, Wide<f32>, 1, 1>([x], [w.add(s * stride)], d)[0][0];
+                s += 1;
+            }
+        }
+    }
+}
+
+impl Kernel for Backward<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let Heads { n_heads, n_kv_heads, head_dim: d, scale } = self.heads;
+        let (span, g) = (&self.spans[index / n_kv_heads], index % n_kv_heads);
+        let stride = n_kv_heads * d;
+        let start = (span.start * n_kv_heads + g) * d;
+        let (mut p, mut dp) = (vec![0.0f32; span.len()], vec![0.0f32; span.len()]);
+        // SAFETY: a task owns one key head of one span: those rows of dk and dv, and the group's heads of dq.
+        unsafe {
+            for i in 0..span.len() {
+                self.dk.slice(start + i * stride, d).fill(0.0);
+                self.dv.slice(start + i * stride, d).fill(0.0);
+            }
+            for i in 0..span.len() {
+                for h in g * self.heads.group()..(g + 1) * self.heads.group() {
+                    let at = ((span.start + i) * n_heads + h) * d;
+                    let (q, dout) = (self.q.as_ptr().add(at), self.dout.as_ptr().add(at));
+                    let (k, v) = (self.k.as_ptr().add(start), self.v.as_ptr().add(start));
+                    dots::<V>(q, k, stride, i + 1, d, &mut p);
+                    let sum = softmax::<V>(p.as_mut_ptr(), i + 1, scale);
+                    dots::<V>(dout, v, stride, i + 1, d, &mut dp);
+                    let mut mean = 0.0f32;
+                    for s in 0..=i {
+                        p[s] /= sum;
+                        mean += p[s] * dp[s];
+                    }
+                    self.dq.slice(at, d).fill(0.0);
+                    for s in 0..=i {
+                        let ds = p[s] * (dp[s] - mean) * scale;
+                        axpy::<V>(self.dq.at(at), ds, k.add(s * stride), d);
+                        axpy::<V>(self.dk.at(start + s * stride), ds, q, d);
+                        axpy::<V>(self.dv.at(start + s * stride), p[s], dout, d);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+
+    struct Case {
+        heads: Heads,
+        /// lengths of the packed sequences
+        lengths: Vec<usize>,
+    }
+
+    fn cases() -> Vec<Case> {
+        let heads = |h: usize, g: usize, d: usize| Heads {
+            n_heads: h,
+            n_kv_heads: g,
+            head_dim: d,
+            scale: 1.0 / (d as f32).sqrt(),
+        };
+        vec![
+            Case { heads: heads(1, 1, 2), lengths: vec![1] },
+            Case { heads: heads(4, 2, 16), lengths: vec![3, 70, 1] },
+            Case { heads: heads(3, 1, 6), lengths: vec![33, 5] },
+            Case { heads: heads(2, 2, 144), lengths: vec![41] },
+        ]
+    }
+
+    /// The formula in f64 for packed sequences, as a function of q, k and v.
+    fn naive(case: &Case, q: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+        let Heads { n_heads, n_kv_heads, head_dim: d, .. } = case.heads;
+        let mut out = vec![0.0; q.len()];
+        let mut first = 0;
+        for &len in &case.lengths {
+            for i in first..first + len {
+                for h in 0..n_heads {
+                    let g = h / (n_heads / n_kv_heads);
+                    let score = |s: usize| -> f64 {
+                        let dot: f64 =
+                            (0..d).map(|j| q[(i * n_heads + h) * d + j] * k[(s * n_kv_heads + g) * d + j]).sum();
+                        (dot / (d as f64).sqrt()).exp()
+                    };
+                    let total: f64 = (first..=i).map(score).sum();
+                    for s in first..=i {
+                        let p = score(s) / total;
+                        for j in 0..d {
+                            out[(i * n_heads + h) * d + j] += p * v[(s * n_kv_heads + g) * d + j];
+                        }
+                    }
+                }
+            }
+            first += len;
+        }
+        out
+    }
+
+    /// Runs the forward in chunks of `chunk` rows a sequence, all sequences side by side.
+    fn forward(device: &Device, case: &Case, q: &Tensor, k: &Tensor, v: &Tensor, chunk: usize, dtype: Dtype) -> Tensor {
+        let Heads { n_kv_heads, head_dim, .. } = case.heads;
+        let shape = PageShape { n_layers: 2, n_kv_heads, head_dim, dtype };
+        let compute = if dtype == Dtype::F32 { Compute::F32 } else { Compute::Bf16 };
+        let mut pages: Vec<Vec<Arc<Page>>> = case
+            .lengths
+            .iter()
+            .map(|l| (0..l.div_ceil(PAGE)).map(|_| Arc::new(Page::new(shape).unwrap())).collect())
+            .collect();
+        let mut out = Tensor::zeros(Dtype::F32, q.shape().extents()).unwrap();
+        let longest = *case.lengths.iter().max().unwrap();
+        for start in (0..longest).step_by(chunk) {
+            let mut spans = Vec::new();
+            let mut first = 0;
+            for (len, pages) in case.lengths.iter().zip(&mut pages) {
+                let end = (start + chunk).min(*len);
+                for p in start..end {
+                    let page = Arc::get_mut(&mut pages[p / PAGE]).unwrap();
+                    kv_append(device, page, shape, 1, p % PAGE, (k, v), first + p..first + p + 1);
+                }
+                if start < end {
+                    spans.push(Span { rows: first + start..first + end, start, pages });
+                }
+                first += len;
+            }
+            attention_forward(device, &mut out, q, &spans, shape, 1, case.heads, compute);
+        }
+        out
+    }
+
+    fn operands(case: &Case) -> [Tensor; 4] {
+        let n: usize = case.lengths.iter().sum();
+        let (wide, narrow) = (case.heads.n_heads * case.heads.head_dim, case.heads.n_kv_heads * case.heads.head_dim);
+        [random(1, &[n, wide]), random(2, &[n, narrow]), random(3, &[n, narrow]), random(4, &[n, wide])]
+    }
+
+    #[test]
+    fn attention_forward_equals_the_formula() {
+        for case in cases() {
+            let [q, k, v, _] = operands(&case);
+            let out = forward(&device(), &case, &q, &k, &v, 7, Dtype::F32);
+            assert_close("out", out.f32(), &naive(&case, &wide(&q), &wide(&k), &wide(&v)), 1e-5);
+            let round = |t: &Tensor| wide(&stored(t, Dtype::Bf16));
+            let out = forward(&device(), &case, &q, &k, &v, 7, Dtype::Bf16);
+            assert_close("out", out.f32(), &naive(&case, &round(&q), &round(&k), &round(&v)), 8e-3);
+        }
+    }
+
+    #[test]
+    fn attention_forward_has_one_set_of_bits_for_all_sets_threads_and_chunkings() {
+        for case in cases() {
+            let [q, k, v, _] = operands(&case);
+            for dtype in [Dtype::F32, Dtype::Bf16] {
+                let judge = forward(&device(), &case, &q, &k, &v, 1000, dtype);
+                for device in devices() {
+                    for chunk in [1, 5, 32, 33] {
+                        let out = forward(&device, &case, &q, &k, &v, chunk, dtype);
+                        assert_same_bits("out", out.f32(), judge.f32());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_backward_matches_finite_difference() {
+        for mut case in cases() {
+            case.lengths.iter_mut().for_each(|l| *l = (*l).min(9));
+            let [q, k, v, dout] = operands(&case);
+            let zeros = |t: &Tensor| Tensor::from_f32(t.shape().extents(), &vec![9.0; t.f32().len()]).unwrap();
+            let (mut dq, mut dk, mut dv) = (zeros(&q), zeros(&k), zeros(&v));
+            let mut first = 0;
+            let mut spans = Vec::new();
+            for l in &case.lengths {
+                spans.push(first..first + l);
+                first += l;
+            }
+            attention_backward(&device(), (&mut dq, &mut dk, &mut dv), &dout, (&q, &k, &v), &spans, case.heads);
+            let (q, k, v) = (wide(&q), wide(&k), wide(&v));
+            let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+                naive(&case, q, k, v).iter().zip(wide(&dout)).map(|(o, d)| o * d).sum()
+            };
+            if case.heads.head_dim < 100 {
+                assert_close("dq", dq.f32(), &finite_difference(&q, |q| loss(q, &k, &v)), 1e-4);
+                assert_close("dk", dk.f32(), &finite_difference(&k, |k| loss(&q, k, &v)), 1e-4);
+            }
+            assert_close("dv", dv.f32(), &finite_difference(&v, |v| loss(&q, &k, v)), 1e-4);
+        }
+    }
+}
