@@ -13,5 +13,7 @@
 //! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
 
 pub mod error;
+pub mod format;
+pub mod model;
 pub mod random;
 pub mod tensor;
