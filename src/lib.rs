@@ -14,5 +14,7 @@
 
 pub mod backend;
 pub mod error;
+pub mod format;
+pub mod model;
 pub mod random;
 pub mod tensor;

@@ -1,0 +1,146 @@
+//! Immutable bytes that are cheap to clone: a window of a memory-mapped file, or of a buffer.
+//!
+//! Weights are mapped and never copied: a tensor is a window, and the map lives as long as its last
+//! window. This is the one file below the backend that needs `unsafe`.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Fault, Result};
+
+/// A window of immutable bytes; clones share what they look at.
+#[derive(Clone)]
+pub struct Bytes {
+    backing: Arc<Backing>,
+    start: usize,
+    len: usize,
+}
+
+enum Backing {
+    Map(Mmap),
+    Buffer(Vec<u8>),
+}
+
+impl Backing {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Backing::Map(map) => map,
+            Backing::Buffer(buffer) => buffer,
+        }
+    }
+}
+
+impl Bytes {
+    /// Maps a regular file. It must not be truncated or overwritten in place while the bytes live
+    /// (replacing it by a rename is fine: the map keeps the old file).
+    ///
+    /// Errors: `MissingFile`, `CannotOpen` (also for what is not a regular file), `CannotMap`.
+    pub fn map(path: &Path) -> Result<Bytes> {
+        let file = open_regular(path)?;
+        let len = file.metadata().map_err(|e| fault_at(Fault::CannotOpen, path, e))?.len();
+        if len == 0 {
+            return Ok(Bytes::from(Vec::new())); // a map of no bytes is an error to the system
+        }
+        // SAFETY: the map is read-only and private to this value. Rust's rule that the bytes behind
+        // a `&[u8]` do not change is handed on to the caller by the sentence above: nobody writes
+        // into or truncates a model file that is in use.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| fault_at(Fault::CannotMap, path, e))?;
+        let len = map.len();
+        Ok(Bytes { backing: Arc::new(Backing::Map(map)), start: 0, len })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        &self.backing.as_slice()[self.start..self.start + self.len]
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A smaller window, or None where `range` is not inside this one.
+    pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
+        if range.start > range.end || range.end > self.len {
+            return None;
+        }
+        let (start, len) = (self.start + range.start, range.end - range.start);
+        Some(Bytes { backing: Arc::clone(&self.backing), start, len })
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(buffer: Vec<u8>) -> Bytes {
+        let len = buffer.len();
+        Bytes { backing: Arc::new(Backing::Buffer(buffer)), start: 0, len }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({} bytes)", self.len)
+    }
+}
+
+/// Opens a file for reading, refusing what is not a regular file (a pipe would block for ever).
+pub(super) fn open_regular(path: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| {
+        let fault = if e.kind() == ErrorKind::NotFound { Fault::MissingFile } else { Fault::CannotOpen };
+        fault_at(fault, path, e)
+    };
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(Error::new(Fault::CannotOpen, format!("{}: not a regular file", path.display())));
+    }
+    File::open(path).map_err(failed)
+}
+
+/// An error about a path, with what the system said.
+pub(super) fn fault_at(fault: Fault, path: &Path, e: std::io::Error) -> Error {
+    Error::new(fault, format!("{}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_share_the_map_and_outlive_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let whole = Bytes::map(&path).unwrap();
+        let inner = whole.slice(2..8).unwrap().slice(1..3).unwrap();
+        drop(whole);
+        assert_eq!(inner.as_slice(), b"34");
+        assert!(inner.slice(0..3).is_none());
+        assert!(inner.slice(3..3).is_none());
+        assert!(inner.slice(2..2).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"").unwrap();
+        assert_eq!(Bytes::map(&path).unwrap().as_slice(), b"");
+    }
+
+    #[test]
+    fn a_folder_and_an_absent_file_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Bytes::map(dir.path()).unwrap_err().fault(), Fault::CannotOpen);
+        assert_eq!(Bytes::map(&dir.path().join("none")).unwrap_err().fault(), Fault::MissingFile);
+    }
+}

@@ -1,0 +1,11 @@
+//! Files: weights as safetensors, model folders as Hugging Face lays them out, and writes that survive a crash.
+#![deny(unsafe_code)] // allowed again in `mmap` alone
+
+pub mod durable;
+mod mmap;
+pub mod model_dir;
+pub mod safetensors;
+
+pub use mmap::Bytes;
+pub use model_dir::{Companions, GenerationDefaults, ModelDir, save_model};
+pub use safetensors::StoredTensor;

@@ -1,0 +1,657 @@
+//! The configuration of a Qwen3 or Qwen3-MoE model: what config.json says, checked, and the tensors
+//! that follow from it.
+//!
+//! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`,
+//! `num_experts`) and 5 (`rope_parameters`, `dtype`, `num_local_experts`). What squire does not
+//! compute is refused by name rather than ignored. YaRN's numbers are resolved as transformers'
+//! `_compute_yarn_parameters` does (Peng et al. 2023, arXiv:2309.00071).
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::config_fields::Fields;
+use crate::error::{Error, Fault, Result};
+use crate::format::StoredTensor;
+use crate::tensor::{Dtype, Shape};
+
+/// A model's extents and constants. Letters as in the op files: C hidden, F intermediate, H heads,
+/// G key/value heads, D head size, V vocabulary, L layers, E experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// V.
+    pub vocab_size: usize,
+    /// C.
+    pub hidden_size: usize,
+    /// F of the dense layers.
+    pub intermediate_size: usize,
+    /// L.
+    pub n_layers: usize,
+    /// H.
+    pub n_heads: usize,
+    /// G; divides H.
+    pub n_kv_heads: usize,
+    /// D; even.
+    pub head_dim: usize,
+    /// Added to the mean square in every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// The rotary embedding.
+    pub rope: Rope,
+    /// Positions the model was made for.
+    pub max_position: usize,
+    /// Whether the output projection is the embedding.
+    pub tied: bool,
+    /// The experts, of a mixture-of-experts model.
+    pub moe: Option<Moe>,
+    /// The dtype that config.json names. The tensors' own dtype decides; this is only what was said.
+    pub stored_dtype: Option<Dtype>,
+}
+
+/// The rotary embedding's constants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// Context extension by YaRN.
+    pub yarn: Option<Yarn>,
+}
+
+/// YaRN's constants, defaults resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    /// How many times longer the context is, at least 1.
+    pub factor: f64,
+    /// Positions before the extension.
+    pub original_max_position: usize,
+    /// What cosines and sines are multiplied by.
+    pub attention_factor: f64,
+    /// Rotations above which a frequency is kept.
+    pub beta_fast: f64,
+    /// Rotations below which a frequency is divided by `factor`.
+    pub beta_slow: f64,
+    /// Whether the ramp's ends are rounded to whole dimensions.
+    pub truncate: bool,
+}
+
+/// The experts of a mixture-of-experts model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moe {
+    /// E.
+    pub n_experts: usize,
+    /// How many experts see one token.
+    pub n_experts_per_token: usize,
+    /// F of one expert.
+    pub expert_intermediate_size: usize,
+    /// Whether the chosen experts' weights are scaled to sum to 1.
+    pub norm_topk_prob: bool,
+    /// Every how many layers one has experts.
+    pub decoder_sparse_step: usize,
+    /// Layers that are dense all the same.
+    pub mlp_only_layers: Vec<usize>,
+}
+
+/// The largest extent: indices inside the kernels are 32 bits.
+const MAX_EXTENT: usize = i32::MAX as usize;
+/// The most tensors a model may have; the largest Qwen3 has 36,000.
+const MAX_TENSORS: usize = 1 << 18;
+
+fn contradiction(why: String) -> Error {
+    Error::new(Fault::ConfigContradiction, format!("config.json: {why}"))
+}
+
+impl ModelConfig {
+    /// Reads config.json.
+    ///
+    /// Errors: `ConfigForm` for a missing or ill-typed field; an `Unsupported…` fault for what squire
+    /// does not compute; `ConfigContradiction` where the values cannot be true together.
+    pub fn from_json(document: &Value) -> Result<ModelConfig> {
+        let top = Fields::of(document)?;
+        let sparse = match top.text("model_type")?.unwrap_or("nothing") {
+            "qwen3" => false,
+            "qwen3_moe" => true,
+            other => {
+                let why = format!("config.json: model_type: wanted qwen3 or qwen3_moe, found {other}");
+                return Err(Error::new(Fault::UnsupportedArchitecture, why));
+            }
+        };
+        let n_layers = top.extent("num_hidden_layers")?;
+        refuse_unsupported(&top, n_layers)?;
+        let hidden_size = top.extent("hidden_size")?;
+        let n_heads = top.extent("num_attention_heads")?;
+        let head_dim = match top.count("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if n_heads > 0 && hidden_size % n_heads == 0 => hidden_size / n_heads,
+            None => return Err(contradiction(format!("hidden_size {hidden_size} is no multiple of {n_heads} heads"))),
+        };
+        let max_position = top.extent("max_position_embeddings")?;
+        let config = ModelConfig {
+            vocab_size: top.extent("vocab_size")?,
+            hidden_size,
+            intermediate_size: top.extent("intermediate_size")?,
+            n_layers,
+            n_heads,
+            n_kv_heads: top.count("num_key_value_heads")?.unwrap_or(n_heads),
+            head_dim,
+            rms_norm_eps: top.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            rope: read_rope(&top, max_position)?,
+            max_position,
+            tied: top.flag("tie_word_embeddings")?.unwrap_or(false),
+            moe: if sparse { Some(read_moe(&top)?) } else { None },
+            stored_dtype: read_dtype(&top)?,
+        };
+        config.check_extents()?;
+        Ok(config)
+    }
+
+    /// What must hold between the numbers for the rest of the crate to take them on trust.
+    fn check_extents(&self) -> Result<()> {
+        let mut extents = vec![
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.n_layers),
+            ("num_attention_heads", self.n_heads),
+            ("num_key_value_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
+            ("max_position_embeddings", self.max_position),
+        ];
+        if let Some(moe) = &self.moe {
+            extents.push(("num_experts", moe.n_experts));
+            extents.push(("num_experts_per_tok", moe.n_experts_per_token));
+            extents.push(("moe_intermediate_size", moe.expert_intermediate_size));
+            extents.push(("decoder_sparse_step", moe.decoder_sparse_step));
+        }
+        for (name, extent) in extents {
+            if extent == 0 || extent > MAX_EXTENT {
+                return Err(contradiction(format!("{name}: wanted 1 to {MAX_EXTENT}, found {extent}")));
+            }
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            let (heads, kv) = (self.n_heads, self.n_kv_heads);
+            return Err(contradiction(format!("{heads} heads are no multiple of {kv} key/value heads")));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(contradiction(format!("head_dim: wanted an even number, found {}", self.head_dim)));
+        }
+        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps.is_finite()) {
+            return Err(contradiction(format!("rms_norm_eps: wanted a positive number, found {}", self.rms_norm_eps)));
+        }
+        if let Some(moe) = &self.moe {
+            let (k, n) = (moe.n_experts_per_token, moe.n_experts);
+            if k > n {
+                return Err(contradiction(format!("{k} experts a token of {n} experts")));
+            }
+            if let Some(layer) = moe.mlp_only_layers.iter().find(|&&layer| layer >= self.n_layers) {
+                return Err(contradiction(format!("mlp_only_layers: layer {layer} of {}", self.n_layers)));
+            }
+        }
+        let per_layer = 11 + self.moe.as_ref().map_or(0, |moe| 3 * moe.n_experts);
+        if self.n_layers.saturating_mul(per_layer) > MAX_TENSORS {
+            return Err(contradiction(format!("{} layers make more than {MAX_TENSORS} tensors", self.n_layers)));
+        }
+        match self.bytes_as_f32() {
+            Some(_) => Ok(()),
+            None => Err(contradiction("the extents multiply to more weights than memory can address".into())),
+        }
+    }
+
+    /// Bytes of all weights in f32, or None where they overflow.
+    fn bytes_as_f32(&self) -> Option<usize> {
+        let product = |factors: &[usize]| factors.iter().try_fold(1usize, |n, &f| n.checked_mul(f));
+        let (c, d) = (self.hidden_size, self.head_dim);
+        let mut layer = product(&[2, self.n_heads, d, c])?.checked_add(product(&[2, self.n_kv_heads, d, c])?)?;
+        layer = layer.checked_add(product(&[2, c])?)?.checked_add(product(&[2, d])?)?;
+        let mut mlp = product(&[3, c, self.intermediate_size])?;
+        if let Some(moe) = &self.moe {
+            let experts = product(&[3, c, moe.expert_intermediate_size, moe.n_experts])?;
+            mlp = mlp.max(experts.checked_add(product(&[c, moe.n_experts])?)?);
+        }
+        layer = layer.checked_add(mlp)?;
+        let embeddings = product(&[2, self.vocab_size, c])?.checked_add(c)?;
+        let bytes = product(&[layer, self.n_layers])?.checked_add(embeddings)?.checked_mul(4)?;
+        (bytes <= isize::MAX as usize).then_some(bytes)
+    }
+
+    /// Whether layer `layer` routes to experts.
+    pub fn is_moe_layer(&self, layer: usize) -> bool {
+        self.moe.as_ref().is_some_and(|moe| {
+            (layer + 1).is_multiple_of(moe.decoder_sparse_step) && !moe.mlp_only_layers.contains(&layer)
+        })
+    }
+
+    /// Every tensor of the model by its Hugging Face name, in the order of the forward pass. A
+    /// projection is [outputs, inputs].
+    pub fn tensor_shapes(&self) -> Vec<(String, Shape)> {
+        let (c, d) = (self.hidden_size, self.head_dim);
+        let (q, kv) = (self.n_heads * d, self.n_kv_heads * d);
+        let mut all = Vec::new();
+        let mut add = |name: String, extents: &[usize]| {
+            // `check_extents` bounded the bytes of the whole model, so no element count overflows.
+            all.push((name, Shape::new(extents).expect("the extents were checked")));
+        };
+        add("model.embed_tokens.weight".into(), &[self.vocab_size, c]);
+        for layer in 0..self.n_layers {
+            let mut add = |name: &str, extents: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), extents);
+            add("input_layernorm", &[c]);
+            add("self_attn.q_proj", &[q, c]);
+            add("self_attn.k_proj", &[kv, c]);
+            add("self_attn.v_proj", &[kv, c]);
+            add("self_attn.q_norm", &[d]);
+            add("self_attn.k_norm", &[d]);
+            add("self_attn.o_proj", &[c, q]);
+            add("post_attention_layernorm", &[c]);
+            let mut gated = |prefix: &str, f: usize| {
+                add(&format!("{prefix}.gate_proj"), &[f, c]);
+                add(&format!("{prefix}.up_proj"), &[f, c]);
+                add(&format!("{prefix}.down_proj"), &[c, f]);
+            };
+            match &self.moe {
+                Some(moe) if self.is_moe_layer(layer) => {
+                    for expert in 0..moe.n_experts {
+                        gated(&format!("mlp.experts.{expert}"), moe.expert_intermediate_size);
+                    }
+                    add("mlp.gate", &[moe.n_experts, c]);
+                }
+                _ => gated("mlp", self.intermediate_size),
+            }
+        }
+        add("model.norm.weight".into(), &[c]);
+        if !self.tied {
+            add("lm_head.weight".into(), &[self.vocab_size, c]);
+        }
+        all
+    }
+
+    /// Checks that the tensors are those of this configuration, all of one dtype. `lm_head.weight` of
+    /// a tied model is allowed and ignored.
+    ///
+    /// Errors: `TensorMissing`, `TensorShape`, `TensorDtype`, `TensorExtra`, naming the first tensor.
+    pub fn check_tensors(&self, tensors: &BTreeMap<String, StoredTensor>) -> Result<()> {
+        let shapes = self.tensor_shapes();
+        let mut first: Option<(&str, Dtype)> = None;
+        for (name, shape) in &shapes {
+            let tensor = tensors
+                .get(name)
+                .ok_or_else(|| Error::new(Fault::TensorMissing, format!("tensor {name}: missing, wanted {shape}")))?;
+            if tensor.shape != *shape {
+                let why = format!("tensor {name}: wanted {shape}, found {}", tensor.shape);
+                return Err(Error::new(Fault::TensorShape, why));
+            }
+            let &mut (first_name, dtype) = first.get_or_insert((name, tensor.dtype));
+            if tensor.dtype != dtype {
+                let why = format!("tensor {name}: wanted {dtype} as {first_name} has, found {}", tensor.dtype);
+                return Err(Error::new(Fault::TensorDtype, why));
+            }
+        }
+        let wanted: std::collections::HashSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
+        let ignored = |name: &str| self.tied && name == "lm_head.weight";
+        match tensors.keys().find(|name| !wanted.contains(name.as_str()) && !ignored(name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(Error::new(Fault::TensorExtra, format!("tensor {name}: the configuration has no such tensor")))
+            }
+        }
+    }
+
+    /// A config.json that transformers 4 and 5 load: the older spelling, which both read.
+    pub fn to_json(&self) -> Value {
+        let (kind, class) = match self.moe {
+            None => ("qwen3", "Qwen3ForCausalLM"),
+            Some(_) => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+        };
+        let mut document = json!({
+            "architectures": [class],
+            "model_type": kind,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": false,
+            "use_sliding_window": false,
+            "rms_norm_eps": decimal(self.rms_norm_eps),
+            "rope_theta": self.rope.theta,
+            "rope_scaling": null,
+            "max_position_embeddings": self.max_position,
+            "tie_word_embeddings": self.tied,
+        });
+        if let Some(yarn) = &self.rope.yarn {
+            document["rope_scaling"] = json!({
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_position,
+                "attention_factor": yarn.attention_factor,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "truncate": yarn.truncate,
+            });
+        }
+        if let Some(moe) = &self.moe {
+            document["num_experts"] = moe.n_experts.into();
+            document["num_experts_per_tok"] = moe.n_experts_per_token.into();
+            document["moe_intermediate_size"] = moe.expert_intermediate_size.into();
+            document["norm_topk_prob"] = moe.norm_topk_prob.into();
+            document["decoder_sparse_step"] = moe.decoder_sparse_step.into();
+            document["mlp_only_layers"] = json!(moe.mlp_only_layers);
+        }
+        if let Some(dtype) = self.stored_dtype {
+            document["torch_dtype"] = dtype.config_name().into();
+        }
+        document
+    }
+}
+
+/// The f64 whose shortest decimal is that of the f32, so that 1e-6 is written as such.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(x as f64)
+}
+
+/// Refuses what the forward pass does not compute.
+fn refuse_unsupported(top: &Fields, n_layers: usize) -> Result<()> {
+    let refuse = |fault, why: String| Err(Error::new(fault, format!("config.json: {why}")));
+    if top.flag("use_sliding_window")? == Some(true) {
+        return refuse(Fault::UnsupportedSlidingWindow, "use_sliding_window is true".into());
+    }
+    if let Some(kinds) = top.list("layer_types")? {
+        for kind in kinds {
+            match kind.as_str() {
+                Some("full_attention") => {}
+                Some("sliding_attention") => {
+                    return refuse(Fault::UnsupportedSlidingWindow, "layer_types has sliding_attention".into());
+                }
+                _ => return refuse(Fault::UnsupportedArchitecture, format!("layer_types has {kind}")),
+            }
+        }
+        if kinds.len() != n_layers {
+            return Err(contradiction(format!("layer_types lists {} layers of {n_layers}", kinds.len())));
+        }
+    }
+    if top.flag("attention_bias")? == Some(true) {
+        return refuse(Fault::UnsupportedBias, "attention_bias is true".into());
+    }
+    match top.text("hidden_act")? {
+        None | Some("silu") => {}
+        Some(other) => return refuse(Fault::UnsupportedActivation, format!("hidden_act: wanted silu, found {other}")),
+    }
+    match top.value("quantization_config") {
+        None => Ok(()),
+        Some(_) => refuse(Fault::UnsupportedQuantisation, "quantization_config: weights must not be quantised".into()),
+    }
+}
+
+fn read_rope(top: &Fields, max_position: usize) -> Result<Rope> {
+    let parameters = top.object("rope_parameters")?;
+    let scaling = top.object("rope_scaling")?;
+    let outer = top.number("rope_theta")?;
+    let inner = match &parameters {
+        Some(parameters) => parameters.number("rope_theta")?,
+        None => None,
+    };
+    if let (Some(a), Some(b)) = (outer, inner)
+        && a != b
+    {
+        return Err(contradiction(format!("rope_theta is {a}, rope_parameters.rope_theta {b}")));
+    }
+    let theta = inner.or(outer).unwrap_or(10_000.0);
+    if !(theta > 0.0 && theta.is_finite()) {
+        return Err(contradiction(format!("rope_theta: wanted a positive number, found {theta}")));
+    }
+    let mut yarn = None;
+    for fields in [parameters, scaling].into_iter().flatten() {
+        yarn = read_rope_kind(&fields, max_position)?.or(yarn);
+    }
+    Ok(Rope { theta, yarn })
+}
+
+/// The extension that `rope_parameters` or `rope_scaling` asks for.
+fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<Yarn>> {
+    let unsupported = |why: String| Error::new(Fault::UnsupportedRope, format!("config.json: {why}"));
+    if let Some(key) = fields.first_object() {
+        return Err(unsupported(format!("rope_parameters.{key}: one rope for each kind of layer")));
+    }
+    if let Some(share) = fields.number("partial_rotary_factor")?.filter(|&share| share != 1.0) {
+        return Err(unsupported(format!("partial_rotary_factor: wanted 1, found {share}")));
+    }
+    let kind = match fields.text("rope_type")? {
+        Some(kind) => kind,
+        None => fields.text("type")?.unwrap_or("default"),
+    };
+    match kind {
+        "default" => Ok(None),
+        "yarn" => read_yarn(fields, max_position).map(Some),
+        other => Err(unsupported(format!("rope type: wanted default or yarn, found {other}"))),
+    }
+}
+
+fn read_yarn(fields: &Fields, max_position: usize) -> Result<Yarn> {
+    let original_max_position = fields.count("original_max_position_embeddings")?.unwrap_or(max_position);
+    if original_max_position == 0 || original_max_position > MAX_EXTENT {
+        let why = format!("wanted 1 to {MAX_EXTENT}, found {original_max_position}");
+        return Err(contradiction(format!("original_max_position_embeddings: {why}")));
+    }
+    let ratio = max_position as f64 / original_max_position as f64;
+    let factor = fields.number("factor")?.unwrap_or(ratio);
+    if !(1.0..=1e6).contains(&factor) {
+        return Err(contradiction(format!("yarn factor: wanted 1 to 1000000, found {factor}")));
+    }
+    let softening = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let nonzero = |x: Option<f64>| x.filter(|&x| x != 0.0); // transformers takes 0 for absent here
+    let mscales = (nonzero(fields.number("mscale")?), nonzero(fields.number("mscale_all_dim")?));
+    let attention_factor = match (fields.number("attention_factor")?, mscales) {
+        (Some(given), _) => given,
+        (None, (Some(mscale), Some(all_dim))) => softening(mscale) / softening(all_dim),
+        (None, _) => softening(1.0),
+    };
+    if !(attention_factor > 0.0 && attention_factor <= f32::MAX as f64) {
+        return Err(contradiction(format!("attention_factor: wanted a positive number, found {attention_factor}")));
+    }
+    let beta_fast = nonzero(fields.number("beta_fast")?).unwrap_or(32.0);
+    let beta_slow = nonzero(fields.number("beta_slow")?).unwrap_or(1.0);
+    if !(beta_slow > 0.0 && beta_fast >= beta_slow && beta_fast.is_finite()) {
+        let why = format!("wanted 0 < beta_slow <= beta_fast, found {beta_slow} and {beta_fast}");
+        return Err(contradiction(why));
+    }
+    let truncate = fields.flag("truncate")?.unwrap_or(true);
+    Ok(Yarn { factor, original_max_position, attention_factor, beta_fast, beta_slow, truncate })
+}
+
+fn read_moe(top: &Fields) -> Result<Moe> {
+    let n_experts = match (top.count("num_experts")?, top.count("num_local_experts")?) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(contradiction(format!("num_experts is {a}, num_local_experts {b}")));
+        }
+        (None, None) => top.extent("num_experts")?,
+        (a, b) => a.or(b).unwrap_or(0),
+    };
+    let layers = top.list("mlp_only_layers")?.unwrap_or(&[]);
+    let layer = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
+    let mut mlp_only_layers: Vec<usize> =
+        layers.iter().map(layer).collect::<Option<_>>().ok_or_else(|| {
+            Error::new(Fault::ConfigForm, "config.json: mlp_only_layers: wanted a list of layer numbers")
+        })?;
+    mlp_only_layers.sort_unstable();
+    mlp_only_layers.dedup(); // so that a long list of repetitions costs nothing later
+    Ok(Moe {
+        n_experts,
+        n_experts_per_token: top.extent("num_experts_per_tok")?,
+        expert_intermediate_size: top.extent("moe_intermediate_size")?,
+        norm_topk_prob: top.flag("norm_topk_prob")?.unwrap_or(false),
+        decoder_sparse_step: top.count("decoder_sparse_step")?.unwrap_or(1),
+        mlp_only_layers,
+    })
+}
+
+fn read_dtype(top: &Fields) -> Result<Option<Dtype>> {
+    let parse = |key: &str| -> Result<Option<Dtype>> {
+        match top.text(key)? {
+            None => Ok(None),
+            Some("float32") => Ok(Some(Dtype::F32)),
+            Some("float16") => Ok(Some(Dtype::F16)),
+            Some("bfloat16") => Ok(Some(Dtype::Bf16)),
+            Some(other) => {
+                let why = format!("config.json: {key}: wanted float32, float16 or bfloat16, found {other}");
+                Err(Error::new(Fault::UnsupportedDtype, why))
+            }
+        }
+    };
+    match (parse("torch_dtype")?, parse("dtype")?) {
+        (Some(a), Some(b)) if a != b => Err(contradiction(format!("torch_dtype is {a}, dtype {b}"))),
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Bytes;
+
+    fn dense() -> Value {
+        json!({
+            "model_type": "qwen3", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 160,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1000000, "max_position_embeddings": 40960,
+            "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false,
+            "sliding_window": null, "attention_bias": false, "rope_scaling": null
+        })
+    }
+
+    fn sparse() -> Value {
+        let mut document = dense();
+        for (key, value) in [
+            ("model_type", json!("qwen3_moe")),
+            ("num_experts", json!(8)),
+            ("num_experts_per_tok", json!(2)),
+            ("moe_intermediate_size", json!(32)),
+            ("norm_topk_prob", json!(true)),
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!([])),
+            ("num_hidden_layers", json!(4)),
+        ] {
+            document[key] = value;
+        }
+        document
+    }
+
+    fn with(mut document: Value, changes: Value) -> Result<ModelConfig> {
+        for (key, value) in changes.as_object().unwrap() {
+            document[key] = value.clone();
+        }
+        ModelConfig::from_json(&document)
+    }
+
+    #[test]
+    fn both_spellings_read_alike() {
+        let old = ModelConfig::from_json(&dense()).unwrap();
+        let mut document = dense();
+        for key in ["rope_theta", "rope_scaling", "torch_dtype"] {
+            document.as_object_mut().unwrap().remove(key);
+        }
+        let rope = json!({"rope_theta": 1000000.0, "rope_type": "default"});
+        let new = with(document, json!({"rope_parameters": rope, "dtype": "bfloat16"})).unwrap();
+        assert_eq!(old, new);
+        assert_eq!((old.rope.theta, old.stored_dtype, old.tied), (1e6, Some(Dtype::Bf16), true));
+
+        let old = ModelConfig::from_json(&sparse()).unwrap();
+        let mut document = sparse();
+        document.as_object_mut().unwrap().remove("num_experts");
+        assert_eq!(with(document, json!({"num_local_experts": 8})).unwrap(), old);
+    }
+
+    #[test]
+    fn what_is_written_reads_back_the_same() {
+        let yarn = json!({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}});
+        let documents = [dense(), sparse()].map(|d| with(d, yarn.clone()).unwrap());
+        for config in documents.into_iter().chain([ModelConfig::from_json(&dense()).unwrap()]) {
+            assert_eq!(ModelConfig::from_json(&config.to_json()).unwrap(), config);
+        }
+        let text = ModelConfig::from_json(&dense()).unwrap().to_json().to_string();
+        assert!(text.contains(r#""rms_norm_eps":1e-6,"#), "{text}");
+    }
+
+    #[test]
+    fn head_dim_defaults_to_the_share_of_a_head() {
+        assert_eq!(with(dense(), json!({"head_dim": null})).unwrap().head_dim, 16);
+        let e = with(dense(), json!({"head_dim": null, "hidden_size": 66})).unwrap_err();
+        assert_eq!(e.fault(), Fault::ConfigContradiction);
+    }
+
+    #[test]
+    fn yarn_is_resolved_as_transformers_does() {
+        let rope = |r: Value| with(dense(), json!({ "rope_scaling": r })).map(|c| c.rope.yarn.unwrap());
+        let plain = rope(json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768})).unwrap();
+        assert_eq!(plain.attention_factor, 0.1 * 4f64.ln() + 1.0);
+        assert_eq!((plain.beta_fast, plain.beta_slow, plain.truncate), (32.0, 1.0, true));
+        let implied = rope(json!({"rope_type": "yarn", "original_max_position_embeddings": 20480})).unwrap();
+        assert_eq!(implied.factor, 2.0);
+        let given = rope(json!({"type": "yarn", "factor": 2.0, "attention_factor": 1.5, "truncate": false})).unwrap();
+        assert_eq!((given.attention_factor, given.original_max_position, given.truncate), (1.5, 40960, false));
+        let scaled = rope(json!({"type": "yarn", "factor": 2.0, "mscale": 0.5, "mscale_all_dim": 1.0})).unwrap();
+        assert_eq!(scaled.attention_factor, (0.05 * 2f64.ln() + 1.0) / (0.1 * 2f64.ln() + 1.0));
+    }
+
+    #[test]
+    fn experts_lie_where_the_sparse_step_and_the_dense_list_say() {
+        let layers = |changes: Value| {
+            let config = with(sparse(), changes).unwrap();
+            (0..4).map(|l| config.is_moe_layer(l)).collect::<Vec<_>>()
+        };
+        assert_eq!(layers(json!({})), [true; 4]);
+        assert_eq!(layers(json!({"decoder_sparse_step": 2})), [false, true, false, true]);
+        assert_eq!(layers(json!({"mlp_only_layers": [1, 1, 3]})), [true, false, true, false]);
+        assert!(!ModelConfig::from_json(&dense()).unwrap().is_moe_layer(0));
+    }
+
+    #[test]
+    fn tensors_are_named_and_shaped_as_hugging_face_does() {
+        let config = with(sparse(), json!({"mlp_only_layers": [1], "tie_word_embeddings": false})).unwrap();
+        let shapes: BTreeMap<String, Shape> = config.tensor_shapes().into_iter().collect();
+        let shape = |name: &str| shapes[name].extents().to_vec();
+        assert_eq!(shape("model.embed_tokens.weight"), [300, 64]);
+        assert_eq!(shape("model.layers.0.self_attn.k_proj.weight"), [32, 64]);
+        assert_eq!(shape("model.layers.0.self_attn.o_proj.weight"), [64, 64]);
+        assert_eq!(shape("model.layers.3.self_attn.q_norm.weight"), [16]);
+        assert_eq!(shape("model.layers.0.mlp.gate.weight"), [8, 64]);
+        assert_eq!(shape("model.layers.2.mlp.experts.7.down_proj.weight"), [64, 32]);
+        assert_eq!(shape("model.layers.1.mlp.up_proj.weight"), [160, 64]);
+        assert_eq!(shape("lm_head.weight"), [300, 64]);
+        // 8 a layer; three dense projections in one layer, 25 of experts in three; embedding, norm, head.
+        assert_eq!(shapes.len(), 4 * 8 + 3 + 3 * 25 + 3);
+    }
+
+    fn tensors_of(config: &ModelConfig) -> BTreeMap<String, StoredTensor> {
+        let empty = Bytes::from(Vec::new()); // the check reads no bytes
+        let tensor = |shape| StoredTensor { dtype: Dtype::Bf16, shape, bytes: empty.clone() };
+        config.tensor_shapes().into_iter().map(|(name, shape)| (name, tensor(shape))).collect()
+    }
+
+    #[test]
+    fn tensors_are_held_against_the_configuration() {
+        let config = ModelConfig::from_json(&dense()).unwrap();
+        let whole = tensors_of(&config);
+        config.check_tensors(&whole).unwrap();
+        let fault = |change: &dyn Fn(&mut BTreeMap<String, StoredTensor>)| {
+            let mut tensors = whole.clone();
+            change(&mut tensors);
+            config.check_tensors(&tensors).unwrap_err().fault()
+        };
+        let norm = "model.norm.weight";
+        assert_eq!(fault(&|t| drop(t.remove(norm))), Fault::TensorMissing);
+        assert_eq!(fault(&|t| t.get_mut(norm).unwrap().dtype = Dtype::F32), Fault::TensorDtype);
+        assert_eq!(fault(&|t| t.get_mut(norm).unwrap().shape = Shape::new(&[63]).unwrap()), Fault::TensorShape);
+        assert_eq!(fault(&|t| drop(t.insert("bias".into(), t[norm].clone()))), Fault::TensorExtra);
+    }
+
+    #[test]
+    fn a_tied_model_may_carry_the_head_it_does_not_use() {
+        let config = ModelConfig::from_json(&dense()).unwrap();
+        let mut tensors = tensors_of(&config);
+        tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+        config.check_tensors(&tensors).unwrap();
+        let untied = ModelConfig { tied: false, ..config };
+        untied.check_tensors(&tensors).unwrap();
+    }
+}
