@@ -12,6 +12,8 @@
 //! | 1 | [`tensor`], [`format`](mod@format), [`text`] | dtypes and shapes; model folders; tokenizer and chat template |
 //! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
 
+pub mod distill;
 pub mod error;
 pub mod random;
 pub mod tensor;
+pub mod text;
