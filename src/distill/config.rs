@@ -29,129 +29,14 @@
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
-use super::document::{bad, fields, integer, join, name_of, number, word};
+use super::document::{bad, fields, integer, join, name_of, number, shorten, word};
+use super::knobs::{
+    ActorPolicy, FILTERS, Filter, KERNELS, Kernel, NORMALISERS, Normaliser, Optimizer, Sampling, TurnLoss,
+};
 use super::preset::PRESETS;
 use super::schedule::Schedule;
 use crate::error::{Error, Fault, Result};
 use serde_json::{Value, json};
-
-/// Which loss a turn's tokens carry; q is the teacher, p the student, both at temperature 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// No loss.
-    None,
-    /// KL(p, q) over the whole vocabulary, nats per token.
-    ReverseKl,
-    /// KL(q, p) over the whole vocabulary, nats per token.
-    ForwardKl,
-    /// -log p of the token that stands there, nats per token.
-    CrossEntropy,
-}
-
-pub(super) const KERNELS: &[(&str, Kernel)] = &[
-    ("none", Kernel::None),
-    ("reverse-kl", Kernel::ReverseKl),
-    ("forward-kl", Kernel::ForwardKl),
-    ("cross-entropy", Kernel::CrossEntropy),
-];
-
-impl Kernel {
-    /// The word that stands for it in documents and traces.
-    pub fn name(self) -> &'static str {
-        name_of(self, KERNELS)
-    }
-}
-
-/// The loss of one actor's turns.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TurnLoss {
-    /// Which loss.
-    pub kernel: Kernel,
-    /// Its factor, above 0.
-    pub weight: f64,
-}
-
-/// Over what the loss is averaged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Normaliser {
-    /// Every trained token of the batch counts the same.
-    TokenMean,
-    /// Every trajectory counts the same, within it every token.
-    SequenceMean,
-    /// Every trained turn of the batch counts the same, within it every token.
-    TurnMean,
-}
-
-const NORMALISERS: &[(&str, Normaliser)] = &[
-    ("token-mean", Normaliser::TokenMean),
-    ("sequence-mean", Normaliser::SequenceMean),
-    ("turn-mean", Normaliser::TurnMean),
-];
-
-/// Which trajectories are learnt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
-    /// All.
-    None,
-    /// Those that the host called a success.
-    Success,
-}
-
-const FILTERS: &[(&str, Filter)] = &[("none", Filter::None), ("success", Filter::Success)];
-
-/// Who produces the action of a training turn.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ActorPolicy {
-    /// Always the student.
-    Student,
-    /// Always the teacher.
-    Teacher,
-    /// A stored demonstration; where it has ended, the teacher, if its turns are trained.
-    Replay,
-    /// The teacher with probability beta, drawn for each turn on its own, else the student.
-    Bernoulli {
-        /// The teacher's probability, within 0 to 1.
-        beta: Schedule,
-    },
-}
-
-/// How training rollouts are sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token.
-    pub temperature: f64,
-    /// Keeps only that many tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Keeps the smallest set of tokens with at least this probability.
-    pub top_p: f64,
-}
-
-/// AdamW and its learning rate.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Optimizer {
-    /// Learning rate by step, before the warm-up factor.
-    pub learning_rate: Schedule,
-    /// Steps over which the warm-up factor rises to 1.
-    pub warmup_steps: u64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Largest norm of the whole gradient; 0 leaves it alone.
-    pub grad_clip: f64,
-}
-
-impl Optimizer {
-    /// The learning rate of step `step` (counted from 0) of `n_steps`.
-    pub fn learning_rate_at(&self, step: u64, n_steps: u64) -> f64 {
-        let warm = (step.saturating_add(1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
-        self.learning_rate.value(step, n_steps) * warm
-    }
-}
 
 /// Which layer set a knob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -319,8 +204,7 @@ impl Config {
             let found = PRESETS.iter().find(|(name, _)| *name == asked);
             let &(name, text) = found.ok_or_else(|| {
                 let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
-                let message =
-                    format!("preset {:.64} is not known; known are {}", asked.escape_debug(), names.join(", "));
+                let message = format!("preset {} is not known; known are {}", shorten(asked), names.join(", "));
                 Error::new(Fault::UnknownPreset, message)
             })?;
             let settings = serde_json::from_str(text)
@@ -341,18 +225,12 @@ impl Config {
     /// The resolved document: every knob, no preset. Reading it gives the same settings, so it is what
     /// a checkpoint compares.
     pub fn to_json(&self) -> Value {
-        let actor = match self.actor {
-            ActorPolicy::Student => json!({"kind": "student"}),
-            ActorPolicy::Teacher => json!({"kind": "teacher"}),
-            ActorPolicy::Replay => json!({"kind": "replay"}),
-            ActorPolicy::Bernoulli { beta } => json!({"kind": "bernoulli", "beta": beta.to_json()}),
-        };
         let turns = |loss: TurnLoss| json!({"kernel": loss.kernel.name(), "weight": loss.weight});
         let (sampling, optimizer) = (&self.sampling, &self.optimizer);
         json!({
             "steps": self.steps,
             "seed": self.seed,
-            "actor": actor,
+            "actor": self.actor.to_json(),
             "depth": self.depth.map(|depth| depth.to_json()),
             "student_turns": turns(self.student_turns),
             "teacher_turns": turns(self.teacher_turns),
@@ -407,7 +285,8 @@ impl Config {
         self.depth.map_or(u32::MAX, |depth| depth.value(step, self.steps) as u32)
     }
 
-    fn mark(&mut self, path: &str, origin: Origin) {
+    /// Notes the layer that set the knob at `path`; a path that is no knob of its own (`optimizer`) is passed over.
+    pub(super) fn mark(&mut self, path: &str, origin: Origin) {
         if let Some(i) = KNOBS.iter().position(|knob| *knob == path) {
             self.origins[i] = origin;
         }
@@ -420,7 +299,7 @@ impl Config {
             match path {
                 "steps" => self.steps = integer(value, path, 1, 1_000_000_000)?,
                 "seed" => self.seed = integer(value, path, 0, u64::MAX)?,
-                "actor" => self.actor = actor_policy(value, path)?,
+                "actor" => self.actor = ActorPolicy::from_json(value, path)?,
                 "depth" => self.depth = depth(value, path)?,
                 "student_turns" | "teacher_turns" | "replay_turns" => self.layer_turns(value, path, origin)?,
                 "normaliser" => self.normaliser = word(value, path, NORMALISERS)?,
@@ -480,7 +359,7 @@ impl Config {
             let (knob, optimizer) = (join(path, key), &mut self.optimizer);
             let decay = |value| number(value, &knob, "a number from 0, below 1", |x| (0.0..1.0).contains(&x));
             match key.as_str() {
-                "learning_rate" => optimizer.learning_rate = bounded(value, &knob, 0.0, 10.0)?,
+                "learning_rate" => optimizer.learning_rate = Schedule::within(value, &knob, 0.0, 10.0)?,
                 "warmup_steps" => optimizer.warmup_steps = integer(value, &knob, 0, 1_000_000_000)?,
                 "beta1" => optimizer.beta1 = decay(value)?,
                 "beta2" => optimizer.beta2 = decay(value)?,
@@ -516,32 +395,6 @@ impl Config {
     }
 }
 
-/// A schedule whose values stay within `low..=high`.
-fn bounded(value: &Value, path: &str, low: f64, high: f64) -> Result<Schedule> {
-    let schedule = Schedule::from_json(value, path)?;
-    let (least, most) = schedule.bounds();
-    if least < low || most > high {
-        let message = format!("{path} must stay within {low} to {high}, found values from {least} to {most}");
-        return Err(Error::new(Fault::BadValue, message));
-    }
-    Ok(schedule)
-}
-
 fn depth(value: &Value, path: &str) -> Result<Option<Schedule>> {
-    if value.is_null() { Ok(None) } else { bounded(value, path, 1.0, 1_000_000.0).map(Some) }
-}
-
-fn actor_policy(value: &Value, path: &str) -> Result<ActorPolicy> {
-    let map = fields(value, path, &["kind", "beta"])?;
-    let known = [("student", 0), ("teacher", 1), ("replay", 2), ("bernoulli", 3)];
-    let kind = word(map.get("kind").unwrap_or(&Value::Null), &join(path, "kind"), &known)?;
-    let beta_path = join(path, "beta");
-    match (kind, map.get("beta")) {
-        (0, None) => Ok(ActorPolicy::Student),
-        (1, None) => Ok(ActorPolicy::Teacher),
-        (2, None) => Ok(ActorPolicy::Replay),
-        (3, Some(beta)) => Ok(ActorPolicy::Bernoulli { beta: bounded(beta, &beta_path, 0.0, 1.0)? }),
-        (_, None) => Err(Error::new(Fault::BadValue, format!("{beta_path} is missing"))),
-        (_, Some(_)) => Err(Error::new(Fault::BadValue, format!("{beta_path} has meaning only with kind bernoulli"))),
-    }
+    if value.is_null() { Ok(None) } else { Schedule::within(value, path, 1.0, 1_000_000.0).map(Some) }
 }

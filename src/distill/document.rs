@@ -63,7 +63,7 @@ pub(super) fn bad(value: &Value, path: &str, wanted: &str) -> Error {
 }
 
 /// A piece of the host's text fit for a message: at most 64 characters, control characters escaped.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     let mut short: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {
         short.push_str("...");

@@ -2,7 +2,8 @@
 //! by step. The same facts as JSON for programs and as text for people.
 #![forbid(unsafe_code)]
 
-use super::config::{ActorPolicy, Config, KNOBS};
+use super::config::{Config, KNOBS, Origin};
+use super::knobs::ActorPolicy;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -16,7 +17,10 @@ const TEXT_ROWS: usize = 26;
 /// A row is an array in the order of the columns, `step` first; `mean` is over the rows.
 pub fn explain(config: &Config, steps: u64) -> Value {
     let mut config = config.clone();
-    config.steps = steps.max(1);
+    if config.steps != steps.max(1) {
+        config.steps = steps.max(1);
+        config.mark("steps", Origin::Given);
+    }
     let document = config.to_json();
     let knobs: Vec<_> = KNOBS
         .iter()
@@ -112,4 +116,57 @@ fn line(text: &mut String, cells: &[String], widths: &[usize]) {
     }
     text.push_str(row.trim_end());
     text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_guided_distillation_shows_the_derived_values() {
+        let facts = explain(&Config::preset("guided-opd").unwrap(), 250);
+        let schedules = &facts["schedules"];
+        assert_eq!(schedules["columns"], json!(["step", "learning_rate", "beta"]));
+        assert_eq!(list(&schedules["rows"]).len(), 250);
+        let beta = |step: usize| schedules["rows"][step][2].as_f64().unwrap();
+        for (step, wanted) in [(0, 1.0), (50, 0.854), (100, 0.5), (150, 0.146), (200, 0.0), (249, 0.0)] {
+            assert!((beta(step) - wanted).abs() < 5e-4, "step {step}: {}", beta(step));
+        }
+        assert!((schedules["mean"]["beta"].as_f64().unwrap() - 0.402).abs() < 1e-9);
+    }
+
+    #[test]
+    fn every_knob_is_listed_with_value_and_source() {
+        let config = Config::from_value(&json!({"preset": "tcod-f2b", "optimizer": {"beta2": 0.98}})).unwrap();
+        let facts = explain(&config, 120);
+        let knobs = list(&facts["knobs"]);
+        assert_eq!(knobs.len(), KNOBS.len());
+        let of = |name: &str| knobs.iter().find(|knob| knob["knob"] == name).unwrap();
+        assert_eq!(*of("optimizer.beta2"), json!({"knob": "optimizer.beta2", "value": 0.98, "source": "given"}));
+        assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
+        assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
+        assert!(knobs.iter().all(|knob| knob["knob"] == "depth" || !knob["value"].is_null()));
+        assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
+    }
+
+    #[test]
+    fn long_runs_are_tabulated_at_intervals() {
+        let config = Config::default();
+        for (steps, rows) in [(0, 1), (1, 1), (1000, 1000), (1001, 501), (u64::MAX, 1000)] {
+            assert_eq!(list(&explain(&config, steps)["schedules"]["rows"]).len(), rows, "{steps}");
+        }
+    }
+
+    #[test]
+    fn the_text_has_a_line_for_each_knob_and_a_table() {
+        let text = explain_text(&Config::preset("guided-opd").unwrap(), 250);
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[0], ["preset", "guided-opd"]);
+        assert!(KNOBS.iter().all(|knob| lines.iter().any(|line| line.first() == Some(knob))), "{text}");
+        for row in [["50", "1.000e-6", "0.854"], ["100", "1.000e-6", "0.500"], ["150", "1.000e-6", "0.146"]] {
+            assert!(lines.iter().any(|line| *line == row), "{text}");
+        }
+        assert_eq!(*lines.last().unwrap(), ["mean", "1.000e-6", "0.402"]);
+        assert!(text.lines().all(|line| line.trim_end() == line));
+    }
 }

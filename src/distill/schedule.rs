@@ -145,6 +145,17 @@ impl Schedule {
         Schedule::new(start, end, shape, begin, finish, clock).map_err(|e| e.within(path))
     }
 
+    /// The same, and its values stay within `low..=high`.
+    pub(super) fn within(value: &Value, path: &str, low: f64, high: f64) -> Result<Schedule> {
+        let schedule = Schedule::from_json(value, path)?;
+        let (least, most) = schedule.bounds();
+        if least < low || most > high {
+            let message = format!("{path} must stay within {low} to {high}, found values from {least} to {most}");
+            return Err(Error::new(Fault::BadValue, message));
+        }
+        Ok(schedule)
+    }
+
     /// The form that [`Schedule::from_json`] reads.
     pub fn to_json(&self) -> Value {
         match self.shape {

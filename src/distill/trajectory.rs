@@ -9,12 +9,15 @@
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
-use super::config::{Kernel, TurnLoss};
+use super::knobs::{Kernel, TurnLoss};
 use super::policy::Decision;
 use crate::error::{Error, Fault, Result};
 use crate::text::source::Source;
 use serde_json::{Value, json};
 use std::ops::Range;
+
+/// How far above 0 a log-prob may lie: another stack's rounding, not a probability above 1.
+const ROUNDING: f32 = 1e-3;
 
 /// One full response of an actor, without what follows it.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,7 +118,7 @@ impl Trajectory {
     /// Adds a turn and returns its index. It will be trained if `decision` says so and `loss` is a loss.
     /// [`Fault::BadLength`] for an empty action, log-probs of another length, or a turn at position 0;
     /// [`Fault::IdOutOfRange`], [`Fault::OutOfOrder`] as above; [`Fault::BadValue`] where a log-prob is not a number of at most 0
-    /// (the student's must be there, others may be empty).
+    /// (within rounding). The student's must be there, others may be empty.
     pub fn add_turn(&mut self, action: &Action, decision: &Decision, loss: TurnLoss) -> Result<usize> {
         self.check_open()?;
         let (n, actor) = (action.ids.len(), action.actor);
@@ -132,7 +135,7 @@ impl Trajectory {
             if logprobs.len() != n && !may_lack {
                 return refuse(format!("the {}'s turn of {n} tokens has {} {name}", actor.name(), logprobs.len()));
             }
-            if let Some(i) = logprobs.iter().position(|&x| !x.is_finite() || x > 0.0) {
+            if let Some(i) = logprobs.iter().position(|&x| !x.is_finite() || x > ROUNDING) {
                 let message = format!("{name}[{i}] must be a number of at most 0, found {}", logprobs[i]);
                 return Err(Error::new(Fault::BadValue, message));
             }
@@ -276,5 +279,135 @@ fn check_ids(ids: &[i32]) -> Result<()> {
     match ids.iter().position(|&id| id < 0) {
         None => Ok(()),
         Some(i) => Err(Error::new(Fault::IdOutOfRange, format!("token id {} at {i} is negative", ids[i]))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::Reason;
+    use super::*;
+
+    fn heading() -> Heading {
+        Heading { episode: 7, step: 3, task: "mug".to_string(), seed: 42, revision: 5, evaluation: false }
+    }
+
+    fn decision(train_on_this: bool) -> Decision {
+        let (reason, horizon, probability) = (Reason::Curriculum, 4, 0.5);
+        Decision { actor: Some(Actor::Student), reason, train_on_this, horizon, probability }
+    }
+
+    const LOSS: TurnLoss = TurnLoss { kernel: Kernel::ReverseKl, weight: 1.0 };
+
+    fn student<'a>(ids: &'a [i32], logprobs: &'a [f32]) -> Action<'a> {
+        Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs }
+    }
+
+    fn begun() -> Trajectory {
+        let mut t = Trajectory::new(heading());
+        t.add_context(&[1, 2], Source::Host).unwrap();
+        t
+    }
+
+    /// The fault of a turn that must be refused, and that the record stayed as it was.
+    fn refused(t: &mut Trajectory, action: &Action) -> Fault {
+        let before = t.to_json();
+        let fault = t.add_turn(action, &decision(true), LOSS).unwrap_err().fault();
+        assert_eq!(t.to_json(), before);
+        fault
+    }
+
+    #[test]
+    fn every_token_has_a_source_and_two_logprobs() {
+        let mut t = begun();
+        t.add_turn(&student(&[3, 4], &[-0.5, -1.5]), &decision(true), LOSS).unwrap();
+        t.add_context(&[5], Source::Glue).unwrap();
+        let replay = Action { actor: Actor::Replay, ids: &[6], logprobs: &[], sampled_logprobs: &[] };
+        assert_eq!(t.add_turn(&replay, &decision(false), LOSS).unwrap(), 1);
+        use Source::*;
+        assert_eq!(t.ids(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(t.sources(), [Host, Host, Student, Student, Glue, Replay]);
+        assert_eq!((t.logprobs().len(), t.sampled_logprobs().len()), (6, 6));
+        assert_eq!(t.logprobs()[2..4], [-0.5, -1.5]);
+        assert!([0, 1, 4, 5].iter().all(|&i| t.logprobs()[i].is_nan() && t.sampled_logprobs()[i].is_nan()));
+        let ranges: Vec<_> = t.turns().iter().map(|turn| (turn.range.clone(), turn.train)).collect();
+        assert_eq!(ranges, [(2..4, true), (5..6, false)]);
+    }
+
+    #[test]
+    fn a_turn_without_a_loss_kernel_is_not_trained() {
+        let mut t = begun();
+        let silent = TurnLoss { kernel: Kernel::None, weight: 1.0 };
+        t.add_turn(&student(&[3], &[-0.5]), &decision(true), silent).unwrap();
+        assert!(!t.turns()[0].train);
+    }
+
+    #[test]
+    fn a_turn_that_was_not_executed_as_said_is_not_trained() {
+        let mut t = begun();
+        t.add_turn(&student(&[3], &[-0.5]), &decision(true), LOSS).unwrap();
+        t.executed_otherwise().unwrap();
+        assert!(!t.turns()[0].train);
+    }
+
+    #[test]
+    fn an_empty_turn_or_one_without_history_is_refused() {
+        assert_eq!(refused(&mut begun(), &student(&[], &[])), Fault::BadLength);
+        assert_eq!(refused(&mut Trajectory::new(heading()), &student(&[3], &[-1.0])), Fault::BadLength);
+    }
+
+    #[test]
+    fn logprobs_of_another_length_are_refused() {
+        assert_eq!(refused(&mut begun(), &student(&[3, 4], &[-1.0])), Fault::BadLength);
+        assert_eq!(refused(&mut begun(), &student(&[3], &[])), Fault::BadLength);
+        let teacher = Action { actor: Actor::Teacher, ids: &[3, 4], logprobs: &[], sampled_logprobs: &[-1.0] };
+        assert_eq!(refused(&mut begun(), &teacher), Fault::BadLength);
+    }
+
+    #[test]
+    fn logprobs_that_are_no_logprobs_are_refused() {
+        for x in [f32::NAN, f32::NEG_INFINITY, 0.5] {
+            assert_eq!(refused(&mut begun(), &student(&[3], &[x])), Fault::BadValue);
+        }
+    }
+
+    #[test]
+    fn negative_ids_and_forged_sources_are_refused() {
+        assert_eq!(refused(&mut begun(), &student(&[-1], &[-1.0])), Fault::IdOutOfRange);
+        assert_eq!(begun().add_context(&[3, -4], Source::Host).unwrap_err().fault(), Fault::IdOutOfRange);
+        assert_eq!(begun().add_context(&[3], Source::Student).unwrap_err().fault(), Fault::BadOption);
+    }
+
+    #[test]
+    fn nothing_is_added_after_the_end() {
+        let mut t = begun();
+        assert_eq!(t.reward(1.0).unwrap_err().message(), "episode 7 has no turn yet; act or replay first");
+        t.add_turn(&student(&[3], &[-0.5]), &decision(true), LOSS).unwrap();
+        assert_eq!(t.reward(f64::NAN).unwrap_err().fault(), Fault::BadValue);
+        let outcome = Outcome { score: 1.0, success: Some(true) };
+        assert_eq!(t.end(Outcome { score: f64::NAN, ..outcome }).unwrap_err().fault(), Fault::BadValue);
+        t.end(outcome).unwrap();
+        for result in [t.end(outcome), t.reward(1.0), t.executed_otherwise(), t.add_context(&[1], Source::Glue)] {
+            assert_eq!(result.unwrap_err().fault(), Fault::OutOfOrder);
+        }
+        assert_eq!(refused(&mut t, &student(&[3], &[-0.5])), Fault::OutOfOrder);
+    }
+
+    #[test]
+    fn the_trace_holds_the_record() {
+        let mut t = begun();
+        t.add_turn(&student(&[3], &[-0.5]), &decision(true), LOSS).unwrap();
+        t.reward(0.25).unwrap();
+        t.end(Outcome { score: 1.0, success: None }).unwrap();
+        let trace = t.to_json();
+        assert_eq!(trace["ids"], json!([1, 2, 3]));
+        assert_eq!(trace["sources"], json!(["host", "host", "student"]));
+        assert_eq!(trace["logprobs"], json!([null, null, -0.5]));
+        assert_eq!((&trace["score"], &trace["success"]), (&json!(1.0), &Value::Null));
+        let turn = &trace["turns"][0];
+        assert_eq!(
+            (&turn["actor"], &turn["kernel"], &turn["reward"]),
+            (&json!("student"), &json!("reverse-kl"), &json!(0.25))
+        );
+        assert_eq!((&turn["start"], &turn["end"], &turn["train"]), (&json!(2), &json!(3), &json!(true)));
     }
 }
