@@ -66,10 +66,10 @@ pub fn explain_text(config: &Config, steps: u64) -> String {
     let facts = explain(config, steps);
     let mut text = String::new();
     let preset = config.preset.unwrap_or("none");
-    line(&mut text, &["preset".to_string(), preset.to_string(), String::new()], &[24, 34]);
+    line(&mut text, &["preset".to_string(), String::new(), preset.to_string()], &[24, 18]);
     for knob in list(&facts["knobs"]) {
-        let cells = [plain(&knob["knob"]), plain(&knob["value"]), plain(&knob["source"])];
-        line(&mut text, &cells, &[24, 34]);
+        let cells = [plain(&knob["knob"]), plain(&knob["source"]), plain(&knob["value"])];
+        line(&mut text, &cells, &[24, 18]);
     }
     text.push('\n');
     let (table, width) = (&facts["schedules"], [8, 16, 10, 10]);
