@@ -13,8 +13,10 @@
 //! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
 
 pub mod backend;
+pub mod distill;
 pub mod error;
 pub mod format;
 pub mod model;
 pub mod random;
 pub mod tensor;
+pub mod text;

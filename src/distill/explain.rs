@@ -1,0 +1,172 @@
+//! What a run will do, before it runs: every knob with its value and origin, and every schedule's value
+//! by step. The same facts as JSON for programs and as text for people.
+#![forbid(unsafe_code)]
+
+use super::config::{Config, KNOBS, Origin};
+use super::knobs::ActorPolicy;
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+/// At most this many steps are tabulated; longer runs are shown at even intervals.
+const MOST_ROWS: u64 = 1000;
+/// Lines of the table in the text form.
+const TEXT_ROWS: usize = 26;
+
+/// The settings and schedules of a run of `steps` steps (its fractions refer to these, whatever `config.steps`):
+/// `{"preset", "steps", "knobs": [{"knob", "value", "source"}], "schedules": {"columns", "rows", "mean"}}`.
+/// A row is an array in the order of the columns, `step` first; `mean` is over the rows.
+pub fn explain(config: &Config, steps: u64) -> Value {
+    let mut config = config.clone();
+    if config.steps != steps.max(1) {
+        config.steps = steps.max(1);
+        config.mark("steps", Origin::Given);
+    }
+    let document = config.to_json();
+    let knobs: Vec<_> = KNOBS
+        .iter()
+        .map(|path| {
+            let value = document.pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or(&Value::Null);
+            let source = config.origin(path).map_or(String::new(), |origin| origin.to_string());
+            json!({"knob": path, "value": value, "source": source})
+        })
+        .collect();
+    json!({"preset": config.preset, "steps": config.steps, "knobs": knobs, "schedules": schedules(&config)})
+}
+
+fn schedules(config: &Config) -> Value {
+    let mut columns = vec!["step", "learning_rate"];
+    if matches!(config.actor, ActorPolicy::Bernoulli { .. }) {
+        columns.push("beta");
+    }
+    if config.depth.is_some() {
+        columns.push("depth");
+    }
+    let value = |column: &str, step| match column {
+        "learning_rate" => config.optimizer.learning_rate_at(step, config.steps),
+        "beta" => config.beta_at(step),
+        _ => f64::from(config.depth_at(step)),
+    };
+    let stride = config.steps.div_ceil(MOST_ROWS) as usize;
+    let steps: Vec<u64> = (0..config.steps).step_by(stride).collect();
+    let row = |&step: &u64| {
+        let mut row = vec![json!(step)];
+        row.extend(columns[1..].iter().map(|column| json!(value(column, step))));
+        Value::Array(row)
+    };
+    let mean = |column: &&str| {
+        let sum: f64 = steps.iter().map(|&step| value(column, step)).sum();
+        (column.to_string(), json!(sum / steps.len() as f64))
+    };
+    let means: Map<_, _> = columns[1..].iter().map(mean).collect();
+    json!({"columns": columns, "rows": steps.iter().map(row).collect::<Vec<_>>(), "mean": means})
+}
+
+/// The same as text: a line a knob, then a table of about two dozen evenly spaced steps.
+pub fn explain_text(config: &Config, steps: u64) -> String {
+    let facts = explain(config, steps);
+    let mut text = String::new();
+    let preset = config.preset.unwrap_or("none");
+    line(&mut text, &["preset".to_string(), String::new(), preset.to_string()], &[24, 18]);
+    for knob in list(&facts["knobs"]) {
+        let cells = [plain(&knob["knob"]), plain(&knob["source"]), plain(&knob["value"])];
+        line(&mut text, &cells, &[24, 18]);
+    }
+    text.push('\n');
+    let (table, width) = (&facts["schedules"], [8, 16, 10, 10]);
+    let columns: Vec<_> = list(&table["columns"]).iter().map(plain).collect();
+    line(&mut text, &columns, &width);
+    let rows = list(&table["rows"]);
+    let stride = rows.len().div_ceil(TEXT_ROWS);
+    for row in rows.iter().step_by(stride.max(1)) {
+        let cells: Vec<_> = list(row).iter().map(short).collect();
+        line(&mut text, &cells, &width);
+    }
+    let mut mean = vec!["mean".to_string()];
+    mean.extend(columns[1..].iter().map(|column| short(&table["mean"][column])));
+    line(&mut text, &mean, &width);
+    text
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A value as people read it: text without quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+/// A number with about four digits.
+fn short(value: &Value) -> String {
+    match value.as_f64() {
+        Some(x) if value.is_f64() && x.fract() != 0.0 && x.abs() < 0.001 => format!("{x:.3e}"),
+        Some(x) if value.is_f64() && x.fract() != 0.0 => format!("{x:.3}"),
+        Some(x) => format!("{x}"),
+        None => plain(value),
+    }
+}
+
+/// One line of cells, each padded to its column's width, the last one as it is.
+fn line(text: &mut String, cells: &[String], widths: &[usize]) {
+    let mut row = String::new();
+    for (i, cell) in cells.iter().enumerate() {
+        let width = widths.get(i).copied().unwrap_or(0);
+        // Writing into a String cannot fail.
+        let _ = write!(row, "{cell:width$} ");
+    }
+    text.push_str(row.trim_end());
+    text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_guided_distillation_shows_the_derived_values() {
+        let facts = explain(&Config::preset("guided-opd").unwrap(), 250);
+        let schedules = &facts["schedules"];
+        assert_eq!(schedules["columns"], json!(["step", "learning_rate", "beta"]));
+        assert_eq!(list(&schedules["rows"]).len(), 250);
+        let beta = |step: usize| schedules["rows"][step][2].as_f64().unwrap();
+        for (step, wanted) in [(0, 1.0), (50, 0.854), (100, 0.5), (150, 0.146), (200, 0.0), (249, 0.0)] {
+            assert!((beta(step) - wanted).abs() < 5e-4, "step {step}: {}", beta(step));
+        }
+        assert!((schedules["mean"]["beta"].as_f64().unwrap() - 0.402).abs() < 1e-9);
+    }
+
+    #[test]
+    fn every_knob_is_listed_with_value_and_source() {
+        let config = Config::from_value(&json!({"preset": "tcod-f2b", "optimizer": {"beta2": 0.98}})).unwrap();
+        let facts = explain(&config, 120);
+        let knobs = list(&facts["knobs"]);
+        assert_eq!(knobs.len(), KNOBS.len());
+        let of = |name: &str| knobs.iter().find(|knob| knob["knob"] == name).unwrap();
+        assert_eq!(*of("optimizer.beta2"), json!({"knob": "optimizer.beta2", "value": 0.98, "source": "given"}));
+        assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
+        assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
+        assert!(knobs.iter().all(|knob| knob["knob"] == "depth" || !knob["value"].is_null()));
+        assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
+    }
+
+    #[test]
+    fn long_runs_are_tabulated_at_intervals() {
+        let config = Config::default();
+        for (steps, rows) in [(0, 1), (1, 1), (1000, 1000), (1001, 501), (u64::MAX, 1000)] {
+            assert_eq!(list(&explain(&config, steps)["schedules"]["rows"]).len(), rows, "{steps}");
+        }
+    }
+
+    #[test]
+    fn the_text_has_a_line_for_each_knob_and_a_table() {
+        let text = explain_text(&Config::preset("guided-opd").unwrap(), 250);
+        let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(lines[0], ["preset", "guided-opd"]);
+        assert!(KNOBS.iter().all(|knob| lines.iter().any(|line| line.first() == Some(knob))), "{text}");
+        for row in [["50", "1.000e-6", "0.854"], ["100", "1.000e-6", "0.500"], ["150", "1.000e-6", "0.146"]] {
+            assert!(lines.iter().any(|line| *line == row), "{text}");
+        }
+        assert_eq!(*lines.last().unwrap(), ["mean", "1.000e-6", "0.402"]);
+        assert!(text.lines().all(|line| line.trim_end() == line));
+    }
+}

@@ -1,0 +1,4 @@
+//! Text and where it came from.
+#![forbid(unsafe_code)]
+
+pub mod source;

@@ -1,0 +1,303 @@
+//! The settings document of a distillation, seen from outside: layers, refusals by path, and the
+//! reductions of one method to another.
+
+use serde_json::{Value, json};
+use squire::distill::actor::Actor;
+use squire::distill::batch::{TokenLoss, plan};
+use squire::distill::config::{Config, KNOBS, Origin};
+use squire::distill::knobs::{ActorPolicy, Kernel};
+use squire::distill::policy::{DecideInput, Decision, Reason, decide};
+use squire::distill::preset::PRESETS;
+use squire::distill::trajectory::{Action, Heading, Trajectory};
+use squire::error::Fault;
+use squire::text::source::Source;
+
+fn config(document: Value) -> Config {
+    Config::from_value(&document).unwrap()
+}
+
+/// The refusal of a document: its fault and message.
+fn refusal(document: Value) -> (Fault, String) {
+    let e = Config::from_value(&document).unwrap_err();
+    (e.fault(), e.message().to_string())
+}
+
+#[test]
+fn an_empty_document_is_plain_on_policy_distillation() {
+    let empty = config(json!({}));
+    assert_eq!(empty.to_json(), Config::preset("opd").unwrap().to_json());
+    assert!(KNOBS.iter().all(|knob| empty.origin(knob) == Some(Origin::Default)));
+    assert_eq!(empty.origin("optimizer"), None);
+}
+
+#[test]
+fn layers_go_default_then_preset_then_document() {
+    let c = config(json!({"preset": "guided-opd", "teacher_turns": {"weight": 0.5}, "optimizer": {"beta2": 0.98}}));
+    assert_eq!(c.preset, Some("guided-opd"));
+    // The document's weight joins the preset's kernel; the rest of the optimiser keeps its defaults.
+    assert_eq!((c.teacher_turns.kernel, c.teacher_turns.weight), (Kernel::ForwardKl, 0.5));
+    assert_eq!((c.optimizer.beta1, c.optimizer.beta2), (0.9, 0.98));
+    let origins = ["teacher_turns.kernel", "teacher_turns.weight", "optimizer.beta1", "optimizer.beta2", "actor"];
+    let preset = Origin::Preset("guided-opd");
+    let wanted = [preset, Origin::Given, Origin::Default, Origin::Given, preset];
+    assert_eq!(origins.map(|knob| c.origin(knob).unwrap()), wanted);
+    assert_eq!(
+        wanted.map(|origin| origin.to_string()),
+        ["preset guided-opd", "given", "default", "given", "preset guided-opd"]
+    );
+}
+
+#[test]
+fn the_order_of_keys_does_not_matter() {
+    let first: Value = serde_json::from_str(r#"{"preset": "tcod-f2b", "depth": null}"#).unwrap();
+    let last: Value = serde_json::from_str(r#"{"depth": null, "preset": "tcod-f2b"}"#).unwrap();
+    assert_eq!(config(first).to_json(), config(last.clone()).to_json());
+    assert_eq!(config(last).depth, None);
+}
+
+#[test]
+fn every_preset_resolves_and_survives_writing_and_reading() {
+    for (name, _) in PRESETS {
+        let c = Config::preset(name).unwrap();
+        assert_eq!(config(c.to_json()).to_json(), c.to_json(), "{name}");
+        assert_eq!(Config::from_json(&c.to_json().to_string()).unwrap().to_json(), c.to_json(), "{name}");
+    }
+    let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["sft", "opd", "guided-opd", "tcod-f2b"]);
+}
+
+#[test]
+fn every_knob_can_be_given_and_is_kept() {
+    let document = json!({
+        "steps": 120, "seed": u64::MAX,
+        "actor": {"kind": "bernoulli", "beta": {"start": 0.9, "end": 0.1, "shape": "linear", "begin": 1.0, "finish": 50.0, "clock": "step"}},
+        "depth": {"start": 2.0, "end": 9.0, "shape": "step", "begin": 0.0, "finish": 0.5, "clock": "fraction"},
+        "student_turns": {"kernel": "forward-kl", "weight": 0.5},
+        "teacher_turns": {"kernel": "cross-entropy", "weight": 2.0},
+        "replay_turns": {"kernel": "reverse-kl", "weight": 3.0},
+        "normaliser": "turn-mean", "filter": "success", "max_staleness": 0,
+        "sampling": {"temperature": 0.5, "top_k": 20, "top_p": 0.95},
+        "batch_episodes": 32,
+        "optimizer": {
+            "learning_rate": {"start": 0.0015, "end": 0.00015, "shape": "cosine", "begin": 0.0, "finish": 1.0, "clock": "fraction"},
+            "warmup_steps": 5, "beta1": 0.8, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.01, "grad_clip": 0.0
+        },
+        "micro_tokens": 1024, "kept_revisions": 3, "max_turns": 20
+    });
+    let c = config(document.clone());
+    assert_eq!(c.to_json(), document);
+    assert!(KNOBS.iter().all(|knob| c.origin(knob) == Some(Origin::Given)));
+    let paths = KNOBS.iter().map(|knob| format!("/{}", knob.replace('.', "/")));
+    assert!(paths.clone().all(|path| document.pointer(&path).is_some()));
+}
+
+#[test]
+fn warm_up_scales_the_learning_rate_schedule() {
+    let c = config(json!({"optimizer": {"warmup_steps": 4, "learning_rate":
+        {"start": 1.0, "end": 0.1, "shape": "cosine", "finish": 1, "clock": "fraction"}}}));
+    let at = |step| c.optimizer.learning_rate_at(step, 100);
+    let cosine = |s: f64| 1.0 - 0.9 * (1.0 - (std::f64::consts::PI * s / 100.0).cos()) / 2.0;
+    for (step, factor) in [(0u32, 0.25), (1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0), (50, 1.0)] {
+        assert!((at(u64::from(step)) - factor * cosine(f64::from(step))).abs() < 1e-14, "{step}");
+    }
+    assert_eq!(at(100), 0.1);
+    assert_eq!(Config::default().optimizer.learning_rate_at(0, 250), 1e-6);
+}
+
+#[test]
+fn text_that_is_not_json_is_refused() {
+    for text in ["", "{", "{\"steps\": NaN}", "{} {}", "\u{0}"] {
+        assert_eq!(Config::from_json(text).unwrap_err().fault(), Fault::BadJson, "{text:?}");
+    }
+    assert_eq!(Config::from_json(&"[".repeat(100_000)).unwrap_err().fault(), Fault::BadJson);
+}
+
+#[test]
+fn an_unknown_preset_is_refused_with_the_known_ones() {
+    let (fault, message) = refusal(json!({"preset": "atod"}));
+    assert_eq!(fault, Fault::UnknownPreset);
+    assert_eq!(message, "preset atod is not known; known are sft, opd, guided-opd, tcod-f2b");
+    assert!(refusal(json!({"preset": "x".repeat(1 << 20)})).1.len() < 200);
+    assert_eq!(refusal(json!({"preset": null})).0, Fault::BadValue);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_path_and_the_known_ones() {
+    let (fault, message) = refusal(json!({"step": 3}));
+    assert_eq!(fault, Fault::UnknownKey);
+    assert!(message.starts_with("unknown key `step`; known here: preset, steps, seed, actor"), "{message}");
+    for (document, path) in [
+        (json!({"optimizer": {"beta3": 1}}), "optimizer.beta3"),
+        (json!({"sampling": {"min_p": 0.1}}), "sampling.min_p"),
+        (json!({"student_turns": {"clip": 0.2}}), "student_turns.clip"),
+        (json!({"actor": {"kind": "student", "lambda": 1}}), "actor.lambda"),
+        (json!({"depth": {"start": 1, "shape": "const", "eta": 6}}), "depth.eta"),
+        (json!({"group_size": 8}), "group_size"),
+    ] {
+        let (fault, message) = refusal(document);
+        assert_eq!(fault, Fault::UnknownKey);
+        assert!(message.starts_with(&format!("unknown key `{path}`")), "{message}");
+    }
+}
+
+#[test]
+fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
+    let wrong = [
+        ("steps", json!([0, 1.5, -1, "10", null, 1_000_000_001u64])),
+        ("seed", json!([-1, 0.5, "a", null])),
+        ("actor", json!(["student", 3, null, []])),
+        ("actor.kind", json!(["mixture", 1, null])),
+        ("depth", json!(["deep", true, 0, 0.5, 2e6])),
+        ("student_turns", json!(["reverse-kl", null])),
+        ("student_turns.kernel", json!(["kl", 1, null])),
+        ("student_turns.weight", json!([0, -1, 1e7, "1", null])),
+        ("teacher_turns.kernel", json!(["jsd"])),
+        ("teacher_turns.weight", json!([0])),
+        ("replay_turns.kernel", json!([["none"]])),
+        ("replay_turns.weight", json!([{}])),
+        ("normaliser", json!(["mean", 1, null])),
+        ("filter", json!(["failure", false])),
+        ("max_staleness", json!([-1, 1.0, 1_000_001])),
+        ("sampling", json!([1])),
+        ("sampling.temperature", json!([-0.1, 101, "1"])),
+        ("sampling.top_k", json!([-1, 1.5, 4_294_967_296u64])),
+        ("sampling.top_p", json!([0, 1.1, null])),
+        ("batch_episodes", json!([0, 65_537, 1.0])),
+        ("optimizer", json!(["adam"])),
+        ("optimizer.learning_rate", json!([-1, 11, "1e-6"])),
+        ("optimizer.warmup_steps", json!([-1, 0.5])),
+        ("optimizer.beta1", json!([1, -0.1, "0.9"])),
+        ("optimizer.beta2", json!([1, -0.1, null])),
+        ("optimizer.eps", json!([0, 2])),
+        ("optimizer.weight_decay", json!([-1, 2])),
+        ("optimizer.grad_clip", json!([-1, 1e13])),
+        ("micro_tokens", json!([0, 16_777_217])),
+        ("kept_revisions", json!([0, 1025])),
+        ("max_turns", json!([0, 1_000_001])),
+    ];
+    assert!(KNOBS.iter().all(|knob| *knob == "actor" || wrong.iter().any(|(path, _)| path == knob)));
+    for (path, values) in wrong {
+        for value in values.as_array().unwrap() {
+            let document = match path.split_once('.') {
+                None => json!({ path: value }),
+                Some((outer, inner)) => json!({ outer: { inner: value } }),
+            };
+            let (fault, message) = refusal(document);
+            assert_eq!(fault, Fault::BadValue, "{path} {value}");
+            assert!(message.starts_with(path), "{path} {value}: {message}");
+        }
+    }
+}
+
+#[test]
+fn beta_goes_with_bernoulli_and_stays_a_probability() {
+    let actor = |actor: Value| refusal(json!({ "actor": actor })).1;
+    assert_eq!(actor(json!({"kind": "bernoulli"})), "actor.beta is missing");
+    assert_eq!(actor(json!({"kind": "student", "beta": 1})), "actor.beta has meaning only with kind bernoulli");
+    let message = actor(json!({"kind": "bernoulli", "beta": {"start": 2, "end": 0, "shape": "linear", "finish": 9}}));
+    assert_eq!(message, "actor.beta must stay within 0 to 1, found values from 0 to 2");
+    let message = actor(json!({"kind": "bernoulli", "beta": {"start": 1, "end": 0, "shape": "exp", "finish": 9}}));
+    assert!(message.starts_with("actor.beta: shape exp needs both ends above 0"), "{message}");
+}
+
+#[test]
+fn settings_under_which_nothing_is_learnt_are_refused() {
+    let (fault, message) = refusal(json!({"student_turns": {"kernel": "none"}}));
+    assert_eq!(fault, Fault::UnsupportedMethod);
+    assert_eq!(message, "no turn would carry loss: actor student with student_turns.kernel none");
+    assert_eq!(refusal(json!({"actor": {"kind": "teacher"}})).0, Fault::UnsupportedMethod);
+    assert_eq!(refusal(json!({"actor": {"kind": "replay"}})).0, Fault::UnsupportedMethod);
+    // One trained actor is enough.
+    config(json!({"actor": {"kind": "bernoulli", "beta": 0.5}}));
+}
+
+/// All decisions of `n` episodes that begin at `step`, but for the reason, which names the method.
+fn decisions(config: &Config, step: u64, n: u64) -> Vec<Decision> {
+    let mut all = Vec::new();
+    for episode in 0..n {
+        for turn in 0..=config.max_turns {
+            let input = DecideInput {
+                seed: config.seed,
+                episode,
+                turn,
+                step,
+                evaluation: episode % 5 == 4,
+                has_teacher: true,
+                replay_available: false,
+                asked: None,
+                max_turns: config.max_turns,
+            };
+            let decision = decide(config, &input).unwrap();
+            all.push(Decision { reason: Reason::Method, ..decision });
+        }
+    }
+    all
+}
+
+/// The batch that these decisions lead to, with a token more each turn.
+fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
+    let mut batch = Vec::new();
+    for (episode, turns) in decisions(config, step, 5).chunks(config.max_turns as usize + 1).enumerate() {
+        let (task, seed, evaluation) = (String::new(), config.seed, episode % 5 == 4);
+        let mut t = Trajectory::new(Heading { episode: episode as u64, step, task, seed, revision: 0, evaluation });
+        for (turn, decision) in turns.iter().enumerate() {
+            let Some(actor) = decision.actor else { break };
+            t.add_context(&[1, 2, 3], Source::Host).unwrap();
+            let (ids, logprobs) = (vec![7; turn + 1], vec![-0.5; turn + 1]);
+            let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &logprobs };
+            t.add_turn(&action, decision, config.loss_of(actor)).unwrap();
+        }
+        batch.push(t);
+    }
+    plan(&batch, config, 0).tokens
+}
+
+#[test]
+fn guided_with_beta_zero_is_on_policy_distillation() {
+    let opd = Config::preset("opd").unwrap();
+    let zero = config(json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0}}));
+    let guided = Config::preset("guided-opd").unwrap();
+    for step in [0, 100, 249] {
+        assert_eq!(decisions(&zero, step, 50), decisions(&opd, step, 50));
+        assert_eq!(losses(&zero, step), losses(&opd, step));
+    }
+    // The preset itself ends there too, and does not start there.
+    assert_eq!(decisions(&guided, 200, 50), decisions(&opd, 200, 50));
+    assert_ne!(decisions(&guided, 100, 50), decisions(&opd, 100, 50));
+}
+
+#[test]
+fn guided_with_beta_one_and_cross_entropy_is_fine_tuning_on_teacher_rollouts() {
+    let one = json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 1}, "teacher_turns": {"kernel": "cross-entropy"}});
+    let sft = config(json!({"preset": "sft", "actor": {"kind": "teacher"}}));
+    assert_eq!(decisions(&config(one.clone()), 10, 50), decisions(&sft, 10, 50));
+    let learnt = losses(&config(one), 10);
+    assert_eq!(learnt, losses(&sft, 10));
+    assert!(learnt.iter().all(|token| token.kernel == Kernel::CrossEntropy));
+}
+
+#[test]
+fn forward_to_backward_beyond_the_turn_cap_is_on_policy_distillation() {
+    let opd = Config::preset("opd").unwrap();
+    let f2b = Config::preset("tcod-f2b").unwrap();
+    // Depth 1 + floor(step / 6) reaches the cap of 30 turns at step 174.
+    assert_eq!(decisions(&f2b, 174, 20), decisions(&opd, 174, 20));
+    assert_eq!(losses(&f2b, 174), losses(&opd, 174));
+    assert_ne!(decisions(&f2b, 173, 20), decisions(&opd, 173, 20));
+    let rolled = |step| decisions(&f2b, step, 1).iter().filter(|decision| decision.actor.is_some()).count();
+    assert_eq!([0, 5, 6, 60, 173, 174, 249].map(rolled), [1, 1, 2, 11, 29, 30, 30]);
+}
+
+#[test]
+fn presets_train_the_turns_that_their_papers_train() {
+    let kernels = |name| {
+        let c = Config::preset(name).unwrap();
+        [Actor::Student, Actor::Teacher, Actor::Replay].map(|actor| c.loss_of(actor).kernel)
+    };
+    use Kernel::{CrossEntropy, ForwardKl, None, ReverseKl};
+    assert_eq!(kernels("sft"), [None, CrossEntropy, CrossEntropy]);
+    assert_eq!(kernels("opd"), [ReverseKl, None, None]);
+    assert_eq!(kernels("guided-opd"), [ReverseKl, ForwardKl, None]);
+    assert_eq!(kernels("tcod-f2b"), [ReverseKl, None, None]);
+    assert!(matches!(Config::preset("guided-opd").unwrap().actor, ActorPolicy::Bernoulli { .. }));
+}
