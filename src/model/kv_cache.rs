@@ -1,0 +1,213 @@
+//! The KV cache of one timeline: reference-counted pages from a pool with a budget, copied on write.
+//!
+//! A fork shares all pages and costs one pointer a page; the page that both would write into is copied
+//! when one of them does. Pages return to the pool when the last timeline lets go of them.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::backend::page::{PAGE, Page, PageShape};
+use crate::error::{Error, Fault, Result};
+
+/// Where pages come from. Pages in use never exceed the budget; freed ones are kept for the next taker.
+pub struct KvPool {
+    shape: PageShape,
+    budget: usize,
+    in_use: AtomicUsize,
+    free: Mutex<Vec<Page>>,
+}
+
+impl KvPool {
+    /// A pool of pages of one shape that together take at most `budget_bytes`.
+    pub fn new(shape: PageShape, budget_bytes: u64) -> Arc<KvPool> {
+        let budget = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / shape.bytes().max(1);
+        Arc::new(KvPool { shape, budget, in_use: AtomicUsize::new(0), free: Mutex::new(Vec::new()) })
+    }
+
+    /// The pages' shape.
+    pub fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    /// Pages that timelines hold.
+    pub fn pages_in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> Result<Page> {
+        let full = |n: usize| if n < self.budget { Some(n + 1) } else { None };
+        if self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, full).is_err() {
+            let bytes = self.shape.bytes() as u64;
+            let why = format!("the KV budget of {} pages of {bytes} bytes is used up", self.budget);
+            return Err(Error::memory(Fault::KvBudget, bytes, 0, why));
+        }
+        let free = self.free.lock().pop();
+        free.map_or_else(|| Page::new(self.shape), Ok).inspect_err(|_| {
+            self.in_use.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    fn give_back(&self, page: Arc<Page>) {
+        if let Some(page) = Arc::into_inner(page) {
+            self.in_use.fetch_sub(1, Ordering::Relaxed);
+            self.free.lock().push(page);
+        }
+    }
+}
+
+/// Keys and values of positions `0..len()`.
+pub struct KvCache {
+    pool: Arc<KvPool>,
+    pages: Vec<Arc<Page>>,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(pool: &Arc<KvPool>) -> KvCache {
+        KvCache { pool: pool.clone(), pages: Vec::new(), len: 0 }
+    }
+
+    /// Positions computed.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is computed.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pages, the last one perhaps partly filled.
+    pub fn pages(&self) -> &[Arc<Page>] {
+        &self.pages
+    }
+
+    /// The pages' shape.
+    pub fn shape(&self) -> PageShape {
+        self.pool.shape
+    }
+
+    /// A cache of the same positions that shares every page.
+    pub fn fork(&self) -> KvCache {
+        KvCache { pool: self.pool.clone(), pages: self.pages.clone(), len: self.len }
+    }
+
+    /// Forgets positions from `len` on. Nothing happens if there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        for page in self.pages.drain(self.len.div_ceil(PAGE)..) {
+            self.pool.give_back(page);
+        }
+    }
+
+    /// Makes room for `n` more positions and makes the pages they go to this timeline's own. On failure
+    /// the positions held are as before.
+    pub fn reserve(&mut self, n: usize) -> Result<()> {
+        let wanted = (self.len + n).div_ceil(PAGE);
+        if n > 0 && !self.len.is_multiple_of(PAGE) {
+            let last = self.len / PAGE;
+            if Arc::get_mut(&mut self.pages[last]).is_none() {
+                let mut own = self.pool.take()?;
+                own.copy_from(&self.pages[last]);
+                let shared = std::mem::replace(&mut self.pages[last], Arc::new(own));
+                self.pool.give_back(shared);
+            }
+        }
+        while self.pages.len() < wanted {
+            self.pages.push(Arc::new(self.pool.take()?));
+        }
+        Ok(())
+    }
+
+    /// The page of position `pos`, to be written. Only after `reserve` covered that position.
+    pub fn page_mut(&mut self, pos: usize) -> &mut Page {
+        // `reserve` made the page this timeline's own, and only `fork`, which needs the cache, could share it again.
+        Arc::get_mut(&mut self.pages[pos / PAGE]).expect("a reserved page has one owner")
+    }
+
+    /// Declares the reserved positions up to `len` computed.
+    pub fn advance(&mut self, n: usize) {
+        self.len += n;
+        debug_assert!(self.pages.len() * PAGE >= self.len);
+    }
+}
+
+impl Drop for KvCache {
+    fn drop(&mut self) {
+        self.truncate(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Dtype;
+
+    fn pool(pages: u64) -> Arc<KvPool> {
+        let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, dtype: Dtype::F32 };
+        KvPool::new(shape, pages * shape.bytes() as u64)
+    }
+
+    fn grow(kv: &mut KvCache, n: usize, mark: f32) -> Result<()> {
+        kv.reserve(n)?;
+        for pos in kv.len()..kv.len() + n {
+            let at = kv.shape().key_offset(0, 0, pos % PAGE);
+            kv.page_mut(pos).elements_mut().f32_mut()[at] = mark;
+        }
+        kv.advance(n);
+        Ok(())
+    }
+
+    fn mark(kv: &KvCache, pos: usize) -> f32 {
+        kv.pages()[pos / PAGE].elements().f32()[kv.shape().key_offset(0, 0, pos % PAGE)]
+    }
+
+    #[test]
+    fn a_fork_shares_pages_and_leaves_its_parent_untouched() {
+        let pool = pool(100);
+        let mut parent = KvCache::new(&pool);
+        grow(&mut parent, 2 * PAGE + 5, 1.0).unwrap();
+        assert_eq!(pool.pages_in_use(), 3);
+        let mut child = parent.fork();
+        assert_eq!(pool.pages_in_use(), 3);
+        grow(&mut child, 3, 2.0).unwrap();
+        assert_eq!(pool.pages_in_use(), 4, "one page was copied");
+        grow(&mut parent, 3, 3.0).unwrap();
+        assert_eq!(pool.pages_in_use(), 4, "the parent writes into its own page");
+        assert_eq!((mark(&parent, 2 * PAGE + 5), mark(&child, 2 * PAGE + 5)), (3.0, 2.0));
+        assert_eq!((mark(&parent, 7), mark(&child, 2 * PAGE + 4)), (1.0, 1.0));
+        drop(parent);
+        assert_eq!(pool.pages_in_use(), 3);
+        drop(child);
+        assert_eq!(pool.pages_in_use(), 0);
+    }
+
+    #[test]
+    fn the_budget_is_a_refusal_that_changes_nothing() {
+        let pool = pool(2);
+        let mut kv = KvCache::new(&pool);
+        grow(&mut kv, PAGE, 1.0).unwrap();
+        let e = kv.reserve(2 * PAGE).unwrap_err();
+        assert_eq!(e.fault(), Fault::KvBudget);
+        assert_eq!(kv.len(), PAGE);
+        assert_eq!(mark(&kv, 3), 1.0);
+        grow(&mut kv, PAGE, 2.0).unwrap();
+        kv.truncate(1);
+        assert_eq!(pool.pages_in_use(), 1);
+    }
+
+    #[test]
+    fn truncating_a_shared_page_and_writing_again_copies_it() {
+        let pool = pool(10);
+        let mut a = KvCache::new(&pool);
+        grow(&mut a, 2 * PAGE, 1.0).unwrap();
+        let b = a.fork();
+        a.truncate(PAGE + 3);
+        grow(&mut a, 2, 9.0).unwrap();
+        assert_eq!((mark(&a, PAGE + 3), mark(&b, PAGE + 3)), (9.0, 1.0));
+    }
+}

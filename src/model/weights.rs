@@ -1,0 +1,258 @@
+//! The weights of one revision: a struct of tensors with their shapes beside them.
+//!
+//! The same struct holds gradients, f32 masters and optimiser moments, so "for every tensor" is written
+//! once. Letters: C hidden, F intermediate, H query heads, G key/value heads, D head size, V vocabulary,
+//! E experts.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::ModelConfig;
+use crate::backend::{Device, Tensor, ops};
+use crate::error::{Error, Fault, Result};
+use crate::format::StoredTensor;
+use crate::random::{Stream, uniform};
+use crate::tensor::{Dtype, Shape};
+
+/// All tensors of a model.
+#[derive(Debug)]
+pub struct Weights {
+    /// [V, C]; also the output projection of a tied model
+    pub embedding: Tensor,
+    /// L of them
+    pub layers: Vec<Layer>,
+    /// [C]
+    pub norm: Tensor,
+    /// [V, C] of an untied model
+    pub head: Option<Tensor>,
+}
+
+/// One transformer layer.
+#[derive(Debug)]
+pub struct Layer {
+    /// [C]
+    pub input_norm: Tensor,
+    /// [H*D, C]
+    pub q: Tensor,
+    /// [G*D, C]
+    pub k: Tensor,
+    /// [G*D, C]
+    pub v: Tensor,
+    /// [C, H*D]
+    pub o: Tensor,
+    /// [D]
+    pub q_norm: Tensor,
+    /// [D]
+    pub k_norm: Tensor,
+    /// [C]
+    pub post_norm: Tensor,
+    /// dense or experts
+    pub mlp: Mlp,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Debug)]
+pub enum Mlp {
+    /// One SwiGLU block.
+    Dense(Ffn),
+    /// A router and its experts.
+    Experts {
+        /// [E, C]
+        router: Tensor,
+        /// E of them
+        experts: Vec<Ffn>,
+    },
+}
+
+/// One SwiGLU block: down(silu(gate x) * up x).
+#[derive(Debug)]
+pub struct Ffn {
+    /// [F, C]
+    pub gate: Tensor,
+    /// [F, C]
+    pub up: Tensor,
+    /// [C, F]
+    pub down: Tensor,
+}
+
+impl Weights {
+    /// Builds the struct by asking `make` for every tensor by its Hugging Face name and shape.
+    pub fn build(config: &ModelConfig, mut make: impl FnMut(&str, Shape) -> Result<Tensor>) -> Result<Weights> {
+        let shapes: BTreeMap<String, Shape> = config.tensor_shapes().into_iter().collect();
+        let mut get = |name: String| {
+            let shape = shapes.get(&name).ok_or_else(|| Error::new(Fault::TensorMissing, format!("no shape for {name}")))?;
+            make(&name, *shape)
+        };
+        let embedding = get("model.embed_tokens.weight".into())?;
+        let mut layers = Vec::with_capacity(config.n_layers);
+        for l in 0..config.n_layers {
+            let mut part = |name: &str| get(format!("model.layers.{l}.{name}.weight"));
+            layers.push(Layer {
+                input_norm: part("input_layernorm")?,
+                q: part("self_attn.q_proj")?,
+                k: part("self_attn.k_proj")?,
+                v: part("self_attn.v_proj")?,
+                o: part("self_attn.o_proj")?,
+                q_norm: part("self_attn.q_norm")?,
+                k_norm: part("self_attn.k_norm")?,
+                post_norm: part("post_attention_layernorm")?,
+                mlp: match &config.moe {
+                    Some(moe) if config.is_moe_layer(l) => Mlp::Experts {
+                        router: part("mlp.gate")?,
+                        experts: (0..moe.n_experts)
+                            .map(|e| {
+                                Ok(Ffn {
+                                    gate: part(&format!("mlp.experts.{e}.gate_proj"))?,
+                                    up: part(&format!("mlp.experts.{e}.up_proj"))?,
+                                    down: part(&format!("mlp.experts.{e}.down_proj"))?,
+                                })
+                            })
+                            .collect::<Result<_>>()?,
+                    },
+                    _ => Mlp::Dense(Ffn {
+                        gate: part("mlp.gate_proj")?,
+                        up: part("mlp.up_proj")?,
+                        down: part("mlp.down_proj")?,
+                    }),
+                },
+            });
+        }
+        let norm = get("model.norm.weight".into())?;
+        let head = if config.tied { None } else { Some(get("lm_head.weight".into())?) };
+        Ok(Weights { embedding, layers, norm, head })
+    }
+
+    /// The weights of a model folder, used where they are mapped.
+    pub fn from_stored(config: &ModelConfig, tensors: &BTreeMap<String, StoredTensor>) -> Result<Weights> {
+        config.check_tensors(tensors)?;
+        Weights::build(config, |name, shape| {
+            let missing = || Error::new(Fault::TensorMissing, format!("the weights have no tensor {name}"));
+            let stored = tensors.get(name).ok_or_else(missing)?;
+            Tensor::from_shared(stored.dtype, shape, Arc::new(stored.bytes.clone())).map_err(|e| e.within(name))
+        })
+    }
+
+    /// f32 zeros of the model's shapes: gradients, moments.
+    pub fn zeros(config: &ModelConfig) -> Result<Weights> {
+        Weights::build(config, |_, shape| Tensor::zeros(Dtype::F32, shape.extents()))
+    }
+
+    /// f32 copies of another set: the optimiser's masters.
+    pub fn widened(config: &ModelConfig, weights: &Weights) -> Result<Weights> {
+        let mut copies = weights.tensors().into_iter();
+        let mut out = Weights::zeros(config)?;
+        for (to, (_, from)) in out.tensors_mut().into_iter().zip(&mut copies) {
+            to.f32_mut().copy_from_slice(&from.to_f32());
+        }
+        Ok(out)
+    }
+
+    /// The masters rounded to the dtypes of `like`: the weights of a new revision.
+    pub fn rounded(config: &ModelConfig, device: &Device, masters: &Weights, like: &Weights) -> Result<Weights> {
+        let mut dtypes = like.tensors().into_iter().map(|(_, t)| t.dtype());
+        let mut out = Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))?;
+        for (to, (_, from)) in out.tensors_mut().into_iter().zip(masters.tensors()) {
+            ops::convert(device, to, from);
+        }
+        Ok(out)
+    }
+
+    /// Random weights of the model's shapes: matrices uniform with the given standard deviation, norms 1.
+    /// For speed and for tests; the values are a function of the seed alone.
+    pub fn random(config: &ModelConfig, device: &Device, dtype: Dtype, seed: u64, deviation: f32) -> Result<Weights> {
+        let mut number = 0;
+        Weights::build(config, |_, shape| {
+            number += 1;
+            let mut wide = Tensor::zeros(Dtype::F32, shape.extents())?;
+            if shape.extents().len() == 1 {
+                wide.f32_mut().fill(1.0);
+            } else {
+                let spread = 2.0 * 3f32.sqrt() * deviation;
+                for (i, x) in wide.f32_mut().iter_mut().enumerate() {
+                    *x = (uniform(Stream::Weights, &[seed, number, i as u64]) - 0.5) * spread;
+                }
+            }
+            let mut stored = Tensor::zeros(dtype, shape.extents())?;
+            ops::convert(device, &mut stored, &wide);
+            Ok(stored)
+        })
+    }
+
+    /// The output projection, [V, C].
+    pub fn head(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The output projection, to be added to (gradients).
+    pub fn head_mut(&mut self) -> &mut Tensor {
+        self.head.as_mut().unwrap_or(&mut self.embedding)
+    }
+
+    /// Every tensor with its Hugging Face name, in the order of `build`.
+    pub fn tensors(&self) -> Vec<(String, &Tensor)> {
+        let mut all = vec![("model.embed_tokens.weight".to_string(), &self.embedding)];
+        for (l, layer) in self.layers.iter().enumerate() {
+            let mut part = |name: &str, t| all.push((format!("model.layers.{l}.{name}.weight"), t));
+            part("input_layernorm", &layer.input_norm);
+            part("self_attn.q_proj", &layer.q);
+            part("self_attn.k_proj", &layer.k);
+            part("self_attn.v_proj", &layer.v);
+            part("self_attn.o_proj", &layer.o);
+            part("self_attn.q_norm", &layer.q_norm);
+            part("self_attn.k_norm", &layer.k_norm);
+            part("post_attention_layernorm", &layer.post_norm);
+            match &layer.mlp {
+                Mlp::Dense(ffn) => {
+                    part("mlp.gate_proj", &ffn.gate);
+                    part("mlp.up_proj", &ffn.up);
+                    part("mlp.down_proj", &ffn.down);
+                }
+                Mlp::Experts { router, experts } => {
+                    part("mlp.gate", router);
+                    for (e, ffn) in experts.iter().enumerate() {
+                        part(&format!("mlp.experts.{e}.gate_proj"), &ffn.gate);
+                        part(&format!("mlp.experts.{e}.up_proj"), &ffn.up);
+                        part(&format!("mlp.experts.{e}.down_proj"), &ffn.down);
+                    }
+                }
+            }
+        }
+        all.push(("model.norm.weight".to_string(), &self.norm));
+        if let Some(head) = &self.head {
+            all.push(("lm_head.weight".to_string(), head));
+        }
+        all
+    }
+
+    /// Every tensor, in the order of `tensors`.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let mut all = vec![&mut self.embedding];
+        for layer in &mut self.layers {
+            all.extend([&mut layer.input_norm, &mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o]);
+            all.extend([&mut layer.q_norm, &mut layer.k_norm, &mut layer.post_norm]);
+            match &mut layer.mlp {
+                Mlp::Dense(ffn) => all.extend([&mut ffn.gate, &mut ffn.up, &mut ffn.down]),
+                Mlp::Experts { router, experts } => {
+                    all.push(router);
+                    for ffn in experts {
+                        all.extend([&mut ffn.gate, &mut ffn.up, &mut ffn.down]);
+                    }
+                }
+            }
+        }
+        all.push(&mut self.norm);
+        all.extend(self.head.as_mut());
+        all
+    }
+
+    /// Number of parameters.
+    pub fn n_parameters(&self) -> u64 {
+        self.tensors().iter().map(|(_, t)| t.shape().elements() as u64).sum()
+    }
+
+    /// Bytes as stored.
+    pub fn bytes(&self) -> u64 {
+        self.tensors().iter().map(|(_, t)| t.bytes().len() as u64).sum()
+    }
+}
