@@ -11,6 +11,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i32)]
 pub enum Status {
+    /// Not an error: the caller cancelled the call, and the state is that of the last whole token.
+    Cancelled = 3,
     /// A parameter is wrong in itself: NULL, out of range, not UTF-8, unknown key.
     Argument = -1,
     /// The call is not allowed now; the message names the expected one.
@@ -72,6 +74,10 @@ macro_rules! faults {
 }
 
 faults! {
+    // An outcome and no error; a code of its own all the same.
+    /// The call was cancelled.
+    Cancelled = -300 => Cancelled,
+
     // 1xx: arguments
     /// A pointer that must not be NULL was NULL.
     NullPointer = 101 => Argument,

@@ -1,0 +1,288 @@
+//! The engine: a device, the models on it, and the thread that steps them.
+//!
+//! By default one worker thread steps while there is work and sleeps when there is none. In caller-driven
+//! mode there is no thread: the host steps, or whatever blocks steps for itself. A panic in a step poisons
+//! the engine: running calls fail, their sessions are lost, every later call is refused, the host lives on.
+#![forbid(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::job::Job;
+use super::metrics::{Counters, Metrics};
+use super::model::{LoadOptions, ServedModel};
+use super::scheduler::Scheduler;
+use crate::backend::cpu::Cpu;
+use crate::backend::page::PAGE;
+use crate::backend::{Compute, Device, KernelSet};
+use crate::error::{Error, Fault, Result};
+use crate::format::ModelDir;
+use crate::model::{Model, ModelConfig, Weights};
+use crate::tensor::Dtype;
+
+/// How to make an engine.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Threads that compute, the engine's own included; 0: one a core.
+    pub n_threads: usize,
+    /// The instruction set; None: the best of the machine.
+    pub kernels: Option<KernelSet>,
+    /// What activations are rounded to.
+    pub compute: Compute,
+    /// Bytes that the models' weights may take; 0: no limit.
+    pub host_budget: u64,
+    /// Bytes that each model's KV pages may take.
+    pub kv_budget: u64,
+    /// Sessions that may exist.
+    pub max_sessions: usize,
+    /// Rows of one round.
+    pub max_batch_tokens: usize,
+    /// Whether the host steps the engine, and no thread of its own exists.
+    pub caller_driven: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            n_threads: 0,
+            kernels: None,
+            compute: Compute::Bf16,
+            host_budget: 0,
+            kv_budget: 4 << 30,
+            max_sessions: 1024,
+            max_batch_tokens: 512,
+            caller_driven: false,
+        }
+    }
+}
+
+/// An engine. Cheap to clone; clones are the same engine. It ends with its last clone, model and session.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    options: EngineOptions,
+    device: Device,
+    counters: Arc<Counters>,
+    inbox: Option<Sender<Job>>,
+    poisoned: Arc<AtomicBool>,
+    /// the scheduler of a caller-driven engine
+    stepper: Option<Mutex<Stepper>>,
+    worker: Option<JoinHandle<()>>,
+}
+
+/// A scheduler with its inbox.
+struct Stepper {
+    scheduler: Scheduler,
+    arrivals: Receiver<Job>,
+    counters: Arc<Counters>,
+    poisoned: Arc<AtomicBool>,
+}
+
+impl Stepper {
+    /// Takes what arrived and runs one round. Returns whether there was work.
+    fn step(&mut self) -> bool {
+        while let Ok(job) = self.arrivals.try_recv() {
+            self.scheduler.add(job);
+        }
+        if self.scheduler.is_idle() {
+            return false;
+        }
+        if self.poisoned.load(Ordering::Acquire) {
+            self.scheduler.abandon();
+            return true;
+        }
+        let (scheduler, counters) = (&mut self.scheduler, &self.counters);
+        if catch_unwind(AssertUnwindSafe(|| scheduler.step(counters))).is_err() {
+            self.poisoned.store(true, Ordering::Release);
+            self.scheduler.abandon();
+        }
+        true
+    }
+
+    /// The worker thread: until the last sender is gone.
+    fn run(mut self) {
+        loop {
+            if self.scheduler.is_idle() {
+                match self.arrivals.recv() {
+                    Ok(job) => self.scheduler.add(job),
+                    Err(_) => return,
+                }
+            }
+            self.step();
+        }
+    }
+}
+
+impl Engine {
+    /// Makes an engine on the CPU.
+    pub fn new(options: EngineOptions) -> Result<Engine> {
+        for (name, value) in [("max_sessions", options.max_sessions), ("max_batch_tokens", options.max_batch_tokens)] {
+            if value == 0 || value > 1 << 20 {
+                let why = format!("{name} must lie between 1 and {}, found {value}", 1 << 20);
+                return Err(Error::new(Fault::BadOption, why));
+            }
+        }
+        if options.n_threads > 1024 {
+            let why = format!("n_threads must be at most 1024, found {}", options.n_threads);
+            return Err(Error::new(Fault::BadOption, why));
+        }
+        let device = Device::Cpu(Cpu::new(options.n_threads, options.kernels)?);
+        let (counters, poisoned) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+        let (inbox, arrivals) = unbounded();
+        let stepper = Stepper {
+            scheduler: Scheduler::new(options.max_batch_tokens),
+            arrivals,
+            counters: counters.clone(),
+            poisoned: poisoned.clone(),
+        };
+        let (mut worker, mut own_stepper) = (None, None);
+        if options.caller_driven {
+            own_stepper = Some(Mutex::new(stepper));
+        } else {
+            let spawned = std::thread::Builder::new().name("squire-engine".into()).spawn(move || stepper.run());
+            worker = Some(spawned.map_err(|e| {
+                Error::new(Fault::OutOfHostMemory, format!("cannot start the engine's thread: {e}"))
+            })?);
+        }
+        let inbox = Some(inbox);
+        Ok(Engine(Arc::new(Inner { options, device, counters, inbox, poisoned, stepper: own_stepper, worker })))
+    }
+
+    /// How it was made.
+    pub fn options(&self) -> &EngineOptions {
+        &self.0.options
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// Whether the host steps it.
+    pub fn is_caller_driven(&self) -> bool {
+        self.0.stepper.is_some()
+    }
+
+    /// A snapshot of its counters.
+    pub fn metrics(&self) -> Metrics {
+        self.0.counters.snapshot()
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// Refuses once a failure poisoned the engine.
+    pub fn check_alive(&self) -> Result<()> {
+        if self.0.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(Fault::Poisoned, "an earlier panic poisoned the engine; release it and make a new one"));
+        }
+        Ok(())
+    }
+
+    /// Runs one round in caller-driven mode and says whether there was work. Refused on an engine with a
+    /// thread of its own.
+    pub fn step(&self) -> Result<bool> {
+        match &self.0.stepper {
+            Some(stepper) => Ok(stepper.lock().step()),
+            None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
+        }
+    }
+
+    pub(super) fn submit(&self, job: Job) -> Result<()> {
+        let stopped = || Error::new(Fault::EngineStopped, "the engine has stopped");
+        self.0.inbox.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())
+    }
+
+    /// Waits for an answer, stepping where the caller drives.
+    pub(crate) fn wait<T>(&self, answer: Receiver<T>) -> Result<T> {
+        let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the call was done");
+        if !self.is_caller_driven() {
+            return answer.recv().map_err(|_| stopped());
+        }
+        loop {
+            match answer.try_recv() {
+                Ok(value) => return Ok(value),
+                Err(TryRecvError::Disconnected) => return Err(stopped()),
+                Err(TryRecvError::Empty) => drop(self.step()?),
+            }
+        }
+    }
+
+    /// Loads a model folder. Fails with `HostBudget` before anything is made if the plan does not fit.
+    pub fn load(&self, path: &Path, options: LoadOptions) -> Result<ServedModel> {
+        self.check_alive()?;
+        let context = |e: Error| e.within(path.display());
+        if self.0.options.host_budget > 0 {
+            let plan = self.plan(path, options)?;
+            let (needed, budget) = (plan["weight_bytes"].as_u64().unwrap_or(0), self.0.options.host_budget);
+            if needed > budget {
+                let why = format!("the weights need {needed} bytes, the host budget is {budget}");
+                return Err(context(Error::memory(Fault::HostBudget, needed, budget, why)));
+            }
+        }
+        ServedModel::load(self, path, options).map_err(context)
+    }
+
+    /// A model with random weights and no tokenizer, for benches and tests; a function of the seed.
+    pub fn random_model(&self, config: ModelConfig, dtype: Dtype, seed: u64, max_context: usize) -> Result<ServedModel> {
+        ServedModel::random(self, config, dtype, seed, max_context)
+    }
+
+    /// A model from weights and documents in memory, to be trained and saved as a folder.
+    pub fn model_from_parts(
+        &self,
+        config: ModelConfig,
+        weights: Weights,
+        tokenizer: Option<Vec<u8>>,
+        tokenizer_config: Option<Value>,
+        max_context: usize,
+    ) -> Result<ServedModel> {
+        ServedModel::from_parts(self, config, weights, tokenizer, tokenizer_config, max_context)
+    }
+
+    /// What a model folder would need, before anything is allocated. Bytes throughout.
+    pub fn plan(&self, path: &Path, options: LoadOptions) -> Result<Value> {
+        let dir = ModelDir::open(path).map_err(|e| e.within(path.display()))?;
+        let config = ModelConfig::from_json(&dir.config)?;
+        config.check_tensors(&dir.tensors)?;
+        let weight_bytes: u64 = dir.tensors.values().map(|t| t.bytes.len() as u64).sum();
+        let parameters: u64 = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
+        let model = Model::new(config, self.0.device.clone(), self.0.options.compute, options.max_context)?;
+        let (c, per_token) = (&model.config, model.page_shape().bytes() as u64 / PAGE as u64);
+        let widths = 5 * c.hidden_size + 3 * c.n_heads * c.head_dim + 3 * c.n_kv_heads * c.head_dim + 3 * c.intermediate_size;
+        Ok(json!({
+            "parameters": parameters,
+            "weight_bytes": weight_bytes,
+            "weights_are": if options.copy { "copied" } else { "mapped" },
+            "kv_bytes_per_token": per_token,
+            "kv_bytes_per_full_session": per_token * model.max_context() as u64,
+            "kv_budget": self.0.options.kv_budget,
+            "activation_bytes": (self.0.options.max_batch_tokens * widths * 4) as u64,
+            "logit_bytes": 32 * 4 * c.vocab_size as u64,
+            "training_bytes": parameters * 16 + weight_bytes,
+            "max_context": model.max_context(),
+        }))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Closing the inbox ends the worker. The last handle may be dropped on the worker itself, by a job
+        // it finishes; then there is nobody to wait for.
+        self.inbox = None;
+        if let Some(worker) = self.worker.take()
+            && worker.thread().id() != std::thread::current().id()
+        {
+            let _ = worker.join();
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What an engine counts. A reader takes a snapshot without a lock.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// The counters of an engine.
+        #[derive(Default)]
+        pub(super) struct Counters { $(pub(super) $name: AtomicU64,)+ }
+
+        /// A snapshot of an engine's counters.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub struct Metrics { $($(#[doc = $doc])+ pub $name: u64,)+ }
+
+        impl Counters {
+            pub(super) fn snapshot(&self) -> Metrics {
+                Metrics { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Sessions that exist.
+    sessions,
+    /// Batched forward passes.
+    rounds,
+    /// Rows (tokens) that went through a forward.
+    rows,
+    /// Tokens sampled.
+    sampled,
+    /// Bytes of weights that the rounds read: a round reads its revision's weights once, whatever its rows.
+    weight_bytes,
+}
+
+pub(super) fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}

@@ -1,0 +1,23 @@
+//! Serving: an engine that batches many sessions, sessions that are timelines of ids, generation.
+//!
+//! Nothing here knows of gradients or teachers.
+#![forbid(unsafe_code)]
+
+pub mod cancel;
+pub mod engine;
+pub mod generation;
+mod job;
+pub mod metrics;
+pub mod model;
+mod scheduler;
+pub mod session;
+mod timeline;
+
+pub use cancel::Cancel;
+pub use engine::{Engine, EngineOptions};
+pub use generation::{Chunk, Finish, Generation, GenerationOptions, Next};
+pub use job::ScoreRow;
+pub use metrics::Metrics;
+pub use model::{LoadOptions, Revision, ServedModel};
+pub use session::Session;
+pub use timeline::{Hidden, Token};

@@ -1,0 +1,266 @@
+//! A model that an engine serves: a lineage of weight revisions with one tokenizer and one template.
+//!
+//! Publishing makes a new revision; sessions made afterwards get it, sessions under way keep theirs, and
+//! a revision's memory goes when its last session does.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::engine::Engine;
+use super::timeline::check_ids;
+use crate::backend::Tensor;
+use crate::backend::page::PAGE;
+use crate::error::{Error, Fault, Result};
+use crate::format::{GenerationDefaults, ModelDir, save_model};
+use crate::model::{KvPool, Model, ModelConfig, Weights};
+use crate::tensor::Dtype;
+use crate::text::chat::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+
+/// One set of weights, never changed.
+pub struct Revision {
+    /// Its number in the lineage, from 1.
+    pub number: u64,
+    /// The weights.
+    pub weights: Weights,
+    /// Bytes that one forward reads of them.
+    pub(super) bytes: u64,
+}
+
+impl Revision {
+    fn new(number: u64, weights: Weights) -> Arc<Revision> {
+        let bytes = weights.bytes_per_pass();
+        Arc::new(Revision { number, weights, bytes })
+    }
+}
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Tokens a session may hold; 0: the model's own limit.
+    pub max_context: usize,
+    /// Copy the weights instead of mapping them (a mapped file must not be truncated).
+    pub copy: bool,
+}
+
+/// A served model. Cheap to clone; clones are the same model.
+#[derive(Clone)]
+pub struct ServedModel(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) engine: Engine,
+    pub(super) model: Arc<Model>,
+    pub(super) pool: Arc<KvPool>,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<ChatTemplate>,
+    /// the folder's documents, written again beside other weights; its tensors are not kept
+    documents: ModelDir,
+    stop_ids: Vec<i32>,
+    defaults: GenerationDefaults,
+    revisions: Mutex<Revisions>,
+    /// tells models apart
+    id: u64,
+}
+
+struct Revisions {
+    current: Arc<Revision>,
+    alive: Vec<Weak<Revision>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl ServedModel {
+    pub(super) fn load(engine: &Engine, path: &Path, options: LoadOptions) -> Result<ServedModel> {
+        let mut dir = ModelDir::open(path)?;
+        let config = ModelConfig::from_json(&dir.config)?;
+        let mut weights = Weights::from_stored(&config, &dir.tensors)?;
+        dir.tensors.clear();
+        if options.copy {
+            for t in weights.tensors_mut() {
+                let mut own = Tensor::zeros(t.dtype(), t.shape().extents())?;
+                own.bytes_mut().copy_from_slice(t.bytes());
+                *t = own;
+            }
+        }
+        ServedModel::assemble(engine, dir, config, weights, options.max_context)
+    }
+
+    /// A model with random weights and no tokenizer, for benches and tests.
+    pub(super) fn random(engine: &Engine, config: ModelConfig, dtype: Dtype, seed: u64, max_context: usize) -> Result<ServedModel> {
+        let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
+        ServedModel::from_parts(engine, config, weights, None, None, max_context)
+    }
+
+    /// A model from weights and documents in memory: what makes a model folder rather than reads one.
+    pub(super) fn from_parts(
+        engine: &Engine,
+        config: ModelConfig,
+        weights: Weights,
+        tokenizer: Option<Vec<u8>>,
+        tokenizer_config: Option<Value>,
+        max_context: usize,
+    ) -> Result<ServedModel> {
+        let template = tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str()).map(str::to_string);
+        let dir = ModelDir {
+            path: Default::default(),
+            config: config.to_json(),
+            tensors: BTreeMap::new(),
+            tokenizer,
+            tokenizer_config,
+            chat_template: template,
+            generation_config: None,
+        };
+        ServedModel::assemble(engine, dir, config, weights, max_context)
+    }
+
+    fn assemble(engine: &Engine, documents: ModelDir, config: ModelConfig, weights: Weights, max_context: usize) -> Result<ServedModel> {
+        let tokenizer = documents.tokenizer.as_deref().map(Tokenizer::from_json).transpose()?.map(Arc::new);
+        if let Some(t) = &tokenizer
+            && t.n_ids() > config.vocab_size
+        {
+            let (ids, rows) = (t.n_ids(), config.vocab_size);
+            let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
+            return Err(Error::new(Fault::VocabularySize, why));
+        }
+        let template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        let stop_ids = documents.stop_ids()?;
+        check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
+        let defaults = documents.generation_defaults()?;
+        let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
+        let current = Revision::new(1, weights);
+        Ok(ServedModel(Arc::new(Inner {
+            engine: engine.clone(),
+            pool: KvPool::new(model.page_shape(), engine.options().kv_budget),
+            model: Arc::new(model),
+            tokenizer,
+            template,
+            documents,
+            stop_ids,
+            defaults,
+            revisions: Mutex::new(Revisions { alive: vec![Arc::downgrade(&current)], current }),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        })))
+    }
+
+    /// The engine it belongs to.
+    pub fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    /// Extents, device and rotary table.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.0.model
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.0.model.config
+    }
+
+    /// Whether two handles are one model.
+    pub fn is(&self, other: &ServedModel) -> bool {
+        self.0.id == other.0.id
+    }
+
+    /// The tokenizer, or a refusal where the folder has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        let missing = || Error::new(Fault::MissingFile, "the model folder has no tokenizer.json");
+        self.0.tokenizer.as_deref().ok_or_else(missing)
+    }
+
+    /// The chat template, or a refusal where the folder has none.
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        let missing = || Error::new(Fault::NoTemplate, "the model folder has no chat template");
+        self.0.template.as_ref().ok_or_else(missing)
+    }
+
+    /// Ids that end a turn.
+    pub fn stop_ids(&self) -> &[i32] {
+        &self.0.stop_ids
+    }
+
+    /// How the model's makers advise to sample.
+    pub fn generation_defaults(&self) -> GenerationDefaults {
+        self.0.defaults
+    }
+
+    /// Pages of KV cache that its sessions hold.
+    pub fn kv_pages(&self) -> usize {
+        self.0.pool.pages_in_use()
+    }
+
+    /// The revision that new sessions get.
+    pub fn current(&self) -> Arc<Revision> {
+        self.0.revisions.lock().current.clone()
+    }
+
+    /// Revisions that somebody still uses, the current one included.
+    pub fn n_revisions_alive(&self) -> usize {
+        let mut revisions = self.0.revisions.lock();
+        revisions.alive.retain(|r| r.strong_count() > 0);
+        revisions.alive.len()
+    }
+
+    /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
+    /// `HostBudget` if more than `limit` revisions would then be alive.
+    pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
+        let mut revisions = self.0.revisions.lock();
+        revisions.alive.retain(|r| r.strong_count() > 0);
+        // If nobody but the lineage holds the current revision, it goes when it is replaced.
+        let goes = usize::from(Arc::strong_count(&revisions.current) == 1);
+        let alive = revisions.alive.len() - goes + 1;
+        if alive > limit.max(1) {
+            let bytes = revisions.current.bytes;
+            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
+            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
+        }
+        let number = revisions.current.number + 1;
+        let revision = Revision::new(number, weights);
+        revisions.alive.push(Arc::downgrade(&revision));
+        revisions.current = revision;
+        Ok(number)
+    }
+
+    /// Makes `weights` the current revision under a number from a checkpoint.
+    pub fn restore(&self, weights: Weights, number: u64) {
+        let mut revisions = self.0.revisions.lock();
+        let revision = Revision::new(number, weights);
+        revisions.alive.push(Arc::downgrade(&revision));
+        revisions.current = revision;
+    }
+
+    /// Writes the current revision as a Hugging Face folder that loads again.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let revision = self.current();
+        let tensors = revision.weights.tensors();
+        let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+        save_model(path, &self.0.documents.config, list, self.0.documents.companions())
+    }
+
+    /// What the model is: extents, dtypes, revision, vocabulary, template, bytes.
+    pub fn info(&self) -> Value {
+        let (revision, model) = (self.current(), &self.0.model);
+        json!({
+            "config": model.config.to_json(),
+            "parameters": revision.weights.n_parameters(),
+            "weight_bytes": revision.weights.bytes(),
+            "weight_dtype": revision.weights.embedding.dtype().to_string(),
+            "compute": model.compute.name(),
+            "max_context": model.max_context(),
+            "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
+            "kv_pages_in_use": self.kv_pages(),
+            "revision": revision.number,
+            "revisions_alive": self.n_revisions_alive(),
+            "tokenizer": self.0.tokenizer.is_some(),
+            "chat_template": self.0.template.is_some(),
+            "history": "keep",
+            "stop_ids": self.0.stop_ids,
+        })
+    }
+}

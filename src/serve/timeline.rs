@@ -1,0 +1,112 @@
+//! A timeline: token ids with who wrote each, its log-probs and the revision that made it, and the KV
+//! cache of a prefix of them. The ids beyond the cache are pending: the next forward computes them.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, Fault, Result};
+use crate::model::KvCache;
+use crate::text::source::Source;
+
+/// What is known of one token besides its id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Token {
+    /// The id.
+    pub id: i32,
+    /// Who wrote it.
+    pub source: Source,
+    /// Log-prob at temperature 1 over the whole vocabulary, nats; NaN where nothing was sampled.
+    pub logprob: f32,
+    /// Log-prob of the distribution sampled from; NaN where nothing was sampled.
+    pub sampled_logprob: f32,
+    /// Revision of the weights that sampled it; 0 where nothing was sampled.
+    pub revision: u64,
+}
+
+impl Token {
+    /// A token that nobody sampled here.
+    pub fn given(id: i32, source: Source) -> Token {
+        Token { id, source, logprob: f32::NAN, sampled_logprob: f32::NAN, revision: 0 }
+    }
+}
+
+/// Final hidden states of the rows that predict action tokens, kept for a teacher's scores.
+#[derive(Debug, Default)]
+pub struct Hidden {
+    /// Position of the predicted token of each row, ascending.
+    pub positions: Vec<usize>,
+    /// [positions, C] f32
+    pub rows: Vec<f32>,
+}
+
+/// The state of a session while it is idle, and of a job while it runs.
+pub struct Timeline {
+    pub(super) tokens: Vec<Token>,
+    /// the ids of `tokens`, contiguous for the forward
+    pub(super) ids: Vec<i32>,
+    pub(super) kv: KvCache,
+    /// Some: keep the hidden state of each row that predicts an action token
+    pub(super) hidden: Option<Hidden>,
+    /// rows that forwards computed for this timeline
+    pub(super) n_computed: u64,
+}
+
+impl Timeline {
+    pub(super) fn new(kv: KvCache) -> Timeline {
+        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, n_computed: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    pub(super) fn push(&mut self, token: Token) {
+        self.ids.push(token.id);
+        self.tokens.push(token);
+    }
+
+    /// Appends given ids. Checks all of them first: vocabulary and room.
+    pub(super) fn append(&mut self, ids: &[i32], source: Source, vocab_size: usize, max_context: usize) -> Result<()> {
+        check_ids(ids, vocab_size)?;
+        let wanted = self.len() + ids.len();
+        if wanted > max_context {
+            let why = format!("{wanted} tokens are wanted, the context holds {max_context}; truncate or begin anew");
+            return Err(Error::new(Fault::ContextFull, why));
+        }
+        ids.iter().for_each(|&id| self.push(Token::given(id, source)));
+        Ok(())
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.ids.truncate(len);
+        self.tokens.truncate(len);
+        self.forget_computed(len);
+    }
+
+    /// Drops what was computed for positions from `len` on; the ids stay and become pending.
+    pub(super) fn forget_computed(&mut self, len: usize) {
+        self.kv.truncate(len);
+        if let Some(hidden) = &mut self.hidden {
+            // A row at position p predicts p + 1; rows kept are those at positions below `len`.
+            let n = hidden.positions.partition_point(|&p| p <= len);
+            if n < hidden.positions.len() {
+                let width = hidden.rows.len() / hidden.positions.len();
+                hidden.rows.truncate(n * width);
+                hidden.positions.truncate(n);
+            }
+        }
+    }
+
+    pub(super) fn fork(&self) -> Timeline {
+        Timeline { tokens: self.tokens.clone(), ids: self.ids.clone(), kv: self.kv.fork(), hidden: None, n_computed: 0 }
+    }
+}
+
+/// Refuses ids outside the vocabulary.
+pub(super) fn check_ids(ids: &[i32], vocab_size: usize) -> Result<()> {
+    match ids.iter().position(|&id| id < 0 || id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(i) => {
+            let why = format!("token id {} at {i} lies outside the vocabulary of {vocab_size}", ids[i]);
+            Err(Error::new(Fault::IdOutOfRange, why))
+        }
+    }
+}
