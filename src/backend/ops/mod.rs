@@ -6,10 +6,25 @@
 //! entry, by assertion: shapes come from a validated model, so a mismatch is a defect of squire.
 
 mod attention;
+mod embedding;
+mod gather;
 mod linear;
+mod logprob;
+mod residual;
+mod rmsnorm;
+mod rope;
+mod split;
+mod swiglu;
 
 pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
+pub use embedding::{embedding_backward, embedding_forward};
+pub use gather::{gather_rows, scatter_add_rows};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32};
+pub use logprob::{logprobs_of, logsumexp, top_k};
+pub use residual::residual_forward;
+pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
+pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
+pub use swiglu::{swiglu_backward, swiglu_forward};
 
 #[cfg(test)]
 pub(crate) mod claims;

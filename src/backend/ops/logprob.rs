@@ -1,0 +1,284 @@
+//! Log-probabilities of token ids from rows of logits [N, V].
+//!
+//! A row is cut into fixed chunks of 4096 ids. Chunk j gives m_j = max of x and s_j = sum of e^(x - m_j), sixteen
+//! lanes in the canonical order; with M = max of m_j the row's log-sum-exp is M + ln(sum over j, in order,
+//! of s_j e^(m_j - M)), in f64, and log p(id) = x[id] - lse, rounded to f32 once. Every user of a row's
+//! log-probability (losses, sampling, the tally of alternatives) takes it from here, so it is one number.
+
+use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
+use crate::backend::{Device, Tensor};
+
+/// Ids of a chunk.
+pub(super) const CHUNK: usize = 4096;
+
+/// ln of the sum of e^x over each of the first `n` rows.
+pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Vec<f32> {
+    let Device::Cpu(cpu) = device;
+    row_sums(cpu, logits, 0..n).iter().map(|r| r.lse() as f32).collect()
+}
+
+/// log p(ids[i]) under row i, in nats, for the first `n` rows.
+pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> Vec<f32> {
+    let v = logits.extent(1);
+    let ids = &ids[..n];
+    assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
+    let Device::Cpu(cpu) = device;
+    let sums = row_sums(cpu, logits, 0..n);
+    let x = logits.f32();
+    ids.iter().enumerate().map(|(i, &id)| sums[i].logprob(x[i * v + id as usize])).collect()
+}
+
+/// The `k` most likely ids of a row with their log-probabilities, most likely first, ties to the lower id. NaN is
+/// never chosen.
+pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32, f32)> {
+    let v = logits.extent(1);
+    let Device::Cpu(cpu) = device;
+    let sum = &row_sums(cpu, logits, row..row + 1)[0];
+    let x = &logits.f32()[row * v..][..v];
+    let best = largest(x, &sum.chunks, k);
+    best.into_iter().map(|id| (id as i32, sum.logprob(x[id]))).collect()
+}
+
+/// A chunk's largest logit (-inf where there is none) and the sum of e^(x - largest).
+#[derive(Clone, Copy, Default)]
+pub(super) struct ChunkSum {
+    pub largest: f32,
+    pub sum: f32,
+}
+
+/// A row's chunks and what they add up to.
+pub(super) struct RowSum {
+    pub chunks: Vec<ChunkSum>,
+    /// The row's largest logit, NaN apart.
+    pub largest: f32,
+    /// ln of the sum of e^(x - largest).
+    pub ln_sum: f64,
+}
+
+impl RowSum {
+    fn new(chunks: &[ChunkSum]) -> RowSum {
+        let largest = chunks.iter().fold(f32::NEG_INFINITY, |m, c| if c.largest > m { c.largest } else { m });
+        let scaled = |c: &ChunkSum| c.sum as f64 * exp_at_most_one(c.largest as f64 - largest as f64);
+        let sum: f64 = chunks.iter().map(scaled).sum();
+        // Where a logit is NaN or infinite, or all are -inf, there is no distribution.
+        let ln_sum = if sum > 0.0 && sum.is_finite() { math::ln(sum) } else { f64::NAN };
+        RowSum { chunks: chunks.to_vec(), largest, ln_sum }
+    }
+
+    pub fn lse(&self) -> f64 {
+        self.largest as f64 + self.ln_sum
+    }
+
+    pub fn logprob(&self, logit: f32) -> f32 {
+        (logit as f64 - self.lse()) as f32
+    }
+}
+
+/// e^x for x <= 0 of any size; NaN stays NaN.
+pub(super) fn exp_at_most_one(x: f64) -> f64 {
+    if x < -700.0 { 0.0 } else { math::exp_f64(x) }
+}
+
+/// The sums of some rows of logits [N, V].
+pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: std::ops::Range<usize>) -> Vec<RowSum> {
+    let v = logits.extent(1);
+    assert!(rows.end <= logits.extent(0), "logits are {}, rows {rows:?} are wanted", logits.shape());
+    let _env = FloatEnv::set();
+    let n_chunks = v.div_ceil(CHUNK);
+    let mut chunks = vec![ChunkSum::default(); rows.len() * n_chunks];
+    let x = &logits.f32()[rows.start * v..rows.end * v];
+    cpu.launch(chunks.len(), &ChunkSums { chunks: Shared::new(&mut chunks), x, v });
+    chunks.chunks_exact(n_chunks).map(RowSum::new).collect()
+}
+
+/// Task i: chunk i % n_chunks of row i / n_chunks.
+struct ChunkSums<'a> {
+    chunks: Shared<ChunkSum>,
+    x: &'a [f32],
+    v: usize,
+}
+
+/// The last lanes of a row, and -inf in the lanes beyond it.
+///
+/// # Safety
+/// `n` elements (at most 16) are readable.
+#[inline(always)]
+pub(super) unsafe fn load_or_minus_infinity<V: Lanes>(p: *const f32, n: usize) -> V {
+    // SAFETY: the caller's.
+    unsafe {
+        if n >= 16 {
+            return V::load(p);
+        }
+        let mut x = [f32::NEG_INFINITY; 16];
+        std::ptr::copy_nonoverlapping(p, x.as_mut_ptr(), n);
+        V::load(x.as_ptr())
+    }
+}
+
+impl Kernel for ChunkSums<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let n_chunks = self.v.div_ceil(CHUNK);
+        let range = piece(index % n_chunks, CHUNK, self.v);
+        let start = index / n_chunks * self.v + range.start;
+        // SAFETY: the chunk lies inside the row, and each task writes its own element.
+        unsafe {
+            let x = self.x.as_ptr().add(start);
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            let mut i = 0;
+            while i < range.len() {
+                largest = load_or_minus_infinity::<V>(x.add(i), range.len() - i).max(largest);
+                i += 16;
+            }
+            let largest = largest.reduce_max();
+            let sum = if largest == f32::NEG_INFINITY {
+                // Nothing but masked ids, or NaN.
+                let nan = self.x[start..start + range.len()].iter().any(|x| x.is_nan());
+                if nan { f32::NAN } else { 0.0 }
+            } else {
+                let m = V::splat(largest);
+                let mut acc = V::zero();
+                let mut i = 0;
+                while i + 16 <= range.len() {
+                    acc = acc.add(math::exp(V::load(x.add(i)).sub(m)));
+                    i += 16;
+                }
+                if i < range.len() {
+                    let n = range.len() - i;
+                    let mut e = [0.0f32; 16];
+                    math::exp(load_or_minus_infinity::<V>(x.add(i), n).sub(m)).store_tail(e.as_mut_ptr(), n);
+                    acc = acc.add(V::load(e.as_ptr()));
+                }
+                acc.reduce_add()
+            };
+            *self.chunks.at(index) = ChunkSum { largest, sum };
+        }
+    }
+}
+
+/// The indices of the `k` largest elements, largest first, ties to the lower index, NaN and -inf apart. Chunks
+/// whose largest element cannot enter are skipped.
+pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
+    // A sorted list would move k elements an insertion; the heap keeps the worst of the chosen on top.
+    let mut chosen: std::collections::BinaryHeap<Worse> = Default::default();
+    for (j, chunk) in chunks.iter().enumerate() {
+        let mut floor = if chosen.len() < k { f32::NEG_INFINITY } else { chosen.peek().map_or(f32::INFINITY, |w| w.x) };
+        if chunk.largest <= floor {
+            continue;
+        }
+        for i in piece(j, CHUNK, x.len()) {
+            // Ids come in rising order, so an equal one never replaces an earlier one.
+            if x[i] > floor {
+                if chosen.len() == k {
+                    chosen.pop();
+                }
+                chosen.push(Worse { x: x[i], i });
+                if chosen.len() == k {
+                    floor = chosen.peek().map_or(f32::INFINITY, |w| w.x);
+                }
+            }
+        }
+    }
+    chosen.into_sorted_vec().into_iter().map(|w| w.i).collect()
+}
+
+/// A candidate that is greater the worse it is: a smaller logit, or an equal one with a higher index.
+#[derive(PartialEq)]
+struct Worse {
+    x: f32,
+    i: usize,
+}
+
+impl Eq for Worse {}
+
+impl Ord for Worse {
+    fn cmp(&self, other: &Worse) -> std::cmp::Ordering {
+        // total_cmp would part -0 from +0; no NaN comes here.
+        other.x.partial_cmp(&self.x).unwrap_or(std::cmp::Ordering::Equal).then(self.i.cmp(&other.i))
+    }
+}
+
+impl PartialOrd for Worse {
+    fn partial_cmp(&self, other: &Worse) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+
+    const EXTENTS: [(usize, usize); 5] = [(1, 1), (3, 17), (2, 4096), (2, 4097), (3, 20_011)];
+
+    fn logits(n: usize, v: usize) -> Tensor {
+        let x: Vec<f32> = random(1, &[n, v]).f32().iter().map(|x| 20.0 * x).collect();
+        Tensor::from_f32(&[n, v], &x).unwrap()
+    }
+
+    fn formula(row: &[f64]) -> f64 {
+        let m = row.iter().fold(f64::MIN, |m, &x| m.max(x));
+        m + row.iter().map(|x| (x - m).exp()).sum::<f64>().ln()
+    }
+
+    #[test]
+    fn logprobs_equal_the_formula_with_one_set_of_bits() {
+        for (n, v) in EXTENTS {
+            let logits = logits(n, v);
+            let lse: Vec<f64> = wide(&logits).chunks_exact(v).map(formula).collect();
+            let ids: Vec<i32> = (0..n).map(|i| ((i * 7919) % v) as i32).collect();
+            let wanted: Vec<f64> = (0..n).map(|i| wide(&logits)[i * v + ids[i] as usize] - lse[i]).collect();
+            let mut judge: Option<Vec<f32>> = None;
+            for device in devices() {
+                assert_close("lse", &logsumexp(&device, &logits, n), &lse, 1e-6);
+                let got = logprobs_of(&device, &logits, &ids, n);
+                assert_close("logprobs", &got, &wanted, 1e-6);
+                assert_same_bits("logprobs", &got, judge.get_or_insert_with(|| got.clone()));
+                for (i, &id) in ids.iter().enumerate() {
+                    let row = Tensor::from_f32(&[1, v], &logits.f32()[i * v..(i + 1) * v]).unwrap();
+                    assert_same_bits("row", &logprobs_of(&device, &row, &[id], 1), &got[i..=i]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn top_k_is_ordered_by_logprob_then_id() {
+        for (n, v) in EXTENTS {
+            // Coarse logits, so that there are many ties.
+            let x: Vec<f32> = logits(n, v).f32().iter().map(|x| x.round()).collect();
+            let logits = Tensor::from_f32(&[n, v], &x).unwrap();
+            for row in 0..n {
+                let mut order: Vec<usize> = (0..v).collect();
+                order.sort_by(|&a, &b| x[row * v + b].partial_cmp(&x[row * v + a]).unwrap().then(a.cmp(&b)));
+                for k in [0, 1, 5, 100, v, v + 1] {
+                    let got = top_k(&device(), &logits, row, k);
+                    assert_eq!(got.len(), k.min(v));
+                    for (&(id, logprob), &wanted) in got.iter().zip(&order) {
+                        assert_eq!(id as usize, wanted);
+                        let ids = vec![id; n];
+                        assert_eq!(logprob, logprobs_of(&device(), &logits, &ids, n)[row]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn masked_ids_add_nothing_and_a_nan_is_not_hidden() {
+        let mut x = vec![f32::NEG_INFINITY; 9000];
+        (x[5000], x[5001]) = (1.0, 2.0);
+        let lse = |x: &[f32]| logsumexp(&device(), &Tensor::from_f32(&[1, x.len()], x).unwrap(), 1)[0];
+        assert_close("lse", &[lse(&x)], &[formula(&[1.0, 2.0])], 1e-7);
+        for at in [0, 5002, 8999] {
+            let mut x = x.clone();
+            x[at] = f32::NAN;
+            assert!(lse(&x).is_nan());
+        }
+        let logits = Tensor::from_f32(&[1, 9000], &x).unwrap();
+        let ids: Vec<i32> = top_k(&device(), &logits, 0, 9000).iter().map(|t| t.0).collect();
+        assert_eq!(ids, [5001, 5000]);
+        assert!(lse(&vec![f32::NEG_INFINITY; 5000]).is_nan());
+        assert_eq!(lse(&[3e38, -3e38]), 3e38);
+    }
+}
