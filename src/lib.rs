@@ -17,3 +17,4 @@ pub mod format;
 pub mod model;
 pub mod random;
 pub mod tensor;
+pub mod text;

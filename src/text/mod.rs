@@ -1,0 +1,15 @@
+//! Text: the tokenizer, ids back into text, and the chat template.
+#![forbid(unsafe_code)]
+
+mod added_tokens;
+mod byte_level;
+
+mod stream;
+pub mod tokenizer;
+
+pub use stream::TextStream;
+pub use tokenizer::{Control, Tokenizer};
+
+#[cfg(test)]
+#[path = "../../tests/support/tiny_tokenizer.rs"]
+mod tiny_tokenizer;
