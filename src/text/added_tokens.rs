@@ -88,6 +88,17 @@ impl AddedTokens {
         bucket.iter().find(|token| text.starts_with(&token.text) && wanted(token))
     }
 
+    /// Whether `text` is the beginning of a token that `wanted` accepts, but not the whole.
+    pub(super) fn begins_any(&self, text: &str, wanted: impl Fn(&AddedToken) -> bool) -> bool {
+        let Some(&first) = text.as_bytes().first() else { return false };
+        let bucket = &self.by_first_byte[first as usize];
+        // Longest first: where the longest is no longer than the text, none is.
+        bucket
+            .iter()
+            .take_while(|token| token.text.len() > text.len())
+            .any(|token| token.text.starts_with(text) && wanted(token))
+    }
+
     /// Cuts a text at the tokens that `wanted` accepts, leftmost first, the longest of those that begin
     /// at one place. No piece of text is empty.
     pub(super) fn split<'t>(&self, text: &'t str, wanted: impl Fn(&AddedToken) -> bool) -> Vec<Piece<'t>> {

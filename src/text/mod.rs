@@ -3,10 +3,14 @@
 
 mod added_tokens;
 mod byte_level;
+pub mod chat;
+mod chat_json;
 
 mod stream;
+mod template;
 pub mod tokenizer;
 
+pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat};
 pub use stream::TextStream;
 pub use tokenizer::{Control, Tokenizer};
 
