@@ -18,5 +18,6 @@ pub mod error;
 pub mod format;
 pub mod model;
 pub mod random;
+pub mod serve;
 pub mod tensor;
 pub mod text;

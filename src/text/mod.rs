@@ -1,4 +1,19 @@
-//! Text and where it came from.
+//! Text: the tokenizer, ids back into text, the chat template, and who wrote what.
 #![forbid(unsafe_code)]
 
+mod added_tokens;
+mod byte_level;
+pub mod chat;
+mod chat_json;
 pub mod source;
+pub mod stream;
+mod template;
+pub mod tokenizer;
+
+pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat};
+pub use stream::TextStream;
+pub use tokenizer::{Control, Tokenizer};
+
+#[cfg(test)]
+#[path = "../../tests/support/tiny_tokenizer.rs"]
+mod tiny_tokenizer;

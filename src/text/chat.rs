@@ -1,0 +1,241 @@
+//! Messages to token ids: **content is never control**, and **nothing sampled is rendered again**.
+//!
+//! *Content is never control.* A template mixes its glue (`<|im_start|>user\n`) and the messages' text
+//! into one string, in which a `<|im_end|>` that a web page smuggled into a tool result looks like the
+//! template's own. So before rendering, every added token that occurs in the messages or tools is
+//! broken by a nonce, a private-use character that occurs nowhere else, after its first character. In
+//! the rendering only whole tokens are control; what lies between loses its nonces and is encoded as
+//! plain text. In messages of role `assistant` only special tokens are broken: `<think>` and
+//! `<tool_call>`, written there by the host, keep their ids. Where a text ends in the beginning of a
+//! token, or begins with the end of one, it gets a nonce too, so that glue cannot complete it; except
+//! where the fragment is made of letters only, which a template that compares (`role == "user"`) must
+//! see unchanged. A template that tests a message for a token's text (Qwen3's asks whether a user
+//! message begins with `<tool_response>`) does not find it. An added token of one character is text.
+//!
+//! *Append-only.* A timeline keeps the ids that were sampled; new messages are rendered alone, behind a
+//! stand-in conversation whose last message is a sentinel character. What the template writes after the
+//! sentinel is what belongs after the timeline's last message: its closing glue, the new messages, the
+//! beginning of the next turn. Limits: a template that shows an assistant message differently once
+//! others follow it (Qwen3's strips thinking from it) has, in the timeline, the form it was sampled in;
+//! one that looks further back than one message sees the stand-in; tool messages that the template
+//! gathers into one block must come in one call; one that insists on tool calls before a tool message,
+//! or prints an assistant message other than once, fails with `TemplateFailed`.
+#![forbid(unsafe_code)]
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::added_tokens::{AddedToken, Piece};
+use super::template::check_messages;
+pub use super::template::{ChatTemplate, RenderOptions};
+use super::tokenizer::{Control, Tokenizer};
+use crate::error::{Error, Fault, Result};
+
+/// What stands in a timeline before messages that are appended to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// Messages that were rendered to their end, with no turn begun.
+    Messages,
+    /// An assistant turn, sampled or begun by the generation prompt; `last_id` is the timeline's last.
+    /// If that is the token with which the template ends a turn, it is not written again.
+    Turn {
+        /// The timeline's last id.
+        last_id: i32,
+    },
+}
+
+/// The ids of a whole conversation.
+///
+/// Errors: `BadValue` where the messages are not a list of objects with roles; `TemplateFailed`.
+pub fn encode_chat(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &Value,
+    options: &RenderOptions,
+) -> Result<Vec<i32>> {
+    let breaker = Breaker::new(tokenizer, template, messages, options)?;
+    let rendering = template.render(&breaker.messages(messages)?.into(), &breaker.options(options))?;
+    if rendering.is_empty() && messages.as_array().is_some_and(|list| !list.is_empty()) {
+        return Err(Error::new(Fault::TemplateFailed, "chat template: it made no text of the messages"));
+    }
+    Ok(breaker.ids(&rendering))
+}
+
+/// The ids that continue a timeline with `new_messages`: the glue that closes what stands there, the
+/// messages, and, if the options ask for it, the beginning of an assistant turn. With no messages, that
+/// glue alone.
+///
+/// Errors: those of [`encode_chat`]; `BadValue` for a system message anywhere but at a timeline's start;
+/// `TemplateFailed` where the template does not lend itself to appending (see the module's text).
+pub fn encode_append(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    after: After,
+    new_messages: &Value,
+    options: &RenderOptions,
+) -> Result<Vec<i32>> {
+    let last_id = match after {
+        After::Nothing => return encode_chat(tokenizer, template, new_messages, options),
+        After::Messages => None,
+        After::Turn { last_id } => Some(last_id),
+    };
+    if let Some(n) = check_messages(new_messages)?.iter().position(|message| message["role"] == "system") {
+        let why = format!("messages: message {n}: a system message can only begin a conversation");
+        return Err(Error::new(Fault::BadValue, why));
+    }
+    let breaker = Breaker::new(tokenizer, template, new_messages, options)?;
+    let options = breaker.options(options);
+    let sentinel = breaker.sentinel.to_string();
+    let stand_in = match last_id {
+        None => vec![json!({"role": "user", "content": sentinel})],
+        Some(_) => vec![json!({"role": "user", "content": "x"}), json!({"role": "assistant", "content": sentinel})],
+    };
+    // What the template writes behind the sentinel.
+    let behind = |messages: &[Value], options: &RenderOptions| -> Result<String> {
+        let rendering = template.render(&messages.into(), options)?;
+        let mut parts = rendering.split(breaker.sentinel);
+        match (parts.next(), parts.next(), parts.next()) {
+            (_, Some(behind), None) => Ok(behind.to_string()),
+            _ => {
+                let why = "chat template: it does not print a message's text exactly once, so nothing can be appended";
+                Err(Error::new(Fault::TemplateFailed, why))
+            }
+        }
+    };
+    let messages = [stand_in.clone(), breaker.messages(new_messages)?].concat();
+    let added = behind(&messages, &options)?;
+    let Some(last_id) = last_id else {
+        // The stand-in's closing glue is in the timeline already.
+        let closing = behind(&stand_in, &RenderOptions { add_generation_prompt: false, ..options })?;
+        let added = added.strip_prefix(&closing).ok_or_else(|| {
+            let why = "chat template: a message's end depends on the next one, so nothing can be appended";
+            Error::new(Fault::TemplateFailed, why)
+        })?;
+        return Ok(breaker.ids(added));
+    };
+    let closed = matches!(breaker.pieces(&added).first(), Some(&Piece::Token(id)) if id == last_id);
+    let mut ids = breaker.ids(&added);
+    if closed {
+        ids.remove(0);
+    }
+    Ok(ids)
+}
+
+/// Breaks the added tokens in content, and tells glue from content in what was rendered of it.
+struct Breaker<'a> {
+    tokenizer: &'a Tokenizer,
+    nonce: char,
+    sentinel: char,
+}
+
+/// Whether a token can be told apart in a rendering: it takes two characters to be broken.
+fn breakable(token: &AddedToken) -> bool {
+    token.text.chars().nth(1).is_some()
+}
+
+impl<'a> Breaker<'a> {
+    /// Chooses two characters that occur neither in the content nor in the template nor in a token.
+    fn new(
+        tokenizer: &'a Tokenizer,
+        template: &ChatTemplate,
+        messages: &Value,
+        options: &RenderOptions,
+    ) -> Result<Breaker<'a>> {
+        let mut taken = HashSet::new();
+        collect_private(messages, &mut taken);
+        options.tools.iter().chain(options.extra.values()).for_each(|value| collect_private(value, &mut taken));
+        let texts = tokenizer.added().iter().map(|token| token.text.as_str());
+        texts.chain([template.source()]).for_each(|text| taken.extend(text.chars().filter(is_private)));
+        let mut free = ('\u{e000}'..='\u{f8ff}').filter(|c| !taken.contains(c));
+        match (free.next(), free.next()) {
+            (Some(nonce), Some(sentinel)) => Ok(Breaker { tokenizer, nonce, sentinel }),
+            _ => Err(Error::new(Fault::BadValue, "messages: they use every private-use character from U+E000 on")),
+        }
+    }
+
+    /// The messages with their tokens broken.
+    fn messages(&self, messages: &Value) -> Result<Vec<Value>> {
+        let list = check_messages(messages)?;
+        Ok(list.iter().map(|message| self.value(message, message["role"] == "assistant")).collect())
+    }
+
+    /// The options with the tokens in tools and variables broken.
+    fn options(&self, options: &RenderOptions) -> RenderOptions {
+        RenderOptions {
+            add_generation_prompt: options.add_generation_prompt,
+            tools: options.tools.as_ref().map(|tools| self.value(tools, false)),
+            extra: options.extra.iter().map(|(name, value)| (name.clone(), self.value(value, false))).collect(),
+        }
+    }
+
+    fn value(&self, value: &Value, only_special: bool) -> Value {
+        match value {
+            Value::String(text) => self.text(text, only_special).into(),
+            Value::Array(list) => list.iter().map(|item| self.value(item, only_special)).collect(),
+            Value::Object(map) => {
+                let entry =
+                    |(key, item): (&String, &Value)| (self.text(key, only_special), self.value(item, only_special));
+                Value::Object(map.iter().map(entry).collect::<Map<_, _>>())
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// A text with a nonce in every token and fragment of one, as the module's text says.
+    fn text(&self, text: &str, only_special: bool) -> String {
+        let added = self.tokenizer.added();
+        let wanted = |token: &AddedToken| breakable(token) && (token.special || !only_special);
+        let telling = |fragment: &str| fragment.contains(|c: char| !c.is_alphanumeric());
+        let ends_token = |token: &AddedToken| {
+            let suffixes = token.text.char_indices().skip(1).map(|(at, _)| &token.text[at..]);
+            wanted(token) && suffixes.into_iter().any(|suffix| text.starts_with(suffix) && telling(suffix))
+        };
+        let mut broken = String::with_capacity(text.len());
+        if added.iter().any(ends_token) {
+            broken.push(self.nonce);
+        }
+        for (at, c) in text.char_indices() {
+            broken.push(c);
+            let rest = &text[at..];
+            if added.at_start(rest, wanted).is_some() || (added.begins_any(rest, wanted) && telling(rest)) {
+                broken.push(self.nonce);
+            }
+        }
+        broken
+    }
+
+    /// The rendering cut at its control tokens, nonces still in the text.
+    fn pieces<'t>(&self, rendering: &'t str) -> Vec<Piece<'t>> {
+        self.tokenizer.added().split(rendering, breakable)
+    }
+
+    fn ids(&self, rendering: &str) -> Vec<i32> {
+        let mut ids = Vec::new();
+        for piece in self.pieces(rendering) {
+            match piece {
+                Piece::Token(id) => ids.push(id),
+                Piece::Text(text) => ids.extend(self.tokenizer.encode(&text.replace(self.nonce, ""), Control::None)),
+            }
+        }
+        ids
+    }
+}
+
+fn is_private(c: &char) -> bool {
+    ('\u{e000}'..='\u{f8ff}').contains(c)
+}
+
+fn collect_private(value: &Value, into: &mut HashSet<char>) {
+    match value {
+        Value::String(text) => into.extend(text.chars().filter(is_private)),
+        Value::Array(list) => list.iter().for_each(|item| collect_private(item, into)),
+        Value::Object(map) => map.iter().for_each(|(key, item)| {
+            into.extend(key.chars().filter(is_private));
+            collect_private(item, into);
+        }),
+        _ => {}
+    }
+}

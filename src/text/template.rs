@@ -1,0 +1,348 @@
+//! Chat templates: Jinja as transformers runs it.
+//!
+//! The environment is transformers' `_compile_jinja_template`: trimmed blocks, loop controls, a
+//! `tojson` that is Python's `json.dumps`, `raise_exception`, `strftime_now` (UTC here, so that a
+//! rendering does not depend on the machine's place), and Python's string methods. The marks
+//! `{% generation %}` become blocks that are always taken.
+//!
+//! A template is code that comes with the model. It can reach nothing outside, its time is bounded by
+//! fuel, its nesting by the recursion limit, its output by a cap. Its memory is bounded only through
+//! these: the engine does not meter values, so a template written to do harm can still exhaust memory
+//! by doubling a string. Load templates from where you would load weights.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::{Map, Value};
+
+use super::chat_json;
+use crate::error::{Error, Fault, Result};
+
+/// The longest template, in bytes; Qwen3's has 4 kB.
+const MAX_SOURCE: usize = 256 << 10;
+/// The longest rendering, in bytes.
+const MAX_OUTPUT: usize = 64 << 20;
+/// Instructions a template may run: at least, for each JSON value it is given, and at most. Qwen3's
+/// runs about 100 a message.
+const FUEL: (u64, u64, u64) = (100_000, 500, 5_000_000);
+/// Calls within calls.
+const MAX_DEPTH: usize = 100;
+
+/// What a rendering is asked for, apart from the messages.
+#[derive(Clone, Debug, Default)]
+pub struct RenderOptions {
+    /// Whether the beginning of an assistant turn follows.
+    pub add_generation_prompt: bool,
+    /// The tools' descriptions, a list.
+    pub tools: Option<Value>,
+    /// Further variables, such as `enable_thinking`.
+    pub extra: Map<String, Value>,
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    special_tokens: Map<String, Value>,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatTemplate({} bytes)", self.source.len())
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template. Error: `TemplateForm`.
+    pub fn compile(source: &str) -> Result<ChatTemplate> {
+        let form = |why: String| Error::new(Fault::TemplateForm, format!("chat template: {why}"));
+        if source.len() > MAX_SOURCE {
+            return Err(form(format!("{} bytes, more than the {MAX_SOURCE} allowed", source.len())));
+        }
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|e| form(e.to_string()))?);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_recursion_limit(MAX_DEPTH);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        let taken = without_generation_marks(source);
+        environment.add_template_owned("chat", taken).map_err(|e| form(e.to_string()))?;
+        Ok(ChatTemplate { environment, source: source.to_string(), special_tokens: Map::new() })
+    }
+
+    /// Gives the template the variables `bos_token`, `eos_token` and their like, which
+    /// tokenizer_config.json names as texts or as objects with a `content`.
+    pub fn with_special_tokens(mut self, tokenizer_config: &Value) -> ChatTemplate {
+        for name in ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
+            let Some(token) = tokenizer_config.get(name) else { continue };
+            if let Some(text) = token.as_str().or_else(|| token.get("content")?.as_str()) {
+                self.special_tokens.insert(name.to_string(), text.into());
+            }
+        }
+        self
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders messages (a list of objects with at least a `role`) as transformers does. Message text
+    /// stands in the result as it is, control tokens and all: to make ids use `encode_chat`.
+    ///
+    /// Errors: `BadValue` where the messages are not such a list; `TemplateFailed` where the template
+    /// raises an exception, fails, or runs too long.
+    pub fn render(&self, messages: &Value, options: &RenderOptions) -> Result<String> {
+        check_messages(messages)?;
+        let failed = |why: String| Error::new(Fault::TemplateFailed, format!("chat template: {why}"));
+        let mut variables: BTreeMap<&str, Jinja> = BTreeMap::new();
+        let none = Value::Null;
+        let tools = options.tools.as_ref().unwrap_or(&none);
+        let extra = options.extra.iter().chain(&self.special_tokens).map(|(name, value)| (name.as_str(), value));
+        let prompt = Value::from(options.add_generation_prompt);
+        let own = [("messages", messages), ("tools", tools), ("documents", &none), ("add_generation_prompt", &prompt)];
+        let mut values = 0;
+        // What the host gives wins over the special tokens, and the names above over both.
+        for (name, value) in own.into_iter().chain(extra) {
+            variables.entry(name).or_insert_with(|| {
+                values += count(value);
+                Jinja::from(Serde(value))
+            });
+        }
+        let mut environment = self.environment.clone();
+        let (base, each, most) = FUEL;
+        environment.set_fuel(Some(most.min(base + each * values)));
+        let template = environment.get_template("chat").map_err(|e| failed(e.to_string()))?;
+        let mut output = Capped(Vec::new());
+        template.render_captured_to(variables, &mut output).map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => failed("it ran too long".into()),
+            _ => failed(e.to_string()),
+        })?;
+        String::from_utf8(output.0).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// Checks that the value is a list of objects that have a role.
+pub(super) fn check_messages(messages: &Value) -> Result<&[Value]> {
+    let wrong = |why: String| Error::new(Fault::BadValue, why);
+    let list = messages.as_array().ok_or_else(|| wrong("messages: wanted a list".into()))?;
+    match list.iter().position(|message| !message.get("role").is_some_and(Value::is_string)) {
+        Some(n) => Err(wrong(format!("messages: message {n}: wanted an object with a role"))),
+        None => Ok(list),
+    }
+}
+
+/// How many values a value holds, itself included.
+fn count(value: &Value) -> u64 {
+    match value {
+        Value::Array(list) => 1 + list.iter().map(count).sum::<u64>(),
+        Value::Object(map) => 1 + map.values().map(count).sum::<u64>(),
+        _ => 1,
+    }
+}
+
+/// A buffer that refuses to grow beyond the longest rendering.
+struct Capped(Vec<u8>);
+
+impl io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            return Err(io::Error::other(format!("the rendering exceeds {MAX_OUTPUT} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn invalid(why: impl Into<std::borrow::Cow<'static, str>>) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, why)
+}
+
+/// `value | tojson(ensure_ascii=False, indent=None)`.
+fn tojson(value: Jinja, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+    options.assert_all_used()?;
+    if ensure_ascii == Some(true) || indent.is_some_and(|indent| indent > 16) {
+        return Err(invalid("tojson: ensure_ascii=True and an indent above 16 are not implemented"));
+    }
+    if value.is_undefined() {
+        return Err(invalid("tojson: the value is undefined"));
+    }
+    let value = serde_json::to_value(&value).map_err(|e| invalid(format!("tojson: {e}")))?;
+    Ok(chat_json::dumps(&value, indent))
+}
+
+fn raise_exception(message: String) -> std::result::Result<Jinja, minijinja::Error> {
+    Err(invalid(message))
+}
+
+fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).min(253_402_300_799); // the year 9999
+    strftime(format, seconds).ok_or_else(|| invalid(format!("strftime_now: {format:?} is not implemented")))
+}
+
+/// The directives of strftime that are numbers or English names; None for another.
+fn strftime(format: &str, unix_seconds: u64) -> Option<String> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let (mut day, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
+    let weekday = DAYS[(day % 7) as usize]; // 1 January 1970 was a Thursday
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while day >= 365 + leap(year) as u64 {
+        day -= 365 + leap(year) as u64;
+        year += 1;
+    }
+    let day_of_year = day + 1;
+    let lengths = [31, 28 + leap(year) as u64, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while day >= lengths[month] {
+        day -= lengths[month];
+        month += 1;
+    }
+    let mut text = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        text += &match chars.next()? {
+            'Y' => year.to_string(),
+            'y' => format!("{:02}", year % 100),
+            'm' => format!("{:02}", month + 1),
+            'd' => format!("{:02}", day + 1),
+            'j' => format!("{day_of_year:03}"),
+            'B' => MONTHS[month].to_string(),
+            'b' => MONTHS[month][..3].to_string(),
+            'A' => weekday.to_string(),
+            'a' => weekday[..3].to_string(),
+            'H' => format!("{:02}", second / 3600),
+            'M' => format!("{:02}", second / 60 % 60),
+            'S' => format!("{:02}", second % 60),
+            '%' => "%".to_string(),
+            _ => return None,
+        };
+    }
+    Some(text)
+}
+
+/// Turns `{% generation %}` and `{% endgeneration %}` into `{% if true %}` and `{% endif %}`, which keeps
+/// what the tags do to the white space around them.
+fn without_generation_marks(source: &str) -> String {
+    let mut taken = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        taken.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let inside = &tag[..end];
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let instead = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => continue,
+        };
+        taken.push_str(&inside.replacen(word, instead, 1));
+        rest = &tag[end..];
+    }
+    taken + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn render(source: &str, messages: Value) -> Result<String> {
+        ChatTemplate::compile(source)?.render(&messages, &RenderOptions::default())
+    }
+
+    #[test]
+    fn generation_marks_are_dropped_and_their_white_space_with_them() {
+        let marked = "a\n  {% generation %}\nb {%- endgeneration -%} \nc {% if true %}d{% endif %}";
+        assert_eq!(render(marked, json!([])).unwrap(), "a\nbc d");
+        assert_eq!(without_generation_marks("{% set generation = 1 %} {%"), "{% set generation = 1 %} {%");
+    }
+
+    #[test]
+    fn a_raised_exception_carries_its_message() {
+        let e = render("{{ raise_exception('no system role') }}", json!([])).unwrap_err();
+        assert_eq!(e.fault(), Fault::TemplateFailed);
+        assert!(e.message().contains("no system role"), "{e}");
+    }
+
+    #[test]
+    fn special_tokens_are_variables() {
+        let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null});
+        let template = ChatTemplate::compile("{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}").unwrap();
+        let template = template.with_special_tokens(&config);
+        assert_eq!(template.render(&json!([]), &RenderOptions::default()).unwrap(), "<s></s>False");
+    }
+
+    #[test]
+    fn messages_without_a_role_are_refused() {
+        for wrong in [json!({}), json!(["x"]), json!([{"content": "x"}]), json!([{"role": 1}])] {
+            assert_eq!(render("", wrong).unwrap_err().fault(), Fault::BadValue);
+        }
+    }
+
+    #[test]
+    fn dates_are_right_across_leap_years() {
+        let format = "%Y-%m-%d %H:%M:%S %j %a %d %b %y %A %B %%";
+        assert_eq!(strftime(format, 0).unwrap(), "1970-01-01 00:00:00 001 Thu 01 Jan 70 Thursday January %");
+        let leap_day = strftime(format, 951_868_799).unwrap();
+        assert_eq!(leap_day, "2000-02-29 23:59:59 060 Tue 29 Feb 00 Tuesday February %");
+        assert_eq!(strftime("%Y %j", 1_735_689_599).unwrap(), "2024 366");
+        assert_eq!(strftime("%Q", 0), None);
+        assert_eq!(strftime("%", 0), None);
+    }
+
+    #[test]
+    fn qwen3_renders_as_python_renders_it() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let source = std::fs::read_to_string(golden.join("qwen3_chat_template.jinja")).unwrap();
+        let template = ChatTemplate::compile(&source).unwrap();
+        let mut cases = 0;
+        for entry in std::fs::read_dir(golden.join("chat")).unwrap() {
+            let path = entry.unwrap().path();
+            let mut case: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let Value::Object(mut extra) = case["options"].take() else { panic!("{path:?}") };
+            let tools = extra.shift_remove("tools").filter(|tools| !tools.is_null());
+            let add_generation_prompt = extra.shift_remove("add_generation_prompt") == Some(true.into());
+            let options = RenderOptions { add_generation_prompt, tools, extra };
+            let rendered = template.render(&case["messages"], &options).unwrap();
+            assert_eq!(rendered, case["expected"].as_str().unwrap(), "{path:?}");
+            cases += 1;
+        }
+        assert!(cases >= 13);
+    }
+}

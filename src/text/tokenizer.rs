@@ -1,0 +1,533 @@
+//! Text to token ids and back, for byte-level BPE as Qwen3 uses it.
+//!
+//! tokenizer.json is read and checked here; the merging is the `tokenizers` crate's, built without
+//! added tokens. Those are found by our own scan, because who wrote a text decides which of them may
+//! count: in what the host or the environment says, none does, so nobody can forge a control token.
+//! Ids go back to bytes through a table, and bytes to text wherever the caller has enough of them.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use tokenizers::models::bpe::{BPE, Merges};
+use tokenizers::normalizers::{NFC, NFD, NFKC, NFKD, NormalizerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::SplitDelimiterBehavior;
+
+use super::added_tokens::{AddedTokens, Piece};
+use super::byte_level;
+use crate::error::{Error, Fault, Result};
+use crate::random::mix;
+
+/// The largest id, a bound on the table that a hostile file can ask for.
+const MAX_ID: i32 = (1 << 22) - 1;
+/// The longest pattern of a pre-tokenizer, in bytes; Qwen3's has 130.
+const MAX_PATTERN: usize = 4096;
+
+/// Which added tokens count when a text is encoded; the others are plain text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// None: what the host or the environment says.
+    None,
+    /// Those that are not special (`<think>`, `<tool_call>`): what a model is made to say.
+    NotSpecial,
+    /// All: template glue.
+    All,
+}
+
+/// A tokenizer. Encoding is deterministic, takes `&self`, and uses no threads.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    added: AddedTokens,
+    ids: HashMap<String, i32>,
+    /// The bytes of all tokens, and each id's window in them; an empty window where there is no token.
+    bytes: Vec<u8>,
+    windows: Vec<(u32, u32)>,
+    special: Vec<bool>,
+    /// The id of each single byte.
+    byte_ids: Vec<i32>,
+}
+
+fn form(why: impl Into<String>) -> Error {
+    Error::new(Fault::TokenizerForm, why)
+}
+
+fn unsupported(why: impl Into<String>) -> Error {
+    Error::new(Fault::UnsupportedTokenizer, why)
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json.
+    ///
+    /// Errors: `TokenizerForm` where the file is broken or contradicts itself; `UnsupportedTokenizer`,
+    /// naming the part, where it uses more than byte-level BPE with Unicode normal forms and splits.
+    pub fn from_json(json: &[u8]) -> Result<Tokenizer> {
+        Tokenizer::build(json).map_err(|e| e.within("tokenizer.json"))
+    }
+
+    fn build(json: &[u8]) -> Result<Tokenizer> {
+        let mut document: Value = serde_json::from_slice(json).map_err(|e| form(e.to_string()))?;
+        if !document.is_object() {
+            return Err(form("wanted a JSON object"));
+        }
+        let mut normalizers = Vec::new();
+        read_normalizers(&document["normalizer"], &mut normalizers)?;
+        let mut pre_tokenizers = Vec::new();
+        read_pre_tokenizers(&document["pre_tokenizer"], &mut pre_tokenizers)?;
+        if !matches!(pre_tokenizers.last(), Some(PreTokenizerWrapper::ByteLevel(_))) {
+            return Err(unsupported("pre_tokenizer: wanted ByteLevel as the last step"));
+        }
+        check_decoder(&document["decoder"])?;
+        let added = AddedTokens::from_json(&document["added_tokens"], !normalizers.is_empty(), MAX_ID)?;
+        let mut model = document["model"].take();
+        check_model(&model)?;
+        let mut ids = read_vocabulary(&model["vocab"])?;
+        // An added token that is also listed as a merged one must not be reachable by merges.
+        for token in added.iter() {
+            if ids.remove(&token.text).is_some_and(|id| id != token.id) {
+                return Err(form(format!("added token {:?} has another id in the vocabulary", token.text)));
+            }
+        }
+        let merges = read_merges(model["merges"].take(), &ids)?;
+        let ignore_merges = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
+
+        let mut table = Table::new(&ids, &added)?;
+        let byte_ids = byte_ids(&ids)?;
+        let bpe = BPE::builder()
+            .vocab_and_merges(
+                ids.iter().map(|(t, &id)| (t.clone(), id as u32)).collect::<tokenizers::models::bpe::Vocab>(),
+                merges,
+            )
+            .ignore_merges(ignore_merges)
+            .build()
+            .map_err(|e| form(format!("model: {e}")))?;
+        let mut inner = tokenizers::Tokenizer::new(bpe);
+        if !normalizers.is_empty() {
+            let sequence = tokenizers::normalizers::Sequence::new(normalizers);
+            inner.with_normalizer(Some(sequence)).map_err(|e| form(format!("normalizer: {e}")))?;
+        }
+        let sequence = tokenizers::pre_tokenizers::sequence::Sequence::new(pre_tokenizers);
+        inner.with_pre_tokenizer(Some(sequence));
+        ids.extend(added.iter().map(|token| (token.text.clone(), token.id)));
+        table.special.shrink_to_fit();
+        let Table { bytes, windows, special } = table;
+        Ok(Tokenizer { inner, added, ids, bytes, windows, special, byte_ids })
+    }
+
+    /// The ids of a text. Any text encodes; the bytes of the ids are the bytes of the normalised text.
+    pub fn encode(&self, text: &str, control: Control) -> Vec<i32> {
+        let mut ids = Vec::new();
+        for piece in self.added.split(text, |token| match control {
+            Control::None => false,
+            Control::NotSpecial => !token.special,
+            Control::All => true,
+        }) {
+            match piece {
+                Piece::Token(id) => ids.push(id),
+                Piece::Text(text) => self.encode_text(text, &mut ids),
+            }
+        }
+        ids
+    }
+
+    fn encode_text(&self, text: &str, ids: &mut Vec<i32>) {
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => ids.extend(encoding.get_ids().iter().map(|&id| id as i32)),
+            // No such failure is known: every byte has an id. If there were one, the text must not be lost.
+            Err(_) => ids.extend(text.bytes().map(|byte| self.byte_ids[byte as usize])),
+        }
+    }
+
+    /// The bytes of a token: for a merged one those it stands for, for an added one its text in UTF-8.
+    /// None where no token has this id.
+    pub fn token_bytes(&self, id: i32) -> Option<&[u8]> {
+        let &(start, len) = self.windows.get(usize::try_from(id).ok()?)?;
+        (len > 0).then(|| &self.bytes[start as usize..(start + len) as usize])
+    }
+
+    /// The text of ids, with U+FFFD where their bytes are not UTF-8. Ids that no token has give nothing.
+    pub fn decode(&self, ids: &[i32], skip_special: bool) -> String {
+        let ids = ids.iter().filter(|&&id| !(skip_special && self.is_special(id)));
+        let bytes: Vec<u8> = ids.filter_map(|&id| self.token_bytes(id)).flatten().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The id of a token by its spelling in tokenizer.json: the text of an added token, or the byte
+    /// alphabet's characters of a merged one.
+    pub fn id_of(&self, token: &str) -> Option<i32> {
+        self.ids.get(token).copied()
+    }
+
+    /// One more than the largest id.
+    pub fn n_ids(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// Whether the id is that of a special added token.
+    pub fn is_special(&self, id: i32) -> bool {
+        usize::try_from(id).is_ok_and(|id| self.special.get(id) == Some(&true))
+    }
+
+    /// A hash over every id with its bytes: equal for two tokenizers whose ids mean the same. It depends
+    /// on nothing else, so it may be stored.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = mix(self.n_ids() as u64);
+        for id in 0..self.windows.len() {
+            let Some(bytes) = self.token_bytes(id as i32) else { continue };
+            hash = mix(hash ^ mix((id as u64) << 32 | bytes.len() as u64));
+            for chunk in bytes.chunks(8) {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                hash = mix(hash ^ u64::from_le_bytes(word));
+            }
+        }
+        hash
+    }
+
+    pub(super) fn added(&self) -> &AddedTokens {
+        &self.added
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} ids)", self.n_ids())
+    }
+}
+
+/// What each id stands for.
+struct Table {
+    bytes: Vec<u8>,
+    windows: Vec<(u32, u32)>,
+    special: Vec<bool>,
+}
+
+impl Table {
+    fn new(vocabulary: &HashMap<String, i32>, added: &AddedTokens) -> Result<Table> {
+        let last = vocabulary.values().copied().chain(added.iter().map(|t| t.id)).max().unwrap_or(0);
+        let n_ids = last as usize + 1; // at most MAX_ID + 1, checked where the ids were read
+        let mut table = Table { bytes: Vec::new(), windows: vec![(0, 0); n_ids], special: vec![false; n_ids] };
+        let by_char = byte_level::bytes_by_char();
+        for (text, &id) in vocabulary {
+            let bytes = text.chars().map(|c| by_char.get(c as usize).copied().flatten());
+            let bytes: Option<Vec<u8>> = bytes.collect();
+            let bytes =
+                bytes.ok_or_else(|| unsupported(format!("model: token {text:?} is not in the byte alphabet")))?;
+            table.place(id, text, &bytes)?;
+        }
+        for token in added.iter() {
+            table.place(token.id, &token.text, token.text.as_bytes())?;
+            table.special[token.id as usize] = token.special;
+        }
+        Ok(table)
+    }
+
+    fn place(&mut self, id: i32, text: &str, bytes: &[u8]) -> Result<()> {
+        let window = &mut self.windows[id as usize];
+        if window.1 > 0 {
+            return Err(form(format!("token {text:?}: its id {id} belongs to another token too")));
+        }
+        let too_long = |_| form("the tokens have more than 4 GiB of text");
+        *window = (u32::try_from(self.bytes.len()).map_err(too_long)?, u32::try_from(bytes.len()).map_err(too_long)?);
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn type_of<'a>(part: &'a Value, name: &str) -> Result<&'a str> {
+    part.get("type").and_then(Value::as_str).ok_or_else(|| form(format!("{name}: wanted an object with a type")))
+}
+
+fn list_of<'a>(part: &'a Value, key: &str, name: &str) -> Result<&'a Vec<Value>> {
+    part.get(key).and_then(Value::as_array).ok_or_else(|| form(format!("{name}: wanted a list {key}")))
+}
+
+fn read_normalizers(part: &Value, into: &mut Vec<NormalizerWrapper>) -> Result<()> {
+    if part.is_null() {
+        return Ok(());
+    }
+    match type_of(part, "normalizer")? {
+        "NFC" => into.push(NFC.into()),
+        "NFD" => into.push(NFD.into()),
+        "NFKC" => into.push(NFKC.into()),
+        "NFKD" => into.push(NFKD.into()),
+        "Sequence" => {
+            for part in list_of(part, "normalizers", "normalizer")? {
+                read_normalizers(part, into)?;
+            }
+        }
+        other => return Err(unsupported(format!("normalizer: {other} is not implemented"))),
+    }
+    Ok(())
+}
+
+fn read_pre_tokenizers(part: &Value, into: &mut Vec<PreTokenizerWrapper>) -> Result<()> {
+    if part.is_null() {
+        return Ok(());
+    }
+    let flag = |key: &str, default: bool| part.get(key).and_then(Value::as_bool).unwrap_or(default);
+    match type_of(part, "pre_tokenizer")? {
+        "Sequence" => {
+            for part in list_of(part, "pretokenizers", "pre_tokenizer")? {
+                read_pre_tokenizers(part, into)?;
+            }
+        }
+        "ByteLevel" => {
+            if flag("add_prefix_space", true) {
+                return Err(unsupported("pre_tokenizer: ByteLevel with add_prefix_space is not implemented"));
+            }
+            into.push(ByteLevel::new(false, true, flag("use_regex", true)).into());
+        }
+        "Digits" => into.push(Digits::new(flag("individual_digits", false)).into()),
+        "Split" => into.push(read_split(part, flag("invert", false))?.into()),
+        other => return Err(unsupported(format!("pre_tokenizer: {other} is not implemented"))),
+    }
+    Ok(())
+}
+
+fn read_split(part: &Value, invert: bool) -> Result<Split> {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_string);
+    let pattern = part.get("pattern").unwrap_or(&Value::Null);
+    let pattern = match (text(pattern.get("Regex")), text(pattern.get("String"))) {
+        (Some(regex), None) => SplitPattern::Regex(regex),
+        (None, Some(string)) => SplitPattern::String(string),
+        _ => return Err(form("pre_tokenizer: Split: wanted a pattern, Regex or String")),
+    };
+    let (SplitPattern::Regex(source) | SplitPattern::String(source)) = &pattern;
+    if source.len() > MAX_PATTERN {
+        return Err(form(format!("pre_tokenizer: Split: a pattern of {} bytes, over {MAX_PATTERN}", source.len())));
+    }
+    let behavior = match part.get("behavior").and_then(Value::as_str).unwrap_or("") {
+        "Isolated" => SplitDelimiterBehavior::Isolated,
+        "MergedWithPrevious" => SplitDelimiterBehavior::MergedWithPrevious,
+        "MergedWithNext" => SplitDelimiterBehavior::MergedWithNext,
+        "Contiguous" => SplitDelimiterBehavior::Contiguous,
+        "Removed" => return Err(unsupported("pre_tokenizer: Split that removes text is not implemented")),
+        other => return Err(form(format!("pre_tokenizer: Split: behavior {other:?} is not known"))),
+    };
+    Split::new(pattern, behavior, invert).map_err(|e| form(format!("pre_tokenizer: Split: {e}")))
+}
+
+/// The decoder's whole effect is in the table; it must only be the one that the table assumes.
+fn check_decoder(part: &Value) -> Result<()> {
+    match if part.is_null() { "no decoder" } else { type_of(part, "decoder")? } {
+        "ByteLevel" => Ok(()),
+        "Sequence" => {
+            let parts = list_of(part, "decoders", "decoder")?;
+            match parts.iter().find(|part| part.get("type").and_then(Value::as_str) != Some("ByteLevel")) {
+                None if !parts.is_empty() => Ok(()),
+                _ => Err(unsupported("decoder: a Sequence of other things than ByteLevel is not implemented")),
+            }
+        }
+        other => Err(unsupported(format!("decoder: wanted ByteLevel, found {other}"))),
+    }
+}
+
+/// Refuses models that are not plain BPE.
+fn check_model(model: &Value) -> Result<()> {
+    match type_of(model, "model")? {
+        "BPE" => {}
+        other => return Err(unsupported(format!("model: wanted BPE, found {other}"))),
+    }
+    let off = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        _ => false,
+    };
+    for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"] {
+        if !model.get(key).is_none_or(off) {
+            return Err(unsupported(format!("model: {key} is not implemented")));
+        }
+    }
+    Ok(())
+}
+
+fn read_vocabulary(part: &Value) -> Result<HashMap<String, i32>> {
+    let part = part.as_object().ok_or_else(|| form("model: wanted an object vocab"))?;
+    let mut ids = HashMap::with_capacity(part.len());
+    for (token, id) in part {
+        let found = id.as_i64().filter(|id| (0..=MAX_ID as i64).contains(id) && !token.is_empty());
+        let wrong = || form(format!("model: token {token:?}: wanted an id up to {MAX_ID}, found {id}"));
+        ids.insert(token.clone(), found.ok_or_else(wrong)? as i32);
+    }
+    Ok(ids)
+}
+
+/// Reads the merges, in either spelling, and checks that each makes a token of the vocabulary; the
+/// crate behind takes that on trust.
+fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Merges> {
+    let Value::Array(list) = part else { return Err(form("model: wanted a list merges")) };
+    let wrong = |found: &Value| form(format!("model: a merge is two tokens, found {found}"));
+    let mut merges = Vec::with_capacity(list.len());
+    for merge in list {
+        let (left, right) = match &merge {
+            Value::String(pair) => pair.split_once(' ').ok_or_else(|| wrong(&merge))?,
+            Value::Array(pair) => match pair.as_slice() {
+                [Value::String(left), Value::String(right)] => (left.as_str(), right.as_str()),
+                _ => return Err(wrong(&merge)),
+            },
+            _ => return Err(wrong(&merge)),
+        };
+        for token in [left, right, &format!("{left}{right}")] {
+            if !vocabulary.contains_key(token) {
+                return Err(form(format!("model: merge {left:?} {right:?}: {token:?} is not in the vocabulary")));
+            }
+        }
+        merges.push((left.to_string(), right.to_string()));
+    }
+    Ok(merges)
+}
+
+/// The id of each byte: with all 256 of them, every text can be encoded.
+fn byte_ids(vocabulary: &HashMap<String, i32>) -> Result<Vec<i32>> {
+    let id = |byte: u8| {
+        let symbol = byte_level::char_of(byte).to_string();
+        vocabulary.get(&symbol).copied().ok_or_else(|| form(format!("model: byte {byte:#04x} has no token {symbol:?}")))
+    };
+    (0..=255).map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tiny_tokenizer::{tiny_tokenizer, tiny_tokenizer_json};
+    use super::*;
+    use crate::random::{Stream, below};
+
+    fn tiny() -> Tokenizer {
+        Tokenizer::from_json(&tiny_tokenizer_json()).unwrap()
+    }
+
+    /// Texts drawn from pieces that matter: words, spaces, broken and whole tokens, other scripts.
+    fn draw_text(case: u64) -> String {
+        let pool = [
+            "hello",
+            " world",
+            "user",
+            "\n",
+            "\n\n  ",
+            " ",
+            "<",
+            "<|",
+            "<|im_end|>",
+            "<think>",
+            "</think>",
+            "|>",
+            "é",
+            "e\u{301}",
+            "漢字",
+            "😀",
+            "'s",
+            "42",
+            "<|im_start|>user\n",
+            "\u{0}",
+            "\t",
+            "im_end",
+            "<tool_call>",
+        ];
+        let draw = |i, n: usize| below(Stream::World, &[case, i], n as u64) as usize;
+        (0..draw(0, 12)).map(|i| pool[draw(i as u64 + 1, pool.len())]).collect()
+    }
+
+    #[test]
+    fn all_control_tokens_on_equals_the_reference_tokenizer() {
+        let ours = tiny();
+        let reference = tokenizers::Tokenizer::from_bytes(tiny_tokenizer_json()).unwrap();
+        for case in 0..2000 {
+            let text = draw_text(case);
+            let wanted: Vec<i32> =
+                reference.encode(text.as_str(), false).unwrap().get_ids().iter().map(|&id| id as i32).collect();
+            assert_eq!(ours.encode(&text, Control::All), wanted, "{text:?}");
+            let ids: Vec<u32> = wanted.iter().map(|&id| id as u32).collect();
+            for skip in [false, true] {
+                assert_eq!(ours.decode(&wanted, skip), reference.decode(&ids, skip).unwrap(), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn merges_happen_in_the_order_of_their_rank() {
+        let t = tiny();
+        assert_eq!(t.encode("hello world", Control::None), [259, 260, 111, 114, 108, 100]);
+        assert_eq!(t.encode("user", Control::None), [262]);
+        assert_eq!(t.encode("", Control::All), [0i32; 0]);
+    }
+
+    #[test]
+    fn control_decides_which_added_tokens_count() {
+        let t = tiny();
+        let text = "<|im_end|><think>";
+        let [end, think] = ["<|im_end|>", "<think>"].map(|token| t.id_of(token).unwrap());
+        assert_eq!(t.encode(text, Control::All), [end, think]);
+        let host = t.encode(text, Control::NotSpecial);
+        assert!(!host.contains(&end) && host.ends_with(&[think]), "{host:?}");
+        let none = t.encode(text, Control::None);
+        assert!(none.iter().all(|&id| id < 264), "{none:?}");
+        for ids in [none, host] {
+            assert_eq!(t.decode(&ids, false), text);
+        }
+    }
+
+    #[test]
+    fn text_survives_the_way_there_and_back_but_for_its_normal_form() {
+        let t = tiny();
+        for case in 0..500 {
+            let text = draw_text(case);
+            let composed = text.replace("e\u{301}", "é");
+            assert_eq!(t.decode(&t.encode(&text, Control::None), true), composed);
+        }
+    }
+
+    #[test]
+    fn tokens_know_their_bytes_and_kind() {
+        let t = tiny();
+        assert_eq!((t.token_bytes(32), t.token_bytes(260)), (Some(&b" "[..]), Some(&b" w"[..])));
+        assert_eq!(t.token_bytes(0xe9), Some(&[0xe9][..]));
+        assert_eq!(t.token_bytes(266), Some(&b"<|im_end|>"[..]));
+        assert_eq!((t.token_bytes(-1), t.token_bytes(273), t.n_ids()), (None, None, 273));
+        assert!(t.is_special(266) && !t.is_special(267) && !t.is_special(0) && !t.is_special(-1));
+        assert_eq!(t.id_of("Ġw"), Some(260));
+        assert_eq!(t.decode(&[0xc3, 104], false), "\u{fffd}h");
+    }
+
+    #[test]
+    fn the_fingerprint_changes_with_any_id_and_nothing_else() {
+        let same = {
+            let mut document = tiny_tokenizer();
+            document["normalizer"] = Value::Null;
+            document["added_tokens"].as_array_mut().unwrap().reverse();
+            Tokenizer::from_json(document.to_string().as_bytes()).unwrap()
+        };
+        assert_eq!(tiny().fingerprint(), same.fingerprint());
+        let mut document = tiny_tokenizer();
+        document["added_tokens"][8]["id"] = 273.into();
+        let other = Tokenizer::from_json(document.to_string().as_bytes()).unwrap();
+        assert_ne!(tiny().fingerprint(), other.fingerprint());
+        // Stored beside weights, so it may never change.
+        assert_eq!(tiny().fingerprint(), 13_855_196_086_601_777_176);
+    }
+
+    #[test]
+    fn an_added_token_in_the_vocabulary_is_not_reached_by_merges() {
+        let mut document = tiny_tokenizer();
+        document["model"]["vocab"]["<|im_end|>"] = 266.into();
+        document["model"]["ignore_merges"] = true.into();
+        document["pre_tokenizer"] =
+            serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
+        let t = Tokenizer::from_json(document.to_string().as_bytes()).unwrap();
+        assert!(!t.encode("<|im_end|>", Control::None).contains(&266));
+        assert_eq!(t.encode("<|im_end|>", Control::All), [266]);
+    }
+
+    #[test]
+    fn long_runs_of_one_character_survive() {
+        let t = tiny();
+        for run in [" ", "a", "\n", "<", "é", " \n", "1"] {
+            let text = run.repeat(200_000);
+            assert_eq!(t.decode(&t.encode(&text, Control::All), false), text);
+        }
+    }
+}
