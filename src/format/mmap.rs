@@ -37,6 +37,12 @@ impl Backing {
     }
 }
 
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
 impl Bytes {
     /// Maps a regular file. It must not be truncated or overwritten in place while the bytes live
     /// (replacing it by a rename is fine: the map keeps the old file).

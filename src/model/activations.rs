@@ -188,7 +188,15 @@ impl Activations {
         } else {
             vec![LayerActivations::new(config, false, None)?]
         };
-        Ok(Activations { n: 0, positions: Vec::new(), stream: zeros()?, branch: zeros()?, layers, keep, hidden: zeros()? })
+        Ok(Activations {
+            n: 0,
+            positions: Vec::new(),
+            stream: zeros()?,
+            branch: zeros()?,
+            layers,
+            keep,
+            hidden: zeros()?,
+        })
     }
 
     /// Makes room for `n` rows.

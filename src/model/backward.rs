@@ -136,7 +136,13 @@ pub fn backward(
         // dstream is the gradient of the layer's output; the residual passes it on unchanged.
         ops::fill(device, &mut scratch.dnormed, 0.0, n);
         match (&layer.mlp, &mut dlayer.mlp, &config.moe, &a.experts, &mut scratch.experts) {
-            (Mlp::Experts { router, experts }, Mlp::Experts { router: drouter, experts: dexperts }, Some(moe), Some(e), Some(s)) => {
+            (
+                Mlp::Experts { router, experts },
+                Mlp::Experts { router: drouter, experts: dexperts },
+                Some(moe),
+                Some(e),
+                Some(s),
+            ) => {
                 let (dx, dy) = (&mut scratch.dnormed, &scratch.dstream);
                 experts_backward(model, moe, (router, experts), (drouter, dexperts), e, s, dx, dy, &a.post_normed, n)?;
             }
@@ -179,11 +185,9 @@ fn attention_half_backward(
     ops::qk_norm_rope_backward(device, &mut s.dq_raw, dw, &s.dq, &a.q_raw, w, rope, positions, n, heads, eps);
     let (dw, w, heads) = (&mut dlayer.k_norm, &layer.k_norm, config.n_kv_heads);
     ops::qk_norm_rope_backward(device, &mut s.dk_raw, dw, &s.dk, &a.k_raw, w, rope, positions, n, heads, eps);
-    for (dw, w, dy) in [
-        (&mut dlayer.q, &layer.q, &s.dq_raw),
-        (&mut dlayer.k, &layer.k, &s.dk_raw),
-        (&mut dlayer.v, &layer.v, &s.dv),
-    ] {
+    for (dw, w, dy) in
+        [(&mut dlayer.q, &layer.q, &s.dq_raw), (&mut dlayer.k, &layer.k, &s.dk_raw), (&mut dlayer.v, &layer.v, &s.dv)]
+    {
         ops::linear_backward_weight(device, dw, dy, &a.normed, n);
         ops::linear_backward_input(device, &mut s.dnormed, dy, w, n);
     }

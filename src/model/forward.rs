@@ -25,7 +25,12 @@ pub struct Segment<'a> {
 
 /// Runs all segments' rows, in order, through the model. Row i's state after the final norm is
 /// `activations.hidden` row i. On failure no cache has advanced.
-pub fn forward(model: &Model, weights: &Weights, segments: &mut [Segment], activations: &mut Activations) -> Result<()> {
+pub fn forward(
+    model: &Model,
+    weights: &Weights,
+    segments: &mut [Segment],
+    activations: &mut Activations,
+) -> Result<()> {
     let config = &model.config;
     let ids: Vec<i32> = segments.iter().flat_map(|s| s.ids).copied().collect();
     let n = ids.len();
@@ -98,8 +103,30 @@ fn attention_half(
     ops::linear_forward(device, &mut a.k_raw, &a.normed, &layer.k, n, compute);
     ops::linear_forward(device, &mut a.v, &a.normed, &layer.v, n, compute);
     let rope = &model.rope;
-    ops::qk_norm_rope_forward(device, &mut a.q, &a.q_raw, &layer.q_norm, rope, positions, n, config.n_heads, eps, compute);
-    ops::qk_norm_rope_forward(device, &mut a.k, &a.k_raw, &layer.k_norm, rope, positions, n, config.n_kv_heads, eps, compute);
+    ops::qk_norm_rope_forward(
+        device,
+        &mut a.q,
+        &a.q_raw,
+        &layer.q_norm,
+        rope,
+        positions,
+        n,
+        config.n_heads,
+        eps,
+        compute,
+    );
+    ops::qk_norm_rope_forward(
+        device,
+        &mut a.k,
+        &a.k_raw,
+        &layer.k_norm,
+        rope,
+        positions,
+        n,
+        config.n_kv_heads,
+        eps,
+        compute,
+    );
     let shape = model.page_shape();
     let mut row = 0;
     for s in segments.iter_mut() {

@@ -81,7 +81,8 @@ impl Weights {
     pub fn build(config: &ModelConfig, mut make: impl FnMut(&str, Shape) -> Result<Tensor>) -> Result<Weights> {
         let shapes: BTreeMap<String, Shape> = config.tensor_shapes().into_iter().collect();
         let mut get = |name: String| {
-            let shape = shapes.get(&name).ok_or_else(|| Error::new(Fault::TensorMissing, format!("no shape for {name}")))?;
+            let shape =
+                shapes.get(&name).ok_or_else(|| Error::new(Fault::TensorMissing, format!("no shape for {name}")))?;
             make(&name, *shape)
         };
         let embedding = get("model.embed_tokens.weight".into())?;
@@ -151,7 +152,8 @@ impl Weights {
     /// The masters rounded to the dtypes of `like`: the weights of a new revision.
     pub fn rounded(config: &ModelConfig, device: &Device, masters: &Weights, like: &Weights) -> Result<Weights> {
         let mut dtypes = like.tensors().into_iter().map(|(_, t)| t.dtype());
-        let mut out = Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))?;
+        let mut out =
+            Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))?;
         for (to, (_, from)) in out.tensors_mut().into_iter().zip(masters.tensors()) {
             ops::convert(device, to, from);
         }

@@ -148,9 +148,10 @@ impl Engine {
             own_stepper = Some(Mutex::new(stepper));
         } else {
             let spawned = std::thread::Builder::new().name("squire-engine".into()).spawn(move || stepper.run());
-            worker = Some(spawned.map_err(|e| {
-                Error::new(Fault::OutOfHostMemory, format!("cannot start the engine's thread: {e}"))
-            })?);
+            worker =
+                Some(spawned.map_err(|e| {
+                    Error::new(Fault::OutOfHostMemory, format!("cannot start the engine's thread: {e}"))
+                })?);
         }
         let inbox = Some(inbox);
         Ok(Engine(Arc::new(Inner { options, device, counters, inbox, poisoned, stepper: own_stepper, worker })))
@@ -183,7 +184,10 @@ impl Engine {
     /// Refuses once a failure poisoned the engine.
     pub fn check_alive(&self) -> Result<()> {
         if self.0.poisoned.load(Ordering::Acquire) {
-            return Err(Error::new(Fault::Poisoned, "an earlier panic poisoned the engine; release it and make a new one"));
+            return Err(Error::new(
+                Fault::Poisoned,
+                "an earlier panic poisoned the engine; release it and make a new one",
+            ));
         }
         Ok(())
     }
@@ -233,7 +237,13 @@ impl Engine {
     }
 
     /// A model with random weights and no tokenizer, for benches and tests; a function of the seed.
-    pub fn random_model(&self, config: ModelConfig, dtype: Dtype, seed: u64, max_context: usize) -> Result<ServedModel> {
+    pub fn random_model(
+        &self,
+        config: ModelConfig,
+        dtype: Dtype,
+        seed: u64,
+        max_context: usize,
+    ) -> Result<ServedModel> {
         ServedModel::random(self, config, dtype, seed, max_context)
     }
 
@@ -258,7 +268,8 @@ impl Engine {
         let parameters: u64 = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
         let model = Model::new(config, self.0.device.clone(), self.0.options.compute, options.max_context)?;
         let (c, per_token) = (&model.config, model.page_shape().bytes() as u64 / PAGE as u64);
-        let widths = 5 * c.hidden_size + 3 * c.n_heads * c.head_dim + 3 * c.n_kv_heads * c.head_dim + 3 * c.intermediate_size;
+        let widths =
+            5 * c.hidden_size + 3 * c.n_heads * c.head_dim + 3 * c.n_kv_heads * c.head_dim + 3 * c.intermediate_size;
         Ok(json!({
             "parameters": parameters,
             "weight_bytes": weight_bytes,

@@ -45,9 +45,7 @@ impl Default for GenerationOptions {
 impl GenerationOptions {
     /// Refuses values outside their range.
     pub fn check(&self) -> Result<()> {
-        let refuse = |what: &str, found: f32| {
-            Err(Error::new(Fault::BadOption, format!("{what}, found {found}")))
-        };
+        let refuse = |what: &str, found: f32| Err(Error::new(Fault::BadOption, format!("{what}, found {found}")));
         let Sampling { temperature, top_p, .. } = self.sampling;
         if !(0.0..=1e4).contains(&temperature) {
             return refuse("temperature must lie between 0 and 10000", temperature);

@@ -92,7 +92,13 @@ impl ServedModel {
     }
 
     /// A model with random weights and no tokenizer, for benches and tests.
-    pub(super) fn random(engine: &Engine, config: ModelConfig, dtype: Dtype, seed: u64, max_context: usize) -> Result<ServedModel> {
+    pub(super) fn random(
+        engine: &Engine,
+        config: ModelConfig,
+        dtype: Dtype,
+        seed: u64,
+        max_context: usize,
+    ) -> Result<ServedModel> {
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
         ServedModel::from_parts(engine, config, weights, None, None, max_context)
     }
@@ -119,7 +125,13 @@ impl ServedModel {
         ServedModel::assemble(engine, dir, config, weights, max_context)
     }
 
-    fn assemble(engine: &Engine, documents: ModelDir, config: ModelConfig, weights: Weights, max_context: usize) -> Result<ServedModel> {
+    fn assemble(
+        engine: &Engine,
+        documents: ModelDir,
+        config: ModelConfig,
+        weights: Weights,
+        max_context: usize,
+    ) -> Result<ServedModel> {
         let tokenizer = documents.tokenizer.as_deref().map(Tokenizer::from_json).transpose()?.map(Arc::new);
         if let Some(t) = &tokenizer
             && t.n_ids() > config.vocab_size

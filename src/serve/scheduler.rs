@@ -70,8 +70,8 @@ struct Share {
 struct Wanted {
     job: usize,
     row: usize,
-    /// position of the token that the row predicts
-    predicts: usize,
+    /// the given token that follows, to be scored; 0 where one is to be sampled
+    next: i32,
 }
 
 impl Scheduler {
@@ -166,7 +166,13 @@ impl Scheduler {
         shares
     }
 
-    fn round(&mut self, revision: &Arc<Revision>, shares: &mut [Share], counters: &Counters, ends: &mut Vec<(usize, End)>) -> Result<()> {
+    fn round(
+        &mut self,
+        revision: &Arc<Revision>,
+        shares: &mut [Share],
+        counters: &Counters,
+        ends: &mut Vec<(usize, End)>,
+    ) -> Result<()> {
         let model = self.jobs[shares[0].job].session.model().model().clone();
         let scratch = match self.scratch.entry(Arc::as_ptr(&model) as usize) {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
@@ -205,7 +211,8 @@ impl Scheduler {
                     Work::Generate(_) => predicts == timeline.len(),
                 };
                 if want {
-                    wanted.push(Wanted { job: share.job, row: share.row + i, predicts });
+                    let next = timeline.ids.get(predicts).copied().unwrap_or(0);
+                    wanted.push(Wanted { job: share.job, row: share.row + i, next });
                 }
             }
         }
@@ -213,6 +220,8 @@ impl Scheduler {
             let rows: Vec<usize> = chunk.iter().map(|w| w.row).collect();
             ops::gather_rows(&model.device, &mut scratch.rows, &scratch.activations.hidden, &rows);
             head_forward(&model, &revision.weights, &mut scratch.logits, &scratch.rows, rows.len());
+            let ids: Vec<i32> = chunk.iter().map(|w| w.next).collect();
+            let logprobs = ops::logprobs_of(&model.device, &scratch.logits, &ids, rows.len());
             for (i, w) in chunk.iter().enumerate() {
                 let job = &mut self.jobs[w.job];
                 let tokenizer = job.session.model().0.tokenizer.clone();
@@ -220,14 +229,19 @@ impl Scheduler {
                 match work {
                     Work::Feed { .. } => {}
                     Work::Score { top_k, rows, .. } => {
-                        let id = timeline.ids[w.predicts];
-                        let logprob = ops::logprob_of(&model.device, &scratch.logits, i, id);
-                        let top = ops::top_k(&model.device, &scratch.logits, i, *top_k);
+                        let logprob = logprobs[i];
+                        let top = if *top_k == 0 {
+                            Vec::new()
+                        } else {
+                            ops::top_k(&model.device, &scratch.logits, i, *top_k)
+                        };
                         rows.push(ScoreRow { logprob, top });
                     }
                     Work::Generate(g) => {
                         add(&counters.sampled, 1);
-                        if let Some(finish) = sample(&model, revision.number, (&scratch.logits, i), tokenizer.as_deref(), timeline, g) {
+                        if let Some(finish) =
+                            sample(&model, revision.number, (&scratch.logits, i), tokenizer.as_deref(), timeline, g)
+                        {
                             ends.push((w.job, End::Finished(finish)));
                         }
                     }

@@ -164,7 +164,7 @@ impl Session {
     pub fn append_chat(&self, messages: &Value, options: &RenderOptions) -> Result<Vec<Token>> {
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
         self.idle(|t, _| {
-            let ids = chat::encode_append(tokenizer, template, &t.ids, messages, options)?;
+            let ids = chat::encode_append(tokenizer, template, t.after(), messages, options)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
             for token in &mut t.tokens[before..] {
@@ -172,6 +172,7 @@ impl Session {
                     token.source = Source::Glue;
                 }
             }
+            t.turn_begun = options.add_generation_prompt;
             Ok(t.tokens[before..].to_vec())
         })
     }
@@ -225,7 +226,8 @@ impl Session {
         let cancel = Cancel::default();
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
-        let generating = Generating { options, stop_ids, n_sampled: 0, text: TextStream::new(), outbox: outbox.clone() };
+        let generating =
+            Generating { options, stop_ids, n_sampled: 0, text: TextStream::new(), outbox: outbox.clone() };
         self.submit(&cancel, |t| {
             if t.len() == 0 {
                 return Err(Error::new(Fault::EmptySession, "the session is empty; there is nothing to continue"));

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
+use crate::text::After;
 use crate::text::source::Source;
 
 /// What is known of one token besides its id.
@@ -45,13 +46,15 @@ pub struct Timeline {
     pub(super) kv: KvCache,
     /// Some: keep the hidden state of each row that predicts an action token
     pub(super) hidden: Option<Hidden>,
+    /// whether an assistant turn is begun: the generation prompt was appended
+    pub(super) turn_begun: bool,
     /// rows that forwards computed for this timeline
     pub(super) n_computed: u64,
 }
 
 impl Timeline {
     pub(super) fn new(kv: KvCache) -> Timeline {
-        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, n_computed: 0 }
+        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, turn_begun: false, n_computed: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -81,6 +84,15 @@ impl Timeline {
         self.forget_computed(len);
     }
 
+    /// What a chat template finds before messages that are appended.
+    pub(super) fn after(&self) -> After {
+        match self.tokens.last() {
+            None => After::Nothing,
+            Some(last) if last.source.is_action() || self.turn_begun => After::Turn { last_id: last.id },
+            Some(_) => After::Messages,
+        }
+    }
+
     /// Drops what was computed for positions from `len` on; the ids stay and become pending.
     pub(super) fn forget_computed(&mut self, len: usize) {
         self.kv.truncate(len);
@@ -96,7 +108,14 @@ impl Timeline {
     }
 
     pub(super) fn fork(&self) -> Timeline {
-        Timeline { tokens: self.tokens.clone(), ids: self.ids.clone(), kv: self.kv.fork(), hidden: None, n_computed: 0 }
+        Timeline {
+            tokens: self.tokens.clone(),
+            ids: self.ids.clone(),
+            kv: self.kv.fork(),
+            hidden: None,
+            turn_begun: self.turn_begun,
+            n_computed: 0,
+        }
     }
 }
 

@@ -166,6 +166,11 @@ impl Tokenizer {
         self.windows.len()
     }
 
+    /// Whether the id is that of an added token, special or not.
+    pub fn is_added(&self, id: i32) -> bool {
+        self.added.iter().any(|token| token.id == id)
+    }
+
     /// Whether the id is that of a special added token.
     pub fn is_special(&self, id: i32) -> bool {
         usize::try_from(id).is_ok_and(|id| self.special.get(id) == Some(&true))
