@@ -14,7 +14,7 @@ pub(super) const CHUNK: usize = 4096;
 /// ln of the sum of e^x over each of the first `n` rows.
 pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Vec<f32> {
     let Device::Cpu(cpu) = device;
-    row_sums(cpu, logits, 0..n).iter().map(|r| r.lse() as f32).collect()
+    row_sums(cpu, logits, &Vec::from_iter(0..n)).iter().map(|r| r.lse() as f32).collect()
 }
 
 /// log p(ids[i]) under row i, in nats, for the first `n` rows.
@@ -23,7 +23,7 @@ pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> V
     let ids = &ids[..n];
     assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
     let Device::Cpu(cpu) = device;
-    let sums = row_sums(cpu, logits, 0..n);
+    let sums = row_sums(cpu, logits, &Vec::from_iter(0..n));
     let x = logits.f32();
     ids.iter().enumerate().map(|(i, &id)| sums[i].logprob(x[i * v + id as usize])).collect()
 }
@@ -33,7 +33,7 @@ pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> V
 pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32, f32)> {
     let v = logits.extent(1);
     let Device::Cpu(cpu) = device;
-    let sum = &row_sums(cpu, logits, row..row + 1)[0];
+    let sum = &row_sums(cpu, logits, &[row])[0];
     let x = &logits.f32()[row * v..][..v];
     let best = largest(x, &sum.chunks, k);
     best.into_iter().map(|id| (id as i32, sum.logprob(x[id]))).collect()
@@ -80,21 +80,22 @@ pub(super) fn exp_at_most_one(x: f64) -> f64 {
 }
 
 /// The sums of some rows of logits [N, V].
-pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: std::ops::Range<usize>) -> Vec<RowSum> {
+pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: &[usize]) -> Vec<RowSum> {
     let v = logits.extent(1);
-    assert!(rows.end <= logits.extent(0), "logits are {}, rows {rows:?} are wanted", logits.shape());
+    assert!(rows.iter().all(|&row| row < logits.extent(0)), "a row lies outside the logits, {}", logits.shape());
     let _env = FloatEnv::set();
     let n_chunks = v.div_ceil(CHUNK);
     let mut chunks = vec![ChunkSum::default(); rows.len() * n_chunks];
-    let x = &logits.f32()[rows.start * v..rows.end * v];
-    cpu.launch(chunks.len(), &ChunkSums { chunks: Shared::new(&mut chunks), x, v });
+    let n_tasks = chunks.len();
+    cpu.launch(n_tasks, &ChunkSums { chunks: Shared::new(&mut chunks), x: logits.f32(), rows, v });
     chunks.chunks_exact(n_chunks).map(RowSum::new).collect()
 }
 
-/// Task i: chunk i % n_chunks of row i / n_chunks.
+/// Task i: chunk i % n_chunks of row rows[i / n_chunks].
 struct ChunkSums<'a> {
     chunks: Shared<ChunkSum>,
     x: &'a [f32],
+    rows: &'a [usize],
     v: usize,
 }
 
@@ -120,7 +121,7 @@ impl Kernel for ChunkSums<'_> {
     unsafe fn task<V: Lanes>(&self, index: usize) {
         let n_chunks = self.v.div_ceil(CHUNK);
         let range = piece(index % n_chunks, CHUNK, self.v);
-        let start = index / n_chunks * self.v + range.start;
+        let start = self.rows[index / n_chunks] * self.v + range.start;
         // SAFETY: the chunk lies inside the row, and each task writes its own element.
         unsafe {
             let x = self.x.as_ptr().add(start);
@@ -160,7 +161,7 @@ impl Kernel for ChunkSums<'_> {
 /// whose largest element cannot enter are skipped.
 pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
     // A sorted list would move k elements an insertion; the heap keeps the worst of the chosen on top.
-    let mut chosen: std::collections::BinaryHeap<Worse> = Default::default();
+    let mut chosen: std::collections::BinaryHeap<Ranked> = Default::default();
     for (j, chunk) in chunks.iter().enumerate() {
         let mut floor = if chosen.len() < k { f32::NEG_INFINITY } else { chosen.peek().map_or(f32::INFINITY, |w| w.x) };
         if chunk.largest <= floor {
@@ -172,7 +173,7 @@ pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
                 if chosen.len() == k {
                     chosen.pop();
                 }
-                chosen.push(Worse { x: x[i], i });
+                chosen.push(Ranked { x: x[i], i });
                 if chosen.len() == k {
                     floor = chosen.peek().map_or(f32::INFINITY, |w| w.x);
                 }
@@ -182,24 +183,24 @@ pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
     chosen.into_sorted_vec().into_iter().map(|w| w.i).collect()
 }
 
-/// A candidate that is greater the worse it is: a smaller logit, or an equal one with a higher index.
+/// A candidate; greater is worse: a smaller logit, or an equal one with a higher index.
 #[derive(PartialEq)]
-struct Worse {
-    x: f32,
-    i: usize,
+pub(super) struct Ranked {
+    pub x: f32,
+    pub i: usize,
 }
 
-impl Eq for Worse {}
+impl Eq for Ranked {}
 
-impl Ord for Worse {
-    fn cmp(&self, other: &Worse) -> std::cmp::Ordering {
+impl Ord for Ranked {
+    fn cmp(&self, other: &Ranked) -> std::cmp::Ordering {
         // total_cmp would part -0 from +0; no NaN comes here.
         other.x.partial_cmp(&self.x).unwrap_or(std::cmp::Ordering::Equal).then(self.i.cmp(&other.i))
     }
 }
 
-impl PartialOrd for Worse {
-    fn partial_cmp(&self, other: &Worse) -> Option<std::cmp::Ordering> {
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Ranked) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }

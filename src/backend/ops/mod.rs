@@ -5,23 +5,31 @@
 //! overwrites or adds. `compute` says whether the result is rounded to bf16. Extents are checked once, on
 //! entry, by assertion: shapes come from a validated model, so a mismatch is a defect of squire.
 
+mod adamw;
+mod divergence;
 mod embedding;
 mod gather;
 mod linear;
 mod logprob;
+mod moe;
 mod residual;
 mod rmsnorm;
 mod rope;
+mod sample;
 mod split;
 mod swiglu;
 
+pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
+pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use gather::{gather_rows, scatter_add_rows};
 pub use linear::{linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32};
 pub use logprob::{logprobs_of, logsumexp, top_k};
+pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
 pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
+pub use sample::{Sampled, Sampling, sample_token};
 pub use swiglu::{swiglu_backward, swiglu_forward};
 
 #[cfg(test)]

@@ -57,6 +57,12 @@ pub fn yarn_inverse_frequencies(
     frequencies(head_dim, theta).enumerate().map(blend).collect()
 }
 
+/// YaRN's attention factor where the configuration gives none: 0.1 ln(factor) + 1, and 1 for factors up to 1.
+pub fn yarn_attention_factor(factor: f64) -> f32 {
+    let _env = FloatEnv::set();
+    if factor > 1.0 { (0.1 * math::ln(factor) + 1.0) as f32 } else { 1.0 }
+}
+
 /// Cosines and sines of every position.
 pub struct RopeTable {
     /// [P, D/2] f32.
@@ -391,8 +397,8 @@ mod tests {
         assert_eq!((table.n_positions(), table.head_dim()), (40_960, 128));
         assert!(table.cos.f32()[..64].iter().all(|&c| c == 1.0) && table.sin.f32()[..64].iter().all(|&s| s == 0.0));
         for pos in [1usize, 777, 40_959] {
-            for i in 0..64 {
-                let angle = (pos as f32 * freq[i]) as f64;
+            for (i, f) in freq.iter().enumerate() {
+                let angle = (pos as f32 * f) as f64;
                 assert!((table.cos.f32()[pos * 64 + i] as f64 - angle.cos()).abs() < 1e-7);
                 assert!((table.sin.f32()[pos * 64 + i] as f64 - angle.sin()).abs() < 1e-7);
             }
@@ -413,6 +419,8 @@ mod tests {
         let smooth = yarn_inverse_frequencies(128, 1e6, 4.0, 32_768, 32.0, 1.0, false);
         assert_ne!(smooth, yarn);
         assert!(smooth.windows(2).all(|w| w[0] > w[1]));
+        assert_eq!(yarn_attention_factor(1.0), 1.0);
+        assert!((yarn_attention_factor(4.0) - 1.138_629_4).abs() < 1e-6);
     }
 
     #[test]

@@ -1,0 +1,386 @@
+//! Mixture of experts: which experts a row goes to, and the weighted sum of what they return.
+//!
+//! route: p = softmax(logits [N, E]) in f32; the k largest (ties: lower id), in falling order, are the row's experts;
+//! their weights are p, divided by their sum where `norm_topk_prob`. combine: y[n, c] = round(sum over rank j of
+//! weights[n, j] * slots[n k + j, c]), by FMA from zero in the order of rank, so grouping rows by expert cannot
+//! change a bit.
+
+use super::split::items_per_task;
+use crate::backend::cpu::{Kernel, Lanes, Shared, math, piece};
+use crate::backend::{Compute, Device, Tensor};
+
+/// Where each row goes.
+pub struct Routing {
+    /// [N, k], most likely first.
+    pub experts: Vec<u32>,
+    /// [N, k], in the same order.
+    pub weights: Vec<f32>,
+    /// [N, E], the softmax; for the backward.
+    pub probs: Vec<f32>,
+    n_experts: usize,
+    k: usize,
+    norm_topk_prob: bool,
+}
+
+/// Routes the first `n` rows of logits [N, E] to `k` experts each.
+pub fn route(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_prob: bool) -> Routing {
+    let e = logits.extent(1);
+    assert!(logits.extent(0) >= n && k >= 1 && k <= e, "logits are {} for {n} rows and {k} experts", logits.shape());
+    let Device::Cpu(cpu) = device;
+    let (mut experts, mut weights, mut probs) = (vec![0u32; n * k], vec![0.0; n * k], vec![0.0; n * e]);
+    let rows = items_per_task(cpu, n, e * (k + 4));
+    let kernel = Route {
+        experts: Shared::new(&mut experts),
+        weights: Shared::new(&mut weights),
+        probs: Shared::new(&mut probs),
+        logits: &logits.f32()[..n * e],
+        n,
+        e,
+        k,
+        norm_topk_prob,
+        rows,
+    };
+    cpu.launch(n.div_ceil(rows), &kernel);
+    Routing { experts, weights, probs, n_experts: e, k, norm_topk_prob }
+}
+
+/// Overwrites the first `n` rows of `dlogits` [N, E] by the gradient, given that by the weights, [N, k].
+pub fn route_backward(device: &Device, dlogits: &mut Tensor, dweights: &[f32], routing: &Routing, n: usize) {
+    let (e, k) = (routing.n_experts, routing.k);
+    assert!(dlogits.extent(0) >= n && dlogits.extent(1) == e, "dlogits are {} for {e} experts", dlogits.shape());
+    assert!(dweights.len() == n * k && routing.weights.len() == n * k, "{} gradients of weights", dweights.len());
+    let Device::Cpu(cpu) = device;
+    let dlogits = Shared::new(&mut dlogits.f32_mut()[..n * e]);
+    let rows = items_per_task(cpu, n, 4 * e);
+    cpu.launch(n.div_ceil(rows), &RouteBackward { dlogits, dweights, routing, n, rows });
+}
+
+/// Overwrites the first `n` rows of y [N, C] by the weighted sums of slots [N k, C]; weights [N, k].
+pub fn combine_forward(
+    device: &Device,
+    y: &mut Tensor,
+    slots: &Tensor,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+    compute: Compute,
+) {
+    let c = y.extent(1);
+    assert!(y.extent(0) >= n, "y is {} for {n} rows", y.shape());
+    assert!(slots.extent(0) >= n * k && slots.extent(1) == c, "slots are {}, y {}", slots.shape(), y.shape());
+    assert!(weights.len() == n * k, "{} weights for {n} rows of {k}", weights.len());
+    let Device::Cpu(cpu) = device;
+    let slots = &slots.f32()[..n * k * c];
+    let y = Shared::new(&mut y.f32_mut()[..n * c]);
+    let rows = items_per_task(cpu, n, k * c);
+    cpu.launch(n.div_ceil(rows), &CombineForward { y, slots, weights, n, k, c, rows, round: compute.rounds() });
+}
+
+/// dslots = weight * dy and dweights = dy . slot. Overwrites the first n k rows of `dslots` and all of `dweights`.
+#[allow(clippy::too_many_arguments)] // the op's tensors
+pub fn combine_backward(
+    device: &Device,
+    dslots: &mut Tensor,
+    dweights: &mut [f32],
+    dy: &Tensor,
+    slots: &Tensor,
+    weights: &[f32],
+    n: usize,
+    k: usize,
+) {
+    let c = dy.extent(1);
+    assert!(dy.extent(0) >= n, "dy is {} for {n} rows", dy.shape());
+    for (name, t) in [("dslots", &*dslots), ("slots", slots)] {
+        assert!(t.extent(0) >= n * k && t.extent(1) == c, "{name} are {}, dy {}", t.shape(), dy.shape());
+    }
+    assert!(weights.len() == n * k && dweights.len() == n * k, "{} weights for {n} rows of {k}", weights.len());
+    let Device::Cpu(cpu) = device;
+    let (dy, slots) = (&dy.f32()[..n * c], &slots.f32()[..n * k * c]);
+    let dslots = Shared::new(&mut dslots.f32_mut()[..n * k * c]);
+    let rows = items_per_task(cpu, n * k, c);
+    let kernel = CombineBackward { dslots, dweights: Shared::new(dweights), dy, slots, weights, k, c, rows };
+    cpu.launch((n * k).div_ceil(rows), &kernel);
+}
+
+struct Route<'a> {
+    experts: Shared<u32>,
+    weights: Shared<f32>,
+    probs: Shared<f32>,
+    logits: &'a [f32],
+    n: usize,
+    e: usize,
+    k: usize,
+    norm_topk_prob: bool,
+    rows: usize,
+}
+
+impl Kernel for Route<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let (e, k) = (self.e, self.k);
+        for row in piece(index, self.rows, self.n) {
+            let x = &self.logits[row * e..(row + 1) * e];
+            let largest = x.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
+            // SAFETY: tasks own disjoint rows of all results.
+            let (probs, experts, weights) = unsafe {
+                (self.probs.slice(row * e, e), self.experts.slice(row * k, k), self.weights.slice(row * k, k))
+            };
+            // SAFETY: reads and writes stay inside the row.
+            unsafe {
+                let mut acc = V::zero();
+                let mut i = 0;
+                while i < e {
+                    let n = (e - i).min(16);
+                    let p = math::exp(V::load_up_to(x.as_ptr().add(i), n).sub(V::splat(largest)));
+                    p.store_rounded(probs.as_mut_ptr().add(i), n, false);
+                    // Read again, so that lanes beyond the row are zero.
+                    acc = acc.add(V::load_up_to(probs.as_ptr().add(i), n));
+                    i += 16;
+                }
+                let sum = acc.reduce_add();
+                probs.iter_mut().for_each(|p| *p /= sum);
+            }
+            for j in 0..k {
+                let free = (0..e).filter(|&i| !experts[..j].contains(&(i as u32)));
+                // k <= e, so one is always free; a NaN neither wins nor loses, so any logits give distinct ids.
+                let best = free.reduce(|best, i| if probs[i] > probs[best] { i } else { best }).unwrap_or(0);
+                experts[j] = best as u32;
+                weights[j] = probs[best];
+            }
+            if self.norm_topk_prob {
+                let sum: f32 = weights.iter().sum();
+                weights.iter_mut().for_each(|w| *w /= sum);
+            }
+        }
+    }
+}
+
+struct RouteBackward<'a> {
+    dlogits: Shared<f32>,
+    dweights: &'a [f32],
+    routing: &'a Routing,
+    n: usize,
+    rows: usize,
+}
+
+impl Kernel for RouteBackward<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let Routing { n_experts: e, k, norm_topk_prob, .. } = *self.routing;
+        for row in piece(index, self.rows, self.n) {
+            let probs = &self.routing.probs[row * e..(row + 1) * e];
+            let of = row * k..(row + 1) * k;
+            let (experts, weights) = (&self.routing.experts[of.clone()], &self.routing.weights[of.clone()]);
+            let dweights = &self.dweights[of];
+            // SAFETY: tasks own disjoint rows.
+            let d = unsafe { self.dlogits.slice(row * e, e) };
+            // First the gradient by the probabilities, zero for those not chosen.
+            d.fill(0.0);
+            let mean: f32 = dweights.iter().zip(weights).map(|(d, w)| d * w).sum();
+            let sum: f32 = experts.iter().map(|&i| probs[i as usize]).sum();
+            for (&i, &dw) in experts.iter().zip(dweights) {
+                d[i as usize] = if norm_topk_prob { (dw - mean) / sum } else { dw };
+            }
+            let along: f32 = experts.iter().map(|&i| probs[i as usize] * d[i as usize]).sum();
+            d.iter_mut().zip(probs).for_each(|(d, p)| *d = p * (*d - along));
+        }
+    }
+}
+
+struct CombineForward<'a> {
+    y: Shared<f32>,
+    slots: &'a [f32],
+    weights: &'a [f32],
+    n: usize,
+    k: usize,
+    c: usize,
+    rows: usize,
+    round: bool,
+}
+
+impl Kernel for CombineForward<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let (k, c) = (self.k, self.c);
+        for row in piece(index, self.rows, self.n) {
+            let weights = &self.weights[row * k..(row + 1) * k];
+            let mut i = 0;
+            while i < c {
+                let n = (c - i).min(16);
+                // SAFETY: rows lie inside the operands, and tasks own disjoint rows of y.
+                unsafe {
+                    let mut acc = V::zero();
+                    for (j, &w) in weights.iter().enumerate() {
+                        let slot = V::load_up_to(self.slots.as_ptr().add((row * k + j) * c + i), n);
+                        acc = V::splat(w).fma(slot, acc);
+                    }
+                    acc.store_rounded(self.y.at(row * c + i), n, self.round);
+                }
+                i += 16;
+            }
+        }
+    }
+}
+
+struct CombineBackward<'a> {
+    dslots: Shared<f32>,
+    dweights: Shared<f32>,
+    dy: &'a [f32],
+    slots: &'a [f32],
+    weights: &'a [f32],
+    k: usize,
+    c: usize,
+    rows: usize,
+}
+
+impl Kernel for CombineBackward<'_> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let c = self.c;
+        for slot in piece(index, self.rows, self.weights.len()) {
+            // SAFETY: the slot and its row lie inside the operands, and tasks own disjoint slots.
+            unsafe {
+                let dy = self.dy.as_ptr().add(slot / self.k * c);
+                let x = self.slots.as_ptr().add(slot * c);
+                let w = V::splat(self.weights[slot]);
+                let mut acc = V::zero();
+                let mut i = 0;
+                while i < c {
+                    let n = (c - i).min(16);
+                    let dy = V::load_up_to(dy.add(i), n);
+                    acc = dy.fma(V::load_up_to(x.add(i), n), acc);
+                    dy.mul(w).store_rounded(self.dslots.at(slot * c + i), n, false);
+                    i += 16;
+                }
+                *self.dweights.at(slot) = acc.reduce_add();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+    use crate::tensor::Dtype;
+
+    /// (rows, experts, experts a row)
+    const ROUTES: [(usize, usize, usize); 5] = [(1, 1, 1), (3, 7, 2), (5, 17, 17), (4, 128, 8), (70, 33, 3)];
+
+    fn softmax(x: &[f64]) -> Vec<f64> {
+        let m = x.iter().fold(f64::MIN, |m, &x| m.max(x));
+        let sum: f64 = x.iter().map(|x| (x - m).exp()).sum();
+        x.iter().map(|x| (x - m).exp() / sum).collect()
+    }
+
+    /// The weights of given experts.
+    fn weights_of(x: &[f64], experts: &[u32], norm: bool) -> Vec<f64> {
+        let p = softmax(x);
+        let sum: f64 = if norm { experts.iter().map(|&i| p[i as usize]).sum() } else { 1.0 };
+        experts.iter().map(|&i| p[i as usize] / sum).collect()
+    }
+
+    #[test]
+    fn route_equals_the_formula_with_one_set_of_bits_and_ties_go_to_the_lower_id() {
+        for (n, e, k) in ROUTES {
+            // Coarse logits, so that there are ties.
+            let x: Vec<f32> = random(1, &[n, e]).f32().iter().map(|x| (8.0 * x).round() / 2.0).collect();
+            let logits = Tensor::from_f32(&[n, e], &x).unwrap();
+            for norm in [false, true] {
+                let mut judge: Option<Vec<f32>> = None;
+                for device in devices() {
+                    let got = route(&device, &logits, n, k, norm);
+                    for row in 0..n {
+                        let x = &x[row * e..(row + 1) * e];
+                        let mut order: Vec<u32> = (0..e as u32).collect();
+                        order.sort_by(|&a, &b| x[b as usize].partial_cmp(&x[a as usize]).unwrap().then(a.cmp(&b)));
+                        assert_eq!(got.experts[row * k..(row + 1) * k], order[..k]);
+                        let x: Vec<f64> = x.iter().map(|&x| x as f64).collect();
+                        let wanted = weights_of(&x, &order[..k], norm);
+                        assert_close("weights", &got.weights[row * k..(row + 1) * k], &wanted, 1e-6);
+                        assert_close("probs", &got.probs[row * e..(row + 1) * e], &softmax(&x), 1e-6);
+                    }
+                    assert_same_bits("weights", &got.weights, judge.get_or_insert_with(|| got.weights.clone()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn route_backward_matches_finite_difference_for_any_thread_count() {
+        for (n, e, k) in ROUTES {
+            let (logits, dw) = (random(2, &[n, e]), random(3, &[n * k]));
+            for norm in [false, true] {
+                let routing = route(&device(), &logits, n, k, norm);
+                let weighted = |row: usize, x: &[f64]| -> f64 {
+                    let of = row * k..(row + 1) * k;
+                    let w = weights_of(x, &routing.experts[of.clone()], norm);
+                    w.iter().zip(&dw.f32()[of]).map(|(w, &d)| w * d as f64).sum()
+                };
+                let mut judge: Option<Vec<f32>> = None;
+                for device in devices() {
+                    let mut dlogits = random(4, &[n, e]);
+                    route_backward(&device, &mut dlogits, dw.f32(), &routing, n);
+                    for row in 0..n {
+                        let of = row * e..(row + 1) * e;
+                        let wanted = finite_difference(&wide(&logits)[of.clone()], |x| weighted(row, x));
+                        for (g, w) in dlogits.f32()[of].iter().zip(wanted) {
+                            assert!((*g as f64 - w).abs() < 1e-6, "{g} and not {w}");
+                        }
+                    }
+                    assert_same_bits("dlogits", dlogits.f32(), judge.get_or_insert_with(|| dlogits.f32().to_vec()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn combine_sums_in_router_rank_order_with_one_set_of_bits() {
+        for (n, k, c) in [(1, 1, 1), (3, 2, 7), (5, 8, 48), (33, 3, 1031)] {
+            let (slots, weights) = (random(5, &[n * k, c]), random(6, &[n * k]));
+            let (s, w) = (slots.f32(), weights.f32());
+            let at = |i: usize| (0..k).fold(0.0f32, |y, j| w[i / c * k + j].mul_add(s[(i / c * k + j) * c + i % c], y));
+            let wanted = Tensor::from_f32(&[n, c], &(0..n * c).map(at).collect::<Vec<_>>()).unwrap();
+            for compute in [Compute::F32, Compute::Bf16] {
+                let wanted = if compute.rounds() { stored(&wanted, Dtype::Bf16).to_f32() } else { wanted.to_f32() };
+                for device in devices() {
+                    let mut y = random(7, &[n, c]);
+                    combine_forward(&device, &mut y, &slots, w, n, k, compute);
+                    assert_same_bits("y", y.f32(), &wanted);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn combine_backward_matches_finite_difference_for_any_thread_count() {
+        for (n, k, c) in [(1, 1, 1), (3, 2, 7), (5, 4, 35)] {
+            let (slots, weights, dy) = (random(5, &[n * k, c]), random(6, &[n * k]), random(7, &[n, c]));
+            let weighted = |s: &[f64], w: &[f64]| -> f64 {
+                let dy = wide(&dy);
+                (0..n * k * c).map(|i| dy[i / c / k * c + i % c] * w[i / c] * s[i]).sum()
+            };
+            let wanted_s = finite_difference(&wide(&slots), |s| weighted(s, &wide(&weights)));
+            let wanted_w = finite_difference(&wide(&weights), |w| weighted(&wide(&slots), w));
+            let mut judge: Option<Vec<f32>> = None;
+            for device in devices() {
+                let (mut ds, mut dw) = (random(8, &[n * k, c]), vec![9.0; n * k]);
+                combine_backward(&device, &mut ds, &mut dw, &dy, &slots, weights.f32(), n, k);
+                assert_close("dslots", ds.f32(), &wanted_s, 1e-5);
+                assert_close("dweights", &dw, &wanted_w, 1e-5);
+                let all = [ds.f32(), &dw].concat();
+                assert_same_bits("gradients", &all, judge.get_or_insert_with(|| all.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn routing_of_nan_logits_still_names_distinct_experts() {
+        let logits = Tensor::from_f32(&[2, 4], &[f32::NAN, 1.0, f32::NAN, 0.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN]);
+        let routing = route(&device(), &logits.unwrap(), 2, 3, true);
+        for experts in routing.experts.chunks_exact(3) {
+            assert!(experts.iter().all(|&e| e < 4));
+            assert!(experts[0] != experts[1] && experts[1] != experts[2] && experts[0] != experts[2]);
+        }
+    }
+}
