@@ -28,7 +28,10 @@ pub use logprob::{logprobs_of, logsumexp, top_k};
 pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
-pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
+pub use rope::{
+    RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_attention_factor,
+    yarn_inverse_frequencies,
+};
 pub use sample::{Sampled, Sampling, sample_token};
 pub use swiglu::{swiglu_backward, swiglu_forward};
 
