@@ -92,8 +92,10 @@ pub struct Task<'a> {
     pub student: &'a Model,
     /// The student's weights at `revision`.
     pub weights: &'a Weights,
-    /// Their revision; 0 while they are not published.
-    pub revision: u64,
+    /// Their revision; None while they are not published.
+    pub revision: Option<u64>,
+    /// The revision that new episodes get, from which staleness is counted.
+    pub published: u64,
     /// The teacher, where a loss asks for one.
     pub teacher: Option<&'a ServedModel>,
     /// The settings.
@@ -105,14 +107,13 @@ impl Task<'_> {
     /// in all, and stops the build by returning false.
     pub fn gradients(
         &self,
-        finished: &[Finished],
-        lineage: u64,
+        finished: &[&Finished],
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Gradients> {
         let started = Instant::now();
         let trajectories: Vec<&Trajectory> = finished.iter().map(|f| &f.trajectory).collect();
-        let batch = plan(&trajectories, self.config, lineage);
+        let batch = plan(&trajectories, self.config, self.published);
         if batch.tokens.is_empty() {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
@@ -132,7 +133,9 @@ impl Task<'_> {
                 return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
             }
             let (mut end, mut n) = (next, 0);
-            while end < trained.len() && (end == next || n + n_tokens(trained[end]) <= self.config.micro_tokens as usize) {
+            while end < trained.len()
+                && (end == next || n + n_tokens(trained[end]) <= self.config.micro_tokens as usize)
+            {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
@@ -156,7 +159,7 @@ impl Task<'_> {
         &self,
         pass: &mut Pass,
         gradients: &mut Weights,
-        finished: &[Finished],
+        finished: &[&Finished],
         members: &[usize],
         losses: &[TokenLoss],
         tally: &mut Tally,
@@ -192,12 +195,13 @@ impl Task<'_> {
             let n = at.len();
             ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
             head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n);
-            let targets: Vec<i32> = chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
+            let targets: Vec<i32> =
+                chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
             let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n);
             for ((_, t), logprob) in chunk.iter().zip(logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
-                if sampled_here && trajectory.heading.revision == self.revision {
+                if sampled_here && Some(trajectory.heading.revision) == self.revision {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }
@@ -207,7 +211,8 @@ impl Task<'_> {
                 .zip(&targets)
                 .map(|((_, t), &target)| RowLoss { kind: kind_of(t.kernel), weight: t.weight as f32, target })
                 .collect();
-            let teacher_logits = teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(|s| &s.logits);
+            let teacher_logits =
+                teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(|s| &s.logits);
             let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n);
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
@@ -265,7 +270,9 @@ impl Pass {
         let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
         let teacher_side = match teacher {
             None => None,
-            Some(t) => Some(TeacherSide { hidden: zeros(t.config().hidden_size)?, logits: zeros(t.config().vocab_size)? }),
+            Some(t) => {
+                Some(TeacherSide { hidden: zeros(t.config().hidden_size)?, logits: zeros(t.config().vocab_size)? })
+            }
         };
         Ok(Pass {
             pool: KvPool::new(model.page_shape(), u64::MAX),
@@ -280,7 +287,12 @@ impl Pass {
     }
 
     /// Fills the teacher's logits of a chunk from its kept hidden states; false where no row asks for them.
-    fn teacher_logits(&mut self, teacher: Option<&ServedModel>, finished: &[Finished], chunk: &[(usize, &TokenLoss)]) -> Result<bool> {
+    fn teacher_logits(
+        &mut self,
+        teacher: Option<&ServedModel>,
+        finished: &[&Finished],
+        chunk: &[(usize, &TokenLoss)],
+    ) -> Result<bool> {
         if chunk.iter().all(|(_, t)| matches!(t.kernel, Kernel::CrossEntropy | Kernel::None)) {
             return Ok(false);
         }

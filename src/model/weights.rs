@@ -149,15 +149,17 @@ impl Weights {
         Ok(out)
     }
 
-    /// The masters rounded to the dtypes of `like`: the weights of a new revision.
-    pub fn rounded(config: &ModelConfig, device: &Device, masters: &Weights, like: &Weights) -> Result<Weights> {
-        let mut dtypes = like.tensors().into_iter().map(|(_, t)| t.dtype());
-        let mut out =
-            Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))?;
-        for (to, (_, from)) in out.tensors_mut().into_iter().zip(masters.tensors()) {
+    /// Zeros with the shapes and dtypes of another set.
+    pub fn like(config: &ModelConfig, other: &Weights) -> Result<Weights> {
+        let mut dtypes = other.tensors().into_iter().map(|(_, t)| t.dtype());
+        Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))
+    }
+
+    /// Overwrites these weights by f32 masters, rounded to the stored dtypes.
+    pub fn round_from(&mut self, device: &Device, masters: &Weights) {
+        for (to, (_, from)) in self.tensors_mut().into_iter().zip(masters.tensors()) {
             ops::convert(device, to, from);
         }
-        Ok(out)
     }
 
     /// Random weights of the model's shapes: matrices uniform with the given standard deviation, norms 1.

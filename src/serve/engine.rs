@@ -162,6 +162,11 @@ impl Engine {
         &self.0.options
     }
 
+    /// Whether two handles are one engine.
+    pub fn is(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Where it computes.
     pub fn device(&self) -> &Device {
         &self.0.device

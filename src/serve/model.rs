@@ -73,6 +73,21 @@ struct Revisions {
     alive: Vec<Weak<Revision>>,
 }
 
+impl Revisions {
+    fn check_room(&mut self, limit: usize) -> Result<()> {
+        self.alive.retain(|r| r.strong_count() > 0);
+        // If nobody but the lineage holds the current revision, it goes when it is replaced.
+        let goes = usize::from(Arc::strong_count(&self.current) == 1);
+        let alive = self.alive.len() - goes + 1;
+        if alive > limit.max(1) {
+            let bytes = self.current.bytes;
+            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
+            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
+        }
+        Ok(())
+    }
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl ServedModel {
@@ -219,19 +234,16 @@ impl ServedModel {
         revisions.alive.len()
     }
 
+    /// Refuses with `HostBudget` if one more revision would make more than `limit` alive.
+    pub fn check_room(&self, limit: usize) -> Result<()> {
+        self.0.revisions.lock().check_room(limit)
+    }
+
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
     /// `HostBudget` if more than `limit` revisions would then be alive.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
         let mut revisions = self.0.revisions.lock();
-        revisions.alive.retain(|r| r.strong_count() > 0);
-        // If nobody but the lineage holds the current revision, it goes when it is replaced.
-        let goes = usize::from(Arc::strong_count(&revisions.current) == 1);
-        let alive = revisions.alive.len() - goes + 1;
-        if alive > limit.max(1) {
-            let bytes = revisions.current.bytes;
-            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
-            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
-        }
+        revisions.check_room(limit)?;
         let number = revisions.current.number + 1;
         let revision = Revision::new(number, weights);
         revisions.alive.push(Arc::downgrade(&revision));

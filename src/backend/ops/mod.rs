@@ -6,6 +6,7 @@
 //! entry, by assertion: shapes come from a validated model, so a mismatch is a defect of squire.
 
 mod adamw;
+mod attention;
 mod divergence;
 mod embedding;
 mod gather;
@@ -15,11 +16,13 @@ mod moe;
 mod residual;
 mod rmsnorm;
 mod rope;
+mod rows;
 mod sample;
 mod split;
 mod swiglu;
 
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
+pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
 pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use gather::{gather_rows, scatter_add_rows};
@@ -28,10 +31,8 @@ pub use logprob::{logprobs_of, logsumexp, top_k};
 pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
-pub use rope::{
-    RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_attention_factor,
-    yarn_inverse_frequencies,
-};
+pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
+pub use rows::{copy_rows, fill, scatter_rows};
 pub use sample::{Sampled, Sampling, sample_token};
 pub use swiglu::{swiglu_backward, swiglu_forward};
 

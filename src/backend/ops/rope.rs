@@ -57,12 +57,6 @@ pub fn yarn_inverse_frequencies(
     frequencies(head_dim, theta).enumerate().map(blend).collect()
 }
 
-/// YaRN's attention factor where the configuration gives none: 0.1 ln(factor) + 1, and 1 for factors up to 1.
-pub fn yarn_attention_factor(factor: f64) -> f32 {
-    let _env = FloatEnv::set();
-    if factor > 1.0 { (0.1 * math::ln(factor) + 1.0) as f32 } else { 1.0 }
-}
-
 /// Cosines and sines of every position.
 pub struct RopeTable {
     /// [P, D/2] f32.
@@ -445,8 +439,6 @@ mod tests {
         let smooth = yarn_inverse_frequencies(128, 1e6, 4.0, 32_768, 32.0, 1.0, false);
         assert_ne!(smooth, yarn);
         assert!(smooth.windows(2).all(|w| w[0] > w[1]));
-        assert_eq!(yarn_attention_factor(1.0), 1.0);
-        assert!((yarn_attention_factor(4.0) - 1.138_629_4).abs() < 1e-6);
     }
 
     #[test]
