@@ -115,29 +115,16 @@ impl ServedModel {
         max_context: usize,
     ) -> Result<ServedModel> {
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        ServedModel::from_parts(engine, config, weights, None, None, max_context)
-    }
-
-    /// A model from weights and documents in memory: what makes a model folder rather than reads one.
-    pub(super) fn from_parts(
-        engine: &Engine,
-        config: ModelConfig,
-        weights: Weights,
-        tokenizer: Option<Vec<u8>>,
-        tokenizer_config: Option<Value>,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        let template = tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str()).map(str::to_string);
-        let dir = ModelDir {
+        let documents = ModelDir {
             path: Default::default(),
             config: config.to_json(),
             tensors: BTreeMap::new(),
-            tokenizer,
-            tokenizer_config,
-            chat_template: template,
+            tokenizer: None,
+            tokenizer_config: None,
+            chat_template: None,
             generation_config: None,
         };
-        ServedModel::assemble(engine, dir, config, weights, max_context)
+        ServedModel::assemble(engine, documents, config, weights, max_context)
     }
 
     fn assemble(
@@ -156,6 +143,10 @@ impl ServedModel {
             return Err(Error::new(Fault::VocabularySize, why));
         }
         let template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        let template = match (template, &documents.tokenizer_config) {
+            (Some(template), Some(config)) => Some(template.with_special_tokens(config)),
+            (template, _) => template,
+        };
         let stop_ids = documents.stop_ids()?;
         check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
         let defaults = documents.generation_defaults()?;
