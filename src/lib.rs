@@ -15,8 +15,10 @@
 pub mod backend;
 pub mod distill;
 pub mod error;
+pub mod ffi;
 pub mod format;
 pub mod model;
 pub mod random;
+pub mod serve;
 pub mod tensor;
 pub mod text;
