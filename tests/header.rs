@@ -23,16 +23,52 @@ fn config() -> cbindgen::Config {
     cbindgen::Config::from_file(cc::root().join("cbindgen.toml")).expect("cbindgen.toml is valid")
 }
 
-/// The declarations of one section.
-fn section(files: &[&str]) -> String {
+/// The declarations of one file.
+fn declarations(file: &str) -> String {
     let mut config = config();
     config.header = None;
-    let builder = files.iter().fold(cbindgen::Builder::new().with_config(config), |builder, file| {
-        builder.with_src(cc::root().join(format!("src/ffi/{file}.rs")))
-    });
+    let builder = cbindgen::Builder::new().with_config(config);
+    let builder = builder.with_src(cc::root().join(format!("src/ffi/{file}.rs")));
     let mut text = Vec::new();
     builder.generate().expect("the sources parse").write(&mut text);
-    String::from_utf8(text).expect("the header is UTF-8").trim().to_owned()
+    tidy(&String::from_utf8(text).expect("the header is UTF-8"))
+}
+
+/// The generator's text with a star on each line of a comment, and macros one a line with their comments behind.
+fn tidy(text: &str) -> String {
+    let (mut lines, mut start) = (Vec::<String>::new(), None);
+    for line in text.trim().lines() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        match (line.trim(), start) {
+            ("/*", _) => start = Some("/* "),
+            ("*/", Some(_)) => {
+                lines.last_mut().expect("a comment has text").push_str(" */");
+                start = None;
+            }
+            (sentence, Some(mark)) => {
+                // Inside a comment the generator indents by one more.
+                let indent = if mark == "/* " { &indent[1..] } else { indent };
+                lines.push(format!("{indent}{mark}{sentence}"));
+                start = Some("* ");
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    let mut tidied = String::new();
+    for block in lines.join("\n").split("\n\n") {
+        let lines: Vec<_> = block.lines().collect();
+        let after_macro = tidied.lines().last().is_some_and(|line| line.starts_with("#define"));
+        match lines[..] {
+            [comment, line] if line.starts_with("#define ") => {
+                let (name, value) = line["#define ".len()..].split_once(' ').expect("a macro has a value");
+                let value = if value.starts_with('-') { format!("({value})") } else { value.to_owned() };
+                let gap = if after_macro || tidied.is_empty() { "" } else { "\n" };
+                writeln!(tidied, "{gap}#define {name} {value} {comment}").expect("memory");
+            }
+            _ => writeln!(tidied, "{}{block}", if tidied.is_empty() { "" } else { "\n" }).expect("memory"),
+        }
+    }
+    tidied.trim().to_owned()
 }
 
 /// The detail codes, read from the table in `src/error.rs`: its sentences are the header's.
@@ -67,7 +103,10 @@ fn screaming(camel: &str) -> String {
 fn write_sections(text: &mut String, sections: &[(&str, &[&str])]) {
     for (title, files) in sections {
         let bar = "-".repeat(100 - title.len());
-        write!(text, "\n/* ---- {title} {bar} */\n\n{}\n", section(files)).expect("memory");
+        write!(text, "\n/* ---- {title} {bar} */\n").expect("memory");
+        for file in *files {
+            write!(text, "\n{}\n", declarations(file)).expect("memory");
+        }
         if *title == "errors" {
             let head =
                 "/* What squire_error_detail gives: one number for every distinguishable fault, never reused. */";
@@ -130,13 +169,10 @@ fn every_function_of_the_header_has_its_comment() {
     let lines: Vec<_> = text.lines().collect();
     let mut found = 0;
     for (i, line) in lines.iter().enumerate() {
-        if line.starts_with(|c: char| c.is_ascii_lowercase())
-            && line.contains(" squire_") | line.contains("*squire_")
-            && line.contains('(')
-            && !line.starts_with("typedef")
-        {
+        let function = line.starts_with(|c: char| c.is_ascii_lowercase()) && !line.starts_with("typedef");
+        if function && line.split('(').next().is_some_and(|head| head != *line && head.contains("squire_")) {
             found += 1;
-            assert!(lines[i - 1].trim_end().ends_with("*/"), "no comment before: {line}");
+            assert!(lines[i - 1].ends_with(" */"), "no comment before: {line}");
         }
     }
     let exports = std::fs::read_to_string(cc::root().join("tests/exports.txt")).expect("the list is committed");

@@ -7,6 +7,7 @@
 //! the error object instead) and passes every other panic to the hook that was there before. A Rust program that
 //! uses the crate directly and never calls this floor keeps its hook untouched.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -140,7 +141,7 @@ pub(crate) unsafe fn guard_out<O: Object>(
 /// Runs what has no way to report: the value on a panic is the given one.
 pub(crate) fn guard_value<T>(on_panic: T, f: impl FnOnce() -> T) -> T {
     quietly(|| catch_unwind(AssertUnwindSafe(f))).unwrap_or_else(|payload| {
-        std::mem::forget(payload); // dropping a foreign payload could panic again
+        text_of(payload);
         on_panic
     })
 }
@@ -191,12 +192,25 @@ fn run<T>(f: impl FnOnce(&Call) -> Result<T>) -> Result<T> {
         Ok(result) => result,
         Err(payload) => {
             call.subjects.take().iter().for_each(Poison::set);
-            let what = payload.downcast_ref::<String>().map(String::as_str);
-            let what = what.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
+            let what = text_of(payload);
             let place = take_place().unwrap_or_else(|| "a place not known".into());
             let message = format!("a defect of squire was caught: {what} (at {place})");
-            std::mem::forget(payload); // dropping a foreign payload could panic again
             Err(Error::new(Fault::Panic, message))
+        }
+    }
+}
+
+/// A panic's text. A payload that is not text is leaked, since dropping it could panic again.
+fn text_of(payload: Box<dyn Any + Send>) -> String {
+    let payload = match payload.downcast::<String>() {
+        Ok(text) => return *text,
+        Err(payload) => payload,
+    };
+    match payload.downcast::<&str>() {
+        Ok(text) => text.to_string(),
+        Err(payload) => {
+            std::mem::forget(payload);
+            "no text".into()
         }
     }
 }

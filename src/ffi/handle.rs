@@ -8,7 +8,6 @@
 //! away from under it.
 
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -177,7 +176,7 @@ pub(crate) unsafe fn release<O: Object>(p: *mut O) {
         if unsafe { (*handle).pid } == std::process::id() {
             // A drop that panics must not leave through the C caller; there is nobody to tell.
             // SAFETY: the host gives up the reference that it held.
-            super::guard::quietly(|| drop(catch_unwind(AssertUnwindSafe(|| unsafe { drop(Arc::from_raw(handle)) }))));
+            super::guard::guard_value((), || unsafe { drop(Arc::from_raw(handle)) });
         }
     }
 }

@@ -15,8 +15,24 @@
 //! | `text`, `tokens`, `scores` | results: `squire_text_data`, `squire_tokens_data`, `squire_scores_row`, and `_release` |
 //! | `cancel` | `squire_cancel_create`, `_set`, `_retain`, `_release` |
 //! | `drill` | test builds only: entries that panic on purpose |
+//!
+//! The rest of the surface stands in files of the same names as the floors below have:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_metrics`; `squire_device_probe` |
+//! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`; `squire_tokenize`, `squire_detokenize` |
+//! | `chat` | `squire_chat_render`, `_append`, `_parse` |
+//! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_truncate`, `_fork`, `_rebase`, `_tokens` |
+//! | `generation` | `squire_gen_options_init`; `squire_gen_start`, `_next`, `_cancel`, `_release` |
+//! | `score` | `squire_score` |
+//! | `teacher` | experimental: `squire_teacher_local`, `_release` |
+//! | `distiller` | experimental: `squire_distiller_plan`, `_create`, `_load`, `_save`, `_publish`, `_rollback`, `_export`, `_metrics`, `_release` |
+//! | `episode` | experimental: `squire_episode_begin`, `_observe`, `_decide`, `_override`, `_act`, `_replay`, `_outcome`, `_end`, `_trace`, `_release` |
+//! | `update` | experimental: `squire_update_build`, `_report`, `_gradients`, `_scale`, `_apply`, `_release` |
 #![allow(non_camel_case_types)] // the types carry the header's names
 #![allow(clippy::missing_safety_doc)] // said once for all calls, at the head of the header
+#![allow(dead_code)] // the calls on engines, sessions and episodes are the users of most of what stands here
 
 pub mod callbacks;
 pub mod cancel;

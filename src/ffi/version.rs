@@ -8,14 +8,13 @@ use serde_json::json;
 use super::text::CText;
 use crate::backend::KernelSet;
 
-/// The ABI that the library speaks; the header's macros of the same names are written from these.
+/// Of the ABI that this header describes: changes when something is removed or means something else.
 pub const SQUIRE_ABI_MAJOR: u32 = 0;
-/// Counts additions within the major.
+/// Of the same: counts the additions within a major.
 pub const SQUIRE_ABI_MINOR: u32 = 0;
 
-/// The library's ABI: major * 65536 + minor. A program compiled against SQUIRE_ABI_MAJOR m works with a library of
-/// the same major and no smaller minor. Until 1.0 the major is 0 and only the same minor is promised to work. Any
-/// thread, also inside a callback.
+/// The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
+/// while the major is 0, the interface may still change between releases. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub extern "C" fn squire_abi_version() -> u32 {
     SQUIRE_ABI_MAJOR << 16 | SQUIRE_ABI_MINOR

@@ -12,17 +12,17 @@ pub fn root() -> &'static Path {
 /// The shared library that cargo built along with this test.
 pub fn library() -> PathBuf {
     let test = std::env::current_exe().expect("the test knows its own path");
-    let folder = test.ancestors().nth(2).expect("tests stand in <target>/<profile>/deps");
-    let library = folder.join("libsquire.so");
+    // Beside the test, in `deps`: the copy one folder up is refreshed by `cargo build` alone.
+    let library = test.with_file_name("libsquire.so");
     assert!(library.exists(), "{} was not built", library.display());
     library
 }
 
-/// Runs a tool to its end and gives its standard output; panics with what it said if it fails.
+/// Runs a tool to its end and gives its standard output; panics with what it said if it fails or complains.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run: {e}"));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?} ended with {}:\n{said}", output.status);
+    assert!(output.status.success() && said.is_empty(), "{command:?} ended with {}:\n{said}", output.status);
     String::from_utf8(output.stdout).expect("tools print UTF-8")
 }
 
