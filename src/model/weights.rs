@@ -134,6 +134,23 @@ impl Weights {
         })
     }
 
+    /// Checks that these are weights of `config`. Errors: `TensorShape`, naming the first tensor that is not.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let wanted: BTreeMap<String, Shape> = config.tensor_shapes().into_iter().collect();
+        let found = self.tensors();
+        for (name, t) in &found {
+            if wanted.get(name) != Some(&t.shape()) {
+                let wanted = wanted.get(name).map_or("nothing".to_string(), Shape::to_string);
+                return Err(Error::new(Fault::TensorShape, format!("{name}: wanted {wanted}, found {}", t.shape())));
+            }
+        }
+        if found.len() != wanted.len() {
+            let why = format!("{} tensors are wanted, found {}", wanted.len(), found.len());
+            return Err(Error::new(Fault::TensorShape, why));
+        }
+        Ok(())
+    }
+
     /// f32 zeros of the model's shapes: gradients, moments.
     pub fn zeros(config: &ModelConfig) -> Result<Weights> {
         Weights::build(config, |_, shape| Tensor::zeros(Dtype::F32, shape.extents()))

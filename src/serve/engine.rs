@@ -87,11 +87,15 @@ struct Stepper {
 }
 
 impl Stepper {
-    /// Takes what arrived and runs one round. Returns whether there was work.
-    fn step(&mut self) -> bool {
+    fn take_arrivals(&mut self) {
         while let Ok(job) = self.arrivals.try_recv() {
             self.scheduler.add(job);
         }
+    }
+
+    /// Takes what arrived and runs one round. Returns whether there was work.
+    fn step(&mut self) -> bool {
+        self.take_arrivals();
         if self.scheduler.is_idle() {
             return false;
         }
@@ -203,6 +207,16 @@ impl Engine {
         match &self.0.stepper {
             Some(stepper) => Ok(stepper.lock().step()),
             None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
+        }
+    }
+
+    /// Ends what was cancelled without running a round, in caller-driven mode: else a dropped generation would
+    /// stay until the host steps again, and keep the engine alive if it never does.
+    pub(super) fn end_cancelled(&self) {
+        if let Some(stepper) = &self.0.stepper {
+            let mut stepper = stepper.lock();
+            stepper.take_arrivals();
+            stepper.scheduler.end_cancelled();
         }
     }
 
