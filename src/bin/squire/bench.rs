@@ -10,6 +10,7 @@
 use std::time::Instant;
 
 use serde_json::json;
+use squire::backend::Device;
 use squire::backend::page::PAGE;
 use squire::model::ModelConfig;
 use squire::random::{Stream, below};
@@ -59,6 +60,14 @@ fn bytes_needed(config: &ModelConfig, context: usize, options: &EngineOptions) -
     weights + (kv_bytes + activations) as u64
 }
 
+/// Bytes of the experts that one token does not see.
+fn idle_expert_bytes(config: &ModelConfig) -> u64 {
+    let Some(moe) = &config.moe else { return 0 };
+    let n_layers = (0..config.n_layers).filter(|&l| config.is_moe_layer(l)).count();
+    let idle = n_layers * (moe.n_experts - moe.n_experts_per_token);
+    2 * (idle * 3 * config.hidden_size * moe.expert_intermediate_size) as u64
+}
+
 /// A session of `n` random ids.
 fn prompted(model: &ServedModel, n: u32) -> Result<Session, Failure> {
     let vocab = model.config().vocab_size as u64;
@@ -94,7 +103,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         let why = format!("shape {name} needs {needed} bytes ({}), {free} are free ({})", bytes(needed), bytes(free));
         return Err(Failure::Failed(why));
     }
-    let squire::backend::Device::Cpu(cpu) = engine.device();
+    let Device::Cpu(cpu) = engine.device();
     let (n_threads, kernels) = (cpu.n_threads(), cpu.kernels());
     let waiting = Waiting::begin("measuring the read bandwidth");
     let bandwidth = measure(n_threads, free)?;
@@ -113,14 +122,12 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     drop(waiting);
     let waiting = Waiting::begin("decode");
     rate(&model, 1, args.decode.min(8), args.decode)?;
-    let before = engine.metrics();
     let decode = (0..args.repeats).map(|_| rate(&model, 1, args.decode, args.decode)).collect::<Result<Vec<_>, _>>()?;
-    let after = engine.metrics();
     drop(waiting);
 
     let weights = &model.current().weights;
     let (parameters, weight_bytes) = (weights.n_parameters(), weights.bytes());
-    let bytes_per_token = (after.weight_bytes - before.weight_bytes) as f64 / (after.rounds - before.rounds) as f64;
+    let bytes_per_token = (weights.bytes_per_pass() - idle_expert_bytes(config)) as f64;
     let (prefill_rate, decode_rate) = (median(&prefill), median(&decode));
     let share = decode_rate * bytes_per_token / bandwidth.bytes_per_s;
     if args.json {
