@@ -13,7 +13,7 @@ use super::actor::Actor;
 use super::config::Config;
 use super::episode::Episode;
 use super::knobs::{ActorPolicy, Kernel};
-use super::learner::{Finished, Gradients, Learner, Task};
+use super::learner::{Finished, Gradients, Learner, Pass, Task};
 use super::report::Report;
 use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
@@ -59,6 +59,8 @@ pub(super) struct Learning {
     pub(super) learner: Option<Learner>,
     /// the weights after the last applied step, until they are published
     pub(super) unpublished: Option<Weights>,
+    /// buffers of the last build
+    pass: Option<Pass>,
 }
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
@@ -116,7 +118,7 @@ impl Distiller {
                 ended: Vec::new(),
                 totals: Totals::default(),
             }),
-            learning: Mutex::new(Learning { learner: None, unpublished: None }),
+            learning: Mutex::new(Learning { learner: None, unpublished: None, pass: None }),
         })))
     }
 
@@ -254,7 +256,11 @@ impl Distiller {
             config: &self.0.config,
         };
         let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
-        let gradients = task.gradients(&records, cancel, progress)?;
+        let pass = match &mut learning.pass {
+            Some(pass) => pass,
+            none => none.insert(Pass::new(task.student, task.teacher)?),
+        };
+        let gradients = task.gradients(pass, &records, cancel, progress)?;
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }
 

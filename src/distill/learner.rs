@@ -107,6 +107,7 @@ impl Task<'_> {
     /// in all, and stops the build by returning false.
     pub fn gradients(
         &self,
+        pass: &mut Pass,
         finished: &[&Finished],
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
@@ -119,7 +120,6 @@ impl Task<'_> {
         }
         let mut tally = Tally::new(&trajectories, &batch);
         let mut weights = Weights::zeros(&self.student.config)?;
-        let mut pass = Pass::new(self.student, self.teacher)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
             list.dedup();
@@ -139,7 +139,7 @@ impl Task<'_> {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
-            self.micro_batch(&mut pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            self.micro_batch(pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
             done += n;
             next = end;
         }
@@ -241,8 +241,8 @@ fn kind_of(kernel: Kernel) -> Divergence {
     }
 }
 
-/// Buffers of a build.
-struct Pass {
+/// Buffers of a build, kept from one to the next.
+pub struct Pass {
     pool: std::sync::Arc<KvPool>,
     activations: Activations,
     scratch: BackwardScratch,
@@ -265,7 +265,8 @@ struct TeacherSide {
 }
 
 impl Pass {
-    fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
+    /// Empty buffers; they grow to what the batches need.
+    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
         let (config, rows) = (&model.config, LOSS_ROWS);
         let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
         let teacher_side = match teacher {
