@@ -24,7 +24,7 @@ use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
 use crate::format::ModelDir;
-use crate::model::{Model, ModelConfig, Weights};
+use crate::model::{Model, ModelConfig};
 use crate::tensor::Dtype;
 
 /// How to make an engine.
@@ -170,6 +170,11 @@ impl Engine {
         &self.0.options
     }
 
+    /// Whether two handles are one engine.
+    pub fn is(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Where it computes.
     pub fn device(&self) -> &Device {
         &self.0.device
@@ -274,18 +279,6 @@ impl Engine {
         max_context: usize,
     ) -> Result<ServedModel> {
         ServedModel::random(self, config, dtype, seed, max_context)
-    }
-
-    /// A model from weights and documents in memory, to be trained and saved as a folder.
-    pub fn model_from_parts(
-        &self,
-        config: ModelConfig,
-        weights: Weights,
-        tokenizer: Option<Vec<u8>>,
-        tokenizer_config: Option<Value>,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        ServedModel::from_parts(self, config, weights, tokenizer, tokenizer_config, max_context)
     }
 
     /// What a model folder would need, before anything is allocated. Bytes throughout.

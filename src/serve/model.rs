@@ -82,6 +82,21 @@ struct Revisions {
     alive: Vec<Weak<Revision>>,
 }
 
+impl Revisions {
+    fn check_room(&mut self, limit: usize) -> Result<()> {
+        self.alive.retain(|r| r.strong_count() > 0);
+        // If nobody but the lineage holds the current revision, it goes when it is replaced.
+        let goes = usize::from(Arc::strong_count(&self.current) == 1);
+        let alive = self.alive.len() - goes + 1;
+        if alive > limit.max(1) {
+            let bytes = self.current.bytes;
+            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
+            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
+        }
+        Ok(())
+    }
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl ServedModel {
@@ -110,29 +125,16 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         config.check()?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        ServedModel::from_parts(engine, config, weights, None, None, max_context)
-    }
-
-    /// A model from weights and documents in memory: what makes a model folder rather than reads one.
-    pub(super) fn from_parts(
-        engine: &Engine,
-        config: ModelConfig,
-        weights: Weights,
-        tokenizer: Option<Vec<u8>>,
-        tokenizer_config: Option<Value>,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        let template = tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str()).map(str::to_string);
-        let dir = ModelDir {
+        let documents = ModelDir {
             path: Default::default(),
             config: config.to_json(),
             tensors: BTreeMap::new(),
-            tokenizer,
-            tokenizer_config,
-            chat_template: template,
+            tokenizer: None,
+            tokenizer_config: None,
+            chat_template: None,
             generation_config: None,
         };
-        ServedModel::assemble(engine, dir, config, weights, max_context)
+        ServedModel::assemble(engine, documents, config, weights, max_context)
     }
 
     fn assemble(
@@ -234,21 +236,18 @@ impl ServedModel {
         revisions.alive.len()
     }
 
+    /// Refuses with `HostBudget` if one more revision would make more than `limit` alive.
+    pub fn check_room(&self, limit: usize) -> Result<()> {
+        self.0.revisions.lock().check_room(limit)
+    }
+
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
     /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
     /// weights of this model.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
         weights.check(self.config())?;
         let mut revisions = self.0.revisions.lock();
-        revisions.alive.retain(|r| r.strong_count() > 0);
-        // If nobody but the lineage holds the current revision, it goes when it is replaced.
-        let goes = usize::from(Arc::strong_count(&revisions.current) == 1);
-        let alive = revisions.alive.len() - goes + 1;
-        if alive > limit.max(1) {
-            let bytes = revisions.current.bytes;
-            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
-            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
-        }
+        revisions.check_room(limit)?;
         let number = revisions.current.number + 1;
         let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
