@@ -293,12 +293,7 @@ impl Session {
                 Place::Lost => return Err(lost()),
             };
             let Place::Idle(timeline) = std::mem::replace(&mut slot.timeline, Place::Busy) else { return Err(busy()) };
-            Job {
-                session: self.shared.clone(),
-                revision: slot.revision.clone(),
-                cancel: cancel.clone(),
-                state: Some((timeline, work)),
-            }
+            Job::new(self.shared.clone(), slot.revision.clone(), cancel.clone(), timeline, work)
         };
         engine.submit(job)
     }
