@@ -276,7 +276,7 @@ impl Distiller {
             let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
             return Err(Error::new(Fault::StaleUpdate, why));
         }
-        let Learning { learner, unpublished } = &mut *learning;
+        let Learning { learner, unpublished, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let learner = learner.as_mut().ok_or_else(missing)?;
         let (config, device) = (self.0.student.config(), &self.0.student.model().device);
