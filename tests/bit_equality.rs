@@ -50,7 +50,10 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-fn sampled(model: &ServedModel, prompt: &[i32], options: GenerationOptions) -> (Vec<i32>, Vec<u32>, Vec<u32>) {
+/// Ids, and the bits of their log-probs, raw and as sampled.
+type Rollout = (Vec<i32>, Vec<u32>, Vec<u32>);
+
+fn sampled(model: &ServedModel, prompt: &[i32], options: GenerationOptions) -> Rollout {
     let session = Session::new(model).unwrap();
     session.append(prompt, Source::Host).unwrap();
     let (chunk, _) = session.generate(options).unwrap().collect().unwrap();
@@ -68,7 +71,7 @@ fn rollout(seed: u64, n: usize) -> GenerationOptions {
 fn a_score_has_the_same_bits_in_any_pieces_on_any_threads_by_any_kernels() {
     let ids = ids(1, 150);
     for (name, document, dtype, compute) in kinds() {
-        let mut wanted: Option<(Vec<u32>, (Vec<i32>, Vec<u32>, Vec<u32>))> = None;
+        let mut wanted: Option<(Vec<u32>, Rollout)> = None;
         let mut n = 0;
         for kernels in KernelSet::ALL.into_iter().filter(|k| k.available()) {
             for (n_threads, max_batch_tokens) in [(1, 512), (2, 64), (3, 7), (2, 1)] {

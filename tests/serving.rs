@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use squire::backend::ops::Sampling;
 use squire::backend::page::PAGE;
 use squire::error::{Error, Fault};
+use squire::format::{Companions, save_model};
 use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
 use squire::serve::{
-    Cancel, Engine, EngineOptions, Finish, Generation, GenerationOptions, Next, ServedModel, Session, Token,
+    Cancel, Engine, EngineOptions, Finish, Generation, GenerationOptions, LoadOptions, Next, ServedModel, Session,
+    Token,
 };
 use squire::tensor::Dtype;
 use squire::text::chat::RenderOptions;
@@ -95,10 +97,16 @@ fn parrot(engine: &Engine, cycle: &[i32], vocabulary: usize) -> ServedModel {
         weights.embedding.f32_mut()[id as usize * 16 + i] = 1.0;
         weights.head.as_mut().unwrap().f32_mut()[next as usize * 16 + i] = 10.0;
     }
-    let template =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3_chat_template.jinja"));
-    let documents = json!({"chat_template": template.unwrap()});
-    engine.model_from_parts(config, weights, Some(tiny_tokenizer::tiny_tokenizer_json()), Some(documents), 0).unwrap()
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3_chat_template.jinja");
+    let (template, tokenizer) = (std::fs::read_to_string(template).unwrap(), tiny_tokenizer::tiny_tokenizer_json());
+    let companions =
+        Companions { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..Companions::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("parrot");
+    let tensors = weights.tensors();
+    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+    save_model(&path, &config.to_json(), list, companions).unwrap();
+    engine.load(&path, LoadOptions { copy: true, ..LoadOptions::default() }).unwrap()
 }
 
 #[test]
