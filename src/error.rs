@@ -101,6 +101,10 @@ faults! {
     ForeignHandle = 110 => Argument,
     /// A preset or method name is not known.
     UnknownPreset = 111 => Argument,
+    /// A pointer is not aligned for what it points to.
+    Misaligned = 112 => Argument,
+    /// A handle is not, or no longer, an object of the expected kind.
+    WrongHandle = 113 => Argument,
 
     // 2xx: state
     /// The call came out of order.
@@ -251,6 +255,8 @@ struct Inner {
     message: String,
     /// (needed, free) bytes for memory and budget faults.
     bytes: Option<(u64, u64)>,
+    /// The messages before each context was put in front, innermost first.
+    causes: Vec<String>,
 }
 
 /// The crate's result type.
@@ -259,17 +265,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with its message: lower case, names the object, wanted and found.
     pub fn new(fault: Fault, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { fault, message: message.into(), bytes: None }))
+        Error(Box::new(Inner { fault, message: message.into(), bytes: None, causes: Vec::new() }))
     }
 
     /// The same for a memory or budget fault, with the bytes needed and the bytes free.
     pub fn memory(fault: Fault, needed: u64, free: u64, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { fault, message: message.into(), bytes: Some((needed, free)) }))
+        Error(Box::new(Inner { fault, message: message.into(), bytes: Some((needed, free)), causes: Vec::new() }))
     }
 
     /// Puts `context: ` in front of the message.
     pub fn within(mut self, context: impl fmt::Display) -> Error {
-        self.0.message = format!("{context}: {}", self.0.message);
+        let message = format!("{context}: {}", self.0.message);
+        self.0.causes.push(std::mem::replace(&mut self.0.message, message));
         self
     }
 
@@ -286,6 +293,11 @@ impl Error {
     /// The message.
     pub fn message(&self) -> &str {
         &self.0.message
+    }
+
+    /// The messages this error had before each context, nearest first.
+    pub fn causes(&self) -> impl Iterator<Item = &str> {
+        self.0.causes.iter().rev().map(String::as_str)
     }
 
     /// (needed, free) bytes, for memory and budget faults.
@@ -326,5 +338,6 @@ mod tests {
         let e = Error::new(Fault::CannotOpen, "no such file").within("model.safetensors");
         assert_eq!(e.to_string(), "model.safetensors: no such file");
         assert_eq!(e.status(), Status::Io);
+        assert_eq!(e.causes().collect::<Vec<_>>(), ["no such file"]);
     }
 }

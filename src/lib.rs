@@ -15,6 +15,7 @@
 pub mod backend;
 pub mod distill;
 pub mod error;
+pub mod ffi;
 pub mod format;
 pub mod model;
 pub mod random;

@@ -109,6 +109,11 @@ fn document(value: &Value) -> Vec<u8> {
     format!("{value:#}\n").into_bytes()
 }
 
+/// Number of ids, special ones included.
+pub fn vocabulary_size() -> usize {
+    vocabulary().len() + SPECIAL.len()
+}
+
 /// The tokens that are not special, by id, as a byte-level vocabulary writes them.
 fn vocabulary() -> Vec<String> {
     let bytes = byte_symbols();

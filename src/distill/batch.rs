@@ -13,6 +13,7 @@
 use super::config::Config;
 use super::knobs::{Filter, Kernel, Normaliser};
 use super::trajectory::{Trajectory, Turn};
+use std::borrow::Borrow;
 
 /// The loss of one token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,10 +46,10 @@ pub struct BatchPlan {
 }
 
 /// Plans the batch for a student at `revision`. Without a trained token, `tokens` is empty.
-pub fn plan(trajectories: &[Trajectory], config: &Config, revision: u64) -> BatchPlan {
+pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision: u64) -> BatchPlan {
     let mut plan = BatchPlan::default();
     let mut kept = Vec::new();
-    for (index, trajectory) in trajectories.iter().enumerate() {
+    for (index, trajectory) in trajectories.iter().map(Borrow::borrow).enumerate() {
         let heading = &trajectory.heading;
         let success = trajectory.outcome().and_then(|outcome| outcome.success);
         if heading.evaluation {
@@ -69,7 +70,7 @@ pub fn plan(trajectories: &[Trajectory], config: &Config, revision: u64) -> Batc
     let n_batch_tokens: usize = kept.iter().map(|&(_, n_tokens)| n_tokens).sum();
     plan.tokens.reserve_exact(n_batch_tokens);
     for &(index, n_tokens) in &kept {
-        for turn in trained(&trajectories[index]) {
+        for turn in trained(trajectories[index].borrow()) {
             let share = match config.normaliser {
                 Normaliser::TokenMean => 1.0 / n_batch_tokens as f64,
                 Normaliser::SequenceMean => 1.0 / (kept.len() as f64 * n_tokens as f64),

@@ -3,15 +3,31 @@
 //! In reading order: [`schedule`] moves a knob over the run; [`config`] holds all knobs, [`knobs`] their
 //! values and [`preset`] the published methods; [`policy`] decides which [`actor`] acts; [`trajectory`]
 //! records an episode; [`batch`] turns trajectories into loss weights; [`explain`] says what a run will do.
+//! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
+//! and reports them ([`report`]), [`distiller`] holds it together, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 pub mod actor;
 pub mod batch;
+pub mod checkpoint;
 pub mod config;
+pub mod distiller;
 mod document;
+pub mod episode;
 pub mod explain;
 pub mod knobs;
+pub mod learner;
 pub mod policy;
 pub mod preset;
+pub mod report;
 pub mod schedule;
+pub mod spec;
 pub mod trajectory;
+
+pub use actor::Actor;
+pub use config::Config;
+pub use distiller::{Distiller, Update};
+pub use episode::{Episode, Replay};
+pub use policy::{Decision, Reason};
+pub use report::Report;
+pub use spec::EpisodeSpec;

@@ -134,6 +134,23 @@ impl Weights {
         })
     }
 
+    /// Checks that these are weights of `config`. Errors: `TensorShape`, naming the first tensor that is not.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        let wanted: BTreeMap<String, Shape> = config.tensor_shapes().into_iter().collect();
+        let found = self.tensors();
+        for (name, t) in &found {
+            if wanted.get(name) != Some(&t.shape()) {
+                let wanted = wanted.get(name).map_or("nothing".to_string(), Shape::to_string);
+                return Err(Error::new(Fault::TensorShape, format!("{name}: wanted {wanted}, found {}", t.shape())));
+            }
+        }
+        if found.len() != wanted.len() {
+            let why = format!("{} tensors are wanted, found {}", wanted.len(), found.len());
+            return Err(Error::new(Fault::TensorShape, why));
+        }
+        Ok(())
+    }
+
     /// f32 zeros of the model's shapes: gradients, moments.
     pub fn zeros(config: &ModelConfig) -> Result<Weights> {
         Weights::build(config, |_, shape| Tensor::zeros(Dtype::F32, shape.extents()))
@@ -149,15 +166,17 @@ impl Weights {
         Ok(out)
     }
 
-    /// The masters rounded to the dtypes of `like`: the weights of a new revision.
-    pub fn rounded(config: &ModelConfig, device: &Device, masters: &Weights, like: &Weights) -> Result<Weights> {
-        let mut dtypes = like.tensors().into_iter().map(|(_, t)| t.dtype());
-        let mut out =
-            Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))?;
-        for (to, (_, from)) in out.tensors_mut().into_iter().zip(masters.tensors()) {
+    /// Zeros with the shapes and dtypes of another set.
+    pub fn like(config: &ModelConfig, other: &Weights) -> Result<Weights> {
+        let mut dtypes = other.tensors().into_iter().map(|(_, t)| t.dtype());
+        Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))
+    }
+
+    /// Overwrites these weights by f32 masters, rounded to the stored dtypes.
+    pub fn round_from(&mut self, device: &Device, masters: &Weights) {
+        for (to, (_, from)) in self.tensors_mut().into_iter().zip(masters.tensors()) {
             ops::convert(device, to, from);
         }
-        Ok(out)
     }
 
     /// Random weights of the model's shapes: matrices uniform with the given standard deviation, norms 1.

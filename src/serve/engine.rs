@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
@@ -24,7 +24,7 @@ use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
 use crate::format::ModelDir;
-use crate::model::{Model, ModelConfig, Weights};
+use crate::model::{Model, ModelConfig};
 use crate::tensor::Dtype;
 
 /// How to make an engine.
@@ -36,7 +36,7 @@ pub struct EngineOptions {
     pub kernels: Option<KernelSet>,
     /// What activations are rounded to.
     pub compute: Compute,
-    /// Bytes that the models' weights may take; 0: no limit.
+    /// Bytes that the weights of all models together may take; 0: no limit. Looked at when a model is made.
     pub host_budget: u64,
     /// Bytes that each model's KV pages may take.
     pub kv_budget: u64,
@@ -71,6 +71,8 @@ struct Inner {
     options: EngineOptions,
     device: Device,
     counters: Arc<Counters>,
+    /// bytes of weights that revisions hold
+    weight_bytes: Arc<AtomicU64>,
     inbox: Option<Sender<Job>>,
     poisoned: Arc<AtomicBool>,
     /// the scheduler of a caller-driven engine
@@ -87,11 +89,15 @@ struct Stepper {
 }
 
 impl Stepper {
-    /// Takes what arrived and runs one round. Returns whether there was work.
-    fn step(&mut self) -> bool {
+    fn take_arrivals(&mut self) {
         while let Ok(job) = self.arrivals.try_recv() {
             self.scheduler.add(job);
         }
+    }
+
+    /// Takes what arrived and runs one round. Returns whether there was work.
+    fn step(&mut self) -> bool {
+        self.take_arrivals();
         if self.scheduler.is_idle() {
             return false;
         }
@@ -154,12 +160,19 @@ impl Engine {
                 })?);
         }
         let inbox = Some(inbox);
-        Ok(Engine(Arc::new(Inner { options, device, counters, inbox, poisoned, stepper: own_stepper, worker })))
+        let weight_bytes = Arc::default();
+        let stepper = own_stepper;
+        Ok(Engine(Arc::new(Inner { options, device, counters, weight_bytes, inbox, poisoned, stepper, worker })))
     }
 
     /// How it was made.
     pub fn options(&self) -> &EngineOptions {
         &self.0.options
+    }
+
+    /// Whether two handles are one engine.
+    pub fn is(&self, other: &Engine) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Where it computes.
@@ -201,6 +214,16 @@ impl Engine {
         }
     }
 
+    /// Ends what was cancelled without running a round, in caller-driven mode: else a dropped generation would
+    /// stay until the host steps again, and keep the engine alive if it never does.
+    pub(super) fn end_cancelled(&self) {
+        if let Some(stepper) = &self.0.stepper {
+            let mut stepper = stepper.lock();
+            stepper.take_arrivals();
+            stepper.scheduler.end_cancelled();
+        }
+    }
+
     pub(super) fn submit(&self, job: Job) -> Result<()> {
         let stopped = || Error::new(Fault::EngineStopped, "the engine has stopped");
         self.0.inbox.as_ref().ok_or_else(stopped)?.send(job).map_err(|_| stopped())
@@ -227,13 +250,24 @@ impl Engine {
         let context = |e: Error| e.within(path.display());
         if self.0.options.host_budget > 0 {
             let plan = self.plan(path, options)?;
-            let (needed, budget) = (plan["weight_bytes"].as_u64().unwrap_or(0), self.0.options.host_budget);
-            if needed > budget {
-                let why = format!("the weights need {needed} bytes, the host budget is {budget}");
-                return Err(context(Error::memory(Fault::HostBudget, needed, budget, why)));
-            }
+            self.check_budget(plan["weight_bytes"].as_u64().unwrap_or(0)).map_err(context)?;
         }
         ServedModel::load(self, path, options).map_err(context)
+    }
+
+    /// Refuses weights of `needed` bytes that do not fit into the host budget beside those of other models.
+    pub(super) fn check_budget(&self, needed: u64) -> Result<()> {
+        let (budget, held) = (self.0.options.host_budget, self.0.weight_bytes.load(Ordering::Relaxed));
+        let free = budget.saturating_sub(held);
+        if budget > 0 && needed > free {
+            let why = format!("the weights need {needed} bytes, of the host budget of {budget} are {free} free");
+            return Err(Error::memory(Fault::HostBudget, needed, free, why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn weight_bytes(&self) -> &Arc<AtomicU64> {
+        &self.0.weight_bytes
     }
 
     /// A model with random weights and no tokenizer, for benches and tests; a function of the seed.
@@ -245,18 +279,6 @@ impl Engine {
         max_context: usize,
     ) -> Result<ServedModel> {
         ServedModel::random(self, config, dtype, seed, max_context)
-    }
-
-    /// A model from weights and documents in memory, to be trained and saved as a folder.
-    pub fn model_from_parts(
-        &self,
-        config: ModelConfig,
-        weights: Weights,
-        tokenizer: Option<Vec<u8>>,
-        tokenizer_config: Option<Value>,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        ServedModel::from_parts(self, config, weights, tokenizer, tokenizer_config, max_context)
     }
 
     /// What a model folder would need, before anything is allocated. Bytes throughout.

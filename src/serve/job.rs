@@ -7,7 +7,7 @@ use crossbeam::channel::Sender;
 
 use super::cancel::Cancel;
 use super::generation::{Finish, GenerationOptions, Outbox};
-use super::model::Revision;
+use super::model::{Revision, ServedModel};
 use super::session::Shared;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
@@ -45,11 +45,16 @@ pub(super) struct Generating {
 /// One piece of work on one timeline. Dropping it unfinished (a panic, an engine that stops) fails it and
 /// marks its session lost.
 pub(super) struct Job {
-    pub(super) session: Arc<Shared>,
-    pub(super) revision: Arc<Revision>,
     pub(super) cancel: Cancel,
     /// Some until the job is finished
-    pub(super) state: Option<(Timeline, Work)>,
+    state: Option<State>,
+}
+
+struct State {
+    session: Arc<Shared>,
+    revision: Arc<Revision>,
+    timeline: Timeline,
+    work: Work,
 }
 
 /// How a job ends.
@@ -65,17 +70,49 @@ pub(super) enum End {
 }
 
 impl Job {
-    /// The timeline and the work.
-    pub(super) fn parts(&mut self) -> (&mut Timeline, &mut Work) {
-        let (timeline, work) = self.state.as_mut().expect("a job in the scheduler's list is not finished");
-        (timeline, work)
+    pub(super) fn new(
+        session: Arc<Shared>,
+        revision: Arc<Revision>,
+        cancel: Cancel,
+        timeline: Timeline,
+        work: Work,
+    ) -> Job {
+        Job { cancel, state: Some(State { session, revision, timeline, work }) }
     }
 
-    /// Gives the timeline back to the session and answers whoever waits, in this order, so that a caller
-    /// who was answered finds the session idle.
+    fn state(&self) -> &State {
+        // Only `finish` and `drop`, which both end the job, take the state.
+        self.state.as_ref().expect("a job in the scheduler's list is not finished")
+    }
+
+    /// The model it runs on.
+    pub(super) fn model(&self) -> &ServedModel {
+        self.state().session.model()
+    }
+
+    /// The weights it runs on.
+    pub(super) fn revision(&self) -> &Arc<Revision> {
+        &self.state().revision
+    }
+
+    /// The timeline and the work.
+    pub(super) fn parts(&mut self) -> (&mut Timeline, &mut Work) {
+        let state = self.state.as_mut().expect("a job in the scheduler's list is not finished");
+        (&mut state.timeline, &mut state.work)
+    }
+
+    /// Gives the timeline back to the session, lets go of it, and answers whoever waits, in this order: a
+    /// caller who was answered finds the session idle, and if it then drops it, its pages free.
     pub(super) fn finish(mut self, end: End) {
-        let Some((timeline, work)) = self.state.take() else { return };
-        self.session.put_back(timeline);
+        let Some(State { session, revision, mut timeline, work }) = self.state.take() else { return };
+        match &work {
+            // A score that failed leaves the timeline as it was.
+            Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),
+            // Pages reserved for rows that did not come go back.
+            _ => timeline.kv.truncate(timeline.kv.len()),
+        }
+        session.put_back(timeline);
+        drop((session, revision));
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {
             Work::Feed { reply } => {
@@ -110,8 +147,9 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        let Some((_, work)) = self.state.take() else { return };
-        self.session.lose();
+        let Some(State { session, revision, timeline, work }) = self.state.take() else { return };
+        session.lose();
+        drop((session, revision, timeline));
         let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the call was done");
         match work {
             Work::Feed { reply } => drop(reply.send(Err(stopped()))),

@@ -31,12 +31,21 @@ pub struct Revision {
     pub weights: Weights,
     /// Bytes that one forward reads of them.
     pub(super) bytes: u64,
+    /// bytes of all revisions of the engine, these included
+    total: Arc<AtomicU64>,
 }
 
 impl Revision {
-    fn new(number: u64, weights: Weights) -> Arc<Revision> {
-        let bytes = weights.bytes_per_pass();
-        Arc::new(Revision { number, weights, bytes })
+    fn new(engine: &Engine, number: u64, weights: Weights) -> Arc<Revision> {
+        let (bytes, total) = (weights.bytes_per_pass(), engine.weight_bytes().clone());
+        total.fetch_add(weights.bytes(), Ordering::Relaxed);
+        Arc::new(Revision { number, weights, bytes, total })
+    }
+}
+
+impl Drop for Revision {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.weights.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -73,6 +82,21 @@ struct Revisions {
     alive: Vec<Weak<Revision>>,
 }
 
+impl Revisions {
+    fn check_room(&mut self, limit: usize) -> Result<()> {
+        self.alive.retain(|r| r.strong_count() > 0);
+        // If nobody but the lineage holds the current revision, it goes when it is replaced.
+        let goes = usize::from(Arc::strong_count(&self.current) == 1);
+        let alive = self.alive.len() - goes + 1;
+        if alive > limit.max(1) {
+            let bytes = self.current.bytes;
+            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
+            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
+        }
+        Ok(())
+    }
+}
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl ServedModel {
@@ -99,30 +123,18 @@ impl ServedModel {
         seed: u64,
         max_context: usize,
     ) -> Result<ServedModel> {
+        config.check()?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        ServedModel::from_parts(engine, config, weights, None, None, max_context)
-    }
-
-    /// A model from weights and documents in memory: what makes a model folder rather than reads one.
-    pub(super) fn from_parts(
-        engine: &Engine,
-        config: ModelConfig,
-        weights: Weights,
-        tokenizer: Option<Vec<u8>>,
-        tokenizer_config: Option<Value>,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        let template = tokenizer_config.as_ref().and_then(|c| c["chat_template"].as_str()).map(str::to_string);
-        let dir = ModelDir {
+        let documents = ModelDir {
             path: Default::default(),
             config: config.to_json(),
             tensors: BTreeMap::new(),
-            tokenizer,
-            tokenizer_config,
-            chat_template: template,
+            tokenizer: None,
+            tokenizer_config: None,
+            chat_template: None,
             generation_config: None,
         };
-        ServedModel::assemble(engine, dir, config, weights, max_context)
+        ServedModel::assemble(engine, documents, config, weights, max_context)
     }
 
     fn assemble(
@@ -140,12 +152,17 @@ impl ServedModel {
             let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
             return Err(Error::new(Fault::VocabularySize, why));
         }
-        let template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        let mut template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        if let Some(named) = &documents.tokenizer_config {
+            template = template.map(|t| t.with_special_tokens(named));
+        }
         let stop_ids = documents.stop_ids()?;
         check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
         let defaults = documents.generation_defaults()?;
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
-        let current = Revision::new(1, weights);
+        weights.check(&model.config)?;
+        engine.check_budget(weights.bytes())?;
+        let current = Revision::new(engine, 1, weights);
         Ok(ServedModel(Arc::new(Inner {
             engine: engine.clone(),
             pool: KvPool::new(model.page_shape(), engine.options().kv_budget),
@@ -219,21 +236,20 @@ impl ServedModel {
         revisions.alive.len()
     }
 
+    /// Refuses with `HostBudget` if one more revision would make more than `limit` alive.
+    pub fn check_room(&self, limit: usize) -> Result<()> {
+        self.0.revisions.lock().check_room(limit)
+    }
+
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
-    /// `HostBudget` if more than `limit` revisions would then be alive.
+    /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
+    /// weights of this model.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
+        weights.check(self.config())?;
         let mut revisions = self.0.revisions.lock();
-        revisions.alive.retain(|r| r.strong_count() > 0);
-        // If nobody but the lineage holds the current revision, it goes when it is replaced.
-        let goes = usize::from(Arc::strong_count(&revisions.current) == 1);
-        let alive = revisions.alive.len() - goes + 1;
-        if alive > limit.max(1) {
-            let bytes = revisions.current.bytes;
-            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
-            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
-        }
+        revisions.check_room(limit)?;
         let number = revisions.current.number + 1;
-        let revision = Revision::new(number, weights);
+        let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
         revisions.current = revision;
         Ok(number)
@@ -242,7 +258,7 @@ impl ServedModel {
     /// Makes `weights` the current revision under a number from a checkpoint.
     pub fn restore(&self, weights: Weights, number: u64) {
         let mut revisions = self.0.revisions.lock();
-        let revision = Revision::new(number, weights);
+        let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
         revisions.current = revision;
     }

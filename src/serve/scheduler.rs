@@ -13,6 +13,7 @@ use super::job::{End, Generating, Job, ScoreRow, Work};
 use super::metrics::{Counters, add};
 use super::model::Revision;
 use super::timeline::{Timeline, Token};
+use crate::backend::page::PAGE;
 use crate::backend::{Tensor, ops};
 use crate::error::{Error, Result};
 use crate::model::forward::{Segment, forward, head_forward};
@@ -93,12 +94,15 @@ impl Scheduler {
         self.scratch.clear();
     }
 
+    /// Ends the jobs that their callers cancelled.
+    pub(super) fn end_cancelled(&mut self) {
+        self.end_jobs(|job| job.cancel.is_set().then_some(End::Cancelled));
+    }
+
     /// One round.
     pub(super) fn step(&mut self, counters: &Counters) {
+        self.end_cancelled();
         self.end_jobs(|job| {
-            if job.cancel.is_set() {
-                return Some(End::Cancelled);
-            }
             let (timeline, work) = job.parts();
             let pending = timeline.len() - timeline.kv.len();
             (pending == 0 && !matches!(work, Work::Generate(_))).then_some(End::Done)
@@ -107,7 +111,7 @@ impl Scheduler {
         // Jobs of one revision share a round.
         let mut groups: Vec<(Arc<Revision>, Vec<Share>)> = Vec::new();
         for share in shares {
-            let revision = &self.jobs[share.job].revision;
+            let revision = self.jobs[share.job].revision();
             match groups.iter_mut().find(|(r, _)| Arc::ptr_eq(r, revision)) {
                 Some((_, list)) => list.push(share),
                 None => groups.push((revision.clone(), vec![share])),
@@ -153,10 +157,10 @@ impl Scheduler {
                 if (pending == 1) != decoding || pending == 0 || left == 0 {
                     continue;
                 }
-                // A chunk that finds no pages shrinks to the one row that is reserved already.
+                // A chunk that finds no pages shrinks to the rest of the page that is reserved already.
                 let mut n = pending.min(left);
                 if timeline.kv.reserve(n).is_err() {
-                    n = 1;
+                    n = n.min(PAGE - timeline.kv.len() % PAGE);
                 }
                 left -= n;
                 shares.push(Share { job, n, start: timeline.kv.len(), row: 0 });
@@ -173,7 +177,7 @@ impl Scheduler {
         counters: &Counters,
         ends: &mut Vec<(usize, End)>,
     ) -> Result<()> {
-        let model = self.jobs[shares[0].job].session.model().model().clone();
+        let model = self.jobs[shares[0].job].model().model().clone();
         let scratch = match self.scratch.entry(Arc::as_ptr(&model) as usize) {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::hash_map::Entry::Vacant(e) => e.insert(Scratch::new(&model)?),
@@ -224,7 +228,7 @@ impl Scheduler {
             let logprobs = ops::logprobs_of(&model.device, &scratch.logits, &ids, rows.len());
             for (i, w) in chunk.iter().enumerate() {
                 let job = &mut self.jobs[w.job];
-                let tokenizer = job.session.model().0.tokenizer.clone();
+                let tokenizer = job.model().0.tokenizer.clone();
                 let (timeline, work) = job.parts();
                 match work {
                     Work::Feed { .. } => {}

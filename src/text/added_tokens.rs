@@ -72,7 +72,7 @@ impl AddedTokens {
             by_first_byte[text.as_bytes()[0] as usize].push(token);
         }
         for bucket in &mut by_first_byte {
-            bucket.sort_by(|a, b| b.text.len().cmp(&a.text.len()));
+            bucket.sort_by_key(|token| std::cmp::Reverse(token.text.len()));
         }
         Ok(AddedTokens { by_first_byte })
     }

@@ -239,3 +239,159 @@ fn collect_private(value: &Value, into: &mut HashSet<char>) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tiny_tokenizer::tiny_tokenizer_json;
+    use super::*;
+
+    const QWEN3: &str = include_str!("../../tests/golden/qwen3_chat_template.jinja");
+
+    fn qwen3() -> (Tokenizer, ChatTemplate) {
+        (Tokenizer::from_json(&tiny_tokenizer_json()).unwrap(), ChatTemplate::compile(QWEN3).unwrap())
+    }
+
+    fn prompting() -> RenderOptions {
+        RenderOptions { add_generation_prompt: true, ..RenderOptions::default() }
+    }
+
+    #[test]
+    fn honest_content_encodes_as_the_rendering_does() {
+        let (tokenizer, template) = qwen3();
+        let options = RenderOptions { tools: Some(json!([{"name": "f", "a < b": "c > d"}])), ..prompting() };
+        let messages = json!([
+            {"role": "system", "content": "> quoted <"},
+            {"role": "user", "content": "1 < 2 | 3 > 2 |> im_end"},
+            {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes", "tool_calls": [{"name": "f", "arguments": {}}]},
+            {"role": "tool", "content": "<tool"},
+        ]);
+        let rendering = template.render(&messages, &options).unwrap();
+        let ids = encode_chat(&tokenizer, &template, &messages, &options).unwrap();
+        assert_eq!(ids, tokenizer.encode(&rendering, Control::All));
+        assert!(ids.contains(&tokenizer.id_of("<think>").unwrap()), "the host wrote <think> into an assistant message");
+    }
+
+    #[test]
+    fn special_tokens_are_broken_in_assistant_messages_too() {
+        let (tokenizer, template) = qwen3();
+        let messages =
+            json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "<|im_end|><tool_call>"}]);
+        let ids = encode_chat(&tokenizer, &template, &messages, &RenderOptions::default()).unwrap();
+        let count = |token: &str| ids.iter().filter(|&&id| id == tokenizer.id_of(token).unwrap()).count();
+        assert_eq!((count("<|im_end|>"), count("<tool_call>")), (2, 1));
+    }
+
+    #[test]
+    fn glue_cannot_complete_a_token_that_content_begins_or_ends() {
+        let (tokenizer, _) = qwen3();
+        let template = ChatTemplate::compile("{% for m in messages %}{{ m.content }}{% endfor %}|im_end|>").unwrap();
+        let ids = |contents: &[&str]| {
+            let messages: Value = contents.iter().map(|c| json!({"role": "user", "content": c})).collect();
+            encode_chat(&tokenizer, &template, &messages, &RenderOptions::default()).unwrap()
+        };
+        for contents in [&["<"][..], &["x<|im_", "start|>"], &["<think", ">"], &["<", "think>"]] {
+            let ids = ids(contents);
+            assert!(ids.iter().all(|&id| id < 264), "{contents:?}");
+            assert_eq!(tokenizer.decode(&ids, false), contents.concat() + "|im_end|>");
+        }
+    }
+
+    #[test]
+    fn content_that_holds_private_characters_keeps_them() {
+        let (tokenizer, template) = qwen3();
+        let content = "\u{e000}<|im_end|>\u{e001}\u{f8ff}";
+        let messages = json!([{"role": "user", "content": content}]);
+        let ids = encode_chat(&tokenizer, &template, &messages, &RenderOptions::default()).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false), format!("<|im_start|>user\n{content}<|im_end|>\n"));
+        let every: String = ('\u{e000}'..='\u{f8ff}').collect();
+        let messages = json!([{"role": "user", "content": every}]);
+        let e = encode_chat(&tokenizer, &template, &messages, &RenderOptions::default()).unwrap_err();
+        assert_eq!(e.fault(), Fault::BadValue);
+    }
+
+    #[test]
+    fn a_timeline_grown_by_appending_equals_the_whole_conversation() {
+        let (tokenizer, template) = qwen3();
+        let end = tokenizer.id_of("<|im_end|>").unwrap();
+        let options = RenderOptions { tools: Some(json!([{"name": "f"}])), ..prompting() };
+        let turns = [
+            json!([{"role": "system", "content": "rule"}, {"role": "user", "content": "hello"}]),
+            json!([{"role": "tool", "content": "<|im_end|>5"}, {"role": "tool", "content": "6"}]),
+            json!([{"role": "user", "content": "user"}]),
+        ];
+        let mut timeline = Vec::new();
+        let mut conversation = Vec::new();
+        let mut after = After::Nothing;
+        for (n, messages) in turns.iter().enumerate() {
+            timeline.extend(encode_append(&tokenizer, &template, after, messages, &options).unwrap());
+            conversation.extend(messages.as_array().unwrap().clone());
+            let whole = encode_chat(&tokenizer, &template, &conversation.clone().into(), &options).unwrap();
+            assert_eq!(timeline, whole, "{}", tokenizer.decode(&timeline, false));
+            let said = format!("answer {n}");
+            timeline.extend(tokenizer.encode(&said, Control::None));
+            timeline.push(end);
+            conversation.push(json!({"role": "assistant", "content": said}));
+            after = After::Turn { last_id: end };
+        }
+    }
+
+    #[test]
+    fn a_turn_that_was_cut_short_is_closed_by_the_template() {
+        let (tokenizer, template) = qwen3();
+        let messages = json!([{"role": "user", "content": "go on"}]);
+        let append = |last_id| {
+            let ids = encode_append(&tokenizer, &template, After::Turn { last_id }, &messages, &prompting()).unwrap();
+            tokenizer.decode(&ids, false)
+        };
+        let new = "\n<|im_start|>user\ngo on<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(append(b'a' as i32), format!("<|im_end|>{new}"));
+        assert_eq!(append(266), new);
+        // Another stop token than the template's own leaves the turn to be closed.
+        assert_eq!(append(264), format!("<|im_end|>{new}"));
+    }
+
+    #[test]
+    fn messages_append_to_messages_and_a_prompt_to_nothing() {
+        let (tokenizer, template) = qwen3();
+        let append = |after, messages: Value, options: &RenderOptions| {
+            encode_append(&tokenizer, &template, after, &messages, options).unwrap()
+        };
+        let plain = RenderOptions::default();
+        let user = |text: &str| json!({"role": "user", "content": text});
+        let mut timeline = append(After::Nothing, json!([user("a")]), &plain);
+        timeline.extend(append(After::Messages, json!([user("b<|im_end|>")]), &plain));
+        timeline.extend(append(After::Messages, json!([]), &prompting()));
+        let whole = append(After::Nothing, json!([user("a"), user("b<|im_end|>")]), &prompting());
+        assert_eq!(timeline, whole);
+        let off = RenderOptions {
+            extra: [("enable_thinking".to_string(), false.into())].into_iter().collect(),
+            ..prompting()
+        };
+        let ids = append(After::Messages, json!([]), &off);
+        assert_eq!(tokenizer.decode(&ids, false), "<|im_start|>assistant\n<think>\n\n</think>\n\n");
+        assert!(ids.contains(&tokenizer.id_of("</think>").unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_appended_is_refused() {
+        let (tokenizer, template) = qwen3();
+        let turn = After::Turn { last_id: 0 };
+        let system = json!([{"role": "system", "content": "s"}]);
+        for after in [turn, After::Messages] {
+            let e = encode_append(&tokenizer, &template, after, &system, &prompting()).unwrap_err();
+            assert_eq!(e.fault(), Fault::BadValue);
+        }
+        let user = json!([{"role": "user", "content": "u"}]);
+        for source in ["{{ messages | length }}", "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"] {
+            let template = ChatTemplate::compile(source).unwrap();
+            let e = encode_append(&tokenizer, &template, turn, &user, &prompting()).unwrap_err();
+            assert_eq!(e.fault(), Fault::TemplateFailed, "{source}");
+        }
+        let last_differs = "{% for m in messages %}{{ m.content }}{% if loop.last %}!{% endif %}{% endfor %}";
+        let template = ChatTemplate::compile(last_differs).unwrap();
+        let e = encode_append(&tokenizer, &template, After::Messages, &user, &prompting()).unwrap_err();
+        assert_eq!(e.fault(), Fault::TemplateFailed);
+        let e = encode_chat(&tokenizer, &ChatTemplate::compile("").unwrap(), &user, &prompting()).unwrap_err();
+        assert_eq!(e.fault(), Fault::TemplateFailed);
+    }
+}

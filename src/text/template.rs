@@ -6,9 +6,10 @@
 //! `{% generation %}` become blocks that are always taken.
 //!
 //! A template is code that comes with the model. It can reach nothing outside, its time is bounded by
-//! fuel, its nesting by the recursion limit, its output by a cap. Its memory is bounded only through
-//! these: the engine does not meter values, so a template written to do harm can still exhaust memory
-//! by doubling a string. Load templates from where you would load weights.
+//! fuel, its calls by the recursion limit, its output by a cap. Values in between are not metered by the
+//! engine: a template written to do harm can still exhaust memory by doubling a string, or the stack by
+//! nesting lists where a long conversation earned it the fuel. Take templates from where you would take
+//! a program.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,9 +29,9 @@ use crate::error::{Error, Fault, Result};
 const MAX_SOURCE: usize = 256 << 10;
 /// The longest rendering, in bytes.
 const MAX_OUTPUT: usize = 64 << 20;
-/// Instructions a template may run: at least, for each JSON value it is given, and at most. Qwen3's
-/// runs about 100 a message.
-const FUEL: (u64, u64, u64) = (100_000, 500, 5_000_000);
+/// Instructions a template may run: at least, more for each JSON value it is given, and at most. Qwen3's
+/// runs about 100 a message, which has three values or more.
+const FUEL: (u64, u64, u64) = (100_000, 50, 5_000_000);
 /// Calls within calls.
 const MAX_DEPTH: usize = 100;
 

@@ -4,12 +4,13 @@
 //! With g scaled by `grad_scale`: w -= lr wd w; m += (1 - beta1) (g - m); v = beta2 v + (1 - beta2) g^2;
 //! w -= lr / bc1 * m / (sqrt(v) / sqrt(bc2) + eps). All f32, element by element.
 
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use super::split::{Elementwise, launch_elementwise};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, piece};
 use crate::backend::{Device, Tensor};
 use crate::tensor::Dtype;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 /// Elements of one partial sum of squares, fixed so that the thread count cannot change a bit.
 const SQUARES_CHUNK: usize = 1 << 16;
@@ -45,7 +46,7 @@ pub fn adamw_step(device: &Device, w: &mut Tensor, m: &mut Tensor, v: &mut Tenso
         assert!(t.f32().len() == len, "{name} is {}, the gradient has {len} elements", t.shape());
     }
     let Device::Cpu(cpu) = device;
-    let env = FloatEnv::set();
+    let _env = FloatEnv::set();
     let kernel = Step {
         w: Shared::new(w.f32_mut()),
         m: Shared::new(m.f32_mut()),
@@ -60,7 +61,6 @@ pub fn adamw_step(device: &Device, w: &mut Tensor, m: &mut Tensor, v: &mut Tenso
         root2: (1.0 / step.bias_correction2.sqrt()) as f32,
         eps: step.eps as f32,
     };
-    drop(env);
     launch_elementwise(cpu, len, &kernel);
 }
 

@@ -57,12 +57,6 @@ pub fn yarn_inverse_frequencies(
     frequencies(head_dim, theta).enumerate().map(blend).collect()
 }
 
-/// YaRN's attention factor where the configuration gives none: 0.1 ln(factor) + 1, and 1 for factors up to 1.
-pub fn yarn_attention_factor(factor: f64) -> f32 {
-    let _env = FloatEnv::set();
-    if factor > 1.0 { (0.1 * math::ln(factor) + 1.0) as f32 } else { 1.0 }
-}
-
 /// Cosines and sines of every position.
 pub struct RopeTable {
     /// [P, D/2] f32.
@@ -267,42 +261,68 @@ impl<W: Widen> Kernel for QkNormRopeBackward<'_, W> {
                     let sin = self.heads.sin.as_ptr().add(pos * half);
                     let (x, dy) = (self.x.as_ptr().add(head * d), self.dy.as_ptr().add(head * d));
                     let w = self.w.as_ptr();
-                    // The gradient of u: dy rotated back.
-                    let rotated = |i: usize, n: usize| -> [V; 2] {
-                        let (d0, d1) = (V::load_up_to(dy.add(i), n), V::load_up_to(dy.add(half + i), n));
-                        let (c, s) = (V::load_up_to(cos.add(i), n), V::load_up_to(sin.add(i), n));
-                        [d0.fma(c, d1.mul(s)), d1.fma(c, V::zero().sub(d0.mul(s)))]
-                    };
                     let r = inverse_rms::<V>(x, d, self.heads.eps);
                     let mut acc = V::zero();
                     let mut i = 0;
                     while i < half {
                         let n = (half - i).min(16);
-                        for (du, i) in rotated(i, n).into_iter().zip([i, half + i]) {
-                            let w: V = W::load(w.add(i), n);
-                            acc = du.mul(w).fma(V::load_up_to(x.add(i), n), acc);
-                        }
+                        let (w0, w1): (V, V) = (W::load(w.add(i), n), W::load(w.add(half + i), n));
+                        let (d0, d1): (V, V) = rotate_back(dy.add(i), half, cos.add(i), sin.add(i), n);
+                        acc = d0.mul(w0).fma(V::load_up_to(x.add(i), n), acc);
+                        acc = d1.mul(w1).fma(V::load_up_to(x.add(half + i), n), acc);
                         i += 16;
                     }
-                    let along = V::splat(-(r * r * r) * (acc.reduce_add() / d as f32));
-                    let r = V::splat(r);
+                    let along = -(r * r * r) * (acc.reduce_add() / d as f32);
+                    let factors = (V::splat(r), V::splat(along));
+                    let (dx, dw) = (self.dx.at(head * d), self.parts.at(index * d));
                     let mut i = 0;
                     while i < half {
                         let n = (half - i).min(16);
-                        for (du, i) in rotated(i, n).into_iter().zip([i, half + i]) {
-                            let w: V = W::load(w.add(i), n);
-                            let x = V::load_up_to(x.add(i), n);
-                            let dx = self.dx.at(head * d + i);
-                            let sum = x.fma(along, du.mul(w).fma(r, V::load_up_to(dx, n)));
-                            sum.store_rounded(dx, n, false);
-                            let dw = self.parts.at(index * d + i);
-                            du.fma(x.mul(r), V::load_up_to(dw, n)).store_rounded(dw, n, false);
-                        }
+                        let (d0, d1): (V, V) = rotate_back(dy.add(i), half, cos.add(i), sin.add(i), n);
+                        let (w0, w1): (V, V) = (W::load(w.add(i), n), W::load(w.add(half + i), n));
+                        add_gradients(dx.add(i), dw.add(i), d0, x.add(i), w0, factors, n);
+                        add_gradients(dx.add(half + i), dw.add(half + i), d1, x.add(half + i), w1, factors, n);
                         i += 16;
                     }
                 }
             }
         }
+    }
+}
+
+/// The gradient of u by that of y: both halves of `dy` at one place, turned the other way.
+///
+/// # Safety
+/// The contract of [`Lanes`]; `n` elements are readable at each place.
+#[inline(always)]
+unsafe fn rotate_back<V: Lanes>(dy: *const f32, half: usize, cos: *const f32, sin: *const f32, n: usize) -> (V, V) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (d0, d1) = (V::load_up_to(dy, n), V::load_up_to(dy.add(half), n));
+        let (c, s) = (V::load_up_to(cos, n), V::load_up_to(sin, n));
+        (d0.fma(c, d1.mul(s)), d1.fma(c, V::zero().sub(d0.mul(s))))
+    }
+}
+
+/// dx += du w r + x along, dw += du x r, where `factors` are (r, along).
+///
+/// # Safety
+/// The contract of [`Lanes`]; `n` elements are readable and, of dx and dw, writable.
+#[inline(always)]
+unsafe fn add_gradients<V: Lanes>(
+    dx: *mut f32,
+    dw: *mut f32,
+    du: V,
+    x: *const f32,
+    w: V,
+    (r, along): (V, V),
+    n: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let x = V::load_up_to(x, n);
+        x.fma(along, du.mul(w).fma(r, V::load_up_to(dx, n))).store_rounded(dx, n, false);
+        du.fma(x.mul(r), V::load_up_to(dw, n)).store_rounded(dw, n, false);
     }
 }
 
@@ -419,8 +439,6 @@ mod tests {
         let smooth = yarn_inverse_frequencies(128, 1e6, 4.0, 32_768, 32.0, 1.0, false);
         assert_ne!(smooth, yarn);
         assert!(smooth.windows(2).all(|w| w[0] > w[1]));
-        assert_eq!(yarn_attention_factor(1.0), 1.0);
-        assert!((yarn_attention_factor(4.0) - 1.138_629_4).abs() < 1e-6);
     }
 
     #[test]

@@ -15,11 +15,13 @@ use crate::backend::{Device, Tensor};
 
 /// Below this a temperature counts as 0.
 const COLDEST: f32 = 1e-5;
+/// A higher temperature counts as this one.
+const HOTTEST: f32 = 1e6;
 
 /// How a token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits. 0 (below 1e-5) takes the most likely id.
+    /// Divides the logits, up to 1e6. 0 (below 1e-5, or NaN) takes the most likely id.
     pub temperature: f32,
     /// Keep the `top_k` most likely ids; 0 keeps all.
     pub top_k: u32,
@@ -47,9 +49,9 @@ pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Samp
     let _env = FloatEnv::set();
     let sum = &row_sums(cpu, logits, &[row])[0];
     let x = &logits.f32()[row * v..][..v];
-    let temperature = sampling.temperature;
-    let hot = temperature >= COLDEST;
-    if !hot || sum.ln_sum.is_nan() {
+    let temperature = sampling.temperature.min(HOTTEST);
+    let greedy = sampling.temperature.is_nan() || temperature < COLDEST;
+    if greedy || sum.ln_sum.is_nan() {
         let id = largest(x, &sum.chunks, 1).first().copied().unwrap_or(0);
         let logprob = sum.logprob(x[id]);
         let sampled_logprob = if sum.ln_sum.is_nan() { logprob } else { 0.0 };
@@ -58,17 +60,18 @@ pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Samp
     let row = Row { cpu, x, sum, temperature };
     let u = u as f64 + 0.5 / (1u64 << 24) as f64;
     let top_k = if sampling.top_k == 0 { v } else { (sampling.top_k as usize).min(v) };
+    let by_mass = sampling.top_p < 1.0;
     let (id, ln_mass) = if top_k < v {
         row.walk_down(row.best(top_k, sampling.top_p), u)
-    } else if sampling.top_p < 1.0 {
+    } else if by_mass {
         row.walk_down(row.nucleus(sampling.top_p), u)
     } else {
         row.walk_up(u)
     };
     let logprob = sum.logprob(x[id]);
-    let uncut = top_k == v && !(sampling.top_p < 1.0) && temperature == 1.0;
+    let unchanged = top_k == v && !by_mass && temperature == 1.0;
     let tempered = (x[id] as f64 - sum.largest as f64) / temperature as f64 - ln_mass;
-    Sampled { id: id as i32, logprob, sampled_logprob: if uncut { logprob } else { tempered as f32 } }
+    Sampled { id: id as i32, logprob, sampled_logprob: if unchanged { logprob } else { tempered as f32 } }
 }
 
 /// A row under a temperature. An id's mass is e^((x - largest) / temperature), at most 1.
@@ -346,9 +349,18 @@ mod tests {
         let mut x = vec![f32::NEG_INFINITY; 9000];
         (x[5000], x[5003]) = (-100.0, 2.0);
         let logits = Tensor::from_f32(&[1, 9000], &x).unwrap();
-        for s in SAMPLINGS {
+        let hottest = Sampling { temperature: f32::INFINITY, top_k: 1, top_p: 1.0 };
+        for s in SAMPLINGS.into_iter().chain([hottest]) {
             for u in [0.0, 0.5, 1.0 - f32::EPSILON / 2.0] {
                 assert_eq!(sample_token(&device(), &logits, 0, s, u).id, 5003, "{s:?}");
+            }
+        }
+        let hot = |top_p| Sampling { temperature: f32::INFINITY, top_k: 0, top_p };
+        for s in [hot(1.0), hot(0.9)] {
+            for u in [0.0, 0.3, 0.7, 1.0 - f32::EPSILON / 2.0] {
+                let got = sample_token(&device(), &logits, 0, s, u);
+                assert!((got.id == 5000) == (u < 0.5) || s.top_p < 1.0);
+                assert!([5000, 5003].contains(&got.id) && (got.sampled_logprob - 0.5f32.ln()).abs() < 1e-3);
             }
         }
     }

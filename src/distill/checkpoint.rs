@@ -1,0 +1,173 @@
+//! Checkpoints of a distiller at the border between updates: resumed, it goes on bit for bit.
+//!
+//! A checkpoint is a folder `step-NNNNNNNN` with the f32 masters, both moments and a state document. It
+//! is written aside, synced and renamed, so that at every moment the newest folder is whole; older ones
+//! are removed only after that. Resuming takes the newest.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::config::Config;
+use super::distiller::Distiller;
+use super::learner::Learner;
+use crate::error::{Error, Fault, Result};
+use crate::format::{durable, safetensors};
+use crate::model::{ModelConfig, Weights};
+use crate::serve::ServedModel;
+
+const STATE: &str = "state.json";
+/// (file, what it holds)
+const TENSORS: [&str; 3] = ["masters.safetensors", "first_moments.safetensors", "second_moments.safetensors"];
+const VERSION: u64 = 1;
+
+impl Distiller {
+    /// Writes a checkpoint into the folder `path`, made if it is not there, and then removes older ones.
+    /// Refused while ended episodes wait for an update: build it, or discard them.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let waiting = self.n_waiting();
+        if waiting > 0 {
+            let why = format!(
+                "{waiting} ended episodes wait for an update and are no part of a checkpoint; build or discard"
+            );
+            return Err(Error::new(Fault::OutOfOrder, why));
+        }
+        let mut learning = self.learning()?;
+        let student = self.student();
+        if learning.learner.is_none() {
+            learning.learner = Some(Learner::new(student.config(), &student.current().weights)?);
+        }
+        let (step, next_episode, next_evaluation) = self.counters();
+        let state = json!({
+            "version": VERSION,
+            "step": step,
+            "next_episode": next_episode,
+            "next_evaluation": next_evaluation,
+            "revision": student.current().number,
+            "published": learning.unpublished.is_none(),
+            "model": student.config().to_json(),
+            "dtype": student.current().weights.embedding.dtype().to_string(),
+            "compute": student.model().compute.name(),
+            "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
+            "settings": self.config().to_json(),
+        });
+        let Some(learner) = &learning.learner else { return Ok(()) };
+        fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
+        let folder = path.join(format!("step-{step:08}"));
+        let ours = |name: &str| name == STATE || TENSORS.contains(&name);
+        durable::replace_folder(&folder, ours, |dir| {
+            for (name, set) in TENSORS.into_iter().zip([&learner.masters, &learner.m, &learner.v]) {
+                let tensors = set.tensors();
+                let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+                safetensors::write(&dir.join(name), list)?;
+            }
+            let text = format!("{state:#}\n");
+            durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
+        })?;
+        for (old, at) in checkpoints(path)? {
+            if old < step {
+                fs::remove_dir_all(&at)
+                    .map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", at.display())))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resumes from the newest checkpoint in the folder `path`: the student gets the checkpoint's weights
+    /// and revision. Refused where model, vocabulary or settings are not the checkpoint's.
+    pub fn resume(
+        student: &ServedModel,
+        teacher: Option<&ServedModel>,
+        config: Config,
+        path: &Path,
+    ) -> Result<Distiller> {
+        let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
+        let (_, folder) = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
+        let form = |why: String| Error::new(Fault::CheckpointForm, format!("{}: {why}", folder.display()));
+        let state_path = folder.join(STATE);
+        let text = fs::read_to_string(&state_path).map_err(|e| form(format!("{STATE}: {e}")))?;
+        let state: Value = serde_json::from_str(&text).map_err(|e| form(format!("{STATE}: {e}")))?;
+        let number = |key: &str| state[key].as_u64().ok_or_else(|| form(format!("{STATE}: {key} is no whole number")));
+        if number("version")? != VERSION {
+            return Err(form(format!("{STATE}: version {} is not known, {VERSION} is", state["version"])));
+        }
+        let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
+        let wanted = [
+            ("model", student.config().to_json()),
+            ("dtype", json!(student.current().weights.embedding.dtype().to_string())),
+            ("compute", json!(student.model().compute.name())),
+            ("vocabulary", json!(vocabulary)),
+            ("settings", config.to_json()),
+        ];
+        for (key, value) in wanted {
+            if state[key] != value {
+                let why =
+                    format!("{}: its {key} is not this run's: {}", folder.display(), difference(&state[key], &value));
+                return Err(Error::new(Fault::CheckpointMismatch, why));
+            }
+        }
+        let counters = (number("step")?, number("next_episode")?, number("next_evaluation")?);
+        let revision = number("revision")?;
+        let published =
+            state["published"].as_bool().ok_or_else(|| form(format!("{STATE}: published is no truth value")))?;
+        let [masters, m, v] = TENSORS.map(|name| read(student.config(), &folder.join(name)));
+        let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
+        let distiller = Distiller::new(student, teacher, config)?;
+        let mut weights = Weights::like(student.config(), &student.current().weights)?;
+        weights.round_from(&student.model().device, &learner.masters);
+        // What was applied and not yet published is published by resuming.
+        student.restore(weights, revision + u64::from(!published));
+        distiller.set_counters(counters);
+        distiller.learning()?.learner = Some(learner);
+        Ok(distiller)
+    }
+}
+
+/// Whole checkpoints in a folder: (step, folder). A folder that is not there has none.
+fn checkpoints(path: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::new(Fault::CannotRead, format!("{}: {e}", path.display()))),
+        Ok(entries) => entries,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| Error::new(Fault::CannotRead, format!("{}: {e}", path.display())))?;
+        let name = entry.file_name();
+        let step = name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
+        if let Some(step) = step {
+            found.push((step, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// One set of f32 tensors of the model's shapes.
+fn read(config: &ModelConfig, path: &Path) -> Result<Weights> {
+    let stored = safetensors::read(path)?.into_iter().collect();
+    let weights = Weights::from_stored(config, &stored).map_err(|e| e.within(path.display()))?;
+    // Copied: they change, and the file goes when the next checkpoint is written.
+    let mut own = Weights::zeros(config)?;
+    for (to, (name, from)) in own.tensors_mut().into_iter().zip(weights.tensors()) {
+        if from.dtype() != to.dtype() {
+            let why = format!("{}: {name} is {}, f32 is wanted", path.display(), from.dtype());
+            return Err(Error::new(Fault::CheckpointForm, why));
+        }
+        to.f32_mut().copy_from_slice(from.f32());
+    }
+    Ok(own)
+}
+
+/// The first key in which two documents differ, for a message.
+fn difference(a: &Value, b: &Value) -> String {
+    if let (Value::Object(a), Value::Object(b)) = (a, b) {
+        for (key, value) in b {
+            if a.get(key) != Some(value) {
+                return format!("{key} is {} there and {value:.80} here", a.get(key).unwrap_or(&Value::Null));
+            }
+        }
+    }
+    format!("{a:.80} there and {b:.80} here")
+}

@@ -1,0 +1,370 @@
+//! The distiller: a student that learns, its teacher, the settings, and the episodes between updates.
+//!
+//! An update is three calls, so that the host can look in between: build (gradients and a report), apply
+//! (one optimiser step on the masters), publish (new sessions and episodes get the new weights).
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::actor::Actor;
+use super::config::Config;
+use super::episode::Episode;
+use super::knobs::{ActorPolicy, Kernel};
+use super::learner::{Finished, Gradients, Learner, Pass, Task};
+use super::report::Report;
+use super::spec::EpisodeSpec;
+use super::trajectory::Heading;
+use crate::error::{Error, Fault, Result};
+use crate::model::Weights;
+use crate::serve::{Cancel, ServedModel};
+
+/// A distiller. Cheap to clone; clones are the same distiller.
+#[derive(Clone)]
+pub struct Distiller(Arc<Inner>);
+
+struct Inner {
+    student: ServedModel,
+    teacher: Option<ServedModel>,
+    config: Config,
+    book: Mutex<Book>,
+    /// held while an update is built or applied, and while a checkpoint is written
+    learning: Mutex<Learning>,
+}
+
+type Settle = Box<dyn FnOnce() -> Result<Finished> + Send>;
+
+/// What changes between updates; locked for moments only.
+struct Book {
+    step: u64,
+    next_episode: u64,
+    next_evaluation: u64,
+    /// ended training episodes: (episode, how to get its record)
+    ended: Vec<(u64, Settle)>,
+    totals: Totals,
+}
+
+/// Counts over the distiller's life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    episodes: u64,
+    evaluations: u64,
+    updates: u64,
+    thrown_away: u64,
+}
+
+pub(super) struct Learning {
+    pub(super) learner: Option<Learner>,
+    /// the weights after the last applied step, until they are published
+    pub(super) unpublished: Option<Weights>,
+    /// buffers of the last build
+    pass: Option<Pass>,
+}
+
+/// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
+pub struct Update {
+    distiller: Distiller,
+    gradients: Gradients,
+    step: u64,
+    applied: bool,
+}
+
+impl Update {
+    /// The account of the update.
+    pub fn report(&self) -> &Report {
+        &self.gradients.report
+    }
+
+    /// The optimiser step it belongs to.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Every gradient, f32, by Hugging Face name.
+    pub fn gradients(&self) -> &Weights {
+        &self.gradients.weights
+    }
+}
+
+impl Distiller {
+    /// A distiller of `student` towards `teacher` under `config`. Refused where the settings need a teacher
+    /// that is not there, or where the two do not share one vocabulary.
+    pub fn new(student: &ServedModel, teacher: Option<&ServedModel>, config: Config) -> Result<Distiller> {
+        let divergence = |actor| matches!(config.loss_of(actor).kernel, Kernel::ReverseKl | Kernel::ForwardKl);
+        let acts = matches!(config.actor, ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. });
+        match teacher {
+            None => {
+                let policy = match config.actor {
+                    ActorPolicy::Replay => vec![Actor::Replay],
+                    _ => vec![Actor::Student, Actor::Teacher],
+                };
+                if acts || policy.into_iter().any(divergence) {
+                    let why = "the settings let a teacher act or score, but there is no teacher";
+                    return Err(Error::new(Fault::BadOption, why));
+                }
+            }
+            Some(teacher) => check_vocabulary(student, teacher)?,
+        }
+        Ok(Distiller(Arc::new(Inner {
+            student: student.clone(),
+            teacher: teacher.cloned(),
+            config,
+            book: Mutex::new(Book {
+                step: 0,
+                next_episode: 0,
+                next_evaluation: 0,
+                ended: Vec::new(),
+                totals: Totals::default(),
+            }),
+            learning: Mutex::new(Learning { learner: None, unpublished: None, pass: None }),
+        })))
+    }
+
+    /// The student.
+    pub fn student(&self) -> &ServedModel {
+        &self.0.student
+    }
+
+    /// The teacher.
+    pub fn teacher(&self) -> Option<&ServedModel> {
+        self.0.teacher.as_ref()
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Updates applied so far.
+    pub fn step(&self) -> u64 {
+        self.0.book.lock().step
+    }
+
+    /// Ended training episodes that wait for an update.
+    pub fn n_waiting(&self) -> usize {
+        self.0.book.lock().ended.len()
+    }
+
+    /// Begins an episode on the student's current revision.
+    pub fn begin(&self, spec: EpisodeSpec) -> Result<Episode> {
+        let (episode, step) = {
+            let mut book = self.0.book.lock();
+            let next = if spec.evaluation { &mut book.next_evaluation } else { &mut book.next_episode };
+            let episode = spec.episode.unwrap_or(*next);
+            *next = (*next).max(episode.saturating_add(1));
+            (episode, book.step)
+        };
+        let heading = Heading {
+            episode,
+            step,
+            task: spec.task.clone(),
+            seed: self.0.config.seed,
+            revision: 0, // set from the session that is made
+            evaluation: spec.evaluation,
+        };
+        Episode::begin(self, spec, heading)
+    }
+
+    /// Takes an ended episode; `record` gives it with the teacher's side, which may still be computing.
+    pub(super) fn finished(
+        &self,
+        evaluation: bool,
+        episode: u64,
+        record: impl FnOnce() -> Result<Finished> + Send + 'static,
+    ) {
+        let mut book = self.0.book.lock();
+        if evaluation {
+            book.totals.evaluations += 1;
+        } else {
+            book.totals.episodes += 1;
+            book.ended.push((episode, Box::new(record)));
+        }
+    }
+
+    /// Throws away all ended episodes that wait for an update, and says how many.
+    pub fn discard(&self) -> usize {
+        let mut book = self.0.book.lock();
+        let n = book.ended.len();
+        book.totals.thrown_away += n as u64;
+        book.ended.clear();
+        n
+    }
+
+    /// Builds an update from up to `max_episodes` ended episodes (0: all), in order of their identity.
+    /// Blocks; `progress` is told tokens done and in all and may stop it by returning false. Cancelled or
+    /// failed, the episodes wait on.
+    pub fn build(
+        &self,
+        max_episodes: usize,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Update> {
+        let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let mut taken: Vec<(u64, Settle)> = {
+            let mut book = self.0.book.lock();
+            book.ended.sort_by_key(|(episode, _)| *episode);
+            let n = if max_episodes == 0 { book.ended.len() } else { max_episodes.min(book.ended.len()) };
+            book.ended.drain(..n).collect()
+        };
+        let mut finished = Vec::with_capacity(taken.len());
+        let mut failure = None;
+        for (episode, settle) in taken.drain(..) {
+            match settle() {
+                Ok(f) => finished.push((episode, f)),
+                // The record cannot be had again: its teacher failed. The others wait on.
+                Err(e) => failure = Some(e.within(format!("episode {episode}"))),
+            }
+        }
+        let result = match failure {
+            Some(e) => Err(e),
+            None => self.build_from(&mut learning, &finished, cancel, progress),
+        };
+        match result {
+            Ok(update) => Ok(update),
+            Err(e) => {
+                let back = finished.into_iter().map(|(id, f)| (id, Box::new(move || Ok(f)) as Settle));
+                self.0.book.lock().ended.extend(back);
+                Err(e)
+            }
+        }
+    }
+
+    fn build_from(
+        &self,
+        learning: &mut Learning,
+        finished: &[(u64, Finished)],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Update> {
+        let current = self.0.student.current();
+        let (weights, revision) = match &learning.unpublished {
+            Some(w) => (w, None),
+            None => (&current.weights, Some(current.number)),
+        };
+        if learning.learner.is_none() {
+            learning.learner = Some(Learner::new(self.0.student.config(), weights)?);
+        }
+        let task = Task {
+            student: self.0.student.model(),
+            weights,
+            revision,
+            published: current.number,
+            teacher: self.0.teacher.as_ref(),
+            config: &self.0.config,
+        };
+        let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
+        let pass = match &mut learning.pass {
+            Some(pass) => pass,
+            none => none.insert(Pass::new(task.student, task.teacher)?),
+        };
+        let gradients = task.gradients(pass, &records, cancel, progress)?;
+        Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
+    }
+
+    /// Applies an update to the masters: one optimiser step. The student serves it once it is published.
+    pub fn apply(&self, update: &mut Update) -> Result<()> {
+        if !Arc::ptr_eq(&self.0, &update.distiller.0) {
+            return Err(Error::new(Fault::ForeignHandle, "the update belongs to another distiller"));
+        }
+        let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let step = self.step();
+        if update.applied || update.step != step {
+            let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
+            return Err(Error::new(Fault::StaleUpdate, why));
+        }
+        let Learning { learner, unpublished } = &mut *learning;
+        let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
+        let learner = learner.as_mut().ok_or_else(missing)?;
+        let (config, device) = (self.0.student.config(), &self.0.student.model().device);
+        let current = self.0.student.current();
+        let mut next = Weights::like(config, &current.weights)?;
+        learner.apply(device, &update.gradients.weights, update.gradients.norm, &self.0.config);
+        next.round_from(device, &learner.masters);
+        *unpublished = Some(next);
+        update.applied = true;
+        let mut book = self.0.book.lock();
+        book.step += 1;
+        book.totals.updates += 1;
+        Ok(())
+    }
+
+    /// Makes the applied weights the revision that new sessions and episodes get; returns its number, or
+    /// the current one if nothing was applied since.
+    pub fn publish(&self) -> Result<u64> {
+        let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let limit = self.0.config.kept_revisions as usize;
+        self.0.student.check_room(limit)?;
+        match learning.unpublished.take() {
+            None => Ok(self.0.student.current().number),
+            Some(weights) => self.0.student.publish(weights, limit),
+        }
+    }
+
+    /// What the distiller did so far and where its schedules stand.
+    pub fn metrics(&self) -> Value {
+        let book = self.0.book.lock();
+        let (totals, step) = (book.totals, book.step);
+        let config = &self.0.config;
+        json!({
+            "step": step,
+            "steps": config.steps,
+            "beta": config.beta_at(step),
+            "depth": config.depth.as_ref().map(|_| config.depth_at(step)),
+            "learning_rate": config.optimizer.learning_rate_at(step, config.steps),
+            "revision": self.0.student.current().number,
+            "revisions_alive": self.0.student.n_revisions_alive(),
+            "episodes": totals.episodes,
+            "evaluations": totals.evaluations,
+            "updates": totals.updates,
+            "thrown_away": totals.thrown_away,
+            "waiting": book.ended.len(),
+        })
+    }
+
+    /// The learner's lock, for checkpoints.
+    pub(super) fn learning(&self) -> Result<parking_lot::MutexGuard<'_, Learning>> {
+        let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
+        self.0.learning.try_lock().ok_or_else(busy)
+    }
+
+    /// (step, next episode, next evaluation)
+    pub(super) fn counters(&self) -> (u64, u64, u64) {
+        let book = self.0.book.lock();
+        (book.step, book.next_episode, book.next_evaluation)
+    }
+
+    /// Puts a checkpoint's counters in place.
+    pub(super) fn set_counters(&self, (step, next_episode, next_evaluation): (u64, u64, u64)) {
+        let mut book = self.0.book.lock();
+        (book.step, book.next_episode, book.next_evaluation) = (step, next_episode, next_evaluation);
+    }
+}
+
+/// Teacher and student must mean the same by every id: losses compare distributions over one vocabulary.
+fn check_vocabulary(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
+    let (s, t) = (student.config().vocab_size, teacher.config().vocab_size);
+    if s != t {
+        let why = format!("the student's vocabulary has {s} rows, the teacher's {t}; they must be one");
+        return Err(Error::new(Fault::TeacherVocabulary, why));
+    }
+    if let (Ok(s), Ok(t)) = (student.tokenizer(), teacher.tokenizer())
+        && s.fingerprint() != t.fingerprint()
+    {
+        let why = "the tokenizers of student and teacher give ids different meanings";
+        return Err(Error::new(Fault::TeacherVocabulary, why));
+    }
+    if student.model().max_context() > teacher.model().max_context() {
+        let (s, t) = (student.model().max_context(), teacher.model().max_context());
+        let why = format!("the student's context holds {s} tokens, the teacher's {t}; load the teacher with as many");
+        return Err(Error::new(Fault::BadOption, why));
+    }
+    if !student.engine().is(teacher.engine()) {
+        return Err(Error::new(Fault::ForeignHandle, "student and teacher must be loaded by one engine"));
+    }
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! The learner: f32 masters with their moments, and the two halves of an update, build and apply.
+//!
+//! Building packs whole trajectories into micro-batches, runs the same forward that served them (with
+//! activations kept), and turns hidden states into losses a few rows at a time, so that no [T, V] buffer
+//! exists. The teacher's side of a row is its hidden state, kept when it scored the turn. Applying is
+//! AdamW on the masters; the student's weights are the masters rounded to their stored dtypes.
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::time::Instant;
+
+use super::batch::{TokenLoss, plan};
+use super::config::Config;
+use super::knobs::Kernel;
+use super::report::{Report, Tally};
+use super::trajectory::Trajectory;
+use crate::backend::ops::{self, AdamW, Divergence, RowLoss};
+use crate::backend::{Device, Tensor};
+use crate::error::{Error, Fault, Result};
+use crate::model::backward::{BackwardScratch, backward, head_backward};
+use crate::model::forward::{Segment, forward, head_forward};
+use crate::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
+use crate::serve::{Cancel, Hidden, ServedModel};
+use crate::tensor::Dtype;
+use crate::text::source::Source;
+
+/// Rows whose logits exist at once.
+const LOSS_ROWS: usize = 64;
+
+/// A finished training episode, waiting for its update.
+pub struct Finished {
+    /// The record.
+    pub trajectory: Trajectory,
+    /// The teacher's hidden states of the rows that predict action tokens; empty where no loss asks for them.
+    pub teacher: Hidden,
+}
+
+/// Masters and moments, f32, in the shapes of the model.
+pub struct Learner {
+    pub(super) masters: Weights,
+    pub(super) m: Weights,
+    pub(super) v: Weights,
+    /// Steps applied.
+    pub(super) step: u64,
+}
+
+impl Learner {
+    /// A learner that starts from `weights`: 12 bytes a parameter.
+    pub fn new(config: &ModelConfig, weights: &Weights) -> Result<Learner> {
+        Ok(Learner {
+            masters: Weights::widened(config, weights)?,
+            m: Weights::zeros(config)?,
+            v: Weights::zeros(config)?,
+            step: 0,
+        })
+    }
+
+    /// One AdamW step with the gradients scaled to the clip; `norm` is their global norm.
+    pub fn apply(&mut self, device: &Device, gradients: &Weights, norm: f64, config: &Config) {
+        let o = &config.optimizer;
+        let lr = o.learning_rate_at(self.step, config.steps);
+        self.step += 1;
+        let clipped = o.grad_clip > 0.0 && norm > o.grad_clip;
+        // As torch: the clip coefficient has 1e-6 in its denominator.
+        let grad_scale = if clipped { (o.grad_clip / (norm + 1e-6)) as f32 } else { 1.0 };
+        let power = |b: f64| 1.0 - (0..self.step).fold(1.0, |p, _| p * b);
+        let (bias_correction1, bias_correction2) = (power(o.beta1), power(o.beta2));
+        let (w, m, v) = (self.masters.tensors_mut(), self.m.tensors_mut(), self.v.tensors_mut());
+        for (((w, m), v), (_, g)) in w.into_iter().zip(m).zip(v).zip(gradients.tensors()) {
+            // Norm weights are not decayed.
+            let weight_decay = if g.shape().extents().len() >= 2 { o.weight_decay } else { 0.0 };
+            let (beta1, beta2, eps) = (o.beta1, o.beta2, o.eps);
+            let step = AdamW { lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale };
+            ops::adamw_step(device, w, m, v, g, step);
+        }
+    }
+}
+
+/// Gradients of a batch with the account of how they came about.
+pub struct Gradients {
+    /// f32, in the shapes of the model.
+    pub weights: Weights,
+    /// Their global norm.
+    pub norm: f64,
+    /// The account.
+    pub report: Report,
+}
+
+/// What the gradients of a batch are computed from.
+pub struct Task<'a> {
+    /// The student's model.
+    pub student: &'a Model,
+    /// The student's weights at `revision`.
+    pub weights: &'a Weights,
+    /// Their revision; None while they are not published.
+    pub revision: Option<u64>,
+    /// The revision that new episodes get, from which staleness is counted.
+    pub published: u64,
+    /// The teacher, where a loss asks for one.
+    pub teacher: Option<&'a ServedModel>,
+    /// The settings.
+    pub config: &'a Config,
+}
+
+impl Task<'_> {
+    /// The gradients of the planned loss over the finished episodes. `progress` is told the tokens done and
+    /// in all, and stops the build by returning false.
+    pub fn gradients(
+        &self,
+        pass: &mut Pass,
+        finished: &[&Finished],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Gradients> {
+        let started = Instant::now();
+        let trajectories: Vec<&Trajectory> = finished.iter().map(|f| &f.trajectory).collect();
+        let batch = plan(&trajectories, self.config, self.published);
+        if batch.tokens.is_empty() {
+            return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
+        }
+        let mut tally = Tally::new(&trajectories, &batch);
+        let mut weights = Weights::zeros(&self.student.config)?;
+        let trained: Vec<usize> = {
+            let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
+            list.dedup();
+            list
+        };
+        let n_tokens = |i: usize| last_loss(&batch.tokens, i);
+        let total: usize = trained.iter().map(|&i| n_tokens(i)).sum();
+        let (mut done, mut next) = (0, 0);
+        while next < trained.len() {
+            if cancel.is_set() || !progress(done as u64, total as u64) {
+                return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
+            }
+            let (mut end, mut n) = (next, 0);
+            while end < trained.len()
+                && (end == next || n + n_tokens(trained[end]) <= self.config.micro_tokens as usize)
+            {
+                n += n_tokens(trained[end]);
+                end += 1;
+            }
+            self.micro_batch(pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            done += n;
+            next = end;
+        }
+        progress(done as u64, total as u64);
+        let squares: f64 = weights.tensors().iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g)).sum();
+        let norm = squares.sqrt();
+        let report = tally.report(norm, started.elapsed().as_secs_f64());
+        if !norm.is_finite() || !report.loss.is_finite() {
+            let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
+            return Err(Error::new(Fault::NotFinite, why));
+        }
+        Ok(Gradients { weights, norm, report })
+    }
+
+    /// Adds the gradients of some whole trajectories, packed side by side.
+    fn micro_batch(
+        &self,
+        pass: &mut Pass,
+        gradients: &mut Weights,
+        finished: &[&Finished],
+        members: &[usize],
+        losses: &[TokenLoss],
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let (model, device) = (self.student, &self.student.device);
+        // A trajectory is fed up to the row that predicts its last trained token.
+        let mut ids: Vec<i32> = Vec::new();
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        for &i in members {
+            let n = last_loss(losses, i);
+            spans.push(ids.len()..ids.len() + n);
+            ids.extend_from_slice(&finished[i].trajectory.ids()[..n]);
+        }
+        let mut caches: Vec<KvCache> = members.iter().map(|_| KvCache::new(&pass.pool)).collect();
+        let mut segments: Vec<Segment> =
+            caches.iter_mut().zip(&spans).map(|(kv, span)| Segment { ids: &ids[span.clone()], kv }).collect();
+        forward(model, self.weights, &mut segments, &mut pass.activations)?;
+        drop(segments);
+
+        // Every trained token: (row of the batch, its loss).
+        let rows: Vec<(usize, &TokenLoss)> = members
+            .iter()
+            .zip(&spans)
+            .flat_map(|(&i, span)| {
+                let of_member = losses.iter().filter(move |t| t.trajectory == i);
+                of_member.map(move |t| (span.start + t.position - 1, t))
+            })
+            .collect();
+        pass.dhidden.reserve_rows(ids.len())?;
+        ops::fill(device, &mut pass.dhidden, 0.0, ids.len());
+        for chunk in rows.chunks(LOSS_ROWS) {
+            let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
+            let n = at.len();
+            ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
+            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n);
+            let targets: Vec<i32> =
+                chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
+            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n);
+            for ((_, t), logprob) in chunk.iter().zip(logprobs) {
+                let trajectory = &finished[t.trajectory].trajectory;
+                let sampled_here = trajectory.sources()[t.position] == Source::Student;
+                if sampled_here && Some(trajectory.heading.revision) == self.revision {
+                    tally.compare(trajectory.logprobs()[t.position], logprob);
+                }
+            }
+            let teacher_logits = pass.teacher_logits(self.teacher, finished, chunk)?;
+            let specs: Vec<RowLoss> = chunk
+                .iter()
+                .zip(&targets)
+                .map(|((_, t), &target)| RowLoss { kind: kind_of(t.kernel), weight: t.weight as f32, target })
+                .collect();
+            let teacher_logits =
+                teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(|s| &s.logits);
+            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n);
+            for ((_, t), value) in chunk.iter().zip(values) {
+                tally.add(t, value as f64);
+            }
+            ops::fill(device, &mut pass.dhidden_rows, 0.0, n);
+            let operands = (&pass.logits, &pass.hidden);
+            head_backward(model, self.weights, gradients, &mut pass.dhidden_rows, operands, n);
+            ops::scatter_add_rows(device, &mut pass.dhidden, &pass.dhidden_rows, &at);
+        }
+        let facts = (&pass.activations, ids.as_slice(), spans.as_slice());
+        backward(model, self.weights, gradients, facts, &pass.dhidden, &mut pass.scratch)
+    }
+}
+
+/// Tokens of trajectory `i` that must be fed: all before its last trained one.
+fn last_loss(losses: &[TokenLoss], i: usize) -> usize {
+    losses.iter().rev().find(|t| t.trajectory == i).map_or(0, |t| t.position)
+}
+
+fn kind_of(kernel: Kernel) -> Divergence {
+    match kernel {
+        Kernel::ReverseKl => Divergence::ReverseKl,
+        Kernel::ForwardKl => Divergence::ForwardKl,
+        // The plan lists no token without a loss.
+        Kernel::CrossEntropy | Kernel::None => Divergence::CrossEntropy,
+    }
+}
+
+/// Buffers of a build, kept from one to the next.
+pub struct Pass {
+    pool: std::sync::Arc<KvPool>,
+    activations: Activations,
+    scratch: BackwardScratch,
+    /// [N, C] gradient of the hidden states
+    dhidden: Tensor,
+    /// [LOSS_ROWS, C]
+    hidden: Tensor,
+    /// [LOSS_ROWS, C]
+    dhidden_rows: Tensor,
+    /// [LOSS_ROWS, V] logits, then their gradient
+    logits: Tensor,
+    teacher_side: Option<TeacherSide>,
+}
+
+struct TeacherSide {
+    /// [LOSS_ROWS, C of the teacher]
+    hidden: Tensor,
+    /// [LOSS_ROWS, V]
+    logits: Tensor,
+}
+
+impl Pass {
+    /// Empty buffers; they grow to what the batches need.
+    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
+        let (config, rows) = (&model.config, LOSS_ROWS);
+        let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
+        let teacher_side = match teacher {
+            None => None,
+            Some(t) => {
+                Some(TeacherSide { hidden: zeros(t.config().hidden_size)?, logits: zeros(t.config().vocab_size)? })
+            }
+        };
+        Ok(Pass {
+            pool: KvPool::new(model.page_shape(), u64::MAX),
+            activations: Activations::for_training(config)?,
+            scratch: BackwardScratch::new(config)?,
+            dhidden: Tensor::zeros(Dtype::F32, &[0, config.hidden_size])?,
+            hidden: zeros(config.hidden_size)?,
+            dhidden_rows: zeros(config.hidden_size)?,
+            logits: zeros(config.vocab_size)?,
+            teacher_side,
+        })
+    }
+
+    /// Fills the teacher's logits of a chunk from its kept hidden states; false where no row asks for them.
+    fn teacher_logits(
+        &mut self,
+        teacher: Option<&ServedModel>,
+        finished: &[&Finished],
+        chunk: &[(usize, &TokenLoss)],
+    ) -> Result<bool> {
+        if chunk.iter().all(|(_, t)| matches!(t.kernel, Kernel::CrossEntropy | Kernel::None)) {
+            return Ok(false);
+        }
+        let (Some(side), Some(teacher)) = (&mut self.teacher_side, teacher) else {
+            return Err(Error::new(Fault::TeacherFailed, "a divergence is to be trained, but there is no teacher"));
+        };
+        let width = teacher.config().hidden_size;
+        for (i, (_, t)) in chunk.iter().enumerate() {
+            if matches!(t.kernel, Kernel::CrossEntropy | Kernel::None) {
+                continue;
+            }
+            let kept = &finished[t.trajectory].teacher;
+            let at = kept.positions.binary_search(&t.position).map_err(|_| {
+                let why = format!("the teacher has not scored token {} of an episode", t.position);
+                Error::new(Fault::TeacherFailed, why)
+            })?;
+            side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
+        }
+        head_forward(teacher.model(), &teacher.current().weights, &mut side.logits, &side.hidden, chunk.len());
+        Ok(true)
+    }
+}

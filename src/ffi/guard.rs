@@ -1,0 +1,386 @@
+//! The frame around every exported call: no panic leaves, errors go out through the last parameter, a call from
+//! inside a callback is refused.
+//!
+//! A panic becomes `SQUIRE_E_PANIC` with its message and place, and poisons the objects that the call named as its
+//! subjects. The one process-wide thing of the C boundary stands here: a panic hook, put up by the first guarded
+//! call, that prints nothing for panics under a guarded call or on a thread of squire's own (their text travels in
+//! the error object instead) and passes every other panic to the hook that was there before. A Rust program that
+//! uses the crate directly and never calls this floor keeps its hook untouched.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use super::error::squire_error;
+use super::handle::{self, Held, Object, Poison};
+use super::status::{SQUIRE_CANCELLED, SQUIRE_END, SQUIRE_OK, SQUIRE_TIMEOUT, squire_status};
+use crate::error::{Error, Fault, Result};
+
+thread_local! {
+    /// How many guarded calls this thread is in.
+    static GUARDED: Cell<u32> = const { Cell::new(0) };
+    /// How many of the host's callbacks this thread is in.
+    static CALLBACKS: Cell<u32> = const { Cell::new(0) };
+    /// Where the last quiet panic of this thread began.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Names of threads that squire starts begin so; their panics are quiet once the hook is up.
+const THREAD_PREFIX: &str = "squire-";
+
+/// How a call without an error ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It did what was asked.
+    Done,
+    /// There is nothing more to come.
+    End,
+    /// The time given ran out first.
+    Timeout,
+    /// It was cancelled; the state stands at the last whole token.
+    Cancelled,
+}
+
+impl Outcome {
+    fn status(self) -> squire_status {
+        match self {
+            Outcome::Done => SQUIRE_OK,
+            Outcome::End => SQUIRE_END,
+            Outcome::Timeout => SQUIRE_TIMEOUT,
+            Outcome::Cancelled => SQUIRE_CANCELLED,
+        }
+    }
+}
+
+/// What a call that makes an object ended with.
+pub(crate) enum Made<B> {
+    /// The object; the call answers `SQUIRE_OK`.
+    Object(B),
+    /// No object; the out-parameter stays NULL.
+    Nothing(Outcome),
+}
+
+/// One guarded call: turns handles into references and remembers whom a panic poisons.
+pub(crate) struct Call {
+    subjects: RefCell<Vec<Poison>>,
+}
+
+impl Call {
+    /// The object that this call works on and could leave half-changed: a panic poisons it.
+    ///
+    /// # Safety
+    /// As [`handle::hold`].
+    pub(crate) unsafe fn subject<O: Object>(&self, p: *const O) -> Result<Held<O::Body>> {
+        // SAFETY: passed on.
+        let held = unsafe { handle::hold(p) }?;
+        self.subjects.borrow_mut().push(held.poison().clone());
+        Ok(held)
+    }
+
+    /// An object that this call only reads or shares: a panic leaves it usable.
+    ///
+    /// # Safety
+    /// As [`handle::hold`].
+    pub(crate) unsafe fn shared<O: Object>(&self, p: *const O) -> Result<Held<O::Body>> {
+        // SAFETY: passed on.
+        unsafe { handle::hold(p) }
+    }
+
+    /// The same where NULL means none.
+    ///
+    /// # Safety
+    /// As [`handle::hold`].
+    pub(crate) unsafe fn optional<O: Object>(&self, p: *const O) -> Result<Option<Held<O::Body>>> {
+        // SAFETY: passed on.
+        if p.is_null() { Ok(None) } else { unsafe { self.shared(p) }.map(Some) }
+    }
+}
+
+/// Runs a call that gives a status.
+///
+/// # Safety
+/// `err` is NULL or points to a writable pointer.
+pub(crate) unsafe fn guard(err: *mut *mut squire_error, f: impl FnOnce(&Call) -> Result<Outcome>) -> squire_status {
+    // SAFETY: passed on.
+    unsafe { report(err, || run(f).map(Outcome::status)) }
+}
+
+/// Runs a call that makes an object. `out` is set to NULL before anything else, so that it is NULL on failure.
+///
+/// # Safety
+/// `err` and `out` are NULL or point to writable pointers.
+pub(crate) unsafe fn guard_out<O: Object>(
+    out: *mut *mut O,
+    err: *mut *mut squire_error,
+    f: impl FnOnce(&Call) -> Result<Made<O::Body>>,
+) -> squire_status {
+    let usable = !out.is_null() && out.is_aligned();
+    if usable {
+        // SAFETY: not NULL, aligned, writable by contract.
+        unsafe { out.write(std::ptr::null_mut()) };
+    }
+    let body = || {
+        if !usable {
+            let fault = if out.is_null() { Fault::NullPointer } else { Fault::Misaligned };
+            return Err(Error::new(fault, format!("the out-parameter for {} is {out:?}", O::NAME)));
+        }
+        match run(f)? {
+            Made::Object(body) => {
+                // SAFETY: checked above.
+                unsafe { out.write(handle::into_raw::<O>(body)) };
+                Ok(SQUIRE_OK)
+            }
+            Made::Nothing(outcome) => Ok(outcome.status()),
+        }
+    };
+    // SAFETY: passed on.
+    unsafe { report(err, body) }
+}
+
+/// Runs what has no way to report: the value on a panic is the given one.
+pub(crate) fn guard_value<T>(on_panic: T, f: impl FnOnce() -> T) -> T {
+    quietly(|| catch_unwind(AssertUnwindSafe(f))).unwrap_or_else(|payload| {
+        text_of(payload);
+        on_panic
+    })
+}
+
+/// Runs one of the host's callbacks: meanwhile this thread may not call back into squire, and panics are not quiet.
+pub(crate) fn callback<T>(f: impl FnOnce() -> T) -> T {
+    let _inside = Depth::enter(&CALLBACKS);
+    f()
+}
+
+/// Runs `f` with panics on this thread kept from the standard error stream.
+pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> T {
+    put_up_hook();
+    let _guarded = Depth::enter(&GUARDED);
+    f()
+}
+
+/// Checks the error slot, runs the body, and writes the error.
+unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squire_status>) -> squire_status {
+    if !err.is_null() {
+        // A slot that holds something would leak it or be mistaken for this call's error; it is left as it is.
+        // SAFETY: aligned as checked first, readable by contract.
+        if !err.is_aligned() || !unsafe { err.read() }.is_null() {
+            return Fault::ErrorNotNull.status() as squire_status;
+        }
+    }
+    let refused = CALLBACKS.get() > 0;
+    let result = if refused {
+        Err(Error::new(Fault::InsideCallback, "this call is not allowed inside a callback; return first"))
+    } else {
+        body()
+    };
+    result.unwrap_or_else(|error| {
+        let status = error.status() as squire_status;
+        if !err.is_null() {
+            // SAFETY: checked above.
+            unsafe { err.write(squire_error::from(error)) };
+        }
+        status
+    })
+}
+
+/// Runs the body of a call; a panic poisons the subjects and becomes an error.
+fn run<T>(f: impl FnOnce(&Call) -> Result<T>) -> Result<T> {
+    let call = Call { subjects: RefCell::new(Vec::new()) };
+    take_place();
+    match quietly(|| catch_unwind(AssertUnwindSafe(|| f(&call)))) {
+        Ok(result) => result,
+        Err(payload) => {
+            call.subjects.take().iter().for_each(Poison::set);
+            let what = text_of(payload);
+            let place = take_place().unwrap_or_else(|| "a place not known".into());
+            let message = format!("a defect of squire was caught: {what} (at {place})");
+            Err(Error::new(Fault::Panic, message))
+        }
+    }
+}
+
+/// A panic's text. A payload that is not text is leaked, since dropping it could panic again.
+fn text_of(payload: Box<dyn Any + Send>) -> String {
+    let payload = match payload.downcast::<String>() {
+        Ok(text) => return *text,
+        Err(payload) => payload,
+    };
+    match payload.downcast::<&str>() {
+        Ok(text) => text.to_string(),
+        Err(payload) => {
+            std::mem::forget(payload);
+            "no text".into()
+        }
+    }
+}
+
+/// Where the last quiet panic of this thread began; none on a thread that is ending, which has no place for it.
+fn take_place() -> Option<String> {
+    PLACE.try_with(RefCell::take).ok().flatten()
+}
+
+/// Counts one level of depth for as long as it lives.
+struct Depth(&'static std::thread::LocalKey<Cell<u32>>);
+
+impl Depth {
+    fn enter(key: &'static std::thread::LocalKey<Cell<u32>>) -> Depth {
+        key.set(key.get() + 1);
+        Depth(key)
+    }
+}
+
+impl Drop for Depth {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Puts up the panic hook, once a process.
+fn put_up_hook() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
+            let in_host = CALLBACKS.try_with(Cell::get).unwrap_or(0) > 0;
+            let ours = std::thread::current().name().is_some_and(|name| name.starts_with(THREAD_PREFIX));
+            if in_host || !(guarded || ours) {
+                return previous(info);
+            }
+            let place = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
+            // On a thread that is ending the panic's text alone must tell.
+            let _ = PLACE.try_with(|noted| noted.replace(place));
+        }));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::{squire_error_message, squire_error_release, squire_error_status};
+    use super::super::status::{SQUIRE_E_ARGUMENT, SQUIRE_E_PANIC, SQUIRE_E_POISONED, SQUIRE_E_STATE};
+    use super::super::text::{CText, squire_text, squire_text_release};
+    use super::*;
+    use std::ptr::null_mut;
+
+    /// Takes the error out of its slot: status and message.
+    fn take(err: *mut squire_error) -> (squire_status, String) {
+        unsafe {
+            let mut len = 0;
+            let message = squire_error_message(err, &mut len).cast::<u8>();
+            let message = std::str::from_utf8(std::slice::from_raw_parts(message, len)).unwrap().to_owned();
+            let status = squire_error_status(err);
+            squire_error_release(err);
+            (status, message)
+        }
+    }
+
+    #[test]
+    fn outcomes_are_positive_and_leave_the_error_slot_null() {
+        let cases = [(Outcome::Done, 0), (Outcome::End, 1), (Outcome::Timeout, 2), (Outcome::Cancelled, 3)];
+        for (outcome, status) in cases {
+            let mut err = null_mut();
+            assert_eq!(unsafe { guard(&mut err, |_| Ok(outcome)) }, status);
+            assert!(err.is_null());
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error_with_its_message_and_place() {
+        let mut err = null_mut();
+        let status = unsafe { guard(&mut err, |_| panic!("the sky fell on {}", "Tuesday")) };
+        assert_eq!(status, SQUIRE_E_PANIC);
+        let (status, message) = take(err);
+        assert_eq!(status, SQUIRE_E_PANIC);
+        assert!(message.contains("the sky fell on Tuesday") && message.contains("guard.rs:"), "{message}");
+    }
+
+    #[test]
+    fn a_payload_that_panics_when_dropped_is_survived() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let status = unsafe { guard(null_mut(), |_| std::panic::panic_any(Bomb)) };
+        assert_eq!(status, SQUIRE_E_PANIC);
+    }
+
+    #[test]
+    fn a_panic_poisons_the_subject_and_spares_what_is_shared() {
+        let subject = handle::into_raw::<squire_text>(CText::new("a"));
+        let shared = handle::into_raw::<squire_text>(CText::new("b"));
+        let touch = |text| unsafe { guard(null_mut(), |call| call.shared(text).map(|_| Outcome::Done)) };
+        let status = unsafe {
+            guard(null_mut(), |call| {
+                let _a = call.subject(subject)?;
+                let _b = call.shared(shared)?;
+                panic!("half way")
+            })
+        };
+        assert_eq!(status, SQUIRE_E_PANIC);
+        assert_eq!((touch(subject), touch(shared)), (SQUIRE_E_POISONED, SQUIRE_OK));
+        unsafe {
+            squire_text_release(subject);
+            squire_text_release(shared);
+        }
+    }
+
+    #[test]
+    fn an_error_slot_that_is_not_null_is_refused_and_left_alone() {
+        let occupied = 8usize as *mut squire_error;
+        let mut err = occupied;
+        let status = unsafe { guard(&mut err, |_| unreachable!("the call must not run")) };
+        assert_eq!((status, err), (SQUIRE_E_ARGUMENT, occupied));
+    }
+
+    #[test]
+    fn a_missing_error_slot_still_gives_the_status() {
+        let status = unsafe { guard(null_mut(), |_| Err(Error::new(Fault::BadJson, "no"))) };
+        assert_eq!(status, SQUIRE_E_ARGUMENT);
+    }
+
+    #[test]
+    fn an_object_out_parameter_is_null_after_any_failure() {
+        let stale = 8usize as *mut squire_text;
+        let mut occupied = 8usize as *mut squire_error;
+        let refused = Error::new(Fault::BadJson, "no");
+        unsafe {
+            let mut out = stale;
+            assert_eq!(guard_out(&mut out, null_mut(), |_| Err(refused)), SQUIRE_E_ARGUMENT);
+            assert!(out.is_null());
+            out = stale;
+            assert_eq!(guard_out(&mut out, null_mut(), |_| panic!("no")), SQUIRE_E_PANIC);
+            assert!(out.is_null());
+            out = stale;
+            assert_eq!(guard_out(&mut out, &mut occupied, |_| unreachable!()), SQUIRE_E_ARGUMENT);
+            assert!(out.is_null());
+            out = stale;
+            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Nothing(Outcome::Cancelled))), SQUIRE_CANCELLED);
+            assert!(out.is_null());
+            assert_eq!(guard_out::<squire_text>(null_mut(), null_mut(), |_| unreachable!()), SQUIRE_E_ARGUMENT);
+            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Object(CText::new("a")))), SQUIRE_OK);
+            squire_text_release(out);
+        }
+    }
+
+    #[test]
+    fn a_call_inside_a_callback_is_refused_and_one_after_it_is_not() {
+        let call = || unsafe { guard(null_mut(), |_| Ok(Outcome::Done)) };
+        let mut inside = 0;
+        let outer = unsafe {
+            guard(null_mut(), |_| {
+                inside = callback(call);
+                Ok(Outcome::Done)
+            })
+        };
+        assert_eq!((inside, outer, call()), (SQUIRE_E_STATE, SQUIRE_OK, SQUIRE_OK));
+    }
+
+    #[test]
+    fn what_cannot_report_gives_its_value_on_a_panic() {
+        assert_eq!(guard_value(7, || panic!("no")), 7);
+        assert_eq!(guard_value(7, || 8), 8);
+    }
+}

@@ -1,0 +1,24 @@
+//! What leaves the shared library: the names of `tests/exports.txt` and no other, under the SONAME of this ABI.
+#![cfg(target_os = "linux")]
+
+mod cc;
+
+use std::process::Command;
+
+#[test]
+fn the_library_exports_the_committed_names_and_no_other() {
+    let table = cc::run(Command::new("nm").args(["-D", "--defined-only", "--format=posix"]).arg(cc::library()));
+    let names = table.lines().map(|line| line.split(' ').next().expect("a name"));
+    let mut names: Vec<_> =
+        names.filter(|name| !(cfg!(feature = "drill") && name.starts_with("squire_drill_"))).collect();
+    names.sort_unstable();
+    let wanted = std::fs::read_to_string(cc::root().join("tests/exports.txt")).expect("the list is committed");
+    assert_eq!(names, wanted.lines().collect::<Vec<_>>());
+    assert!(names.iter().all(|name| name.starts_with("squire_")));
+}
+
+#[test]
+fn the_soname_names_the_abi() {
+    let dynamic = cc::run(Command::new("readelf").arg("-d").arg(cc::library()));
+    assert!(dynamic.contains("Library soname: [libsquire.so.0]"), "{dynamic}");
+}
