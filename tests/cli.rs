@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use squire::backend::{Compute, KernelSet};
+use squire::backend::KernelSet;
 use squire::model::{ModelConfig, Weights};
 use squire::serve::{Engine, EngineOptions};
 use squire::tensor::Dtype;
@@ -302,13 +302,4 @@ fn a_full_disk_is_a_failure() {
     let output = command.args(["distill", "--explain", "opd"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("squire: cannot write to stdout"));
-}
-
-#[test]
-fn both_kinds_of_compute_have_their_names_in_the_report() {
-    for compute in [Compute::F32, Compute::Bf16] {
-        let dir = golden("dense_bf16");
-        let facts = json_of(&["score", text(&dir), "--ids", "1,2", "--compute", compute.name(), "--json"]);
-        assert_eq!(facts["compute"], compute.name());
-    }
 }
