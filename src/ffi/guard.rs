@@ -176,7 +176,8 @@ unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squi
     };
     result.unwrap_or_else(|error| {
         let status = error.status() as squire_status;
-        if !err.is_null() {
+        // A cancelled call is an outcome and makes no error object.
+        if !err.is_null() && status < 0 {
             // SAFETY: checked above.
             unsafe { err.write(squire_error::from(error)) };
         }
@@ -283,6 +284,16 @@ mod tests {
             assert_eq!(unsafe { guard(&mut err, |_| Ok(outcome)) }, status);
             assert!(err.is_null());
         }
+    }
+
+    #[test]
+    fn a_cancelled_call_is_an_outcome_without_an_error_object() {
+        let mut err = null_mut();
+        let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
+        assert_eq!(unsafe { guard(&mut err, |_| Err(cancelled())) }, 3);
+        let mut out = null_mut::<squire_text>();
+        assert_eq!(unsafe { guard_out(&mut out, &mut err, |_| Err(cancelled())) }, 3);
+        assert!(err.is_null() && out.is_null());
     }
 
     #[test]

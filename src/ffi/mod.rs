@@ -36,15 +36,21 @@
 
 pub mod callbacks;
 pub mod cancel;
+pub mod chat;
 #[cfg(feature = "drill")]
 pub mod drill;
+pub mod engine;
 pub mod error;
+pub mod generation;
 mod guard;
 mod handle;
 mod input;
+pub mod model;
 mod options;
 mod output;
+pub mod score;
 pub mod scores;
+pub mod session;
 pub mod status;
 pub mod text;
 pub mod tokens;

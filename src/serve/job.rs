@@ -108,15 +108,25 @@ impl Job {
     }
 }
 
-impl Drop for Job {
-    fn drop(&mut self) {
+impl Job {
+    /// Fails it; its session is lost.
+    pub(super) fn lose(mut self, why: impl Fn() -> Error) {
+        self.fail(why);
+    }
+
+    fn fail(&mut self, why: impl Fn() -> Error) {
         let Some((_, work)) = self.state.take() else { return };
         self.session.lose();
-        let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the call was done");
         match work {
-            Work::Feed { reply } => drop(reply.send(Err(stopped()))),
-            Work::Score { reply, .. } => drop(reply.send(Err(stopped()))),
-            Work::Generate(g) => g.outbox.end("", Err(stopped())),
+            Work::Feed { reply } => drop(reply.send(Err(why()))),
+            Work::Score { reply, .. } => drop(reply.send(Err(why()))),
+            Work::Generate(g) => g.outbox.end("", Err(why())),
         }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.fail(|| Error::new(Fault::EngineStopped, "the engine stopped before the call was done"));
     }
 }
