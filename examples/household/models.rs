@@ -178,13 +178,16 @@ pub fn make(engine: &Engine, recipe: &Recipe, folder: &Path) -> Result<()> {
     }
     model.save(folder)?;
     std::fs::remove_dir_all(&start).ok();
-    for (split, n) in [(Split::Validation, 400), (Split::Unseen, 400)] {
+    measure_all(&model, recipe.name)
+}
+
+/// Prints a model's success: cool, at temperature 1, and after random turns.
+pub fn measure_all(model: &ServedModel, name: &str) -> Result<()> {
+    for split in [Split::Validation, Split::Unseen] {
         for (temperature, random_turns) in [(COOL, 0), (1.0, 0), (COOL, 3), (COOL, 6)] {
-            let won = measure(&model, split, n, temperature, random_turns)?;
-            eprintln!(
-                "{} {split:?}: temperature {temperature}, after {random_turns} random turns: {:.1} %",
-                recipe.name,
-                100.0 * won
+            let won = 100.0 * measure(model, split, 400, temperature, random_turns)?;
+            println!(
+                "{name}, {split:?}, temperature {temperature}, after {random_turns} random turns: {won:.1} % of 400"
             );
         }
     }

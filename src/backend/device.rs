@@ -11,6 +11,15 @@ pub enum Device {
     Cpu(Cpu),
 }
 
+impl Device {
+    /// Host threads that it computes with.
+    pub fn n_threads(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.n_threads(),
+        }
+    }
+}
+
 /// What activations are rounded to at the named points (docs/numerics.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compute {

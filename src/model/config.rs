@@ -140,12 +140,15 @@ impl ModelConfig {
             moe: if sparse { Some(read_moe(&top)?) } else { None },
             stored_dtype: read_dtype(&top)?,
         };
-        config.check_extents()?;
+        config.check()?;
         Ok(config)
     }
 
-    /// What must hold between the numbers for the rest of the crate to take them on trust.
-    fn check_extents(&self) -> Result<()> {
+    /// What must hold between the numbers for the rest of the crate to take them on trust; a
+    /// configuration made by hand is checked where a model is made of it.
+    ///
+    /// Errors: `ConfigContradiction`, naming the field.
+    pub fn check(&self) -> Result<()> {
         let mut extents = vec![
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -227,7 +230,7 @@ impl ModelConfig {
         let (q, kv) = (self.n_heads * d, self.n_kv_heads * d);
         let mut all = Vec::new();
         let mut add = |name: String, extents: &[usize]| {
-            // `check_extents` bounded the bytes of the whole model, so no element count overflows.
+            // `check` bounded the bytes of the whole model, so no element count overflows.
             all.push((name, Shape::new(extents).expect("the extents were checked")));
         };
         add("model.embed_tokens.weight".into(), &[self.vocab_size, c]);

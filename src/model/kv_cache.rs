@@ -91,21 +91,27 @@ impl KvCache {
         self.pool.shape
     }
 
-    /// A cache of the same positions that shares every page.
+    /// A cache of the same positions that shares every page that holds one.
     pub fn fork(&self) -> KvCache {
-        KvCache { pool: self.pool.clone(), pages: self.pages.clone(), len: self.len }
+        // A page that is reserved but not yet written to stays this timeline's own: its next write copies nothing.
+        let pages = self.pages[..self.len.div_ceil(PAGE)].to_vec();
+        KvCache { pool: self.pool.clone(), pages, len: self.len }
     }
 
-    /// Forgets positions from `len` on. Nothing happens if there are fewer.
+    /// Forgets positions from `len` on, and every page reserved for later ones.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        for page in self.pages.drain(self.len.div_ceil(PAGE)..) {
+        self.keep_pages(self.len.div_ceil(PAGE));
+    }
+
+    fn keep_pages(&mut self, n: usize) {
+        for page in self.pages.drain(n..) {
             self.pool.give_back(page);
         }
     }
 
     /// Makes room for `n` more positions and makes the pages they go to this timeline's own. On failure
-    /// the positions held are as before.
+    /// the positions and pages held are as before.
     pub fn reserve(&mut self, n: usize) -> Result<()> {
         let wanted = (self.len + n).div_ceil(PAGE);
         if n > 0 && !self.len.is_multiple_of(PAGE) {
@@ -117,8 +123,15 @@ impl KvCache {
                 self.pool.give_back(shared);
             }
         }
+        let held = self.pages.len();
         while self.pages.len() < wanted {
-            self.pages.push(Arc::new(self.pool.take()?));
+            match self.pool.take() {
+                Ok(page) => self.pages.push(Arc::new(page)),
+                Err(e) => {
+                    self.keep_pages(held);
+                    return Err(e);
+                }
+            }
         }
         Ok(())
     }
@@ -195,9 +208,25 @@ mod tests {
         assert_eq!(e.fault(), Fault::KvBudget);
         assert_eq!(kv.len(), PAGE);
         assert_eq!(mark(&kv, 3), 1.0);
+        assert_eq!(pool.pages_in_use(), 1, "what was taken before the refusal went back");
         grow(&mut kv, PAGE, 2.0).unwrap();
         kv.truncate(1);
         assert_eq!(pool.pages_in_use(), 1);
+    }
+
+    #[test]
+    fn a_fork_does_not_share_pages_that_are_only_reserved() {
+        let pool = pool(10);
+        let mut parent = KvCache::new(&pool);
+        grow(&mut parent, 5, 1.0).unwrap();
+        parent.reserve(2 * PAGE).unwrap();
+        let mut child = parent.fork();
+        grow(&mut child, 2 * PAGE, 2.0).unwrap();
+        grow(&mut parent, 2 * PAGE, 3.0).unwrap();
+        assert_eq!((mark(&parent, PAGE + 9), mark(&child, PAGE + 9)), (3.0, 2.0));
+        parent.reserve(3 * PAGE).unwrap();
+        parent.truncate(parent.len());
+        assert_eq!(pool.pages_in_use(), 6);
     }
 
     #[test]

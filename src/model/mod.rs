@@ -21,6 +21,9 @@ use crate::backend::{Compute, Device, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
+/// Bytes that the rotary table may take; a million positions with heads of 128 take half of it.
+const MAX_TABLE: usize = 1 << 30;
+
 /// What all revisions of a model share: extents, device, rotary table.
 pub struct Model {
     /// Extents and constants.
@@ -36,7 +39,11 @@ pub struct Model {
 
 impl Model {
     /// A model of `config` that holds at most `max_context` tokens a timeline (0: the configuration's own limit).
+    ///
+    /// Errors: `ConfigContradiction`; `BadOption` for a context beyond the configuration's, or one whose
+    /// rotary table would be larger than any real model's.
     pub fn new(config: ModelConfig, device: Device, compute: Compute, max_context: usize) -> Result<Model> {
+        config.check()?;
         let limit = config.max_position;
         if max_context > limit {
             let why = format!("a context of {max_context} tokens is wanted, the model was made for {limit}");
@@ -44,6 +51,14 @@ impl Model {
         }
         let max_context = if max_context == 0 { limit } else { max_context };
         let (d, theta) = (config.head_dim, config.rope.theta);
+        // max_position comes from a document that no weight backs: it must not decide alone what is allocated.
+        if max_context.saturating_mul(d) > MAX_TABLE / size_of::<f32>() {
+            let why = format!(
+                "the rotary table of {max_context} positions with heads of {d} would take more than {MAX_TABLE} \
+                 bytes; ask for a smaller context"
+            );
+            return Err(Error::new(Fault::BadOption, why));
+        }
         let (frequencies, scaling) = match &config.rope.yarn {
             None => (ops::inverse_frequencies(d, theta), 1.0),
             Some(y) => {
@@ -86,5 +101,46 @@ impl Model {
             head_dim: self.config.head_dim,
             scale: 1.0 / (self.config.head_dim as f32).sqrt(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Cpu;
+    use serde_json::json;
+
+    fn config(max_position: usize) -> ModelConfig {
+        ModelConfig::from_json(&json!({
+            "model_type": "qwen3", "vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": max_position,
+        }))
+        .unwrap()
+    }
+
+    fn made(config: ModelConfig, max_context: usize) -> Result<usize> {
+        let device = Device::Cpu(Cpu::new(1, None)?);
+        Model::new(config, device, Compute::F32, max_context).map(|m| m.max_context())
+    }
+
+    #[test]
+    fn a_context_beyond_the_configuration_is_refused() {
+        assert_eq!(made(config(64), 0).unwrap(), 64);
+        assert_eq!(made(config(64), 10).unwrap(), 10);
+        assert_eq!(made(config(64), 65).unwrap_err().fault(), Fault::BadOption);
+    }
+
+    #[test]
+    fn a_document_cannot_ask_for_an_endless_rotary_table() {
+        let endless = config(i32::MAX as usize);
+        assert_eq!(made(endless.clone(), 0).unwrap_err().fault(), Fault::BadOption);
+        assert_eq!(made(endless, 100).unwrap(), 100);
+    }
+
+    #[test]
+    fn a_configuration_made_by_hand_is_checked() {
+        let mut odd = config(64);
+        odd.head_dim = 3;
+        assert_eq!(made(odd, 0).unwrap_err().fault(), Fault::ConfigContradiction);
     }
 }

@@ -96,12 +96,16 @@ struct Stepper {
 }
 
 impl Stepper {
-    /// Takes what arrived and runs one round. Returns whether there was work. A panic poisons the engine and fails
-    /// every job; it is the error of the step that it fell into.
-    fn step(&mut self) -> Result<bool> {
+    fn take_arrivals(&mut self) {
         while let Ok(job) = self.arrivals.try_recv() {
             self.scheduler.add(job);
         }
+    }
+
+    /// Takes what arrived and runs one round. Returns whether there was work. A panic poisons the engine and fails
+    /// every job; it is the error of the step that it fell into.
+    fn step(&mut self) -> Result<bool> {
+        self.take_arrivals();
         if self.poisoned.load(Ordering::Acquire) {
             self.scheduler.abandon(&poisoned());
             return Err(poisoned());
@@ -272,6 +276,16 @@ impl Engine {
                 stepped
             }
             None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
+        }
+    }
+
+    /// Ends what was cancelled without running a round, in caller-driven mode: else a dropped generation would
+    /// stay until the host steps again, and keep the engine alive if it never does.
+    pub(super) fn end_cancelled(&self) {
+        if let Some(stepper) = &self.0.stepper {
+            let mut stepper = stepper.lock();
+            stepper.take_arrivals();
+            stepper.scheduler.end_cancelled();
         }
     }
 

@@ -109,6 +109,9 @@ pub(super) struct Outbox {
 #[derive(Default)]
 struct State {
     waiting: Chunk,
+    /// whether the engine is done with it
+    ended: bool,
+    /// how it ended, until that was pulled
     end: Option<Result<Finish>>,
     finish: Option<Finish>,
 }
@@ -130,7 +133,7 @@ impl Outbox {
     pub(super) fn end(&self, tail: &str, end: Result<Finish>) {
         let mut state = self.state.lock();
         state.waiting.text.push_str(tail);
-        state.end = Some(end);
+        (state.ended, state.end) = (true, Some(end));
         self.changed.notify_all();
     }
 
@@ -155,7 +158,8 @@ impl Outbox {
     }
 }
 
-/// A running generation. Dropping it cancels it.
+/// A running generation. Dropping it cancels it and waits for the round under way, so that the session is
+/// idle afterwards.
 pub struct Generation {
     pub(super) engine: Engine,
     pub(super) outbox: Arc<Outbox>,
@@ -172,7 +176,8 @@ impl Generation {
     /// Waits up to `timeout` (None: as long as it takes) for new tokens. In caller-driven mode it steps
     /// the engine meanwhile. After an error or the end, `End` is returned again and again.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Next> {
-        let deadline = timeout.map(|t| Instant::now() + t);
+        // A deadline that no clock reaches is none.
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
             let mut state = self.outbox.state.lock();
             if let Some(next) = Outbox::take(&mut state) {
@@ -224,5 +229,13 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.cancel.set();
+        if self.engine.is_caller_driven() {
+            self.engine.end_cancelled();
+            return;
+        }
+        let mut state = self.outbox.state.lock();
+        while !state.ended {
+            self.outbox.changed.wait(&mut state);
+        }
     }
 }

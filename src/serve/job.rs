@@ -74,7 +74,13 @@ impl Job {
     /// Gives the timeline back to the session and answers whoever waits, in this order, so that a caller
     /// who was answered finds the session idle.
     pub(super) fn finish(mut self, end: End) {
-        let Some((timeline, work)) = self.state.take() else { return };
+        let Some((mut timeline, work)) = self.state.take() else { return };
+        match &work {
+            // A score that failed leaves the timeline as it was.
+            Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),
+            // Pages reserved for rows that did not come go back.
+            _ => timeline.kv.truncate(timeline.kv.len()),
+        }
         self.session.put_back(timeline);
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {

@@ -125,6 +125,7 @@ impl ServedModel {
         seed: u64,
         max_context: usize,
     ) -> Result<ServedModel> {
+        config.check()?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
         let documents = ModelDir {
             path: Default::default(),
@@ -153,15 +154,15 @@ impl ServedModel {
             let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
             return Err(Error::new(Fault::VocabularySize, why));
         }
-        let template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
-        let template = match (template, &documents.tokenizer_config) {
-            (Some(template), Some(config)) => Some(template.with_special_tokens(config)),
-            (template, _) => template,
-        };
+        let mut template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        if let Some(named) = &documents.tokenizer_config {
+            template = template.map(|t| t.with_special_tokens(named));
+        }
         let stop_ids = documents.stop_ids()?;
         check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
         let defaults = documents.generation_defaults()?;
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
+        weights.check(&model.config)?;
         let current = Revision::new(1, weights);
         Ok(ServedModel(Arc::new(Inner {
             engine: engine.clone(),
@@ -247,8 +248,10 @@ impl ServedModel {
     }
 
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
-    /// `HostBudget` if more than `limit` revisions would then be alive.
+    /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
+    /// weights of this model.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
+        weights.check(self.config())?;
         let mut revisions = self.0.revisions.lock();
         revisions.check_room(limit)?;
         let number = revisions.current.number + 1;

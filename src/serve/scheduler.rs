@@ -13,6 +13,7 @@ use super::job::{End, Generating, Job, ScoreRow, Work};
 use super::metrics::{Counters, add};
 use super::model::Revision;
 use super::timeline::{Timeline, Token};
+use crate::backend::page::PAGE;
 use crate::backend::{Tensor, ops};
 use crate::error::{Error, Result};
 use crate::model::forward::{Segment, forward, head_forward};
@@ -93,12 +94,15 @@ impl Scheduler {
         self.scratch.clear();
     }
 
+    /// Ends the jobs that their callers cancelled.
+    pub(super) fn end_cancelled(&mut self) {
+        self.end_jobs(|job| job.cancel.is_set().then_some(End::Cancelled));
+    }
+
     /// One round.
     pub(super) fn step(&mut self, counters: &Counters) {
+        self.end_cancelled();
         self.end_jobs(|job| {
-            if job.cancel.is_set() {
-                return Some(End::Cancelled);
-            }
             let (timeline, work) = job.parts();
             let pending = timeline.len() - timeline.kv.len();
             (pending == 0 && !matches!(work, Work::Generate(_))).then_some(End::Done)
@@ -153,10 +157,10 @@ impl Scheduler {
                 if (pending == 1) != decoding || pending == 0 || left == 0 {
                     continue;
                 }
-                // A chunk that finds no pages shrinks to the one row that is reserved already.
+                // A chunk that finds no pages shrinks to the rest of the page that is reserved already.
                 let mut n = pending.min(left);
                 if timeline.kv.reserve(n).is_err() {
-                    n = 1;
+                    n = n.min(PAGE - timeline.kv.len() % PAGE);
                 }
                 left -= n;
                 shares.push(Share { job, n, start: timeline.kv.len(), row: 0 });

@@ -172,7 +172,7 @@ impl Session {
                     token.source = Source::Glue;
                 }
             }
-            t.turn_begun = options.add_generation_prompt;
+            t.turn_begun_at = options.add_generation_prompt.then_some(t.len());
             Ok(t.tokens[before..].to_vec())
         })
     }
@@ -218,7 +218,7 @@ impl Session {
         self.idle(|t, _| Ok(t.hidden.as_mut().map(std::mem::take).unwrap_or_default()))
     }
 
-    /// Starts to generate. The session is busy until the end was pulled or the generation is dropped.
+    /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
     pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
         options.check()?;
         check_ids(&options.stop_ids, self.model.config().vocab_size).map_err(|e| e.within("stop ids"))?;
@@ -253,22 +253,16 @@ impl Session {
             return Err(Error::new(Fault::BadOption, why));
         }
         let (reply, answer) = bounded(1);
-        let mut from = 0;
         self.submit(cancel, |t| {
             if t.len() == 0 {
                 return Err(Error::new(Fault::EmptySession, "the session is empty; the first token has no log-prob"));
             }
-            from = t.len();
+            let from = t.len();
             t.append(ids, Source::Host, model.config.vocab_size, model.max_context())?;
             t.forget_computed(from - 1);
             Ok(Work::Score { from, top_k, rows: Vec::with_capacity(ids.len()), reply })
         })?;
-        let rows = self.wait(answer)?;
-        if rows.is_err() {
-            // Only a lost session refuses, and then there is no timeline to restore.
-            let _ = self.truncate(from);
-        }
-        rows
+        self.wait(answer)?
     }
 
     /// Computes all pending ids. Blocks.

@@ -46,15 +46,15 @@ pub struct Timeline {
     pub(super) kv: KvCache,
     /// Some: keep the hidden state of each row that predicts an action token
     pub(super) hidden: Option<Hidden>,
-    /// whether an assistant turn is begun: the generation prompt was appended
-    pub(super) turn_begun: bool,
+    /// length at which an assistant turn began: just behind the generation prompt
+    pub(super) turn_begun_at: Option<usize>,
     /// rows that forwards computed for this timeline
     pub(super) n_computed: u64,
 }
 
 impl Timeline {
     pub(super) fn new(kv: KvCache) -> Timeline {
-        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, turn_begun: false, n_computed: 0 }
+        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, turn_begun_at: None, n_computed: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -81,6 +81,7 @@ impl Timeline {
     pub(super) fn truncate(&mut self, len: usize) {
         self.ids.truncate(len);
         self.tokens.truncate(len);
+        self.turn_begun_at = self.turn_begun_at.filter(|&at| at <= len);
         self.forget_computed(len);
     }
 
@@ -88,7 +89,7 @@ impl Timeline {
     pub(super) fn after(&self) -> After {
         match self.tokens.last() {
             None => After::Nothing,
-            Some(last) if last.source.is_action() || self.turn_begun => After::Turn { last_id: last.id },
+            Some(last) if last.source.is_action() || self.turn_begun_at.is_some() => After::Turn { last_id: last.id },
             Some(_) => After::Messages,
         }
     }
@@ -113,7 +114,7 @@ impl Timeline {
             ids: self.ids.clone(),
             kv: self.kv.fork(),
             hidden: None,
-            turn_begun: self.turn_begun,
+            turn_begun_at: self.turn_begun_at,
             n_computed: 0,
         }
     }

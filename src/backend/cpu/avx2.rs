@@ -39,11 +39,30 @@ unsafe fn widen_bf16(p: *const u16) -> __m256 {
 /// acc + odd*odd, then + even*even, for eight pairs.
 #[inline(always)]
 unsafe fn dot(acc: __m256, a: __m256i, b: __m256i) -> __m256 {
+    unsafe { _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), acc)) }
+}
+
+#[inline(always)]
+unsafe fn odd(x: __m256i) -> __m256 {
+    unsafe { _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000u32 as i32))) }
+}
+
+#[inline(always)]
+unsafe fn even(x: __m256i) -> __m256 {
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)) }
+}
+
+#[inline(always)]
+unsafe fn widen_f16(p: *const u16) -> __m256 {
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p as *const __m128i)) }
+}
+
+/// 2^n of magic numbers, see [`Lanes::pow2_of_magic`].
+#[inline(always)]
+unsafe fn pow2(x: __m256) -> __m256 {
     unsafe {
-        let high = _mm256_set1_epi32(0xffff_0000u32 as i32);
-        let odd = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
-        let even = |x| _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-        _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), acc))
+        let biased = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
     }
 }
 
@@ -73,10 +92,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
-        unsafe {
-            let wide = |q: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(q as *const __m128i));
-            Avx2(wide(p), wide(p.add(8)))
-        }
+        unsafe { Avx2(widen_f16(p), widen_f16(p.add(8))) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
@@ -127,13 +143,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn pow2_of_magic(self) -> Self {
-        unsafe {
-            let shift = |x| {
-                let biased = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
-            };
-            Avx2(shift(self.0), shift(self.1))
-        }
+        unsafe { Avx2(pow2(self.0), pow2(self.1)) }
     }
     #[inline(always)]
     unsafe fn round_bf16(self) -> Self {

@@ -175,8 +175,11 @@ macro_rules! lanes {
                 let mut sums = [0.0; C];
                 let mut c = 0;
                 while c + 8 <= C {
-                    let eight = unsafe { sum8(std::array::from_fn(|i| rows[c + i].0)) };
-                    sums[c..c + 8].copy_from_slice(&eight);
+                    let mut eight = [rows[c].0; 8];
+                    for i in 1..8 {
+                        eight[i] = rows[c + i].0;
+                    }
+                    sums[c..c + 8].copy_from_slice(&unsafe { sum8(eight) });
                     c += 8;
                 }
                 while c < C {
@@ -209,12 +212,17 @@ macro_rules! lanes {
 /// acc + odd*odd, then + even*even.
 #[inline(always)]
 unsafe fn dot_by_fma(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    unsafe {
-        let high = _mm512_set1_epi32(0xffff_0000u32 as i32);
-        let odd = |x| _mm512_castsi512_ps(_mm512_and_si512(x, high));
-        let even = |x| _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
-        _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), acc))
-    }
+    unsafe { _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), acc)) }
+}
+
+#[inline(always)]
+unsafe fn odd(x: __m512i) -> __m512 {
+    unsafe { _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000u32 as i32))) }
+}
+
+#[inline(always)]
+unsafe fn even(x: __m512i) -> __m512 {
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)) }
 }
 
 /// The same thirty-two bytes of bits under the bf16 type.

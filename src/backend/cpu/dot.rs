@@ -150,7 +150,11 @@ pub unsafe fn tile<V: Lanes, F: Form, const R: usize, const C: usize>(
         if i < k {
             block::<V, F, R, C>(&mut acc, x, w, i, k - i);
         }
-        std::array::from_fn(|r| V::reduce_add_each(acc[r]))
+        let mut sums = [[0.0; C]; R];
+        for r in 0..R {
+            sums[r] = V::reduce_add_each(acc[r]);
+        }
+        sums
     }
 }
 

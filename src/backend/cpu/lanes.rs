@@ -4,6 +4,10 @@
 //! correctly rounded in every lane, and the two operations that combine lanes (`reduce_add` and
 //! `dot_pair`) have one fixed order. A kernel written over `Lanes` therefore has one set of bits,
 //! whether the sixteen lanes are a loop, two AVX2 registers or one AVX-512 register.
+//!
+//! Kernels pass lanes between `#[inline(always)]` functions only, never into a closure: a closure (and with
+//! it `array::from_fn` or `map`) is compiled without the instruction set of the function around it, and if the
+//! compiler then does not inline it, every single operation in it is a call through memory.
 
 /// Sixteen lanes of f32.
 ///

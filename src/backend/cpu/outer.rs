@@ -60,7 +60,8 @@ impl<B: Widen> Outer<'_, B> {
             let mut b = self.b.as_ptr().add(terms.start * self.n_columns + j);
             if width == COLUMNS {
                 for _ in terms {
-                    let vb: [V; 4] = std::array::from_fn(|v| B::load::<V>(b.add(16 * v), 16));
+                    let vb: [V; 4] =
+                        [B::load(b, 16), B::load(b.add(16), 16), B::load(b.add(32), 16), B::load(b.add(48), 16)];
                     for (row, acc) in acc.iter_mut().enumerate() {
                         let va = V::splat(*a.add(row * self.a_step_i));
                         for v in 0..4 {

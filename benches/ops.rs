@@ -1,0 +1,104 @@
+//! Times of single ops at the shapes of Qwen3-0.6B, on two threads: linear layers of one, eight and 512 rows,
+//! attention of one row over a context, and the choice of a token.
+//!
+//! Rows of linear layers are given as elements, so the report's rate is rows a second.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use squire::backend::cpu::Cpu;
+use squire::backend::ops::{self, Heads, Sampling, Span};
+use squire::backend::page::{PAGE, Page, PageShape};
+use squire::backend::{Compute, Device, Tensor};
+use squire::random::{Stream, uniform};
+use squire::tensor::Dtype;
+
+fn device() -> Device {
+    Device::Cpu(Cpu::new(2, None).expect("two threads of the best kernel set"))
+}
+
+/// Numbers spread over (-1, 1).
+fn random(extents: &[usize]) -> Tensor {
+    let n: usize = extents.iter().product();
+    let x: Vec<f32> = (0..n as u64).map(|i| 2.0 * uniform(Stream::World, &[i]) - 1.0).collect();
+    Tensor::from_f32(extents, &x).expect("a tensor of the bench fits memory")
+}
+
+fn stored(device: &Device, wide: &Tensor) -> Tensor {
+    let mut narrow = Tensor::zeros(Dtype::Bf16, wide.shape().extents()).expect("a tensor of the bench fits memory");
+    ops::convert(device, &mut narrow, wide);
+    narrow
+}
+
+fn linear(c: &mut Criterion) {
+    let device = device();
+    let mut group = c.benchmark_group("linear");
+    for (name, o, k) in [("q", 2048, 1024), ("gate", 3072, 1024), ("down", 1024, 3072), ("head", 151_936, 1024)] {
+        // As many copies as overflow the caches: a forward pass finds each weight matrix in memory, not in a cache.
+        let n_copies = (256usize << 20).div_ceil(2 * o * k);
+        let first = stored(&device, &random(&[o, k]));
+        let copies: Vec<Tensor> = (0..n_copies).map(|_| copy(&first)).collect();
+        for n in [1, 8, 512] {
+            if o > 100_000 && n > 8 {
+                continue;
+            }
+            let x = random(&[n, k]);
+            let mut y = Tensor::zeros(Dtype::F32, &[n, o]).expect("a tensor of the bench fits memory");
+            let mut next = 0;
+            group.throughput(Throughput::Elements(n as u64));
+            group.bench_function(BenchmarkId::new(name, n), |b| {
+                b.iter(|| {
+                    next = (next + 1) % n_copies;
+                    ops::linear_forward(&device, &mut y, &x, &copies[next], n, Compute::Bf16);
+                })
+            });
+        }
+    }
+    group.finish();
+}
+
+fn copy(t: &Tensor) -> Tensor {
+    let mut own = Tensor::zeros(t.dtype(), t.shape().extents()).expect("a tensor of the bench fits memory");
+    own.bytes_mut().copy_from_slice(t.bytes());
+    own
+}
+
+fn attention(c: &mut Criterion) {
+    let device = device();
+    let heads = Heads { n_heads: 16, n_kv_heads: 8, head_dim: 128, scale: 1.0 / 128f32.sqrt() };
+    let shape = PageShape { n_layers: 1, n_kv_heads: 8, head_dim: 128, dtype: Dtype::Bf16 };
+    let mut group = c.benchmark_group("attention");
+    for context in [128, 2048] {
+        let rows = random(&[context, 8 * 128]);
+        let mut pages = Vec::new();
+        for start in (0..context).step_by(PAGE) {
+            let mut page = Page::new(shape).expect("a page of the bench fits memory");
+            ops::kv_append(&device, &mut page, shape, 0, 0, (&rows, &rows), start..start + PAGE);
+            pages.push(Arc::new(page));
+        }
+        let q = random(&[1, 16 * 128]);
+        let mut out = Tensor::zeros(Dtype::F32, &[1, 16 * 128]).expect("a tensor of the bench fits memory");
+        let spans = [Span { rows: 0..1, start: context - 1, pages: &pages }];
+        group.bench_function(BenchmarkId::new("decode", context), |b| {
+            b.iter(|| ops::attention_forward(&device, &mut out, &q, &spans, shape, 0, heads, Compute::Bf16))
+        });
+    }
+    group.finish();
+}
+
+fn sampler(c: &mut Criterion) {
+    let device = device();
+    let logits = random(&[1, 151_936]);
+    let mut group = c.benchmark_group("sample");
+    for (name, temperature, top_k, top_p) in
+        [("greedy", 0.0, 0, 1.0), ("temperature", 1.0, 0, 1.0), ("top-k 20, top-p 0.95", 0.6, 20, 0.95)]
+    {
+        let sampling = Sampling { temperature, top_k, top_p };
+        group.bench_function(name, |b| b.iter(|| black_box(ops::sample_token(&device, &logits, 0, sampling, 0.37))));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, linear, attention, sampler);
+criterion_main!(benches);

@@ -1,0 +1,42 @@
+//! Options that several subcommands share: what the engine computes with.
+#![forbid(unsafe_code)]
+
+use squire::backend::{Compute, KernelSet};
+use squire::serve::EngineOptions;
+
+/// What the engine computes with.
+#[derive(clap::Args)]
+pub struct EngineArgs {
+    /// What activations are rounded to: f32 or bf16
+    #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = compute)]
+    pub compute: Compute,
+    /// Threads that compute; 0 takes one a core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Instruction set: scalar, avx2, avx512 or avx512-bf16; the best of the machine if not given
+    #[arg(long, value_name = "SET", value_parser = kernels)]
+    pub kernels: Option<KernelSet>,
+}
+
+impl EngineArgs {
+    /// The engine's options.
+    pub fn engine(&self) -> EngineOptions {
+        EngineOptions {
+            compute: self.compute,
+            n_threads: self.threads,
+            kernels: self.kernels,
+            ..EngineOptions::default()
+        }
+    }
+}
+
+/// A kind of compute by its name.
+pub fn compute(name: &str) -> Result<Compute, String> {
+    let known = [Compute::F32, Compute::Bf16];
+    known.into_iter().find(|c| c.name() == name).ok_or_else(|| "known are f32 and bf16".to_string())
+}
+
+fn kernels(name: &str) -> Result<KernelSet, String> {
+    let names = KernelSet::ALL.map(KernelSet::name).join(", ");
+    KernelSet::ALL.into_iter().find(|k| k.name() == name).ok_or_else(|| format!("known are {names}"))
+}

@@ -1,0 +1,314 @@
+//! The program `squire` as a user meets it: results against golden values, and refusals with their exit codes.
+#![cfg(feature = "cli")]
+
+#[path = "support/tiny_tokenizer.rs"]
+mod tiny_tokenizer;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use squire::backend::{Compute, KernelSet};
+use squire::model::{ModelConfig, Weights};
+use squire::serve::{Engine, EngineOptions};
+use squire::tensor::Dtype;
+
+/// What a run of the program left: exit code, stdout, stderr.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn squire(args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_squire")).args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// The one JSON object of a run that succeeded.
+fn json_of(args: &[&str]) -> Value {
+    let ran = squire(args);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{args:?}");
+    assert_eq!(ran.out.lines().count(), 1, "{args:?}: one object, one line");
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert!(value.is_object());
+    value
+}
+
+/// A run that must be refused: by exit code, with a message that names what is wrong and nothing else.
+fn refused(args: &[&str], code: i32, named: &str) {
+    let ran = squire(args);
+    assert_eq!(ran.code, code, "{args:?}: {}", ran.err);
+    assert_eq!(ran.out, "", "{args:?}: a refusal prints nothing on stdout");
+    assert!(ran.err.starts_with("squire: ") && ran.err.contains(named), "{args:?}: {}", ran.err);
+    assert!(!ran.err.contains("panicked") && !ran.err.contains("RUST_BACKTRACE"), "{args:?}: {}", ran.err);
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn golden_json(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder with a tokenizer and a chat template: random weights of the shape of a golden model.
+fn chat_folder() -> (tempfile::TempDir, PathBuf) {
+    let options = EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    let mut config = ModelConfig::from_json(&golden_json("dense_f32/config.json")).unwrap();
+    config.vocab_size = 273;
+    let weights = Weights::random(&config, engine.device(), Dtype::F32, 5, 0.2).unwrap();
+    let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
+    let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
+    let tokenizer_config = json!({"chat_template": template});
+    let model = engine.model_from_parts(config, weights, Some(tokenizer), Some(tokenizer_config), 0).unwrap();
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("model");
+    model.save(&dir).unwrap();
+    (parent, dir)
+}
+
+#[test]
+fn inspect_shows_tensors_and_plan_as_json_and_as_text() {
+    let dir = golden("moe_f32");
+    let facts = json_of(&["inspect", text(&dir), "--json"]);
+    let groups = facts["tensors"].as_array().unwrap();
+    let experts = groups.iter().find(|g| g["name"] == "model.layers.*.mlp.experts.*.down_proj.weight").unwrap();
+    let wanted =
+        json!({"name": experts["name"], "tensors": 8, "dtype": "f32", "shape": [40, 24], "bytes": 8 * 40 * 24 * 4});
+    assert_eq!(*experts, wanted);
+    let bytes: u64 = groups.iter().map(|g| g["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(facts["plan"]["weight_bytes"], bytes);
+    assert_eq!(facts["plan"]["parameters"], golden_json("moe_f32.json")["parameters"]);
+    assert_eq!((&facts["tokenizer"], &facts["chat_template"]), (&Value::Null, &Value::Null));
+    assert_eq!(facts["config"]["num_experts"], 8);
+
+    let shown = squire(&["inspect", text(&dir)]);
+    assert_eq!(shown.code, 0);
+    for part in ["experts.*.down_proj", "8, 2 a token", "KV cache of a token"] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+}
+
+#[test]
+fn inspect_finds_tokenizer_and_template() {
+    let (_parent, dir) = chat_folder();
+    let facts = json_of(&["inspect", text(&dir), "--json"]);
+    assert_eq!(facts["tokenizer"]["ids"], 273);
+    assert!(facts["chat_template"]["bytes"].as_u64().unwrap() > 1000);
+    assert_eq!(facts["stop_ids"], json!([]));
+}
+
+#[test]
+fn score_gives_the_golden_log_probs() {
+    let batch = golden_json("batch.json");
+    let ids: Vec<i64> = batch["ids"][0].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
+    let list = ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+    for (model, tolerance) in [("dense_f32", 1e-4), ("dense_f16", 1e-4), ("moe_f32", 1e-4)] {
+        let facts =
+            json_of(&["score", text(&golden(model)), "--ids", &list, "--compute", "f32", "--top-k", "3", "--json"]);
+        let logprobs = facts["logprobs"].as_array().unwrap();
+        assert_eq!(logprobs.len(), ids.len() - 1);
+        let file = std::fs::read(golden(&format!("{model}.logits.safetensors"))).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let logits = tensors.tensor("logits_f32").unwrap();
+        let v = logits.shape()[1];
+        let bytes = logits.data();
+        let positions = batch["logit_positions"][0].as_array().unwrap();
+        let mut compared = 0;
+        for (row, p) in positions.iter().map(|p| p.as_u64().unwrap() as usize).enumerate() {
+            let Some(&next) = ids.get(p + 1) else { continue };
+            let at = |i: usize| {
+                let word = &bytes[4 * (row * v + i)..][..4];
+                f64::from(f32::from_le_bytes(word.try_into().unwrap()))
+            };
+            let lse = (0..v).map(|i| at(i).exp()).sum::<f64>().ln();
+            let (wanted, got) = (at(next as usize) - lse, logprobs[p].as_f64().unwrap());
+            assert!((got - wanted).abs() < tolerance, "{model} {p}: {got} and not {wanted}");
+            let best = (0..v).max_by(|&a, &b| at(a).total_cmp(&at(b))).unwrap();
+            assert_eq!(facts["top"][p][0]["id"], best, "{model} {p}");
+            compared += 1;
+        }
+        assert!(compared > 3);
+    }
+}
+
+#[test]
+fn a_log_prob_does_not_depend_on_what_follows_or_on_threads_and_kernels() {
+    let dir = golden("dense_bf16");
+    let long = json_of(&["score", text(&dir), "--ids", "5,6,7,8", "--json"]);
+    let short = json_of(&["score", text(&dir), "--ids", "5,6,7", "--threads", "1", "--kernels", "scalar", "--json"]);
+    assert_eq!(long["logprobs"].as_array().unwrap()[..2], short["logprobs"].as_array().unwrap()[..]);
+}
+
+#[test]
+fn generate_answers_through_the_template_or_continues_raw_text() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    let args = ["generate", dir, "hello", "--max-tokens", "7", "--temperature", "0", "--json"];
+    let answer = json_of(&args);
+    assert_eq!(answer["ids"].as_array().unwrap().len(), 7);
+    assert_eq!(answer["finish"], "length");
+    assert_eq!(answer["chat_template"], true);
+    assert_eq!(answer["prompt_ids"][0], 265, "the template begins with <|im_start|>");
+    let bits = |v: &Value| (v["ids"].clone(), v["logprobs"].clone(), v["text"].clone());
+    assert_eq!(
+        bits(&answer),
+        bits(&json_of(&[&args[..], &["--threads", "1"]].concat())),
+        "the same on any thread count"
+    );
+
+    let raw = json_of(&["generate", dir, "hello", "--raw", "--max-tokens", "7", "--seed", "3", "--json"]);
+    assert_eq!((&raw["chat_template"], &raw["prompt_ids"]), (&json!(false), &json!([259])));
+    let sampling = json!({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3});
+    assert_eq!(raw["sampling"], sampling);
+
+    let streamed = squire(&["generate", dir, "hello", "--raw", "--max-tokens", "7", "--seed", "3"]);
+    assert_eq!((streamed.code, streamed.err.as_str()), (0, ""));
+    let wanted = raw["text"].as_str().unwrap();
+    assert_eq!(streamed.out.strip_suffix('\n').unwrap(), wanted.strip_suffix('\n').unwrap_or(wanted));
+}
+
+#[test]
+fn bench_measures_the_tiny_shape() {
+    let facts = json_of(&["bench", "--shape", "tiny", "--prefill", "40", "--decode", "9", "--repeats", "2", "--json"]);
+    assert_eq!(
+        (&facts["shape"], &facts["prefill_tokens"], &facts["decode_tokens"]),
+        (&json!("tiny"), &json!(40), &json!(9))
+    );
+    for rate in ["prefill_tokens_per_s", "decode_tokens_per_s", "read_bandwidth_bytes_per_s", "decode_bandwidth_share"]
+    {
+        assert!(facts[rate].as_f64().unwrap() > 0.0, "{rate}");
+    }
+    assert_eq!(facts["prefill_repeats"].as_array().unwrap().len(), 2);
+    assert_eq!(facts["weight_bytes"].as_u64().unwrap(), 2 * facts["parameters"].as_u64().unwrap());
+    let few = json_of(&["bench", "--shape", "tiny", "--compute", "f32", "--threads", "1", "--repeats", "1", "--json"]);
+    assert_eq!((&few["threads"], &few["compute"]), (&json!(1), &json!("f32")));
+}
+
+#[test]
+fn distill_explains_the_schedule_of_guided_distillation() {
+    let facts = json_of(&["distill", "--explain", "guided-opd", "--steps", "250", "--json"]);
+    assert_eq!((&facts["preset"], &facts["steps"]), (&json!("guided-opd"), &json!(250)));
+    let table = &facts["schedules"];
+    assert_eq!(table["columns"], json!(["step", "learning_rate", "beta"]));
+    assert_eq!(table["rows"].as_array().unwrap().len(), 250);
+    for (step, wanted) in [(0, 1.0), (50, 0.854), (100, 0.5), (150, 0.146), (200, 0.0), (249, 0.0)] {
+        let beta = table["rows"][step][2].as_f64().unwrap();
+        assert!((beta - wanted).abs() < 5e-4, "step {step}: {beta}");
+    }
+    let knobs = facts["knobs"].as_array().unwrap();
+    let actor = knobs.iter().find(|k| k["knob"] == "actor").unwrap();
+    assert_eq!(actor["source"], "preset guided-opd");
+    let shown = squire(&["distill", "--explain", "guided-opd"]);
+    assert!(shown.code == 0 && shown.out.contains("preset guided-opd") && shown.out.contains("beta"));
+}
+
+#[test]
+fn wrong_calls_exit_with_2() {
+    let dir = golden("dense_f32");
+    let dir = text(&dir);
+    refused(&[], 2, "subcommand");
+    refused(&["fly"], 2, "fly");
+    refused(&["inspect"], 2, "DIR");
+    refused(&["score", dir], 2, "--ids");
+    refused(&["score", dir, "--ids", ""], 2, "--ids");
+    refused(&["score", dir, "--ids", "5"], 2, "two or more");
+    refused(&["score", dir, "--ids", "5,x"], 2, "--ids");
+    refused(&["score", dir, "--ids", "5,,6"], 2, "--ids");
+    refused(&["score", dir, "--ids", "5,99999999999"], 2, "--ids");
+    refused(&["score", dir, "--ids", "5,259"], 2, "outside the vocabulary of 259");
+    refused(&["score", dir, "--ids", "-1,5"], 2, "outside the vocabulary of 259");
+    refused(&["score", dir, "--ids", "5,6", "--top-k", "260"], 2, "260");
+    refused(&["score", dir, "--ids", "5,6", "--compute", "int8"], 2, "f32 and bf16");
+    refused(&["score", dir, "--ids", "5,6", "--threads", "99999"], 2, "n_threads");
+    refused(&["bench", "--shape", "gpt-7"], 2, "qwen3-0.6b");
+    refused(&["bench", "--shape", "tiny", "--prefill", "0"], 2, "--prefill");
+    refused(&["bench", "--shape", "tiny", "--decode", "99999999"], 2, "--decode");
+    refused(&["bench", "--shape", "tiny", "--kernels", "neon"], 2, "avx512-bf16");
+    refused(&["distill"], 2, "--explain");
+    refused(&["distill", "--explain", "magic"], 2, "guided-opd");
+    refused(&["distill", "--explain", "opd", "--steps", "0"], 2, "--steps");
+}
+
+#[test]
+fn wrong_sampling_values_exit_with_2() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    refused(&["generate", dir, "hi", "--top-p", "0"], 2, "top_p");
+    refused(&["generate", dir, "hi", "--temperature", "-1"], 2, "temperature");
+    refused(&["generate", dir, "hi", "--temperature", "NaN"], 2, "temperature");
+    refused(&["generate", dir, "", "--raw"], 2, "empty");
+}
+
+#[test]
+fn what_cannot_be_done_exits_with_1() {
+    let empty = tempfile::tempdir().unwrap();
+    let nowhere = empty.path().join("nowhere");
+    for args in [&["inspect"][..], &["generate", "x"], &["score", "--ids", "1,2"]] {
+        for dir in [&nowhere, empty.path()] {
+            let with_dir = [&args[..1], &[text(dir)], &args[1..]].concat();
+            refused(&with_dir, 1, "config.json");
+        }
+    }
+    let dir = golden("dense_f32");
+    refused(&["generate", text(&dir), "hi"], 1, "tokenizer.json");
+    let long = vec!["1"; 300].join(",");
+    refused(&["score", text(&dir), "--ids", &long], 1, "context");
+    std::fs::write(empty.path().join("config.json"), "{").unwrap();
+    refused(&["inspect", text(empty.path())], 1, "config.json");
+    for missing in KernelSet::ALL.into_iter().filter(|k| !k.available()) {
+        refused(&["bench", "--shape", "tiny", "--kernels", missing.name()], 1, missing.name());
+    }
+}
+
+/// A shape too large for any machine that runs this test would need a shape of its own; the largest known
+/// one is refused where it does not fit, before anything is allocated.
+#[test]
+fn a_shape_that_does_not_fit_is_refused_with_needed_and_free_bytes() {
+    let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else { return };
+    let line = meminfo.lines().find(|l| l.starts_with("MemAvailable:")).unwrap();
+    let free: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    if free > 55_000_000 {
+        println!("skipped: qwen3-30b-a3b fits this machine");
+        return;
+    }
+    refused(&["bench", "--shape", "30b-a3b"], 1, "are free");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    for args in [&["distill", "--explain", "opd", "--json"][..], &["inspect", text(&golden("dense_f32"))], &["--help"]]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_squire"));
+        let mut child = command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{args:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_squire"));
+    let output = command.args(["distill", "--explain", "opd"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("squire: cannot write to stdout"));
+}
+
+#[test]
+fn both_kinds_of_compute_have_their_names_in_the_report() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let dir = golden("dense_bf16");
+        let facts = json_of(&["score", text(&dir), "--ids", "1,2", "--compute", compute.name(), "--json"]);
+        assert_eq!(facts["compute"], compute.name());
+    }
+}
