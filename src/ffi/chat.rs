@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use serde_json::Value;
 
 use super::error::squire_error;
-use super::guard::{Made, Outcome, guard, guard_out};
+use super::guard::{Outcome, guard, guard_out};
 use super::input;
 use super::model::squire_model;
 use super::output::Slot;
@@ -58,7 +58,7 @@ pub unsafe extern "C" fn squire_chat_render(
             let model = call.shared(model)?;
             let (messages, options) = request(request_json, request_len)?;
             let ids = encode_chat(model.tokenizer()?, model.template()?, &messages, &options)?;
-            Ok(Made::Object(ids.into()))
+            Ok(ids.into())
         })
     }
 }

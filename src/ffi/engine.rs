@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::callbacks::{Log, squire_log_fn};
 use super::error::squire_error;
-use super::guard::{Made, Outcome, guard, guard_out};
+use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::options::{self, Versioned};
 use super::status::squire_status;
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn squire_engine_create(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |_| Ok(Made::Object(Engine::new(options::read(options)?.convert()?)?))) }
+    unsafe { guard_out(out, err, |_| Ok(Engine::new(options::read(options)?.convert()?)?)) }
 }
 
 /// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.
@@ -213,7 +213,7 @@ pub unsafe extern "C" fn squire_engine_metrics(
     unsafe {
         guard_out(out, err, |call| {
             let metrics = json!(call.shared(engine)?.metrics());
-            Ok(Made::Object(CText::new(&metrics.to_string())))
+            Ok(CText::new(&metrics.to_string()))
         })
     }
 }
@@ -234,7 +234,7 @@ pub unsafe extern "C" fn squire_device_probe(out: *mut *mut squire_text, err: *m
                     "cores": std::thread::available_parallelism().map_or(1, usize::from),
                 }],
             });
-            Ok(Made::Object(CText::new(&probe.to_string())))
+            Ok(CText::new(&probe.to_string()))
         })
     }
 }

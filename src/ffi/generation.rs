@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::error::squire_error;
-use super::guard::{Made, Outcome, guard, guard_out};
+use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
 use super::options::{self, Versioned};
@@ -214,7 +214,7 @@ pub unsafe extern "C" fn squire_gen_start(
     unsafe {
         guard_out(out, err, |call| {
             let session = call.subject(session)?;
-            Ok(Made::Object(Pulled::new(session.generate(gen_options(options)?)?)))
+            Ok(Pulled::new(session.generate(gen_options(options)?)?))
         })
     }
 }
@@ -308,8 +308,8 @@ pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
     }
 }
 
-/// Cancels the generation if it runs, and frees it. The session is idle again shortly after: at the next token or chunk.
-/// NULL is allowed. Any thread, also inside a callback.
+/// Cancels the generation if it runs, waits for the round under way, and frees it; the session is idle afterwards. NULL is
+/// allowed. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.

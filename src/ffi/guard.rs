@@ -53,14 +53,6 @@ impl Outcome {
     }
 }
 
-/// What a call that makes an object ended with.
-pub(crate) enum Made<B> {
-    /// The object; the call answers `SQUIRE_OK`.
-    Object(B),
-    /// No object; the out-parameter stays NULL.
-    Nothing(Outcome),
-}
-
 /// One guarded call: turns handles into references and remembers whom a panic poisons.
 pub(crate) struct Call {
     subjects: RefCell<Vec<Poison>>,
@@ -113,7 +105,7 @@ pub(crate) unsafe fn guard(err: *mut *mut squire_error, f: impl FnOnce(&Call) ->
 pub(crate) unsafe fn guard_out<O: Object>(
     out: *mut *mut O,
     err: *mut *mut squire_error,
-    f: impl FnOnce(&Call) -> Result<Made<O::Body>>,
+    f: impl FnOnce(&Call) -> Result<O::Body>,
 ) -> squire_status {
     let usable = !out.is_null() && out.is_aligned();
     if usable {
@@ -125,14 +117,10 @@ pub(crate) unsafe fn guard_out<O: Object>(
             let fault = if out.is_null() { Fault::NullPointer } else { Fault::Misaligned };
             return Err(Error::new(fault, format!("the out-parameter for {} is {out:?}", O::NAME)));
         }
-        match run(f)? {
-            Made::Object(body) => {
-                // SAFETY: checked above.
-                unsafe { out.write(handle::into_raw::<O>(body)) };
-                Ok(SQUIRE_OK)
-            }
-            Made::Nothing(outcome) => Ok(outcome.status()),
-        }
+        let made = run(f)?;
+        // SAFETY: checked above.
+        unsafe { out.write(handle::into_raw::<O>(made)) };
+        Ok(SQUIRE_OK)
     };
     // SAFETY: passed on.
     unsafe { report(err, body) }
@@ -367,11 +355,8 @@ mod tests {
             out = stale;
             assert_eq!(guard_out(&mut out, &mut occupied, |_| unreachable!()), SQUIRE_E_ARGUMENT);
             assert!(out.is_null());
-            out = stale;
-            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Nothing(Outcome::Cancelled))), SQUIRE_CANCELLED);
-            assert!(out.is_null());
             assert_eq!(guard_out::<squire_text>(null_mut(), null_mut(), |_| unreachable!()), SQUIRE_E_ARGUMENT);
-            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Object(CText::new("a")))), SQUIRE_OK);
+            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(CText::new("a"))), SQUIRE_OK);
             squire_text_release(out);
         }
     }

@@ -8,7 +8,7 @@ use super::callbacks::{Progress, squire_progress_fn};
 use super::cancel::squire_cancel;
 use super::engine::squire_engine;
 use super::error::squire_error;
-use super::guard::{Made, Outcome, guard, guard_out};
+use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
 use super::options::{self, Versioned};
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn squire_model_plan(
         guard_out(out, err, |call| {
             let engine = call.shared(engine)?;
             let (path, load) = options::read(options)?.convert()?;
-            Ok(Made::Object(CText::new(&engine.plan(&path, load)?.to_string())))
+            Ok(CText::new(&engine.plan(&path, load)?.to_string()))
         })
     }
 }
@@ -142,7 +142,7 @@ pub unsafe extern "C" fn squire_model_load(
             let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
             let progress = Progress::new(options.progress, options.progress_user);
             let mut tell = |done, all| progress.tell("weights", done, all) == ControlFlow::Continue(());
-            Ok(Made::Object(engine.load_watched(&path, load, &cancel, &mut tell)?))
+            Ok(engine.load_watched(&path, load, &cancel, &mut tell)?)
         })
     }
 }
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn squire_model_info(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |call| Ok(Made::Object(CText::new(&call.shared(model)?.info().to_string())))) }
+    unsafe { guard_out(out, err, |call| Ok(CText::new(&call.shared(model)?.info().to_string()))) }
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn squire_tokenize(
             let text = input::text(text, text_len, "text")?;
             let control = options::flags(flags, "flags", SQUIRE_TOKENIZE_CONTROL)? & SQUIRE_TOKENIZE_CONTROL != 0;
             let control = if control { Control::All } else { Control::None };
-            Ok(Made::Object(model.tokenizer()?.encode(text, control).into()))
+            Ok(model.tokenizer()?.encode(text, control).into())
         })
     }
 }
@@ -257,7 +257,7 @@ pub unsafe extern "C" fn squire_detokenize(
             let skip = options::flags(flags, "flags", SQUIRE_DETOKENIZE_SKIP_SPECIAL)?;
             model.check_ids(ids)?;
             let text = model.tokenizer()?.decode(ids, skip & SQUIRE_DETOKENIZE_SKIP_SPECIAL != 0);
-            Ok(Made::Object(CText::new(&text)))
+            Ok(CText::new(&text))
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cancel::squire_cancel;
 use super::error::squire_error;
-use super::guard::{Made, guard_out};
+use super::guard::guard_out;
 use super::input;
 use super::options;
 use super::scores::{Scores, squire_scores};
@@ -34,7 +34,7 @@ pub unsafe extern "C" fn squire_score(
             let top = || rows.iter().flat_map(|row| &row.top);
             let (top_ids, top_logprobs) = (top().map(|t| t.0).collect(), top().map(|t| t.1).collect());
             let logprobs = rows.iter().map(|row| row.logprob).collect();
-            Ok(Made::Object(Scores::new(logprobs, top_ids, top_logprobs, top_k)?))
+            Ok(Scores::new(logprobs, top_ids, top_logprobs, top_k)?)
         })
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::error::squire_error;
-use super::guard::{Made, Outcome, guard, guard_out};
+use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
 use super::model::squire_model;
@@ -35,7 +35,7 @@ pub unsafe extern "C" fn squire_session_create(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |call| Ok(Made::Object(Session::new(&*call.shared(model)?)?))) }
+    unsafe { guard_out(out, err, |call| Ok(Session::new(&*call.shared(model)?)?)) }
 }
 
 /// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn squire_session_fork(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |call| Ok(Made::Object(call.shared(session)?.fork()?))) }
+    unsafe { guard_out(out, err, |call| Ok(call.shared(session)?.fork()?)) }
 }
 
 /// Moves the session to the model's current revision, whose number goes to *revision unless revision is NULL. The ids
@@ -157,7 +157,7 @@ pub unsafe extern "C" fn squire_session_tokens(
     unsafe {
         guard_out(out, err, |call| {
             let tokens = call.shared(session)?.tokens()?;
-            Ok(Made::Object(tokens.iter().map(|token| token.id).collect()))
+            Ok(tokens.iter().map(|token| token.id).collect())
         })
     }
 }
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn squire_session_trace(
                 "sampled_logprobs": column(|token| json!(token.sampled_logprob)),
                 "revisions": column(|token| json!((token.revision > 0).then_some(token.revision))),
             });
-            Ok(Made::Object(CText::new(&trace.to_string())))
+            Ok(CText::new(&trace.to_string()))
         })
     }
 }
