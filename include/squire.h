@@ -54,6 +54,7 @@ extern "C" {
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
 #define SQUIRE_ABI_MINOR 0 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
  * while the major is 0, the interface may still change between releases. Any thread, also inside a callback. */
@@ -278,6 +279,623 @@ squire_cancel *squire_cancel_retain(squire_cancel *cancel);
 /* Drops a reference; the last one frees the flag. Calls under way keep it. NULL is allowed. Any thread, also inside
  * a callback. */
 void squire_cancel_release(squire_cancel *cancel);
+
+/* ---- engine ---------------------------------------------------------------------------------------------- */
+
+#define SQUIRE_BACKEND_CPU 0 /* backend: the processor. */
+#define SQUIRE_BACKEND_CUDA 1 /* backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build without it. */
+#define SQUIRE_BACKEND_BEST 2 /* backend: the best that this build and machine have. */
+#define SQUIRE_KERNELS_BEST 0 /* kernels: the fastest set of this machine. All sets give the same results to the bit. */
+#define SQUIRE_KERNELS_SCALAR 1 /* kernels: plain code, runs everywhere. */
+#define SQUIRE_KERNELS_AVX2 2 /* kernels: AVX2, FMA and F16C. */
+#define SQUIRE_KERNELS_AVX512 3 /* kernels: AVX-512 F, BW, DQ and VL. */
+#define SQUIRE_KERNELS_AVX512_BF16 4 /* kernels: the same and AVX512-BF16. */
+#define SQUIRE_COMPUTE_F32 0 /* compute: activations are not rounded. */
+#define SQUIRE_COMPUTE_BF16 1 /* compute: activations are rounded to bf16 between operations. */
+#define SQUIRE_DRIVE_THREAD 0 /* drive: a thread of the engine's own works whenever there is work. */
+#define SQUIRE_DRIVE_CALLER 1 /* drive: nothing runs but inside calls: squire_engine_step, and calls that wait, which step meanwhile. */
+
+/* A device, the models on it and the thread that steps them. Shared: see squire_engine_retain. */
+typedef struct squire_engine squire_engine;
+
+/* How to make an engine. Set up by squire_engine_options_init. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* Set by _init. */
+  uint32_t abi;
+  /* One of SQUIRE_BACKEND_...; cpu. */
+  int32_t backend;
+  /* One of SQUIRE_KERNELS_...; best. */
+  int32_t kernels;
+  /* One of SQUIRE_COMPUTE_...; bf16. */
+  int32_t compute;
+  /* One of SQUIRE_DRIVE_...; thread. */
+  int32_t drive;
+  /* Threads that compute, the engine's own included; 0, the default: one a core. */
+  int32_t threads;
+  /* Sessions that may exist; 1024. An episode takes one, and one more if a teacher follows it. */
+  int32_t max_sessions;
+  /* Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size, and cancelled between them. */
+  int32_t max_batch_tokens;
+  /* The most detailed level that log is to hear; 2, info. */
+  int32_t log_level;
+  /* Bytes that the models' weights may take; 0, the default: no limit. */
+  uint64_t host_budget;
+  /* Bytes that each model's KV cache may take; 4 GiB. */
+  uint64_t kv_budget;
+  /* Takes the log lines; NULL, the default: nobody. */
+  squire_log_fn log;
+  /* Handed to log. It must stay valid until the engine and all that was made from it are gone. */
+  void *log_user;
+} squire_engine_options;
+
+/* Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does
+ * nothing. Any thread, also inside a callback. */
+void squire_engine_options_init(squire_engine_options *options, size_t size, uint32_t abi);
+
+/* Makes an engine and starts its threads. The log callback, if there is one, is called from any thread from now on
+ * until the engine and all that was made from it are gone. SQUIRE_E_ABI for another major or a wrong struct_size,
+ * SQUIRE_E_UNSUPPORTED for a backend or kernel set that this build or machine lacks, SQUIRE_E_ARGUMENT for values out
+ * of range, SQUIRE_E_HOST_MEMORY if threads cannot be started. Any thread. */
+squire_status squire_engine_create(const squire_engine_options *options, squire_engine **out, squire_error **err);
+
+/* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. */
+squire_engine *squire_engine_retain(squire_engine *engine);
+
+/* Drops a reference. The engine ends with the last of its references, models, sessions and generations, and waits for
+ * its threads then. NULL is allowed. Any thread, also inside a callback. */
+void squire_engine_release(squire_engine *engine);
+
+/* Runs one round of an engine that the caller drives: one batched forward pass over all sessions with work. Answers
+ * SQUIRE_OK if it ran one and SQUIRE_END if there was nothing to do. SQUIRE_E_STATE on an engine with a thread of its
+ * own; SQUIRE_E_PANIC if the round failed by a defect, and SQUIRE_E_POISONED ever after. Any thread; rounds do not
+ * overlap. */
+squire_status squire_engine_step(squire_engine *engine, squire_error **err);
+
+/* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
+ * a forward pass), sampled (tokens), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
+squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
+
+/* What this machine offers to this build, as a JSON object: backends, a list of objects with name, kernel_sets (slowest
+ * first), best_kernel_set and cores. Makes no engine and touches no device. Keys may be added. Any thread. */
+squire_status squire_device_probe(squire_text **out, squire_error **err);
+
+/* ---- model, tokens and text ------------------------------------------------------------------------------ */
+
+/* Of squire_model_options: copy the weights. Without it they are mapped, and the files must not be truncated while the
+ * model lives. */
+#define SQUIRE_MODEL_COPY 1
+
+/* Of squire_tokenize: added tokens such as <|im_end|> in the text become control. Never for text that comes from
+ * outside; without it they are plain text. */
+#define SQUIRE_TOKENIZE_CONTROL 1
+#define SQUIRE_DETOKENIZE_SKIP_SPECIAL 1 /* Of squire_detokenize: special tokens give no text. */
+
+/* A lineage of weight revisions with one tokenizer and one chat template. Shared: see squire_model_retain. */
+typedef struct squire_model squire_model;
+
+/* How to load a model. Set up by squire_model_options_init. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* SQUIRE_MODEL_COPY or 0. */
+  uint32_t flags;
+  /* Tokens that a session may hold; 0, the default: the model's own limit. */
+  uint64_t max_context;
+  /* The folder, in the form of Hugging Face: config.json, safetensors, and if there is one tokenizer.json. */
+  const char *path;
+  /* Bytes of path. */
+  size_t path_len;
+  /* Hears of the loading (phase "weights", in bytes) on the calling thread; may be NULL. */
+  squire_progress_fn progress;
+  /* Handed to progress. */
+  void *progress_user;
+} squire_model_options;
+
+/* Sets up the options: squire_model_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_model_options_init(squire_model_options *options, size_t size);
+
+/* What a model folder would need, as a JSON object, before anything is allocated: parameters, and in bytes
+ * weight_bytes, kv_bytes_per_token, kv_bytes_per_full_session, activation_bytes, logit_bytes, training_bytes. Reads
+ * the folder's documents and the headers of its weights. Keys may be added. Errors as squire_model_load. Any thread. */
+squire_status squire_model_plan(const squire_engine *engine,
+                                const squire_model_options *options,
+                                squire_text **out,
+                                squire_error **err);
+
+/* Loads a model folder. Blocks; stops with SQUIRE_CANCELLED between tensors when cancel (may be NULL) is set or
+ * progress asks for it. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT and SQUIRE_E_MISMATCH for files
+ * that are broken or contradict each other, SQUIRE_E_UNSUPPORTED for models that squire does not serve,
+ * SQUIRE_E_BUDGET beyond host_budget. The model keeps the engine alive. Any thread. */
+squire_status squire_model_load(squire_engine *engine,
+                                const squire_model_options *options,
+                                const squire_cancel *cancel,
+                                squire_model **out,
+                                squire_error **err);
+
+/* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. */
+squire_model *squire_model_retain(squire_model *model);
+
+/* Drops a reference. The weights go with the last reference, session and distiller that use them. NULL is allowed. Any
+ * thread, also inside a callback. */
+void squire_model_release(squire_model *model);
+
+/* The revision of the weights that new sessions get, in *revision: 1 as loaded, one more with every publish. Never
+ * waits for device work. Any thread. */
+squire_status squire_model_revision(const squire_model *model, uint64_t *revision, squire_error **err);
+
+/* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
+ * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
+ * history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids. Keys may be added. Any thread. */
+squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
+
+/* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
+ * came with. The folder is made if it is not there; each file is written aside and renamed. Blocks. SQUIRE_E_IO if it
+ * cannot be written. Any thread. */
+squire_status squire_model_save(const squire_model *model, const char *path, size_t path_len, squire_error **err);
+
+/* The ids of a text. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the model has no
+ * tokenizer. Any thread. */
+squire_status squire_tokenize(const squire_model *model,
+                              const char *text,
+                              size_t text_len,
+                              uint32_t flags,
+                              squire_tokens **out,
+                              squire_error **err);
+
+/* The text of ids; bytes that are not UTF-8 become U+FFFD. flags: SQUIRE_DETOKENIZE_SKIP_SPECIAL or 0.
+ * SQUIRE_E_ARGUMENT for ids outside the vocabulary, SQUIRE_E_IO (detail MISSING_FILE) if the model has no tokenizer.
+ * Any thread. */
+squire_status squire_detokenize(const squire_model *model,
+                                const int32_t *ids,
+                                size_t ids_len,
+                                uint32_t flags,
+                                squire_text **out,
+                                squire_error **err);
+
+/* ---- session --------------------------------------------------------------------------------------------- */
+
+/* One timeline of token ids and its KV cache. Shared: see squire_session_retain. */
+typedef struct squire_session squire_session;
+
+/* Makes an empty session on the model's current revision, which it keeps until squire_session_rebase. SQUIRE_E_BUDGET
+ * if max_sessions exist. Any thread. */
+squire_status squire_session_create(squire_model *model, squire_session **out, squire_error **err);
+
+/* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. */
+squire_session *squire_session_retain(squire_session *session);
+
+/* Drops a reference. A generation under way goes on; the timeline is freed when it has ended. NULL is allowed. Any
+ * thread, also inside a callback. */
+void squire_session_release(squire_session *session);
+
+/* Makes the timeline equal to ids: keeps the longest common beginning, drops the rest, appends the remainder. *reused,
+ * unless reused is NULL, gets the number of tokens that need no computing again. Computes nothing yet.
+ * SQUIRE_E_ARGUMENT for ids outside the vocabulary, SQUIRE_E_CONTEXT_FULL for more than the context holds,
+ * SQUIRE_E_BUSY while a generation runs. A call that fails leaves the timeline as it was. Any thread. */
+squire_status squire_session_sync(squire_session *session,
+                                  const int32_t *ids,
+                                  size_t ids_len,
+                                  uint64_t *reused,
+                                  squire_error **err);
+
+/* Appends ids as the host's. Computes nothing yet. Errors as squire_session_sync. Any thread. */
+squire_status squire_session_append(squire_session *session, const int32_t *ids, size_t ids_len, squire_error **err);
+
+/* Keeps the first keep tokens and drops the rest. SQUIRE_E_ARGUMENT for more than there are, SQUIRE_E_BUSY while a
+ * generation runs. Any thread. */
+squire_status squire_session_truncate(squire_session *session, uint64_t keep, squire_error **err);
+
+/* Makes a session with the same timeline on the same revision; what was computed is shared until one of them writes.
+ * SQUIRE_E_BUSY while a generation runs, SQUIRE_E_BUDGET if max_sessions exist. Any thread. */
+squire_status squire_session_fork(const squire_session *session, squire_session **out, squire_error **err);
+
+/* Moves the session to the model's current revision, whose number goes to *revision unless revision is NULL. The ids
+ * stay; what was computed is computed again when it is needed. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_session_rebase(squire_session *session, uint64_t *revision, squire_error **err);
+
+/* The ids of the timeline, exactly as given and sampled. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_session_tokens(const squire_session *session, squire_tokens **out, squire_error **err);
+
+/* Everything known of the timeline's tokens, as a JSON object: revision (that the session is bound to), and arrays with
+ * an entry a token: ids, sources ("host", "glue", "student", "teacher", "replay"), logprobs (nats, temperature 1),
+ * sampled_logprobs (of the distribution sampled from), revisions (of the weights that sampled it). The last three are
+ * null where nothing was sampled. Keys may be added. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_session_trace(const squire_session *session, squire_text **out, squire_error **err);
+
+/* ---- chat ------------------------------------------------------------------------------------------------ */
+
+/* The ids of a whole conversation by the model's chat template. request_json: {"messages": [{"role", "content", ...}],
+ * "tools": [...], "add_generation_prompt": bool (false)}; every other key is a variable for the template, such as
+ * "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
+ * SQUIRE_E_ARGUMENT for a wrong request, SQUIRE_E_TEMPLATE if the model has no template or it fails, SQUIRE_E_IO
+ * (detail MISSING_FILE) without a tokenizer. Any thread. */
+squire_status squire_chat_render(const squire_model *model,
+                                 const char *request_json,
+                                 size_t request_len,
+                                 squire_tokens **out,
+                                 squire_error **err);
+
+/* Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
+ * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
+ * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
+ * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
+ * SQUIRE_E_CONTEXT_FULL if there is no room. A call that fails leaves the timeline as it was. Any thread. */
+squire_status squire_chat_append(squire_session *session,
+                                 const char *request_json,
+                                 size_t request_len,
+                                 uint64_t *added,
+                                 squire_error **err);
+
+/* ---- generation ------------------------------------------------------------------------------------------ */
+
+#define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
+#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
+#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
+#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled. */
+#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
+#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
+#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
+
+/* One running generation. Freed by squire_gen_release, which cancels it. */
+typedef struct squire_gen squire_gen;
+
+/* How to generate. Set up by squire_gen_options_init. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* SQUIRE_GEN_IGNORE_MODEL_STOPS or 0. */
+  uint32_t flags;
+  /* Most tokens to sample; 0, the default: as many as the context holds. */
+  int32_t max_tokens;
+  /* Only the k likeliest tokens are sampled from; 0, the default: all. */
+  int32_t top_k;
+  /* 0 takes the likeliest token; 1 is the default, 10000 the most. */
+  float temperature;
+  /* Only the likeliest tokens that make up this share are sampled from; above 0, at most 1, the default. */
+  float top_p;
+  /* Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound. */
+  uint64_t seed;
+  /* Ids that end the generation besides the model's own. The id that ends it is part of the timeline. */
+  const int32_t *stop_ids;
+  /* Number of stop_ids. */
+  size_t stop_ids_len;
+} squire_gen_options;
+
+/* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
+ * squire_gen_next, or its release. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* One of SQUIRE_EVENT_... */
+  int32_t kind;
+  /* One of SQUIRE_FINISH_... at the end, else 0. */
+  int32_t finish;
+  /* Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them. */
+  int32_t actor;
+  /* Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
+   * with a later event. Empty for a model without a tokenizer. */
+  const char *text;
+  /* Bytes of text. */
+  size_t text_len;
+  /* The exact sampled ids. */
+  const int32_t *ids;
+  /* Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. */
+  const float *logprobs;
+  /* Their log-probs in the distribution sampled from; ids_len of them. */
+  const float *sampled_logprobs;
+  /* Number of ids. */
+  size_t ids_len;
+  /* Position of the first id in the timeline. */
+  uint64_t position;
+  /* Revision of the weights that sampled them. */
+  uint64_t revision;
+} squire_event;
+
+/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_gen_options_init(squire_gen_options *options, size_t size);
+
+/* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
+ * inside a callback. */
+void squire_event_init(squire_event *event, size_t size);
+
+/* Starts to generate after the session's last token; options may be NULL for the defaults. The session is busy until
+ * the end was pulled or the generation is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
+ * SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
+ * options out of range. Any thread. */
+squire_status squire_gen_start(squire_session *session,
+                               const squire_gen_options *options,
+                               squire_gen **out,
+                               squire_error **err);
+
+/* Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
+ * with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
+ * SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
+ * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_PANIC or
+ * SQUIRE_E_POISONED if the engine failed. After an error the generation has ended. Any thread. */
+squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire_event *event, squire_error **err);
+
+/* Asks the generation to stop at the next token, or between two chunks of the prompt. Its end comes with finish
+ * SQUIRE_FINISH_CANCELLED, unless it ends by itself before. NULL does nothing. Never blocks. Any thread, also inside a
+ * callback. */
+void squire_gen_cancel(squire_gen *generation);
+
+/* Cancels the generation if it runs, waits for the round under way, and frees it; the session is idle afterwards. NULL is
+ * allowed. Any thread, also inside a callback. */
+void squire_gen_release(squire_gen *generation);
+
+/* ---- score ----------------------------------------------------------------------------------------------- */
+
+/* Appends ids to the session as the host's and gives each one's log-prob, given all before it, with the top_k (0 for
+ * none) likeliest tokens there: one row an id. Blocks; set cancel (may be NULL) to stop it with SQUIRE_CANCELLED. The
+ * session must not be empty: SQUIRE_E_STATE (detail EMPTY_SESSION). Other errors as squire_session_sync. A call that
+ * fails or is cancelled leaves the timeline as it was. Any thread. */
+squire_status squire_score(squire_session *session,
+                           const int32_t *ids,
+                           size_t ids_len,
+                           int32_t top_k,
+                           const squire_cancel *cancel,
+                           squire_scores **out,
+                           squire_error **err);
+
+#ifdef SQUIRE_EXPERIMENTAL
+
+/* ---- distiller ------------------------------------------------------------------------------------------- */
+
+/* A student that learns while it works. A local teacher is a model, so no object stands between; a teacher in the host's
+ * own code comes with a later version. Freed by squire_distiller_release. */
+typedef struct squire_distiller squire_distiller;
+
+/* What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), and
+ * schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
+ * squire_distiller_create. Any thread. */
+squire_status squire_distiller_explain(const char *settings_json,
+                                       size_t settings_len,
+                                       uint64_t steps,
+                                       squire_text **out,
+                                       squire_error **err);
+
+/* Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
+ * settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
+ * memory, 12 bytes a parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
+ * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
+ * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary. Both models must come from one engine. The
+ * distiller keeps them alive. Any thread. */
+squire_status squire_distiller_create(squire_model *student,
+                                      squire_model *teacher,
+                                      const char *settings_json,
+                                      size_t settings_len,
+                                      squire_distiller **out,
+                                      squire_error **err);
+
+/* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
+ * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
+ * not the checkpoint's; otherwise as squire_distiller_create. Blocks. Any thread. */
+squire_status squire_distiller_resume(squire_model *student,
+                                      squire_model *teacher,
+                                      const char *settings_json,
+                                      size_t settings_len,
+                                      const char *path,
+                                      size_t path_len,
+                                      squire_distiller **out,
+                                      squire_error **err);
+
+/* Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
+ * newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
+ * squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any thread. */
+squire_status squire_distiller_save(squire_distiller *distiller, const char *path, size_t path_len, squire_error **err);
+
+/* Makes the applied weights the revision that new sessions and episodes get; its number goes to *revision unless
+ * revision is NULL. Without an update since, the current revision's number. squire_model_save then writes the student
+ * as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
+ * SQUIRE_E_BUSY while an update is built or applied. Any thread. */
+squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+
+/* Throws away all ended episodes that wait for an update; how many goes to *thrown_away unless that is NULL. Any thread. */
+squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
+
+/* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
+ * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet). Keys may be added. Never waits.
+ * Any thread. */
+squire_status squire_distiller_metrics(const squire_distiller *distiller, squire_text **out, squire_error **err);
+
+/* Drops the distiller; its episodes and updates keep it. NULL is allowed. Any thread, also inside a callback. */
+void squire_distiller_release(squire_distiller *distiller);
+
+/* ---- episode --------------------------------------------------------------------------------------------- */
+
+#define SQUIRE_ACTOR_STOP 0 /* actor: nobody, the rollout ends here. */
+#define SQUIRE_ACTOR_STUDENT 1 /* actor: the student samples. */
+#define SQUIRE_ACTOR_TEACHER 2 /* actor: the teacher samples. */
+#define SQUIRE_ACTOR_REPLAY 3 /* actor: a demonstration is replayed. */
+#define SQUIRE_REASON_METHOD 1 /* reason: the method always lets this actor act. */
+#define SQUIRE_REASON_CURRICULUM 2 /* reason: drawn against the teacher's share at this step. */
+#define SQUIRE_REASON_DEPTH_CAP 3 /* reason: the depth curriculum ends the rollout here. */
+#define SQUIRE_REASON_HOST_OVERRIDE 4 /* reason: the host asked for this actor. */
+#define SQUIRE_REASON_EVALUATION 5 /* reason: an evaluation episode is the student's alone. */
+#define SQUIRE_REASON_TEACHER_NOT_ABLE 6 /* reason: the teacher's turn, but there is no teacher, so the student acts. */
+#define SQUIRE_REASON_REPLAY_ENDED 7 /* reason: the demonstration has no action for this turn. */
+#define SQUIRE_REASON_TURN_CAP 8 /* reason: the episode's turn cap is reached. */
+#define SQUIRE_OUTCOME_HAS_REWARD 1 /* Of squire_episode_outcome: reward is given. */
+#define SQUIRE_OUTCOME_EXECUTED_OTHER 2 /* Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss. */
+
+/* One run of the host's environment. Freed by squire_episode_release; without squire_episode_end it is thrown away.
+* 
+ * The order: begin; then for each turn observe once or more, decide, perhaps override, then act (and pull the generation
+ * to its end) or replay, then outcome; at last end. Any other order is SQUIRE_E_STATE (detail OUT_OF_ORDER), names the
+ * expected call and changes nothing. */
+typedef struct squire_episode squire_episode;
+
+/* What squire_episode_decide gives. Set up by squire_decision_init. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* One of SQUIRE_ACTOR_... */
+  int32_t actor;
+  /* One of SQUIRE_REASON_... */
+  int32_t reason;
+  /* 1 if the turn's tokens will carry loss, else 0. */
+  int32_t train_on_this;
+  /* The turn, counted from 0. */
+  uint32_t turn;
+  /* Turns left to the cap in force, this one included; 0 when the rollout ends. */
+  uint32_t horizon;
+  /* The teacher's share that the draw was held against; 0 in evaluation. */
+  double probability;
+  /* Identity of the episode. */
+  uint64_t episode;
+  /* The update at which the episode began, which fixes its share and depth. */
+  uint64_t step;
+  /* Revision that the student acts with. */
+  uint64_t revision;
+} squire_decision;
+
+/* Sets up a decision: squire_decision_init(&d, sizeof d). NULL, and a size that no struct has, does nothing. Any thread,
+ * also inside a callback. */
+void squire_decision_init(squire_decision *decision, size_t size);
+
+/* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
+ * "demonstration": [texts]}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+ * there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
+ * max_sessions exist. Any thread. */
+squire_status squire_episode_begin(squire_distiller *distiller,
+                                   const char *spec_json,
+                                   size_t spec_len,
+                                   squire_episode **out,
+                                   squire_error **err);
+
+/* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, rendered by the student's template;
+ * what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+ * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
+squire_status squire_episode_observe(squire_episode *episode,
+                                     const char *messages_json,
+                                     size_t messages_len,
+                                     uint64_t *added,
+                                     squire_error **err);
+
+/* The same with ids, for hosts that render for themselves and for models without a tokenizer. Any thread. */
+squire_status squire_episode_observe_ids(squire_episode *episode,
+                                         const int32_t *ids,
+                                         size_t ids_len,
+                                         squire_error **err);
+
+/* Decides who acts: no model work, and the same answer for the same (seed, episode, turn, step); asked again before
+ * anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed. Any thread. */
+squire_status squire_episode_decide(squire_episode *episode, squire_decision *decision, squire_error **err);
+
+/* Lets an actor (SQUIRE_ACTOR_STUDENT, _TEACHER or _REPLAY) act in this turn, whatever the curriculum says. decision is
+ * filled unless it is NULL. SQUIRE_E_ARGUMENT for an actor that the episode does not have. Any thread. */
+squire_status squire_episode_override(squire_episode *episode,
+                                      int32_t actor,
+                                      squire_decision *decision,
+                                      squire_error **err);
+
+/* Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
+ * Temperature, top_k and top_p are the settings' in training and those of options in evaluation; the seed is the
+ * episode's own. After a cancelled generation, act may be called again and goes on where it stopped. Errors as
+ * squire_gen_start, and SQUIRE_E_STATE. Any thread. */
+squire_status squire_episode_act(squire_episode *episode,
+                                 const squire_gen_options *options,
+                                 squire_gen **out,
+                                 squire_error **err);
+
+/* Writes down ids as this turn's action, the end of turn included; the decision must be replay. SQUIRE_E_ARGUMENT for no
+ * ids or ids outside the vocabulary, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_STATE. Any thread. */
+squire_status squire_episode_replay_ids(squire_episode *episode,
+                                        const int32_t *ids,
+                                        size_t ids_len,
+                                        squire_error **err);
+
+/* The same with text, which is tokenised as plain text; the end of turn is added. Any thread. */
+squire_status squire_episode_replay_text(squire_episode *episode,
+                                         const char *text,
+                                         size_t text_len,
+                                         squire_error **err);
+
+/* The same with this turn's action from the demonstration in the episode's specification. SQUIRE_E_ARGUMENT if it has
+ * none. Any thread. */
+squire_status squire_episode_replay_stored(squire_episode *episode, squire_error **err);
+
+/* Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be
+ * finite; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,
+ * SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread. */
+squire_status squire_episode_outcome(squire_episode *episode, double reward, uint32_t flags, squire_error **err);
+
+/* Ends the episode with the host's score, which must be finite, and verdict: success 1, failure 0, not known -1. A
+ * training episode then waits for an update, and what the teacher has not computed of it yet is computed in the rounds
+ * of whoever else runs. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread. */
+squire_status squire_episode_end(squire_episode *episode, double score, int32_t success, squire_error **err);
+
+/* The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, score, success, turns (actor,
+ * start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the calls that are expected now), and
+ * arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be added. SQUIRE_E_BUSY while a
+ * generation runs. Any thread. */
+squire_status squire_episode_trace(const squire_episode *episode, squire_text **out, squire_error **err);
+
+/* Frees the episode; without squire_episode_end it is thrown away. Its generation may go on. NULL is allowed. Any thread,
+ * also inside a callback. */
+void squire_episode_release(squire_episode *episode);
+
+/* ---- update ---------------------------------------------------------------------------------------------- */
+
+#define SQUIRE_DTYPE_F32 0 /* dtype of a tensor: IEEE 754 single precision. */
+
+/* Gradients with their report. Freed by squire_update_release. */
+typedef struct squire_update squire_update;
+
+/* Takes a tensor: its name (UTF-8, not ended by NUL), one of SQUIRE_DTYPE_..., its shape of rank extents, outermost
+ * first, and its elements without gaps, bytes in all. Everything lives until the callback returns. Return 0 to go on,
+ * anything else to stop: the call then answers SQUIRE_CANCELLED. Called on the thread of the call that was given it.
+ * Must not throw or jump out. */
+typedef int32_t (*squire_tensor_fn)(void *user,
+                                    const char *name,
+                                    size_t name_len,
+                                    int32_t dtype,
+                                    const uint64_t *shape,
+                                    size_t rank,
+                                    const void *data,
+                                    size_t bytes);
+
+/* Builds an update from up to max_episodes ended episodes (0: all), in the order of their identity. Blocks: it waits for
+ * the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
+ * "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
+ * the episodes wait on. SQUIRE_E_STATE (detail NOTHING_TO_LEARN) if no token carries loss, SQUIRE_E_BUSY while another
+ * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
+ * SQUIRE_E_HOST_MEMORY. Any thread. */
+squire_status squire_update_build(squire_distiller *distiller,
+                                  uint32_t max_episodes,
+                                  const squire_cancel *cancel,
+                                  squire_progress_fn progress,
+                                  void *progress_user,
+                                  squire_update **out,
+                                  squire_error **err);
+
+/* The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
+ * without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
+ * compared, differing, largest_difference (log-probs of rollout and training), gradient_norm, seconds. Keys may be
+ * added. Any thread. */
+squire_status squire_update_report(const squire_update *update, squire_text **out, squire_error **err);
+
+/* Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
+ * their own, or that average over a fleet. Any thread. */
+squire_status squire_update_gradients(const squire_update *update,
+                                      squire_tensor_fn tensor,
+                                      void *tensor_user,
+                                      squire_error **err);
+
+/* Applies the update: one step of the optimiser on the distiller's f32 masters. The student serves the result once it is
+ * published. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
+ * STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY. Any thread. */
+squire_status squire_update_apply(squire_distiller *distiller, squire_update *update, squire_error **err);
+
+/* Frees the update; not applied, it changes nothing. Its episodes are spent. NULL is allowed. Any thread, also inside a
+ * callback. */
+void squire_update_release(squire_update *update);
+
+#endif /* SQUIRE_EXPERIMENTAL */
 
 #ifdef __cplusplus
 }

@@ -115,6 +115,16 @@ impl Episode {
         &self.distiller
     }
 
+    /// What it is called and where it stands in the run; the revision is the one that the student acts with.
+    pub fn heading(&self) -> Heading {
+        self.state.lock().trajectory.heading.clone()
+    }
+
+    /// The turn that is decided or acted now, or is next, counted from 0.
+    pub fn turn(&self) -> u32 {
+        self.state.lock().turn
+    }
+
     /// Shows messages (a JSON list of `{role, content}`) to the actors. Computes nothing. Returns the
     /// tokens added.
     pub fn observe(&self, messages: &Value) -> Result<usize> {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::cancel::squire_cancel;
+use super::engine::squire_engine;
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::live;
@@ -49,6 +50,21 @@ pub unsafe extern "C" fn squire_drill_touch(
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe { guard(err, |call| call.shared(cancel).map(|_| Outcome::Done)) }
+}
+
+/// Makes every later step of an engine panic.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_drill_panic_in_steps(
+    engine: *mut squire_engine,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            call.shared(engine)?.drill_panic();
+            Ok(Outcome::Done)
+        })
+    }
 }
 
 /// How many handles live in this process.

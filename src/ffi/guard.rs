@@ -53,14 +53,6 @@ impl Outcome {
     }
 }
 
-/// What a call that makes an object ended with.
-pub(crate) enum Made<B> {
-    /// The object; the call answers `SQUIRE_OK`.
-    Object(B),
-    /// No object; the out-parameter stays NULL.
-    Nothing(Outcome),
-}
-
 /// One guarded call: turns handles into references and remembers whom a panic poisons.
 pub(crate) struct Call {
     subjects: RefCell<Vec<Poison>>,
@@ -113,7 +105,7 @@ pub(crate) unsafe fn guard(err: *mut *mut squire_error, f: impl FnOnce(&Call) ->
 pub(crate) unsafe fn guard_out<O: Object>(
     out: *mut *mut O,
     err: *mut *mut squire_error,
-    f: impl FnOnce(&Call) -> Result<Made<O::Body>>,
+    f: impl FnOnce(&Call) -> Result<O::Body>,
 ) -> squire_status {
     let usable = !out.is_null() && out.is_aligned();
     if usable {
@@ -125,14 +117,10 @@ pub(crate) unsafe fn guard_out<O: Object>(
             let fault = if out.is_null() { Fault::NullPointer } else { Fault::Misaligned };
             return Err(Error::new(fault, format!("the out-parameter for {} is {out:?}", O::NAME)));
         }
-        match run(f)? {
-            Made::Object(body) => {
-                // SAFETY: checked above.
-                unsafe { out.write(handle::into_raw::<O>(body)) };
-                Ok(SQUIRE_OK)
-            }
-            Made::Nothing(outcome) => Ok(outcome.status()),
-        }
+        let made = run(f)?;
+        // SAFETY: checked above.
+        unsafe { out.write(handle::into_raw::<O>(made)) };
+        Ok(SQUIRE_OK)
     };
     // SAFETY: passed on.
     unsafe { report(err, body) }
@@ -176,7 +164,8 @@ unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squi
     };
     result.unwrap_or_else(|error| {
         let status = error.status() as squire_status;
-        if !err.is_null() {
+        // A cancelled call is an outcome and makes no error object.
+        if !err.is_null() && status < 0 {
             // SAFETY: checked above.
             unsafe { err.write(squire_error::from(error)) };
         }
@@ -286,6 +275,16 @@ mod tests {
     }
 
     #[test]
+    fn a_cancelled_call_is_an_outcome_without_an_error_object() {
+        let mut err = null_mut();
+        let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
+        assert_eq!(unsafe { guard(&mut err, |_| Err(cancelled())) }, 3);
+        let mut out = null_mut::<squire_text>();
+        assert_eq!(unsafe { guard_out(&mut out, &mut err, |_| Err(cancelled())) }, 3);
+        assert!(err.is_null() && out.is_null());
+    }
+
+    #[test]
     fn a_panic_becomes_an_error_with_its_message_and_place() {
         let mut err = null_mut();
         let status = unsafe { guard(&mut err, |_| panic!("the sky fell on {}", "Tuesday")) };
@@ -356,11 +355,8 @@ mod tests {
             out = stale;
             assert_eq!(guard_out(&mut out, &mut occupied, |_| unreachable!()), SQUIRE_E_ARGUMENT);
             assert!(out.is_null());
-            out = stale;
-            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Nothing(Outcome::Cancelled))), SQUIRE_CANCELLED);
-            assert!(out.is_null());
             assert_eq!(guard_out::<squire_text>(null_mut(), null_mut(), |_| unreachable!()), SQUIRE_E_ARGUMENT);
-            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(Made::Object(CText::new("a")))), SQUIRE_OK);
+            assert_eq!(guard_out(&mut out, null_mut(), |_| Ok(CText::new("a"))), SQUIRE_OK);
             squire_text_release(out);
         }
     }

@@ -11,12 +11,9 @@ use crate::error::{Error, Fault, Result};
 /// Any bytes of the type's size are a valid value.
 pub(crate) unsafe trait Bits: Copy {}
 
-// SAFETY (all): plain numbers and raw pointers.
+// SAFETY (all): plain numbers.
 unsafe impl Bits for u8 {}
 unsafe impl Bits for i32 {}
-unsafe impl Bits for f32 {}
-unsafe impl Bits for usize {}
-unsafe impl<T> Bits for *const T {}
 
 /// `n` elements at `p`; NULL is an empty slice if `n` is 0. `what` names the parameter in the message.
 ///
@@ -72,6 +69,16 @@ pub(crate) unsafe fn path<'a>(p: *const c_char, n: usize, what: &str) -> Result<
     Ok(Path::new(text))
 }
 
+/// A JSON document.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn json(p: *const c_char, n: usize, what: &str) -> Result<serde_json::Value> {
+    // SAFETY: passed on.
+    let text = unsafe { text(p, n, what) }?;
+    serde_json::from_str(text).map_err(|e| Error::new(Fault::BadJson, format!("{what} is not JSON: {e}")))
+}
+
 /// Token ids, none negative; whether they lie in a vocabulary is for the model to say.
 ///
 /// # Safety
@@ -83,23 +90,6 @@ pub(crate) unsafe fn ids<'a>(p: *const i32, n: usize, what: &str) -> Result<&'a 
         Some(i) => Err(Error::new(Fault::IdOutOfRange, format!("{what}[{i}] is {}, ids are not negative", ids[i]))),
         None => Ok(ids),
     }
-}
-
-/// `count` texts, given as an array of pointers and one of lengths.
-///
-/// # Safety
-/// As [`slice`], for both arrays and each text.
-pub(crate) unsafe fn texts<'a>(
-    p: *const *const c_char,
-    lens: *const usize,
-    count: usize,
-    what: &str,
-) -> Result<Vec<&'a str>> {
-    // SAFETY: passed on.
-    let (starts, lens) = unsafe { (slice(p, count, what)?, slice(lens, count, what)?) };
-    let pairs = starts.iter().zip(lens).enumerate();
-    // SAFETY: passed on.
-    pairs.map(|(i, (&p, &n))| unsafe { text(p, n, &format!("{what}[{i}]")) }).collect()
 }
 
 #[cfg(test)]
@@ -116,7 +106,6 @@ mod tests {
         unsafe {
             assert_eq!(text(null(), 0, "s").unwrap(), "");
             assert!(ids(null(), 0, "ids").unwrap().is_empty());
-            assert!(texts(null(), null(), 0, "stop").unwrap().is_empty());
         }
     }
 
@@ -170,12 +159,5 @@ mod tests {
     fn negative_ids_are_refused_with_the_place() {
         let e = unsafe { ids([4, -1].as_ptr(), 2, "ids") }.err().unwrap();
         assert_eq!((e.fault(), e.message()), (Fault::IdOutOfRange, "ids[1] is -1, ids are not negative"));
-    }
-
-    #[test]
-    fn a_bad_text_in_a_list_is_named_by_its_index() {
-        let (starts, lens) = ([c"a".as_ptr(), null()], [1usize, 2]);
-        let e = unsafe { texts(starts.as_ptr(), lens.as_ptr(), 2, "stop") }.err().unwrap();
-        assert_eq!(e.message(), "stop[1] is NULL with length 2");
     }
 }

@@ -21,31 +21,38 @@
 //! | file | holds |
 //! |---|---|
 //! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_metrics`; `squire_device_probe` |
-//! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`; `squire_tokenize`, `squire_detokenize` |
-//! | `chat` | `squire_chat_render`, `_append`, `_parse` |
-//! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_truncate`, `_fork`, `_rebase`, `_tokens` |
-//! | `generation` | `squire_gen_options_init`; `squire_gen_start`, `_next`, `_cancel`, `_release` |
+//! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_save`; `squire_tokenize`, `squire_detokenize` |
+//! | `chat` | `squire_chat_render`, `_append` |
+//! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_tokens`, `_trace` |
+//! | `generation` | `squire_gen_options_init`, `squire_event_init`; `squire_gen_start`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |
-//! | `teacher` | experimental: `squire_teacher_local`, `_release` |
-//! | `distiller` | experimental: `squire_distiller_plan`, `_create`, `_load`, `_save`, `_publish`, `_rollback`, `_export`, `_metrics`, `_release` |
-//! | `episode` | experimental: `squire_episode_begin`, `_observe`, `_decide`, `_override`, `_act`, `_replay`, `_outcome`, `_end`, `_trace`, `_release` |
-//! | `update` | experimental: `squire_update_build`, `_report`, `_gradients`, `_scale`, `_apply`, `_release` |
+//! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_discard`, `_metrics`, `_release` |
+//! | `episode` | experimental: `squire_decision_init`; `squire_episode_begin`, `_observe`, `_observe_ids`, `_decide`, `_override`, `_act`, `_replay_ids`, `_replay_text`, `_replay_stored`, `_outcome`, `_end`, `_trace`, `_release` |
+//! | `update` | experimental: `squire_tensor_fn`; `squire_update_build`, `_report`, `_gradients`, `_apply`, `_release` |
 #![allow(non_camel_case_types)] // the types carry the header's names
 #![allow(clippy::missing_safety_doc)] // said once for all calls, at the head of the header
-#![allow(dead_code)] // the calls on engines, sessions and episodes are the users of most of what stands here
 
 pub mod callbacks;
 pub mod cancel;
+pub mod chat;
+pub mod distiller;
 #[cfg(feature = "drill")]
 pub mod drill;
+pub mod engine;
+pub mod episode;
 pub mod error;
+pub mod generation;
 mod guard;
 mod handle;
 mod input;
+pub mod model;
 mod options;
 mod output;
+pub mod score;
 pub mod scores;
+pub mod session;
 pub mod status;
 pub mod text;
 pub mod tokens;
+pub mod update;
 pub mod version;

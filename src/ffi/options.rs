@@ -11,7 +11,7 @@ use super::version::SQUIRE_ABI_MAJOR;
 use crate::error::{Error, Fault, Result};
 
 /// No struct of any version is longer; a `struct_size` beyond it is a field that was never set.
-const LARGEST: usize = 1 << 16;
+pub(crate) const LARGEST: usize = 1 << 16;
 
 /// A struct of the header that begins with `struct_size`.
 ///
@@ -94,6 +94,28 @@ impl<T: Versioned> Filled<T> {
             to.add(skip).copy_from_nonoverlapping((&raw const value).cast::<u8>().add(skip), known - skip);
             to.add(known).write_bytes(0, self.size - known);
         }
+    }
+}
+
+/// The meaning of a number that stands for a choice; `name` is the field's.
+pub(crate) fn choice<T: Copy>(found: i32, name: &str, choices: &[(i32, T)]) -> Result<T> {
+    choices.iter().find(|(number, _)| *number == found).map(|&(_, choice)| choice).ok_or_else(|| {
+        let known: Vec<_> = choices.iter().map(|(number, _)| number.to_string()).collect();
+        Error::new(Fault::BadOption, format!("{name} must be one of {}, found {found}", known.join(", ")))
+    })
+}
+
+/// A number of things that the header has as a signed field.
+pub(crate) fn count(found: i32, name: &str) -> Result<usize> {
+    usize::try_from(found)
+        .map_err(|_| Error::new(Fault::BadOption, format!("{name} must not be negative, found {found}")))
+}
+
+/// Flags of which only those in `known` may be set.
+pub(crate) fn flags(found: u32, name: &str, known: u32) -> Result<u32> {
+    match found & !known {
+        0 => Ok(found),
+        unknown => Err(Error::new(Fault::BadOption, format!("{name} has the unknown flags {unknown:#x}"))),
     }
 }
 
@@ -252,6 +274,16 @@ mod tests {
             assert_eq!(bytes[2], if size >= 24 { 0 } else { 0xffff });
             assert_eq!(bytes[3], 0xffff);
         }
+    }
+
+    #[test]
+    fn unknown_choices_negative_counts_and_unknown_flags_are_refused_by_name() {
+        let e = choice(4, "drive", &[(0, 'a'), (1, 'b')]).unwrap_err();
+        assert_eq!((e.fault(), e.message()), (Fault::BadOption, "drive must be one of 0, 1, found 4"));
+        assert_eq!(choice(1, "drive", &[(0, 'a'), (1, 'b')]).unwrap(), 'b');
+        assert_eq!(count(-1, "threads").unwrap_err().message(), "threads must not be negative, found -1");
+        assert_eq!(flags(6, "flags", 2).unwrap_err().message(), "flags has the unknown flags 0x4");
+        assert_eq!((count(3, "threads").unwrap(), flags(2, "flags", 3).unwrap()), (3, 2));
     }
 
     #[test]

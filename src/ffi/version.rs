@@ -12,12 +12,14 @@ use crate::backend::KernelSet;
 pub const SQUIRE_ABI_MAJOR: u32 = 0;
 /// Of the same: counts the additions within a major.
 pub const SQUIRE_ABI_MINOR: u32 = 0;
+/// What the _init function of the engine's options is told of the header in use.
+pub const SQUIRE_ABI: u32 = SQUIRE_ABI_MAJOR << 16 | SQUIRE_ABI_MINOR;
 
 /// The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
 /// while the major is 0, the interface may still change between releases. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub extern "C" fn squire_abi_version() -> u32 {
-    SQUIRE_ABI_MAJOR << 16 | SQUIRE_ABI_MINOR
+    SQUIRE_ABI
 }
 
 /// The library's version, such as "0.1.0", ended by NUL, valid for the life of the process. Any thread, also inside a

@@ -15,7 +15,9 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::cancel::Cancel;
 use super::job::Job;
+use super::log::{Level, Log};
 use super::metrics::{Counters, Metrics};
 use super::model::{LoadOptions, ServedModel};
 use super::scheduler::Scheduler;
@@ -46,6 +48,8 @@ pub struct EngineOptions {
     pub max_batch_tokens: usize,
     /// Whether the host steps the engine, and no thread of its own exists.
     pub caller_driven: bool,
+    /// Who hears the log lines.
+    pub log: Option<Log>,
 }
 
 impl Default for EngineOptions {
@@ -59,6 +63,7 @@ impl Default for EngineOptions {
             max_sessions: 1024,
             max_batch_tokens: 512,
             caller_driven: false,
+            log: None,
         }
     }
 }
@@ -78,6 +83,8 @@ struct Inner {
     /// the scheduler of a caller-driven engine
     stepper: Option<Mutex<Stepper>>,
     worker: Option<JoinHandle<()>>,
+    #[cfg(feature = "drill")]
+    drill: Arc<AtomicBool>,
 }
 
 /// A scheduler with its inbox.
@@ -86,6 +93,8 @@ struct Stepper {
     arrivals: Receiver<Job>,
     counters: Arc<Counters>,
     poisoned: Arc<AtomicBool>,
+    #[cfg(feature = "drill")]
+    drill: Arc<AtomicBool>,
 }
 
 impl Stepper {
@@ -95,26 +104,40 @@ impl Stepper {
         }
     }
 
-    /// Takes what arrived and runs one round. Returns whether there was work.
-    fn step(&mut self) -> bool {
+    /// Takes what arrived and runs one round. Returns whether there was work. A panic poisons the engine and fails
+    /// every job; it is the error of the step that it fell into.
+    fn step(&mut self) -> Result<bool> {
         self.take_arrivals();
-        if self.scheduler.is_idle() {
-            return false;
-        }
         if self.poisoned.load(Ordering::Acquire) {
-            self.scheduler.abandon();
-            return true;
+            self.scheduler.abandon(&poisoned());
+            return Err(poisoned());
         }
+        if self.scheduler.is_idle() {
+            return Ok(false);
+        }
+        #[cfg(feature = "drill")]
+        let drilled = self.drill.load(Ordering::Acquire);
+        #[cfg(not(feature = "drill"))]
+        let drilled = false;
         let (scheduler, counters) = (&mut self.scheduler, &self.counters);
-        if catch_unwind(AssertUnwindSafe(|| scheduler.step(counters))).is_err() {
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            assert!(!drilled, "a drill in a step");
+            scheduler.step(counters)
+        }));
+        stepped.map(|()| true).map_err(|payload| {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
+            let error = Error::new(Fault::Panic, format!("a step of the engine panicked, which poisons it: {text}"));
             self.poisoned.store(true, Ordering::Release);
-            self.scheduler.abandon();
-        }
-        true
+            self.scheduler.abandon(&error);
+            // Dropping a payload could panic again.
+            std::mem::forget(payload);
+            error
+        })
     }
 
     /// The worker thread: until the last sender is gone.
-    fn run(mut self) {
+    fn run(mut self, log: Option<Log>) {
         loop {
             if self.scheduler.is_idle() {
                 match self.arrivals.recv() {
@@ -122,8 +145,21 @@ impl Stepper {
                     Err(_) => return,
                 }
             }
-            self.step();
+            report(&log, &self.step());
         }
+    }
+}
+
+fn poisoned() -> Error {
+    Error::new(Fault::Poisoned, "an earlier panic poisoned the engine; release it and make a new one")
+}
+
+/// Tells the host of a step that panicked.
+fn report<T>(log: &Option<Log>, stepped: &Result<T>) {
+    if let (Some(Log(log)), Err(e)) = (log, stepped)
+        && e.fault() == Fault::Panic
+    {
+        log(Level::Error, "engine", e.message());
     }
 }
 
@@ -142,27 +178,58 @@ impl Engine {
         }
         let device = Device::Cpu(Cpu::new(options.n_threads, options.kernels)?);
         let (counters, poisoned) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
+        #[cfg(feature = "drill")]
+        let drill = Arc::new(AtomicBool::new(false));
         let (inbox, arrivals) = unbounded();
         let stepper = Stepper {
             scheduler: Scheduler::new(options.max_batch_tokens),
             arrivals,
             counters: counters.clone(),
             poisoned: poisoned.clone(),
+            #[cfg(feature = "drill")]
+            drill: drill.clone(),
         };
         let (mut worker, mut own_stepper) = (None, None);
         if options.caller_driven {
             own_stepper = Some(Mutex::new(stepper));
         } else {
-            let spawned = std::thread::Builder::new().name("squire-engine".into()).spawn(move || stepper.run());
+            let log = options.log.clone();
+            let spawned = std::thread::Builder::new().name("squire-engine".into()).spawn(move || stepper.run(log));
             worker =
                 Some(spawned.map_err(|e| {
                     Error::new(Fault::OutOfHostMemory, format!("cannot start the engine's thread: {e}"))
                 })?);
         }
         let inbox = Some(inbox);
-        let weight_bytes = Arc::default();
-        let stepper = own_stepper;
-        Ok(Engine(Arc::new(Inner { options, device, counters, weight_bytes, inbox, poisoned, stepper, worker })))
+        let engine = Engine(Arc::new(Inner {
+            options,
+            device,
+            counters,
+            weight_bytes: Arc::default(),
+            inbox,
+            poisoned,
+            stepper: own_stepper,
+            worker,
+            #[cfg(feature = "drill")]
+            drill,
+        }));
+        let Device::Cpu(cpu) = engine.device();
+        let (compute, threads, kernels) = (engine.options().compute.name(), cpu.n_threads(), cpu.kernels());
+        engine.log(Level::Info, "engine", &format!("on cpu: {kernels} kernels, {threads} threads, compute {compute}"));
+        Ok(engine)
+    }
+
+    /// Tells the host, if it listens. Call it with no lock held.
+    pub(super) fn log(&self, level: Level, target: &str, message: &str) {
+        if let Some(Log(log)) = &self.0.options.log {
+            log(level, target, message);
+        }
+    }
+
+    /// Test builds only: every step from now on panics.
+    #[cfg(feature = "drill")]
+    pub fn drill_panic(&self) {
+        self.0.drill.store(true, Ordering::Release);
     }
 
     /// How it was made.
@@ -197,19 +264,20 @@ impl Engine {
     /// Refuses once a failure poisoned the engine.
     pub fn check_alive(&self) -> Result<()> {
         if self.0.poisoned.load(Ordering::Acquire) {
-            return Err(Error::new(
-                Fault::Poisoned,
-                "an earlier panic poisoned the engine; release it and make a new one",
-            ));
+            return Err(poisoned());
         }
         Ok(())
     }
 
     /// Runs one round in caller-driven mode and says whether there was work. Refused on an engine with a
-    /// thread of its own.
+    /// thread of its own. [`Fault::Panic`] where the round panicked, [`Fault::Poisoned`] ever after.
     pub fn step(&self) -> Result<bool> {
         match &self.0.stepper {
-            Some(stepper) => Ok(stepper.lock().step()),
+            Some(stepper) => {
+                let stepped = stepper.lock().step();
+                report(&self.0.options.log, &stepped);
+                stepped
+            }
             None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
         }
     }
@@ -246,13 +314,33 @@ impl Engine {
 
     /// Loads a model folder. Fails with `HostBudget` before anything is made if the plan does not fit.
     pub fn load(&self, path: &Path, options: LoadOptions) -> Result<ServedModel> {
+        self.load_watched(path, options, &Cancel::default(), &mut |_, _| true)
+    }
+
+    /// The same; `progress` is told bytes of weights done and in all and may stop it by returning false.
+    pub fn load_watched(
+        &self,
+        path: &Path,
+        options: LoadOptions,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<ServedModel> {
         self.check_alive()?;
         let context = |e: Error| e.within(path.display());
         if self.0.options.host_budget > 0 {
             let plan = self.plan(path, options)?;
             self.check_budget(plan["weight_bytes"].as_u64().unwrap_or(0)).map_err(context)?;
         }
-        ServedModel::load(self, path, options).map_err(context)
+        let go_on = &mut |done, all| {
+            if progress(done, all) && !cancel.is_set() {
+                return Ok(());
+            }
+            Err(Error::new(Fault::Cancelled, "loading was cancelled"))
+        };
+        let model = ServedModel::load(self, path, options, go_on).map_err(context)?;
+        let (parameters, at) = (model.current().weights.n_parameters(), path.display());
+        self.log(Level::Info, "model", &format!("loaded {at}: {parameters} parameters"));
+        Ok(model)
     }
 
     /// Refuses weights of `needed` bytes that do not fit into the host budget beside those of other models.

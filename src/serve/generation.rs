@@ -164,9 +164,15 @@ pub struct Generation {
     pub(super) engine: Engine,
     pub(super) outbox: Arc<Outbox>,
     pub(super) cancel: Cancel,
+    pub(super) source: Source,
 }
 
 impl Generation {
+    /// Who writes the tokens.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
     /// Waits up to `timeout` (None: as long as it takes) for new tokens. In caller-driven mode it steps
     /// the engine meanwhile. After an error or the end, `End` is returned again and again.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Next> {
@@ -182,7 +188,10 @@ impl Generation {
             }
             if self.engine.is_caller_driven() {
                 drop(state);
-                self.engine.step()?;
+                if let Err(e) = self.engine.step() {
+                    // A step that fails ends this generation too, and its end is told once.
+                    return Outbox::take(&mut self.outbox.state.lock()).unwrap_or(Err(e));
+                }
             } else if let Some(d) = deadline {
                 self.outbox.changed.wait_until(&mut state, d);
             } else {

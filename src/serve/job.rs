@@ -145,16 +145,26 @@ impl Job {
     }
 }
 
-impl Drop for Job {
-    fn drop(&mut self) {
+impl Job {
+    /// Fails it; its session is lost.
+    pub(super) fn lose(mut self, why: impl Fn() -> Error) {
+        self.fail(why);
+    }
+
+    fn fail(&mut self, why: impl Fn() -> Error) {
         let Some(State { session, revision, timeline, work }) = self.state.take() else { return };
         session.lose();
         drop((session, revision, timeline));
-        let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the call was done");
         match work {
-            Work::Feed { reply } => drop(reply.send(Err(stopped()))),
-            Work::Score { reply, .. } => drop(reply.send(Err(stopped()))),
-            Work::Generate(g) => g.outbox.end("", Err(stopped())),
+            Work::Feed { reply } => drop(reply.send(Err(why()))),
+            Work::Score { reply, .. } => drop(reply.send(Err(why()))),
+            Work::Generate(g) => g.outbox.end("", Err(why())),
         }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.fail(|| Error::new(Fault::EngineStopped, "the engine stopped before the call was done"));
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::engine::Engine;
+use super::log::Level;
 use super::timeline::check_ids;
 use crate::backend::Tensor;
 use crate::backend::page::PAGE;
@@ -100,16 +101,26 @@ impl Revisions {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl ServedModel {
-    pub(super) fn load(engine: &Engine, path: &Path, options: LoadOptions) -> Result<ServedModel> {
+    /// `go_on` is told the bytes of weights done and in all.
+    pub(super) fn load(
+        engine: &Engine,
+        path: &Path,
+        options: LoadOptions,
+        go_on: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<ServedModel> {
         let mut dir = ModelDir::open(path)?;
         let config = ModelConfig::from_json(&dir.config)?;
         let mut weights = Weights::from_stored(&config, &dir.tensors)?;
         dir.tensors.clear();
+        let (mut done, all) = (0, weights.bytes());
+        go_on(done, all)?;
         if options.copy {
             for t in weights.tensors_mut() {
                 let mut own = Tensor::zeros(t.dtype(), t.shape().extents())?;
                 own.bytes_mut().copy_from_slice(t.bytes());
                 *t = own;
+                done += t.bytes().len() as u64;
+                go_on(done, all)?;
             }
         }
         ServedModel::assemble(engine, dir, config, weights, options.max_context)
@@ -192,6 +203,11 @@ impl ServedModel {
         &self.0.model.config
     }
 
+    /// Refuses ids outside the vocabulary.
+    pub fn check_ids(&self, ids: &[i32]) -> Result<()> {
+        check_ids(ids, self.config().vocab_size)
+    }
+
     /// Whether two handles are one model.
     pub fn is(&self, other: &ServedModel) -> bool {
         self.0.id == other.0.id
@@ -252,6 +268,8 @@ impl ServedModel {
         let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
         revisions.current = revision;
+        drop(revisions);
+        self.0.engine.log(Level::Info, "model", &format!("revision {number} is published"));
         Ok(number)
     }
 

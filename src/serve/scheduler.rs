@@ -88,9 +88,9 @@ impl Scheduler {
         self.jobs.push(job);
     }
 
-    /// Forgets every job; each fails. After a panic, when nothing can be trusted.
-    pub(super) fn abandon(&mut self) {
-        self.jobs.clear();
+    /// Forgets every job; each fails with `why`. After a panic, when nothing can be trusted.
+    pub(super) fn abandon(&mut self, why: &Error) {
+        self.jobs.drain(..).for_each(|job| job.lose(|| Error::new(why.fault(), why.message())));
         self.scratch.clear();
     }
 

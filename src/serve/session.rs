@@ -226,6 +226,7 @@ impl Session {
         let cancel = Cancel::default();
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
+        let source = options.source;
         let generating =
             Generating { options, stop_ids, n_sampled: 0, text: TextStream::new(), outbox: outbox.clone() };
         self.submit(&cancel, |t| {
@@ -240,7 +241,7 @@ impl Session {
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))
         })?;
-        Ok(Generation { engine: self.model.engine().clone(), outbox, cancel })
+        Ok(Generation { engine: self.model.engine().clone(), outbox, cancel, source })
     }
 
     /// Appends `ids` as the host's and gives each one's log-prob, given all before it, with the `top_k`

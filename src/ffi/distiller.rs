@@ -1,0 +1,194 @@
+//! Distillers: a student that learns, the model that teaches it, and the settings as one JSON document.
+
+use std::ffi::c_char;
+
+use super::error::squire_error;
+use super::guard::{Call, Outcome, guard, guard_out};
+use super::handle::{self, Object};
+use super::input;
+use super::model::squire_model;
+use super::output::Slot;
+use super::status::squire_status;
+use super::text::{CText, squire_text};
+use crate::distill::explain::explain;
+use crate::distill::{Config, Distiller};
+use crate::error::Result;
+use crate::serve::ServedModel;
+
+/// A student that learns while it works. A local teacher is a model, so no object stands between; a teacher in the host's
+/// own code comes with a later version. Freed by squire_distiller_release.
+pub struct squire_distiller {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_distiller {
+    type Body = Distiller;
+    const TAG: [u8; 8] = *b"sq distl";
+    const NAME: &'static str = "squire_distiller";
+}
+
+/// The models and settings that make a distiller.
+///
+/// # Safety
+/// As [`Call::shared`] and [`input::text`].
+unsafe fn parts(
+    call: &Call,
+    student: *const squire_model,
+    teacher: *const squire_model,
+    (settings, len): (*const c_char, usize),
+) -> Result<(ServedModel, Option<ServedModel>, Config)> {
+    // SAFETY: passed on.
+    unsafe {
+        let student = call.shared(student)?.clone();
+        let teacher = call.optional(teacher)?.map(|teacher| teacher.clone());
+        Ok((student, teacher, Config::from_json(input::text(settings, len, "settings_json")?)?))
+    }
+}
+
+/// What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), and
+/// schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
+/// squire_distiller_create. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_explain(
+    settings_json: *const c_char,
+    settings_len: usize,
+    steps: u64,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |_| {
+            let config = Config::from_json(input::text(settings_json, settings_len, "settings_json")?)?;
+            let steps = if steps == 0 { config.steps } else { steps };
+            Ok(CText::new(&explain(&config, steps).to_string()))
+        })
+    }
+}
+
+/// Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
+/// settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
+/// memory, 12 bytes a parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
+/// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
+/// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary. Both models must come from one engine. The
+/// distiller keeps them alive. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_create(
+    student: *mut squire_model,
+    teacher: *mut squire_model,
+    settings_json: *const c_char,
+    settings_len: usize,
+    out: *mut *mut squire_distiller,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
+            Ok(Distiller::new(&student, teacher.as_ref(), config)?)
+        })
+    }
+}
+
+/// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
+/// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
+/// not the checkpoint's; otherwise as squire_distiller_create. Blocks. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_resume(
+    student: *mut squire_model,
+    teacher: *mut squire_model,
+    settings_json: *const c_char,
+    settings_len: usize,
+    path: *const c_char,
+    path_len: usize,
+    out: *mut *mut squire_distiller,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
+            let path = input::path(path, path_len, "path")?;
+            Ok(Distiller::resume(&student, teacher.as_ref(), config, path)?)
+        })
+    }
+}
+
+/// Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
+/// newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
+/// squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_save(
+    distiller: *mut squire_distiller,
+    path: *const c_char,
+    path_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let distiller = call.subject(distiller)?;
+            distiller.save(input::path(path, path_len, "path")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Makes the applied weights the revision that new sessions and episodes get; its number goes to *revision unless
+/// revision is NULL. Without an update since, the current revision's number. squire_model_save then writes the student
+/// as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
+/// SQUIRE_E_BUSY while an update is built or applied. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_publish(
+    distiller: *mut squire_distiller,
+    revision: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let distiller = call.subject(distiller)?;
+            let revision = Slot::optional(revision, "revision")?;
+            revision.set(distiller.publish()?);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Throws away all ended episodes that wait for an update; how many goes to *thrown_away unless that is NULL. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_discard(
+    distiller: *mut squire_distiller,
+    thrown_away: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let distiller = call.subject(distiller)?;
+            let thrown_away = Slot::optional(thrown_away, "thrown_away")?;
+            thrown_away.set(distiller.discard() as u64);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
+/// evaluations, updates, thrown_away, waiting (ended episodes that no update took yet). Keys may be added. Never waits.
+/// Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_metrics(
+    distiller: *const squire_distiller,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard_out(out, err, |call| Ok(CText::new(&call.shared(distiller)?.metrics().to_string()))) }
+}
+
+/// Drops the distiller; its episodes and updates keep it. NULL is allowed. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_release(distiller: *mut squire_distiller) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(distiller) }
+}

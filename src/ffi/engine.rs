@@ -1,0 +1,240 @@
+//! The engine: its options, its life, its counters, and what the machine offers.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::callbacks::{Log, squire_log_fn};
+use super::error::squire_error;
+use super::guard::{Outcome, guard, guard_out};
+use super::handle::{self, Object};
+use super::options::{self, Versioned};
+use super::status::squire_status;
+use super::text::{CText, squire_text};
+use super::version::SQUIRE_ABI;
+use crate::backend::{Compute, KernelSet};
+use crate::error::{Error, Fault, Result};
+use crate::serve::{self, Engine, EngineOptions};
+
+/// A device, the models on it and the thread that steps them. Shared: see squire_engine_retain.
+pub struct squire_engine {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_engine {
+    type Body = Engine;
+    const TAG: [u8; 8] = *b"sq engin";
+    const NAME: &'static str = "squire_engine";
+}
+
+/// backend: the processor.
+pub const SQUIRE_BACKEND_CPU: i32 = 0;
+/// backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build without it.
+pub const SQUIRE_BACKEND_CUDA: i32 = 1;
+/// backend: the best that this build and machine have.
+pub const SQUIRE_BACKEND_BEST: i32 = 2;
+
+/// kernels: the fastest set of this machine. All sets give the same results to the bit.
+pub const SQUIRE_KERNELS_BEST: i32 = 0;
+/// kernels: plain code, runs everywhere.
+pub const SQUIRE_KERNELS_SCALAR: i32 = 1;
+/// kernels: AVX2, FMA and F16C.
+pub const SQUIRE_KERNELS_AVX2: i32 = 2;
+/// kernels: AVX-512 F, BW, DQ and VL.
+pub const SQUIRE_KERNELS_AVX512: i32 = 3;
+/// kernels: the same and AVX512-BF16.
+pub const SQUIRE_KERNELS_AVX512_BF16: i32 = 4;
+
+/// compute: activations are not rounded.
+pub const SQUIRE_COMPUTE_F32: i32 = 0;
+/// compute: activations are rounded to bf16 between operations.
+pub const SQUIRE_COMPUTE_BF16: i32 = 1;
+
+/// drive: a thread of the engine's own works whenever there is work.
+pub const SQUIRE_DRIVE_THREAD: i32 = 0;
+/// drive: nothing runs but inside calls: squire_engine_step, and calls that wait, which step meanwhile.
+pub const SQUIRE_DRIVE_CALLER: i32 = 1;
+
+/// How to make an engine. Set up by squire_engine_options_init.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct squire_engine_options {
+    /// Set by _init.
+    pub struct_size: u32,
+    /// Set by _init.
+    pub abi: u32,
+    /// One of SQUIRE_BACKEND_...; cpu.
+    pub backend: i32,
+    /// One of SQUIRE_KERNELS_...; best.
+    pub kernels: i32,
+    /// One of SQUIRE_COMPUTE_...; bf16.
+    pub compute: i32,
+    /// One of SQUIRE_DRIVE_...; thread.
+    pub drive: i32,
+    /// Threads that compute, the engine's own included; 0, the default: one a core.
+    pub threads: i32,
+    /// Sessions that may exist; 1024. An episode takes one, and one more if a teacher follows it.
+    pub max_sessions: i32,
+    /// Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size, and cancelled between them.
+    pub max_batch_tokens: i32,
+    /// The most detailed level that log is to hear; 2, info.
+    pub log_level: i32,
+    /// Bytes that the models' weights may take; 0, the default: no limit.
+    pub host_budget: u64,
+    /// Bytes that each model's KV cache may take; 4 GiB.
+    pub kv_budget: u64,
+    /// Takes the log lines; NULL, the default: nobody.
+    pub log: squire_log_fn,
+    /// Handed to log. It must stay valid until the engine and all that was made from it are gone.
+    pub log_user: *mut c_void,
+}
+
+// SAFETY: numbers, a nullable function and a pointer; the sizes are checked where the header is compiled.
+unsafe impl Versioned for squire_engine_options {
+    const NAME: &'static str = "squire_engine_options";
+    const FIRST_SIZE: usize = size_of::<squire_engine_options>();
+
+    fn defaults() -> squire_engine_options {
+        let defaults = EngineOptions::default();
+        squire_engine_options {
+            struct_size: size_of::<squire_engine_options>() as u32,
+            abi: SQUIRE_ABI,
+            backend: SQUIRE_BACKEND_CPU,
+            kernels: SQUIRE_KERNELS_BEST,
+            compute: if defaults.compute == Compute::F32 { SQUIRE_COMPUTE_F32 } else { SQUIRE_COMPUTE_BF16 },
+            drive: SQUIRE_DRIVE_THREAD,
+            threads: defaults.n_threads as i32,
+            max_sessions: defaults.max_sessions as i32,
+            max_batch_tokens: defaults.max_batch_tokens as i32,
+            log_level: serve::Level::Info as i32,
+            host_budget: defaults.host_budget,
+            kv_budget: defaults.kv_budget,
+            log: None,
+            log_user: std::ptr::null_mut(),
+        }
+    }
+}
+
+impl squire_engine_options {
+    fn convert(&self) -> Result<EngineOptions> {
+        options::check_abi(self.abi)?;
+        let backends = [(SQUIRE_BACKEND_CPU, true), (SQUIRE_BACKEND_CUDA, false), (SQUIRE_BACKEND_BEST, true)];
+        if !options::choice(self.backend, "backend", &backends)? {
+            return Err(Error::new(Fault::UnsupportedBackend, "this build of squire has no cuda backend"));
+        }
+        let kernels = [
+            (SQUIRE_KERNELS_BEST, None),
+            (SQUIRE_KERNELS_SCALAR, Some(KernelSet::Scalar)),
+            (SQUIRE_KERNELS_AVX2, Some(KernelSet::Avx2)),
+            (SQUIRE_KERNELS_AVX512, Some(KernelSet::Avx512)),
+            (SQUIRE_KERNELS_AVX512_BF16, Some(KernelSet::Avx512Bf16)),
+        ];
+        let computes = [(SQUIRE_COMPUTE_F32, Compute::F32), (SQUIRE_COMPUTE_BF16, Compute::Bf16)];
+        let drives = [(SQUIRE_DRIVE_THREAD, false), (SQUIRE_DRIVE_CALLER, true)];
+        // SAFETY: that the host's function may be called with its pointer is the contract of the field.
+        let log = unsafe { Log::new(self.log, self.log_user, self.log_level) };
+        let line = move |level, target: &str, message: &str| log.line(level as i32, target, message);
+        Ok(EngineOptions {
+            n_threads: options::count(self.threads, "threads")?,
+            kernels: options::choice(self.kernels, "kernels", &kernels)?,
+            compute: options::choice(self.compute, "compute", &computes)?,
+            host_budget: self.host_budget,
+            kv_budget: self.kv_budget,
+            max_sessions: options::count(self.max_sessions, "max_sessions")?,
+            max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
+            caller_driven: options::choice(self.drive, "drive", &drives)?,
+            log: self.log.map(|_| serve::Log(Arc::new(line))),
+        })
+    }
+}
+
+/// Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does
+/// nothing. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_options_init(options: *mut squire_engine_options, size: usize, abi: u32) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        options::init(options, size);
+        if !options.is_null() && (8..=options::LARGEST).contains(&size) {
+            (&raw mut (*options).abi).write_unaligned(abi);
+        }
+    }
+}
+
+/// Makes an engine and starts its threads. The log callback, if there is one, is called from any thread from now on
+/// until the engine and all that was made from it are gone. SQUIRE_E_ABI for another major or a wrong struct_size,
+/// SQUIRE_E_UNSUPPORTED for a backend or kernel set that this build or machine lacks, SQUIRE_E_ARGUMENT for values out
+/// of range, SQUIRE_E_HOST_MEMORY if threads cannot be started. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_create(
+    options: *const squire_engine_options,
+    out: *mut *mut squire_engine,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard_out(out, err, |_| Ok(Engine::new(options::read(options)?.convert()?)?)) }
+}
+
+/// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_retain(engine: *mut squire_engine) -> *mut squire_engine {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::retain(engine) }
+}
+
+/// Drops a reference. The engine ends with the last of its references, models, sessions and generations, and waits for
+/// its threads then. NULL is allowed. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_release(engine: *mut squire_engine) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(engine) }
+}
+
+/// Runs one round of an engine that the caller drives: one batched forward pass over all sessions with work. Answers
+/// SQUIRE_OK if it ran one and SQUIRE_END if there was nothing to do. SQUIRE_E_STATE on an engine with a thread of its
+/// own; SQUIRE_E_PANIC if the round failed by a defect, and SQUIRE_E_POISONED ever after. Any thread; rounds do not
+/// overlap.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_step(engine: *mut squire_engine, err: *mut *mut squire_error) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard(err, |call| Ok(if call.shared(engine)?.step()? { Outcome::Done } else { Outcome::End })) }
+}
+
+/// The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
+/// a forward pass), sampled (tokens), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_metrics(
+    engine: *const squire_engine,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let metrics = json!(call.shared(engine)?.metrics());
+            Ok(CText::new(&metrics.to_string()))
+        })
+    }
+}
+
+/// What this machine offers to this build, as a JSON object: backends, a list of objects with name, kernel_sets (slowest
+/// first), best_kernel_set and cores. Makes no engine and touches no device. Keys may be added. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_device_probe(out: *mut *mut squire_text, err: *mut *mut squire_error) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |_| {
+            let sets: Vec<_> = KernelSet::ALL.into_iter().filter(|set| set.available()).map(KernelSet::name).collect();
+            let probe = json!({
+                "backends": [{
+                    "name": "cpu",
+                    "kernel_sets": sets,
+                    "best_kernel_set": KernelSet::best().name(),
+                    "cores": std::thread::available_parallelism().map_or(1, usize::from),
+                }],
+            });
+            Ok(CText::new(&probe.to_string()))
+        })
+    }
+}

@@ -1,0 +1,398 @@
+//! Episodes: the host's loop over its environment, one call a step of it.
+
+use std::ffi::c_char;
+
+use super::distiller::squire_distiller;
+use super::error::squire_error;
+use super::generation::{Pulled, gen_options, squire_gen, squire_gen_options};
+use super::guard::{Outcome, guard, guard_out};
+use super::handle::{self, Object};
+use super::input;
+use super::options::{self, Versioned};
+use super::output::Slot;
+use super::status::squire_status;
+use super::text::{CText, squire_text};
+use crate::distill::{Actor, Decision, Episode, EpisodeSpec, Reason, Replay};
+
+/// One run of the host's environment. Freed by squire_episode_release; without squire_episode_end it is thrown away.
+///
+/// The order: begin; then for each turn observe once or more, decide, perhaps override, then act (and pull the generation
+/// to its end) or replay, then outcome; at last end. Any other order is SQUIRE_E_STATE (detail OUT_OF_ORDER), names the
+/// expected call and changes nothing.
+pub struct squire_episode {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_episode {
+    type Body = Episode;
+    const TAG: [u8; 8] = *b"sq episd";
+    const NAME: &'static str = "squire_episode";
+}
+
+/// actor: nobody, the rollout ends here.
+pub const SQUIRE_ACTOR_STOP: i32 = 0;
+/// actor: the student samples.
+pub const SQUIRE_ACTOR_STUDENT: i32 = 1;
+/// actor: the teacher samples.
+pub const SQUIRE_ACTOR_TEACHER: i32 = 2;
+/// actor: a demonstration is replayed.
+pub const SQUIRE_ACTOR_REPLAY: i32 = 3;
+
+/// reason: the method always lets this actor act.
+pub const SQUIRE_REASON_METHOD: i32 = 1;
+/// reason: drawn against the teacher's share at this step.
+pub const SQUIRE_REASON_CURRICULUM: i32 = 2;
+/// reason: the depth curriculum ends the rollout here.
+pub const SQUIRE_REASON_DEPTH_CAP: i32 = 3;
+/// reason: the host asked for this actor.
+pub const SQUIRE_REASON_HOST_OVERRIDE: i32 = 4;
+/// reason: an evaluation episode is the student's alone.
+pub const SQUIRE_REASON_EVALUATION: i32 = 5;
+/// reason: the teacher's turn, but there is no teacher, so the student acts.
+pub const SQUIRE_REASON_TEACHER_NOT_ABLE: i32 = 6;
+/// reason: the demonstration has no action for this turn.
+pub const SQUIRE_REASON_REPLAY_ENDED: i32 = 7;
+/// reason: the episode's turn cap is reached.
+pub const SQUIRE_REASON_TURN_CAP: i32 = 8;
+
+/// Of squire_episode_outcome: reward is given.
+pub const SQUIRE_OUTCOME_HAS_REWARD: u32 = 1;
+/// Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss.
+pub const SQUIRE_OUTCOME_EXECUTED_OTHER: u32 = 2;
+
+/// What squire_episode_decide gives. Set up by squire_decision_init.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct squire_decision {
+    /// Set by _init.
+    pub struct_size: u32,
+    /// One of SQUIRE_ACTOR_...
+    pub actor: i32,
+    /// One of SQUIRE_REASON_...
+    pub reason: i32,
+    /// 1 if the turn's tokens will carry loss, else 0.
+    pub train_on_this: i32,
+    /// The turn, counted from 0.
+    pub turn: u32,
+    /// Turns left to the cap in force, this one included; 0 when the rollout ends.
+    pub horizon: u32,
+    /// The teacher's share that the draw was held against; 0 in evaluation.
+    pub probability: f64,
+    /// Identity of the episode.
+    pub episode: u64,
+    /// The update at which the episode began, which fixes its share and depth.
+    pub step: u64,
+    /// Revision that the student acts with.
+    pub revision: u64,
+}
+
+// SAFETY: numbers; the sizes are checked where the header is compiled.
+unsafe impl Versioned for squire_decision {
+    const NAME: &'static str = "squire_decision";
+    const FIRST_SIZE: usize = size_of::<squire_decision>();
+
+    fn defaults() -> squire_decision {
+        squire_decision {
+            struct_size: size_of::<squire_decision>() as u32,
+            actor: SQUIRE_ACTOR_STOP,
+            reason: 0,
+            train_on_this: 0,
+            turn: 0,
+            horizon: 0,
+            probability: 0.0,
+            episode: 0,
+            step: 0,
+            revision: 0,
+        }
+    }
+}
+
+impl squire_decision {
+    fn of(episode: &Episode, decision: Decision) -> squire_decision {
+        let heading = episode.heading();
+        squire_decision {
+            actor: match decision.actor {
+                None => SQUIRE_ACTOR_STOP,
+                Some(Actor::Student) => SQUIRE_ACTOR_STUDENT,
+                Some(Actor::Teacher) => SQUIRE_ACTOR_TEACHER,
+                Some(Actor::Replay) => SQUIRE_ACTOR_REPLAY,
+            },
+            reason: match decision.reason {
+                Reason::Method => SQUIRE_REASON_METHOD,
+                Reason::Curriculum => SQUIRE_REASON_CURRICULUM,
+                Reason::DepthCap => SQUIRE_REASON_DEPTH_CAP,
+                Reason::HostOverride => SQUIRE_REASON_HOST_OVERRIDE,
+                Reason::Evaluation => SQUIRE_REASON_EVALUATION,
+                Reason::TeacherNotAble => SQUIRE_REASON_TEACHER_NOT_ABLE,
+                Reason::ReplayEnded => SQUIRE_REASON_REPLAY_ENDED,
+                Reason::TurnCap => SQUIRE_REASON_TURN_CAP,
+            },
+            train_on_this: i32::from(decision.train_on_this),
+            turn: episode.turn(),
+            horizon: decision.horizon,
+            probability: f64::from(decision.probability),
+            episode: heading.episode,
+            step: heading.step,
+            revision: heading.revision,
+            ..squire_decision::defaults()
+        }
+    }
+}
+
+/// Sets up a decision: squire_decision_init(&d, sizeof d). NULL, and a size that no struct has, does nothing. Any thread,
+/// also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, size: usize) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { options::init(decision, size) }
+}
+
+/// Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
+/// "demonstration": [texts]}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+/// there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
+/// max_sessions exist. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_begin(
+    distiller: *mut squire_distiller,
+    spec_json: *const c_char,
+    spec_len: usize,
+    out: *mut *mut squire_episode,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let distiller = call.shared(distiller)?;
+            let spec = EpisodeSpec::from_json(input::text(spec_json, spec_len, "spec_json")?)?;
+            Ok(distiller.begin(spec)?)
+        })
+    }
+}
+
+/// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, rendered by the student's template;
+/// what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+/// SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_observe(
+    episode: *mut squire_episode,
+    messages_json: *const c_char,
+    messages_len: usize,
+    added: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let messages = input::json(messages_json, messages_len, "messages_json")?;
+            let added = Slot::optional(added, "added")?;
+            added.set(episode.observe(&messages)? as u64);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The same with ids, for hosts that render for themselves and for models without a tokenizer. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_observe_ids(
+    episode: *mut squire_episode,
+    ids: *const i32,
+    ids_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            episode.observe_ids(input::ids(ids, ids_len, "ids")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Decides who acts: no model work, and the same answer for the same (seed, episode, turn, step); asked again before
+/// anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_decide(
+    episode: *mut squire_episode,
+    decision: *mut squire_decision,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let to = options::fill(decision)?;
+            to.set(squire_decision::of(&episode, episode.decide()?));
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Lets an actor (SQUIRE_ACTOR_STUDENT, _TEACHER or _REPLAY) act in this turn, whatever the curriculum says. decision is
+/// filled unless it is NULL. SQUIRE_E_ARGUMENT for an actor that the episode does not have. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_override(
+    episode: *mut squire_episode,
+    actor: i32,
+    decision: *mut squire_decision,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let actors = [
+                (SQUIRE_ACTOR_STUDENT, Actor::Student),
+                (SQUIRE_ACTOR_TEACHER, Actor::Teacher),
+                (SQUIRE_ACTOR_REPLAY, Actor::Replay),
+            ];
+            let actor = options::choice(actor, "actor", &actors)?;
+            let to = if decision.is_null() { None } else { Some(options::fill(decision)?) };
+            let decided = episode.override_actor(actor)?;
+            if let Some(to) = to {
+                to.set(squire_decision::of(&episode, decided));
+            }
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
+/// Temperature, top_k and top_p are the settings' in training and those of options in evaluation; the seed is the
+/// episode's own. After a cancelled generation, act may be called again and goes on where it stopped. Errors as
+/// squire_gen_start, and SQUIRE_E_STATE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_act(
+    episode: *mut squire_episode,
+    options: *const squire_gen_options,
+    out: *mut *mut squire_gen,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let episode = call.subject(episode)?;
+            Ok(Pulled::new(episode.act(&gen_options(options)?)?))
+        })
+    }
+}
+
+/// Writes down ids as this turn's action, the end of turn included; the decision must be replay. SQUIRE_E_ARGUMENT for no
+/// ids or ids outside the vocabulary, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_STATE. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_replay_ids(
+    episode: *mut squire_episode,
+    ids: *const i32,
+    ids_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            episode.replay(Replay::Ids(input::ids(ids, ids_len, "ids")?))?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The same with text, which is tokenised as plain text; the end of turn is added. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_replay_text(
+    episode: *mut squire_episode,
+    text: *const c_char,
+    text_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            episode.replay(Replay::Text(input::text(text, text_len, "text")?))?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The same with this turn's action from the demonstration in the episode's specification. SQUIRE_E_ARGUMENT if it has
+/// none. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_replay_stored(
+    episode: *mut squire_episode,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            call.subject(episode)?.replay(Replay::Stored)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be
+/// finite; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,
+/// SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_outcome(
+    episode: *mut squire_episode,
+    reward: f64,
+    flags: u32,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let known = SQUIRE_OUTCOME_HAS_REWARD | SQUIRE_OUTCOME_EXECUTED_OTHER;
+            let flags = options::flags(flags, "flags", known)?;
+            let reward = (flags & SQUIRE_OUTCOME_HAS_REWARD != 0).then_some(reward);
+            episode.outcome(reward, flags & SQUIRE_OUTCOME_EXECUTED_OTHER == 0)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Ends the episode with the host's score, which must be finite, and verdict: success 1, failure 0, not known -1. A
+/// training episode then waits for an update, and what the teacher has not computed of it yet is computed in the rounds
+/// of whoever else runs. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_end(
+    episode: *mut squire_episode,
+    score: f64,
+    success: i32,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let success = options::choice(success, "success", &[(-1, None), (0, Some(false)), (1, Some(true))])?;
+            episode.end(score, success)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, score, success, turns (actor,
+/// start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the calls that are expected now), and
+/// arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be added. SQUIRE_E_BUSY while a
+/// generation runs. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_trace(
+    episode: *const squire_episode,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard_out(out, err, |call| Ok(CText::new(&call.shared(episode)?.trace()?.to_string()))) }
+}
+
+/// Frees the episode; without squire_episode_end it is thrown away. Its generation may go on. NULL is allowed. Any thread,
+/// also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_release(episode: *mut squire_episode) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(episode) }
+}

@@ -1,0 +1,317 @@
+//! Generations: options in, events out, pulled by the host.
+
+use std::ffi::c_char;
+use std::ptr::null;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::error::squire_error;
+use super::guard::{Outcome, guard, guard_out};
+use super::handle::{self, Object};
+use super::input;
+use super::options::{self, Versioned};
+use super::session::squire_session;
+use super::status::squire_status;
+use super::text::CText;
+use crate::backend::ops::Sampling;
+use crate::error::{Error, Fault, Result};
+use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next};
+use crate::text::source::Source;
+
+/// One running generation. Freed by squire_gen_release, which cancels it.
+pub struct squire_gen {
+    _opaque: [u8; 0],
+}
+
+/// What stands behind a `squire_gen`: the generation, and what the last event points to.
+pub(crate) struct Pulled {
+    generation: Generation,
+    last: Mutex<Last>,
+}
+
+#[derive(Default)]
+struct Last {
+    chunk: Chunk,
+    text: Option<CText>,
+}
+
+impl Pulled {
+    pub(crate) fn new(generation: Generation) -> Pulled {
+        Pulled { generation, last: Mutex::default() }
+    }
+}
+
+impl Object for squire_gen {
+    type Body = Pulled;
+    const TAG: [u8; 8] = *b"sq gener";
+    const NAME: &'static str = "squire_gen";
+}
+
+/// Of squire_gen_options: the model's own stop ids do not end the generation.
+pub const SQUIRE_GEN_IGNORE_MODEL_STOPS: u32 = 1;
+
+/// How to generate. Set up by squire_gen_options_init.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct squire_gen_options {
+    /// Set by _init.
+    pub struct_size: u32,
+    /// SQUIRE_GEN_IGNORE_MODEL_STOPS or 0.
+    pub flags: u32,
+    /// Most tokens to sample; 0, the default: as many as the context holds.
+    pub max_tokens: i32,
+    /// Only the k likeliest tokens are sampled from; 0, the default: all.
+    pub top_k: i32,
+    /// 0 takes the likeliest token; 1 is the default, 10000 the most.
+    pub temperature: f32,
+    /// Only the likeliest tokens that make up this share are sampled from; above 0, at most 1, the default.
+    pub top_p: f32,
+    /// Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound.
+    pub seed: u64,
+    /// Ids that end the generation besides the model's own. The id that ends it is part of the timeline.
+    pub stop_ids: *const i32,
+    /// Number of stop_ids.
+    pub stop_ids_len: usize,
+}
+
+// SAFETY: numbers and a pointer; the sizes are checked where the header is compiled.
+unsafe impl Versioned for squire_gen_options {
+    const NAME: &'static str = "squire_gen_options";
+    const FIRST_SIZE: usize = size_of::<squire_gen_options>();
+
+    fn defaults() -> squire_gen_options {
+        let GenerationOptions { sampling, max_tokens, seed, .. } = GenerationOptions::default();
+        squire_gen_options {
+            struct_size: size_of::<squire_gen_options>() as u32,
+            flags: 0,
+            max_tokens: max_tokens as i32,
+            top_k: sampling.top_k as i32,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            seed,
+            stop_ids: null(),
+            stop_ids_len: 0,
+        }
+    }
+}
+
+impl squire_gen_options {
+    /// # Safety
+    /// The stop ids are readable for their length.
+    pub(crate) unsafe fn convert(&self) -> Result<GenerationOptions> {
+        let flags = options::flags(self.flags, "flags", SQUIRE_GEN_IGNORE_MODEL_STOPS)?;
+        let top_k = options::count(self.top_k, "top_k")? as u32;
+        Ok(GenerationOptions {
+            max_tokens: options::count(self.max_tokens, "max_tokens")?,
+            sampling: Sampling { temperature: self.temperature, top_k, top_p: self.top_p },
+            seed: self.seed,
+            // SAFETY: passed on.
+            stop_ids: unsafe { input::ids(self.stop_ids, self.stop_ids_len, "stop_ids") }?.to_vec(),
+            ignore_model_stops: flags & SQUIRE_GEN_IGNORE_MODEL_STOPS != 0,
+            source: Source::Student,
+        })
+    }
+}
+
+/// kind of an event: tokens were sampled.
+pub const SQUIRE_EVENT_TOKENS: i32 = 1;
+/// kind of an event: nothing more will come; finish says why.
+pub const SQUIRE_EVENT_END: i32 = 2;
+
+/// finish: a stop id was sampled.
+pub const SQUIRE_FINISH_STOP: i32 = 1;
+/// finish: max_tokens were sampled.
+pub const SQUIRE_FINISH_LENGTH: i32 = 2;
+/// finish: the context has no room for another token.
+pub const SQUIRE_FINISH_CONTEXT_FULL: i32 = 3;
+/// finish: it was cancelled; the timeline stands at the last whole token.
+pub const SQUIRE_FINISH_CANCELLED: i32 = 4;
+
+/// What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
+/// squire_gen_next, or its release.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct squire_event {
+    /// Set by _init.
+    pub struct_size: u32,
+    /// One of SQUIRE_EVENT_...
+    pub kind: i32,
+    /// One of SQUIRE_FINISH_... at the end, else 0.
+    pub finish: i32,
+    /// Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them.
+    pub actor: i32,
+    /// Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
+    /// with a later event. Empty for a model without a tokenizer.
+    pub text: *const c_char,
+    /// Bytes of text.
+    pub text_len: usize,
+    /// The exact sampled ids.
+    pub ids: *const i32,
+    /// Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them.
+    pub logprobs: *const f32,
+    /// Their log-probs in the distribution sampled from; ids_len of them.
+    pub sampled_logprobs: *const f32,
+    /// Number of ids.
+    pub ids_len: usize,
+    /// Position of the first id in the timeline.
+    pub position: u64,
+    /// Revision of the weights that sampled them.
+    pub revision: u64,
+}
+
+// SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
+unsafe impl Versioned for squire_event {
+    const NAME: &'static str = "squire_event";
+    const FIRST_SIZE: usize = size_of::<squire_event>();
+
+    fn defaults() -> squire_event {
+        squire_event {
+            struct_size: size_of::<squire_event>() as u32,
+            kind: 0,
+            finish: 0,
+            actor: 0,
+            text: null(),
+            text_len: 0,
+            ids: null(),
+            logprobs: null(),
+            sampled_logprobs: null(),
+            ids_len: 0,
+            position: 0,
+            revision: 0,
+        }
+    }
+}
+
+/// Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+/// thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_options_init(options: *mut squire_gen_options, size: usize) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { options::init(options, size) }
+}
+
+/// Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
+/// inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_event_init(event: *mut squire_event, size: usize) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { options::init(event, size) }
+}
+
+/// Starts to generate after the session's last token; options may be NULL for the defaults. The session is busy until
+/// the end was pulled or the generation is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
+/// SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
+/// options out of range. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_start(
+    session: *mut squire_session,
+    options: *const squire_gen_options,
+    out: *mut *mut squire_gen,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let session = call.subject(session)?;
+            Ok(Pulled::new(session.generate(gen_options(options)?)?))
+        })
+    }
+}
+
+/// The host's options, or the defaults for NULL.
+///
+/// # Safety
+/// As [`options::read`], and the stop ids are readable.
+pub(crate) unsafe fn gen_options(options: *const squire_gen_options) -> Result<GenerationOptions> {
+    if options.is_null() {
+        return Ok(GenerationOptions::default());
+    }
+    // SAFETY: passed on.
+    unsafe { options::read(options)?.convert() }
+}
+
+/// Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
+/// with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
+/// SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
+/// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_PANIC or
+/// SQUIRE_E_POISONED if the engine failed. After an error the generation has ended. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_next(
+    generation: *mut squire_gen,
+    timeout_ms: i32,
+    event: *mut squire_event,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let pulled = call.subject(generation)?;
+            let event = options::fill(event)?;
+            let timeout = match timeout_ms {
+                -1 => None,
+                ms => Some(Duration::from_millis(options::count(ms, "timeout_ms")? as u64)),
+            };
+            let busy = || Error::new(Fault::SessionBusy, "another call waits for this generation");
+            let mut last = pulled.last.try_lock().ok_or_else(busy)?;
+            let actor = match pulled.generation.source() {
+                Source::Teacher => 2,
+                _ => 1,
+            };
+            match pulled.generation.next(timeout)? {
+                Next::Timeout => Ok(Outcome::Timeout),
+                Next::End(finish) => {
+                    *last = Last::default();
+                    let finish = match finish {
+                        Finish::Stop => SQUIRE_FINISH_STOP,
+                        Finish::Length => SQUIRE_FINISH_LENGTH,
+                        Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
+                        Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
+                    };
+                    event.set(squire_event { kind: SQUIRE_EVENT_END, finish, actor, ..squire_event::defaults() });
+                    Ok(Outcome::End)
+                }
+                Next::Chunk(chunk) => {
+                    let text = last.text.insert(CText::new(&chunk.text));
+                    let mut text_len = 0;
+                    let text = CText::hand_out(Some(text), &mut text_len);
+                    last.chunk = chunk;
+                    let Chunk { ids, logprobs, sampled_logprobs, position, revision, .. } = &last.chunk;
+                    event.set(squire_event {
+                        kind: SQUIRE_EVENT_TOKENS,
+                        actor,
+                        text,
+                        text_len,
+                        ids: ids.as_ptr(),
+                        logprobs: logprobs.as_ptr(),
+                        sampled_logprobs: sampled_logprobs.as_ptr(),
+                        ids_len: ids.len(),
+                        position: *position,
+                        revision: *revision,
+                        ..squire_event::defaults()
+                    });
+                    Ok(Outcome::Done)
+                }
+            }
+        })
+    }
+}
+
+/// Asks the generation to stop at the next token, or between two chunks of the prompt. Its end comes with finish
+/// SQUIRE_FINISH_CANCELLED, unless it ends by itself before. NULL does nothing. Never blocks. Any thread, also inside a
+/// callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
+    // SAFETY: the conventions at the head of the header.
+    if let Some(pulled) = unsafe { handle::peek(generation) } {
+        pulled.generation.cancel();
+    }
+}
+
+/// Cancels the generation if it runs, waits for the round under way, and frees it; the session is idle afterwards. NULL is
+/// allowed. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(generation) }
+}

@@ -1,0 +1,163 @@
+//! Updates: built from ended episodes, looked at, applied.
+
+use std::ffi::{c_char, c_void};
+use std::ops::ControlFlow;
+
+use parking_lot::RwLock;
+use serde_json::json;
+
+use super::callbacks::{Progress, squire_progress_fn};
+use super::cancel::squire_cancel;
+use super::distiller::squire_distiller;
+use super::error::squire_error;
+use super::guard::{Outcome, callback, guard, guard_out};
+use super::handle::{self, Object};
+use super::status::squire_status;
+use super::text::{CText, squire_text};
+use crate::distill::Update;
+use crate::error::{Error, Fault};
+
+/// Gradients with their report. Freed by squire_update_release.
+pub struct squire_update {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_update {
+    type Body = RwLock<Update>;
+    const TAG: [u8; 8] = *b"sq updat";
+    const NAME: &'static str = "squire_update";
+}
+
+/// dtype of a tensor: IEEE 754 single precision.
+pub const SQUIRE_DTYPE_F32: i32 = 0;
+
+/// Takes a tensor: its name (UTF-8, not ended by NUL), one of SQUIRE_DTYPE_..., its shape of rank extents, outermost
+/// first, and its elements without gaps, bytes in all. Everything lives until the callback returns. Return 0 to go on,
+/// anything else to stop: the call then answers SQUIRE_CANCELLED. Called on the thread of the call that was given it.
+/// Must not throw or jump out.
+pub type squire_tensor_fn = Option<
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        name: *const c_char,
+        name_len: usize,
+        dtype: i32,
+        shape: *const u64,
+        rank: usize,
+        data: *const c_void,
+        bytes: usize,
+    ) -> i32,
+>;
+
+fn applying() -> Error {
+    Error::new(Fault::DistillerBusy, "the update is being applied or read by another call")
+}
+
+/// Builds an update from up to max_episodes ended episodes (0: all), in the order of their identity. Blocks: it waits for
+/// the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
+/// "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
+/// the episodes wait on. SQUIRE_E_STATE (detail NOTHING_TO_LEARN) if no token carries loss, SQUIRE_E_BUSY while another
+/// update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
+/// SQUIRE_E_HOST_MEMORY. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_update_build(
+    distiller: *mut squire_distiller,
+    max_episodes: u32,
+    cancel: *const squire_cancel,
+    progress: squire_progress_fn,
+    progress_user: *mut c_void,
+    out: *mut *mut squire_update,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let distiller = call.subject(distiller)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            let progress = Progress::new(progress, progress_user);
+            let mut tell = |done, all| progress.tell("update", done, all) == ControlFlow::Continue(());
+            Ok(RwLock::new(distiller.build(max_episodes as usize, &cancel, &mut tell)?))
+        })
+    }
+}
+
+/// The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
+/// without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
+/// compared, differing, largest_difference (log-probs of rollout and training), gradient_norm, seconds. Keys may be
+/// added. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_update_report(
+    update: *const squire_update,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let update = call.shared(update)?;
+            let update = update.try_read().ok_or_else(applying)?;
+            let mut report = json!(update.report());
+            report["step"] = json!(update.step());
+            Ok(CText::new(&report.to_string()))
+        })
+    }
+}
+
+/// Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
+/// their own, or that average over a fleet. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_update_gradients(
+    update: *const squire_update,
+    tensor: squire_tensor_fn,
+    tensor_user: *mut c_void,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let update = call.shared(update)?;
+            let tensor = tensor.ok_or_else(|| Error::new(Fault::NullPointer, "tensor is NULL"))?;
+            let update = update.try_read().ok_or_else(applying)?;
+            for (name, gradient) in update.gradients().tensors() {
+                let shape: Vec<u64> = gradient.shape().extents().iter().map(|&extent| extent as u64).collect();
+                let (data, dtype) = (gradient.bytes(), SQUIRE_DTYPE_F32);
+                let (name, name_len) = (name.as_ptr().cast(), name.len());
+                let go_on = callback(|| {
+                    let (start, bytes) = (data.as_ptr().cast(), data.len());
+                    tensor(tensor_user, name, name_len, dtype, shape.as_ptr(), shape.len(), start, bytes)
+                });
+                if go_on != 0 {
+                    return Ok(Outcome::Cancelled);
+                }
+            }
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Applies the update: one step of the optimiser on the distiller's f32 masters. The student serves the result once it is
+/// published. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
+/// STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_update_apply(
+    distiller: *mut squire_distiller,
+    update: *mut squire_update,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let (distiller, update) = (call.subject(distiller)?, call.subject(update)?);
+            let mut update = update.try_write().ok_or_else(applying)?;
+            distiller.apply(&mut update)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Frees the update; not applied, it changes nothing. Its episodes are spent. NULL is allowed. Any thread, also inside a
+/// callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_update_release(update: *mut squire_update) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(update) }
+}
