@@ -11,6 +11,7 @@ use super::model::Revision;
 use super::session::Shared;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
 /// The score of one given token.
@@ -24,8 +25,8 @@ pub struct ScoreRow {
 
 /// What a job is for.
 pub(super) enum Work {
-    /// Compute all pending ids.
-    Feed { reply: Sender<Result<()>> },
+    /// Compute all pending ids; `next` wrote the token that follows them, if it is known.
+    Feed { next: Option<Source>, reply: Sender<Result<()>> },
     /// Compute all pending ids and score those from position `from` on.
     Score { from: usize, top_k: usize, rows: Vec<ScoreRow>, reply: Sender<Result<Vec<ScoreRow>>> },
     /// Compute all pending ids, then sample.
@@ -78,7 +79,7 @@ impl Job {
         self.session.put_back(timeline);
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {
-            Work::Feed { reply } => {
+            Work::Feed { reply, .. } => {
                 let _ = reply.send(match end {
                     End::Failed(e) => Err(e),
                     End::Cancelled => Err(cancelled()),
@@ -114,7 +115,7 @@ impl Drop for Job {
         self.session.lose();
         let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the call was done");
         match work {
-            Work::Feed { reply } => drop(reply.send(Err(stopped()))),
+            Work::Feed { reply, .. } => drop(reply.send(Err(stopped()))),
             Work::Score { reply, .. } => drop(reply.send(Err(stopped()))),
             Work::Generate(g) => g.outbox.end("", Err(stopped())),
         }
