@@ -11,6 +11,7 @@ use super::model::{Revision, ServedModel};
 use super::session::Shared;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
 /// The score of one given token.
@@ -24,8 +25,8 @@ pub struct ScoreRow {
 
 /// What a job is for.
 pub(super) enum Work {
-    /// Compute all pending ids.
-    Feed { reply: Sender<Result<()>> },
+    /// Compute all pending ids; `next` wrote the token that follows them, if it is known.
+    Feed { next: Option<Source>, reply: Sender<Result<()>> },
     /// Compute all pending ids and score those from position `from` on.
     Score { from: usize, top_k: usize, rows: Vec<ScoreRow>, reply: Sender<Result<Vec<ScoreRow>>> },
     /// Compute all pending ids, then sample.
@@ -115,7 +116,7 @@ impl Job {
         drop((session, revision));
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {
-            Work::Feed { reply } => {
+            Work::Feed { reply, .. } => {
                 let _ = reply.send(match end {
                     End::Failed(e) => Err(e),
                     End::Cancelled => Err(cancelled()),
@@ -156,7 +157,7 @@ impl Job {
         session.lose();
         drop((session, revision, timeline));
         match work {
-            Work::Feed { reply } => drop(reply.send(Err(why()))),
+            Work::Feed { reply, .. } => drop(reply.send(Err(why()))),
             Work::Score { reply, .. } => drop(reply.send(Err(why()))),
             Work::Generate(g) => g.outbox.end("", Err(why())),
         }

@@ -261,7 +261,8 @@ fn keep_hidden(model: &Model, scratch: &mut Scratch, timeline: &mut Timeline, wo
     let Timeline { hidden: Some(hidden), tokens, .. } = timeline else { return };
     let next_source = match work {
         Work::Generate(g) => Some(g.options.source),
-        _ => None,
+        Work::Feed { next, .. } => *next,
+        Work::Score { .. } => None,
     };
     let is_action = |p: usize| tokens.get(p).map(|t| t.source).or(next_source).is_some_and(|s| s.is_action());
     let rows: Vec<usize> = (0..share.n).filter(|i| is_action(share.start + i + 1)).collect();

@@ -267,14 +267,15 @@ impl Session {
 
     /// Computes all pending ids. Blocks.
     pub fn prefill(&self, cancel: &Cancel) -> Result<()> {
-        let answer = self.start_prefill(cancel)?;
+        let answer = self.start_prefill(cancel, None)?;
         self.wait(answer)?
     }
 
-    /// Starts to compute all pending ids; the answer comes when they are.
-    pub(crate) fn start_prefill(&self, cancel: &Cancel) -> Result<Receiver<Result<()>>> {
+    /// Starts to compute all pending ids; the answer comes when they are. `next` wrote the token that follows
+    /// the timeline, where it is known though not appended: its row's hidden state is kept as an action's.
+    pub(crate) fn start_prefill(&self, cancel: &Cancel, next: Option<Source>) -> Result<Receiver<Result<()>>> {
         let (reply, answer) = bounded(1);
-        self.submit(cancel, |_| Ok(Work::Feed { reply }))?;
+        self.submit(cancel, |_| Ok(Work::Feed { next, reply }))?;
         Ok(answer)
     }
 
