@@ -299,7 +299,7 @@ impl Distiller {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
-        let Learning { learner: Some(learner), unpublished } = &mut *learning else {
+        let Learning { learner: Some(learner), unpublished, .. } = &mut *learning else {
             return Ok(student.current().number);
         };
         if unpublished.is_none() {
