@@ -278,7 +278,8 @@ fn leftovers_of_killed_saves_are_swept_and_never_resumed_from() {
 #[cfg(unix)]
 mod kills {
     use super::*;
-    use squire::random::{Stream, uniform};
+    use squire::random::{Stream, below, uniform};
+    use std::os::unix::process::ExitStatusExt;
     use std::process::{Child, Command, Stdio};
     use std::time::{Duration, Instant};
 
@@ -324,50 +325,73 @@ mod kills {
             .unwrap()
     }
 
+    /// Everything that a finished run left.
+    fn results(path: &Path) -> Vec<(String, Vec<u8>)> {
+        // A kill between the last checkpoint and the removal of the one before leaves that, or a part of it.
+        let (left, before) = (names(path), format!("step-{:08}", STEPS - 1));
+        assert_eq!(*left.last().unwrap(), format!("step-{STEPS:08}"));
+        assert!(left.len() == 1 || left.len() == 2 && left[0] == before, "{left:?}");
+        let last = path.join(format!("step-{STEPS:08}"));
+        let mut files: Vec<_> = names(&last).iter().map(|name| last.join(name)).collect();
+        files.push(path.with_extension("model").join("model.safetensors"));
+        let read = |f: PathBuf| (f.file_name().unwrap().to_string_lossy().into_owned(), fs::read(f).unwrap());
+        files.into_iter().map(read).collect()
+    }
+
+    /// The step of the newest checkpoint.
+    fn reached(path: &Path) -> u64 {
+        let all = fs::read_dir(path).into_iter().flatten();
+        let step = |e: fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
+        all.filter_map(|e| step(e.ok()?)).max().unwrap_or(0)
+    }
+
     #[test]
     fn twenty_kills_at_random_moments_change_no_bit() {
         let root = tempfile::tempdir().unwrap();
-        let (unbroken, broken) = (root.path().join("unbroken"), root.path().join("broken"));
         let clock = Instant::now();
+        let unbroken = root.path().join("unbroken");
         assert!(start(&unbroken).wait().unwrap().success());
-        let whole = clock.elapsed();
+        let update_time = clock.elapsed().as_secs_f64() / STEPS as f64;
+        let wanted = results(&unbroken);
+        assert_eq!((wanted.len(), names(&unbroken).len()), (5, 1));
 
-        // A kill falls between the child's first moment and a seventh of a whole run, about two updates:
-        // early ones hit the loading and the resuming, later ones episodes, updates and checkpoints.
-        let (mut hits, mut amid_a_save, mut steps) = (0, 0, Vec::new());
-        for kill in 0.. {
-            assert!(kill < 400, "twenty kills should not take so long");
-            let mut child = start(&broken);
-            let share = f64::from(uniform(Stream::World, &[2024, kill]));
-            std::thread::sleep(Duration::from_secs_f64(whole.as_secs_f64() * share / 7.0));
-            let was_running = child.try_wait().unwrap().is_none();
-            child.kill().unwrap();
-            let status = child.wait().unwrap();
-            assert!(was_running || status.success(), "a child fails only by being killed");
-            if status.success() {
-                break;
+        // A child lives for none to two updates and a random share of two more; a run that comes to its end
+        // between the kills is compared, and the next one begins.
+        let (mut kills, mut amid_a_save, mut at) = (0, 0, Vec::new());
+        let (mut run, mut finished) = (root.path().join("0"), 0);
+        for draw in 0.. {
+            let (mut child, begins_at) = (start(&run), reached(&run));
+            if kills < KILLS {
+                let lives = begins_at + below(Stream::World, &[1, draw], 3);
+                while reached(&run) < lives && child.try_wait().unwrap().is_none() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let share = f64::from(uniform(Stream::World, &[2, draw]));
+                std::thread::sleep(Duration::from_secs_f64(2.0 * share * update_time));
+                child.kill().unwrap();
             }
-            hits += 1;
-            let left = if broken.exists() { names(&broken) } else { Vec::new() };
+            let status = child.wait().unwrap();
+            if status.success() {
+                assert!(results(&run) == wanted, "the bits are those of the unbroken run");
+                finished += 1;
+                if kills == KILLS {
+                    break;
+                }
+                run = root.path().join(finished.to_string());
+                continue;
+            }
+            assert_eq!(status.signal(), Some(9), "a child fails only by being killed");
+            kills += 1;
+            at.push(reached(&run));
+            assert!(reached(&run) >= begins_at, "a checkpoint that stood is gone");
+            let left = if run.exists() { names(&run) } else { Vec::new() };
             let leftovers = left.iter().filter(|name| name.ends_with(".tmp")).count();
             assert!(leftovers <= 1, "leftovers do not pile up: {left:?}");
             amid_a_save += leftovers;
-            steps.push(left.iter().filter(|name| name.starts_with("step-")).max().cloned());
-            if hits == KILLS {
-                break;
-            }
         }
-        assert!(start(&broken).wait().unwrap().success());
-        steps.dedup();
-        eprintln!("{hits} kills, {amid_a_save} amid a save, {} different places, a run takes {whole:?}", steps.len());
-        assert!(hits >= KILLS / 2 && steps.len() >= 3, "{hits} kills at {steps:?}");
-
-        let file = |path: &Path| fs::read(path.with_extension("model").join("model.safetensors")).unwrap();
-        assert!(file(&unbroken) == file(&broken), "the final weights are the unbroken run's");
-        assert_eq!(names(&broken), [format!("step-{STEPS:08}")]);
-        for name in ["masters.safetensors", "first_moments.safetensors", "second_moments.safetensors", "state.json"] {
-            let at = |path: &Path| fs::read(path.join(format!("step-{STEPS:08}")).join(name)).unwrap();
-            assert!(at(&unbroken) == at(&broken), "{name}");
-        }
+        eprintln!("{kills} kills at steps {at:?}, {amid_a_save} amid a save; {finished} runs came to their end");
+        at.sort();
+        at.dedup();
+        assert!(at.len() >= 4, "kills at {at:?} alone");
     }
 }
