@@ -128,11 +128,9 @@ struct LinearForward<'a, F: Form> {
 #[allow(clippy::too_many_arguments)] // extents of one product
 fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, n: usize, o: usize, k: usize, round: bool) {
     let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
-    // Whole tiles, and tasks not so small that handing them out costs more than doing them. With few rows a
-    // region is short, and what its last task takes longer than the others is lost: there tasks are finer.
-    let tasks_per_thread = if n <= 8 { 16 } else { 4 };
+    // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
     let work_floor = (1 << 15) / (n * k).max(1);
-    let outputs_per_task = o.div_ceil(tasks_per_thread * cpu.n_threads()).max(work_floor).next_multiple_of(8);
+    let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
     let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
     let kernel = LinearForward::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
     cpu.launch(o.div_ceil(outputs_per_task), &kernel);
