@@ -432,8 +432,8 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
- * came with. The folder is made if it is not there; each file is written aside and renamed. Blocks. SQUIRE_E_IO if it
- * cannot be written. Any thread. */
+ * came with. It is written aside and renamed into place; a folder that is there already is replaced if it holds nothing
+ * but a model's files, else refused with SQUIRE_E_IO, as is what cannot be written. Blocks. Any thread. */
 squire_status squire_model_save(const squire_model *model, const char *path, size_t path_len, squire_error **err);
 
 /* The ids of a text. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the model has no
@@ -508,8 +508,8 @@ squire_status squire_session_trace(const squire_session *session, squire_text **
 /* ---- chat ------------------------------------------------------------------------------------------------ */
 
 /* The ids of a whole conversation by the model's chat template. request_json: {"messages": [{"role", "content", ...}],
- * "tools": [...], "add_generation_prompt": bool (false)}; every other key is a variable for the template, such as
- * "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
+ * "tools": [...], "add_generation_prompt": true or false, the default}; every other key is a variable for the template,
+ * such as "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
  * SQUIRE_E_ARGUMENT for a wrong request, SQUIRE_E_TEMPLATE if the model has no template or it fails, SQUIRE_E_IO
  * (detail MISSING_FILE) without a tokenizer. Any thread. */
 squire_status squire_chat_render(const squire_model *model,

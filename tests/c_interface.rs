@@ -3,12 +3,23 @@
 #![cfg(target_os = "linux")]
 
 mod cc;
+#[path = "support/folders.rs"]
+mod folders;
 
 #[test]
 fn a_c_program_calls_every_export_that_needs_no_model() {
     for standard in ["c99", "c11"] {
         cc::compile_and_run("gcc", standard, "foundation.c");
     }
+}
+
+#[test]
+fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/api.c"));
+    let (chat, scratch) = (program.folder.path().join("chat"), program.folder.path().join("scratch"));
+    folders::write_chat_model(&chat, 1);
+    std::fs::create_dir(&scratch).expect("a folder to write into");
+    program.run([folders::golden("dense_f32"), folders::golden("teacher_f32"), chat, scratch]);
 }
 
 #[test]

@@ -40,8 +40,8 @@ unsafe fn request(p: *const c_char, n: usize) -> Result<(Value, RenderOptions)> 
 }
 
 /// The ids of a whole conversation by the model's chat template. request_json: {"messages": [{"role", "content", ...}],
-/// "tools": [...], "add_generation_prompt": bool (false)}; every other key is a variable for the template, such as
-/// "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
+/// "tools": [...], "add_generation_prompt": true or false, the default}; every other key is a variable for the template,
+/// such as "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
 /// SQUIRE_E_ARGUMENT for a wrong request, SQUIRE_E_TEMPLATE if the model has no template or it fails, SQUIRE_E_IO
 /// (detail MISSING_FILE) without a tokenizer. Any thread.
 #[unsafe(no_mangle)]

@@ -195,8 +195,8 @@ pub unsafe extern "C" fn squire_model_info(
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
-/// came with. The folder is made if it is not there; each file is written aside and renamed. Blocks. SQUIRE_E_IO if it
-/// cannot be written. Any thread.
+/// came with. It is written aside and renamed into place; a folder that is there already is replaced if it holds nothing
+/// but a model's files, else refused with SQUIRE_E_IO, as is what cannot be written. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_save(
     model: *const squire_model,

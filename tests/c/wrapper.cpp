@@ -1,4 +1,5 @@
 /* The C++ header: errors become exceptions, handles end by themselves. */
+#define SQUIRE_EXPERIMENTAL
 #include "squire.hpp"
 
 #include "check.h"

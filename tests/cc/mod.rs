@@ -29,20 +29,42 @@ pub fn run(command: &mut Command) -> String {
 /// The flags under which the header must be silent.
 pub const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpadded", "-pedantic", "-Werror"];
 
-/// Compiles a program of `tests/c`, links it to the shared library by its SONAME, and runs it.
+/// A program with the folder it lies in, which goes when the value does.
+pub struct Program {
+    /// The folder; tests may write into it.
+    pub folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Program {
+    /// Compiles one source file and links it to the shared library by its SONAME.
+    pub fn compile(compiler: &str, standard: &str, source: &Path) -> Program {
+        let folder = tempfile::tempdir().expect("a folder for the program");
+        std::os::unix::fs::symlink(library(), folder.path().join("libsquire.so.0")).expect("a link to the library");
+        let path = folder.path().join("program");
+        run(Command::new(compiler)
+            .arg(format!("-std={standard}"))
+            .args(STRICT)
+            .args(if cfg!(feature = "drill") { &["-DSQUIRE_DRILL"][..] } else { &[] })
+            .args(["-D_POSIX_C_SOURCE=200809L", "-pthread", "-g", "-O1", "-I"])
+            .arg(root().join("include"))
+            .arg("-I")
+            .arg(root().join("tests/c"))
+            .arg(source)
+            .arg("-o")
+            .arg(&path)
+            .arg(folder.path().join("libsquire.so.0"))
+            .arg(format!("-Wl,-rpath,{}", folder.path().display())));
+        Program { folder, path }
+    }
+
+    /// Runs it and gives its standard output; panics if it fails or complains.
+    pub fn run<I: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> String {
+        run(Command::new(&self.path).args(arguments))
+    }
+}
+
+/// Compiles a program of `tests/c` and runs it.
 pub fn compile_and_run(compiler: &str, standard: &str, source: &str) -> String {
-    let folder = tempfile::tempdir().expect("a folder for the program");
-    std::os::unix::fs::symlink(library(), folder.path().join("libsquire.so.0")).expect("a link to the library");
-    let program = folder.path().join("program");
-    run(Command::new(compiler)
-        .arg(format!("-std={standard}"))
-        .args(STRICT)
-        .args(["-DSQUIRE_EXPERIMENTAL", "-D_POSIX_C_SOURCE=200809L", "-pthread", "-g", "-O1", "-I"])
-        .arg(root().join("include"))
-        .arg(root().join("tests/c").join(source))
-        .arg("-o")
-        .arg(&program)
-        .arg(folder.path().join("libsquire.so.0"))
-        .arg(format!("-Wl,-rpath,{}", folder.path().display())));
-    run(&mut Command::new(program))
+    Program::compile(compiler, standard, &root().join("tests/c").join(source)).run([""; 0])
 }

@@ -1,0 +1,142 @@
+/* One object of every kind, and a valid value of everything that a call takes: for the program that tests/c_misuse.rs
+ * generates. */
+#ifndef FIXTURE_H
+#define FIXTURE_H
+
+#include "check.h"
+
+#ifdef SQUIRE_DRILL
+size_t squire_drill_live_handles(void);
+#endif
+
+static squire_engine *the_squire_engine;
+static squire_model *the_squire_model;
+static squire_session *the_squire_session;
+static squire_gen *the_squire_gen;
+static squire_scores *the_squire_scores;
+static squire_cancel *the_squire_cancel;
+static squire_distiller *the_squire_distiller;
+static squire_episode *the_squire_episode;
+static squire_update *the_squire_update;
+
+static squire_engine_options a_squire_engine_options;
+static squire_model_options a_squire_model_options;
+static squire_gen_options a_squire_gen_options;
+static squire_event a_squire_event;
+static squire_decision a_squire_decision;
+
+static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_json = "{}", *const messages_json = "[]";
+static const char *const request_json = "{\"messages\": []}", *const text = "hello";
+static const char *path, *folder;
+static const int32_t ids[2] = {104, 105}, negative_ids[2] = {104, -1};
+
+static uint64_t number;
+static size_t size;
+static float real;
+static const int32_t *some_ids;
+static const float *some_reals;
+
+static int32_t take_tensor(void *user, const char *name, size_t name_len, int32_t dtype, const uint64_t *shape,
+                           size_t rank, const void *data, size_t bytes) {
+  (void)user, (void)name, (void)name_len, (void)dtype, (void)shape, (void)rank, (void)data, (void)bytes;
+  return 0;
+}
+
+static int32_t hear_progress(void *user, const char *phase, size_t phase_len, uint64_t done, uint64_t total) {
+  (void)user, (void)phase, (void)phase_len, (void)done, (void)total;
+  return 0;
+}
+
+/* Puts every value that a call could write into a known state. */
+static void set_values(void) {
+  squire_engine_options_init(&a_squire_engine_options, sizeof a_squire_engine_options, SQUIRE_ABI);
+  squire_model_options_init(&a_squire_model_options, sizeof a_squire_model_options);
+  a_squire_model_options.path = folder;
+  a_squire_model_options.path_len = strlen(folder);
+  squire_gen_options_init(&a_squire_gen_options, sizeof a_squire_gen_options);
+  squire_event_init(&a_squire_event, sizeof a_squire_event);
+  squire_decision_init(&a_squire_decision, sizeof a_squire_decision);
+  number = 7, size = 7, real = 7.0f, some_ids = NULL, some_reals = NULL;
+  a_squire_event.kind = a_squire_decision.actor = 7;
+}
+
+static int values_are_set(void) {
+  return number == 7 && size == 7 && real == 7.0f && some_ids == NULL && some_reals == NULL &&
+         a_squire_event.kind == 7 && a_squire_decision.actor == 7;
+}
+
+/* How many tokens stand in the session: what no refused call may change. */
+static size_t session_length(void) {
+  squire_tokens *tokens = NULL;
+  size_t n = 0;
+  DONE(squire_session_tokens(the_squire_session, &tokens, &err));
+  squire_tokens_data(tokens, &n);
+  squire_tokens_release(tokens);
+  return n;
+}
+
+#define CASE(call, status, code)                                                                                       \
+  do {                                                                                                                 \
+    REFUSED(call, status, code);                                                                                       \
+    CHECK(untouched());                                                                                                \
+    CHECK(MADE_NOTHING);                                                                                               \
+  } while (0)
+
+/* An error slot that holds something is left alone, and nothing is done. */
+#define OCCUPIED(call)                                                                                                 \
+  do {                                                                                                                 \
+    before();                                                                                                          \
+    squire_error *const taken = (squire_error *)(void *)&number;                                                       \
+    squire_error *err = taken;                                                                                         \
+    CHECK((call) == SQUIRE_E_ARGUMENT);                                                                                \
+    CHECK(err == taken && untouched() && MADE_NOTHING);                                                                \
+  } while (0)
+
+static void make_fixture(int argc, char **argv) {
+  static const char replayed[] = "{\"demonstration\": [\"hello\"]}";
+  CHECK(argc == 3);
+  folder = argv[1];
+  path = argv[2];
+  set_values();
+  the_squire_cancel = squire_cancel_create();
+  DONE(squire_engine_create(&a_squire_engine_options, &the_squire_engine, &err));
+  DONE(squire_model_load(the_squire_engine, &a_squire_model_options, NULL, &the_squire_model, &err));
+  DONE(squire_session_create(the_squire_model, &the_squire_session, &err));
+  DONE(squire_session_append(the_squire_session, ARRAY(ids), &err));
+  DONE(squire_score(the_squire_session, ARRAY(ids), 1, NULL, &the_squire_scores, &err));
+  /* A generation of another session: this one is to be idle. */
+  squire_session *other = NULL;
+  DONE(squire_session_fork(the_squire_session, &other, &err));
+  a_squire_gen_options.max_tokens = 1;
+  DONE(squire_gen_start(other, &a_squire_gen_options, &the_squire_gen, &err));
+  squire_session_release(other);
+  DONE(squire_distiller_create(the_squire_model, NULL, TEXT(settings_json), &the_squire_distiller, &err));
+  DONE(squire_episode_begin(the_squire_distiller, TEXT(replayed), &the_squire_episode, &err));
+  DONE(squire_episode_observe_ids(the_squire_episode, ARRAY(ids), &err));
+  DONE(squire_episode_decide(the_squire_episode, &a_squire_decision, &err));
+  DONE(squire_episode_replay_stored(the_squire_episode, &err));
+  DONE(squire_episode_outcome(the_squire_episode, 0, 0, &err));
+  DONE(squire_episode_end(the_squire_episode, 1, 1, &err));
+  DONE(squire_update_build(the_squire_distiller, 0, NULL, NULL, NULL, &the_squire_update, &err));
+  squire_episode_release(the_squire_episode);
+  the_squire_episode = NULL;
+  DONE(squire_episode_begin(the_squire_distiller, TEXT(replayed), &the_squire_episode, &err));
+}
+
+static void end_fixture(void) {
+  CHECK(session_length() == 4);
+  squire_engine_release(the_squire_engine); /* before what hangs on it: any order is right */
+  squire_model_release(the_squire_model);
+  squire_session_release(the_squire_session);
+  squire_gen_release(the_squire_gen);
+  squire_scores_release(the_squire_scores);
+  squire_cancel_release(the_squire_cancel);
+  squire_distiller_release(the_squire_distiller);
+  squire_episode_release(the_squire_episode);
+  squire_update_release(the_squire_update);
+#ifdef SQUIRE_DRILL
+  CHECK(squire_drill_live_handles() == 0);
+#endif
+}
+
+#endif /* FIXTURE_H */

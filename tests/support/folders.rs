@@ -1,0 +1,43 @@
+//! Model folders that tests of the C interface and of the bindings load.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use squire::backend::Device;
+use squire::backend::cpu::Cpu;
+use squire::format::{Companions, save_model};
+use squire::model::{ModelConfig, Weights};
+use squire::tensor::Dtype;
+
+#[path = "tiny_tokenizer.rs"]
+mod tiny_tokenizer;
+
+/// A folder of `tests/golden`; these have no tokenizer.
+pub fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Writes a model of random weights with a tokenizer of bytes and Qwen3's chat template; turns end with id 266.
+pub fn write_chat_model(folder: &Path, seed: u64) {
+    let document = json!({
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 288, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 512,
+        "tie_word_embeddings": true, "torch_dtype": "float32",
+    });
+    let config = ModelConfig::from_json(&document).expect("the configuration is right");
+    let device = Device::Cpu(Cpu::new(1, None).expect("a processor"));
+    let weights = Weights::random(&config, &device, Dtype::F32, seed, 0.2).expect("memory");
+    let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
+    let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).expect("the template is there");
+    let stops = json!({ "eos_token_id": [266] });
+    let companions = Companions {
+        tokenizer: Some(&tokenizer),
+        tokenizer_config: None,
+        chat_template: Some(&template),
+        generation_config: Some(&stops),
+    };
+    let tensors = weights.tensors();
+    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+    save_model(folder, &document, list, companions).expect("the folder can be written");
+}
