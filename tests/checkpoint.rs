@@ -10,7 +10,7 @@ use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Distiller, EpisodeSpec};
-use squire::error::{Fault, Result};
+use squire::error::Fault;
 use squire::serve::ServedModel;
 
 fn document() -> Value {
@@ -18,10 +18,6 @@ fn document() -> Value {
     json!({"preset": "guided-opd", "steps": 8, "seed": 11,
         "actor": {"kind": "bernoulli", "beta": {"start": 0.9137465028374651, "end": 0, "shape": "cosine", "finish": 0.8, "clock": "fraction"}},
         "optimizer": {"learning_rate": 0.010000000000000002, "weight_decay": 0.011111111111111112, "beta2": 0.9800000000000001}})
-}
-
-fn fault<T>(result: Result<T>) -> Fault {
-    result.err().expect("a refusal").fault()
 }
 
 /// One update, and an evaluation after every second.

@@ -138,7 +138,8 @@ fn gradients_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Traj
         }
         let mut dhidden = Tensor::zeros(Dtype::F32, &[n, m.config.hidden_size]).unwrap();
         head_backward(m, &revision.weights, &mut gradients, &mut dhidden, (&dlogits, &activations.hidden), n);
-        let facts = (&activations, t.ids(), &[0..n][..]);
+        let whole = std::iter::once(0..n).collect::<Vec<_>>();
+        let facts = (&activations, t.ids(), whole.as_slice());
         backward(m, &revision.weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
     }
     gradients
@@ -398,11 +399,15 @@ fn a_teacher_that_moves_on_is_read_with_the_weights_that_scored() {
     // The same episodes again, the first scored by the old teacher, the second by the new one.
     let again = |id| EpisodeSpec { episode: Some(id), ..Default::default() };
     let zero = Seat::new(&d, again(0)).play(3);
-    let old = loss_by_hand(d.student(), teacher, &[zero.clone()], &token_mean(&[zero.clone()], |_| Kernel::ReverseKl));
+    let by_hand = |record: &Trajectory| {
+        let batch = std::slice::from_ref(record);
+        loss_by_hand(d.student(), teacher, batch, &token_mean(batch, |_| Kernel::ReverseKl))
+    };
+    let old = by_hand(&zero);
     teacher.restore(wide(teacher, 99), 2);
     let one = Seat::new(&d, again(1)).play(3);
     assert_eq!(records(&first), records(&[zero.clone(), one.clone()]));
-    let new = loss_by_hand(d.student(), teacher, &[one.clone()], &token_mean(&[one.clone()], |_| Kernel::ReverseKl));
+    let new = by_hand(&one);
     let n = |t: &Trajectory| t.turns().iter().map(|turn| turn.range.len()).sum::<usize>() as f64;
     let wanted = (old * n(&zero) + new * n(&one)) / (n(&zero) + n(&one));
     let loss = build(&d).report().loss;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Config, Distiller, Episode, EpisodeSpec, Replay, Update};
+use squire::error::{Fault, Result};
 use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
 use squire::serve::{Cancel, Engine, EngineOptions, Generation, GenerationOptions, ServedModel};
@@ -189,13 +190,45 @@ pub fn weight_bytes(model: &ServedModel) -> Vec<(String, Vec<u8>)> {
     bytes(&model.current().weights)
 }
 
+/// Ids, log-probs, sampled log-probs, and who spoke from where to where.
+pub type Record = (Vec<i32>, Vec<u32>, Vec<u32>, Vec<(Actor, usize, usize)>);
+
 /// All that was recorded of sampling, as bits.
-pub fn record(t: &Trajectory) -> (Vec<i32>, Vec<u32>, Vec<u32>, Vec<(Actor, usize, usize)>) {
+pub fn record(t: &Trajectory) -> Record {
     let bits = |list: &[f32]| list.iter().map(|x| x.to_bits()).collect();
     let turns = t.turns().iter().map(|turn| (turn.actor, turn.range.start, turn.range.end)).collect();
     (t.ids().to_vec(), bits(t.logprobs()), bits(t.sampled_logprobs()), turns)
 }
 
-pub fn records(list: &[Trajectory]) -> Vec<(Vec<i32>, Vec<u32>, Vec<u32>, Vec<(Actor, usize, usize)>)> {
+pub fn records(list: &[Trajectory]) -> Vec<Record> {
     list.iter().map(record).collect()
+}
+
+/// The episode of that number.
+pub fn numbered(episode: u64) -> EpisodeSpec {
+    EpisodeSpec { episode: Some(episode), ..Default::default() }
+}
+
+/// What a call was refused with.
+pub fn fault<T>(result: Result<T>) -> Fault {
+    result.err().expect("a refusal").fault()
+}
+
+/// A dense distiller in f32.
+pub fn plain(document: Value) -> Distiller {
+    distiller(Kind::Dense, Compute::F32, document)
+}
+
+/// A distiller on an engine that moves only when it is told to.
+pub fn stepped(document: Value) -> (Engine, Distiller) {
+    let options = EngineOptions { n_threads: 1, compute: Compute::F32, caller_driven: true, ..Default::default() };
+    let engine = Engine::new(options).unwrap();
+    let (student, teacher) =
+        (model(&engine, &config(Kind::Dense, 32, 2), 1), model(&engine, &config(Kind::Dense, 48, 3), 2));
+    let d = Distiller::new(&student, Some(&teacher), settings(document)).unwrap();
+    (engine, d)
+}
+
+pub fn half_guided() -> Value {
+    json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0.5}, "optimizer": {"learning_rate": 1e-2}})
 }
