@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use squire::backend::KernelSet;
+use squire::backend::cpu::Cpu;
+use squire::backend::{Device, KernelSet};
+use squire::format::{Companions, save_model};
 use squire::model::{ModelConfig, Weights};
-use squire::serve::{Engine, EngineOptions};
 use squire::tensor::Dtype;
 
 /// What a run of the program left: exit code, stdout, stderr.
@@ -59,18 +60,19 @@ fn text(path: &Path) -> &str {
 
 /// A folder with a tokenizer and a chat template: random weights of the shape of a golden model.
 fn chat_folder() -> (tempfile::TempDir, PathBuf) {
-    let options = EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() };
-    let engine = Engine::new(options).unwrap();
     let mut config = ModelConfig::from_json(&golden_json("dense_f32/config.json")).unwrap();
     config.vocab_size = 273;
-    let weights = Weights::random(&config, engine.device(), Dtype::F32, 5, 0.2).unwrap();
+    let device = Device::Cpu(Cpu::new(1, None).unwrap());
+    let weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
     let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
     let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
-    let tokenizer_config = json!({"chat_template": template});
-    let model = engine.model_from_parts(config, weights, Some(tokenizer), Some(tokenizer_config), 0).unwrap();
+    let companions =
+        Companions { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..Companions::default() };
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("model");
-    model.save(&dir).unwrap();
+    let tensors = weights.tensors();
+    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+    save_model(&dir, &config.to_json(), list, companions).unwrap();
     (parent, dir)
 }
 
