@@ -1,14 +1,18 @@
 //! The program `squire` as a user meets it: results against golden values, and refusals with their exit codes.
 #![cfg(feature = "cli")]
 
-#[path = "support/folders.rs"]
-mod folders;
+#[path = "support/tiny_tokenizer.rs"]
+mod tiny_tokenizer;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use squire::backend::KernelSet;
+use squire::backend::cpu::Cpu;
+use squire::backend::{Device, KernelSet};
+use squire::format::{Companions, save_model};
+use squire::model::{ModelConfig, Weights};
+use squire::tensor::Dtype;
 
 /// What a run of the program left: exit code, stdout, stderr.
 struct Ran {
@@ -54,11 +58,21 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A folder with a tokenizer and a chat template.
+/// A folder with a tokenizer and a chat template: random weights of the shape of a golden model.
 fn chat_folder() -> (tempfile::TempDir, PathBuf) {
+    let mut config = ModelConfig::from_json(&golden_json("dense_f32/config.json")).unwrap();
+    config.vocab_size = 273;
+    let device = Device::Cpu(Cpu::new(1, None).unwrap());
+    let weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
+    let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
+    let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
+    let companions =
+        Companions { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..Companions::default() };
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("model");
-    folders::write_chat_model(&dir, 5);
+    let tensors = weights.tensors();
+    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+    save_model(&dir, &config.to_json(), list, companions).unwrap();
     (parent, dir)
 }
 
@@ -90,7 +104,7 @@ fn inspect_finds_tokenizer_and_template() {
     let facts = json_of(&["inspect", text(&dir), "--json"]);
     assert_eq!(facts["tokenizer"]["ids"], 273);
     assert!(facts["chat_template"]["bytes"].as_u64().unwrap() > 1000);
-    assert_eq!(facts["stop_ids"], json!([266]));
+    assert_eq!(facts["stop_ids"], json!([]));
 }
 
 #[test]
