@@ -48,37 +48,42 @@ fn recorded_logits(name: &str, compute: Compute) -> Vec<f32> {
 }
 
 #[test]
-fn f32_logits_are_those_of_torch_to_1e_4_of_the_largest() {
+fn f32_logits_are_those_of_torch_to_1e_5_of_the_largest() {
     for name in MODELS {
         let wanted = &golden::tensors(&format!("{name}.logits.safetensors"))["logits_f32"];
         let found = recorded_logits(name, Compute::F32);
         let error = distance(&found, wanted) / largest(wanted);
         println!("{name}: {error:.2e} of the largest logit");
-        assert!(error < 1e-4, "{name}: {error:e}");
+        assert!(error < 1e-5, "{name}: {error:e}");
     }
 }
 
 #[test]
-fn bf16_logits_are_those_of_torch_to_3e_2_of_the_largest() {
+fn bf16_logits_are_nearer_to_f32_than_those_of_torch_in_bf16() {
     for name in ["dense_bf16", "moe_bf16"] {
-        let wanted = &golden::tensors(&format!("{name}.logits.safetensors"))["logits_bf16"];
+        let recorded = golden::tensors(&format!("{name}.logits.safetensors"));
+        let (torch, exact) = (&recorded["logits_bf16"], &recorded["logits_f32"]);
         let facts = golden::document(&format!("{name}.json"));
         // A routing that is nearly a tie may fall the other way in bf16, and then the row is another row.
         let gaps = facts.get("router_gaps").map(floats);
         let found = recorded_logits(name, Compute::Bf16);
-        let v = wanted.len() / 23;
-        let (mut worst, mut qualified) = (0.0f64, 0);
-        for row in 0..23 {
-            if gaps.as_ref().is_some_and(|g| g[row] < 0.02) {
-                continue;
-            }
-            qualified += 1;
-            worst = worst.max(distance(&found[row * v..][..v], &wanted[row * v..][..v]));
-        }
-        let error = worst / largest(wanted);
-        println!("{name}: {error:.2e} of the largest logit over {qualified} of 23 rows");
-        assert!(qualified >= 20, "{name}: only {qualified} rows say anything");
-        assert!(error < 3e-2, "{name}: {error:e}");
+        let v = exact.len() / 23;
+        let rows: Vec<usize> = (0..23).filter(|&row| gaps.as_ref().is_none_or(|g| g[row] >= 0.05)).collect();
+        let of = |x: &[f32]| rows.iter().flat_map(|row| &x[row * v..][..v]).copied().collect::<Vec<f32>>();
+        let (found, torch, exact) = (of(&found), of(torch), of(exact));
+        let mean = |a: &[f32]| a.iter().zip(&exact).map(|(a, b)| (a - b).abs() as f64).sum::<f64>() / a.len() as f64;
+        let scale = largest(&exact);
+        let (ours, theirs) = (mean(&found) / scale, mean(&torch) / scale);
+        let (from_exact, from_torch) = (distance(&found, &exact) / scale, distance(&found, &torch) / scale);
+        println!(
+            "{name}: of the largest logit over {} of 23 rows: {from_exact:.1e} from f32 (mean {ours:.1e}, of torch's \
+             bf16 {theirs:.1e}), {from_torch:.1e} from torch's bf16",
+            rows.len()
+        );
+        assert!(rows.len() >= 20, "{name}: only {} rows say anything", rows.len());
+        assert!(from_exact < 2e-2 && ours < theirs, "{name}: {from_exact:e} from f32, mean {ours:e} to {theirs:e}");
+        // torch is itself up to 2.5e-2 from f32, on the other side in places.
+        assert!(from_torch < 4e-2, "{name}: {from_torch:e} from torch's bf16");
     }
 }
 

@@ -44,7 +44,7 @@ struct Arguments {
     #[arg(long, value_enum, default_value = "guided-opd")]
     method: Method,
     /// Optimiser updates, each of 32 games.
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 300)]
     updates: u64,
     /// Seed of all draws.
     #[arg(long, default_value_t = 1)]

@@ -1,8 +1,9 @@
 //! Checkpoints of a distiller at the border between updates: resumed, it goes on bit for bit.
 //!
-//! A checkpoint is a folder `step-NNNNNNNN` with the f32 masters, both moments and a state document. It
-//! is written aside, synced and renamed, so that at every moment the newest folder is whole; older ones
-//! are removed only after that. Resuming takes the newest.
+//! A checkpoint is a folder `step-NNNNNNNN` with the f32 masters, both moments and a state document; a
+//! second one of the same step is `step-NNNNNNNN-1`, and so on, so that none is ever replaced. It is
+//! written aside, synced and renamed: at every moment the newest folder is whole. Older ones are removed
+//! only after that, and what a killed save left behind by the next one. Resuming takes the newest.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -22,6 +23,8 @@ const STATE: &str = "state.json";
 /// (file, what it holds)
 const TENSORS: [&str; 3] = ["masters.safetensors", "first_moments.safetensors", "second_moments.safetensors"];
 const VERSION: u64 = 1;
+/// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
+const LARGEST: u64 = 1_000_000_000;
 
 impl Distiller {
     /// Writes a checkpoint into the folder `path`, made if it is not there, and then removes older ones.
@@ -55,22 +58,27 @@ impl Distiller {
         });
         let Some(learner) = &learning.learner else { return Ok(()) };
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
-        let folder = path.join(format!("step-{step:08}"));
-        let ours = |name: &str| name == STATE || TENSORS.contains(&name);
-        durable::replace_folder(&folder, ours, |dir| {
-            for (name, set) in TENSORS.into_iter().zip([&learner.masters, &learner.m, &learner.v]) {
-                let tensors = set.tensors();
-                let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
-                safetensors::write(&dir.join(name), list)?;
-            }
-            let text = format!("{state:#}\n");
-            durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
-        })?;
-        for (old, at) in checkpoints(path)? {
-            if old < step {
-                fs::remove_dir_all(&at)
-                    .map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", at.display())))?;
-            }
+        remove_leftovers(path)?;
+        let serial = checkpoints(path)?.iter().filter(|c| c.step == step).map(|c| c.serial + 1).max().unwrap_or(0);
+        let folder = path.join(match serial {
+            0 => format!("step-{step:08}"),
+            n => format!("step-{step:08}-{n}"),
+        });
+        durable::replace_folder(
+            &folder,
+            |_| false,
+            |dir| {
+                for (name, set) in TENSORS.into_iter().zip([&learner.masters, &learner.m, &learner.v]) {
+                    let tensors = set.tensors();
+                    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+                    safetensors::write(&dir.join(name), list)?;
+                }
+                let text = format!("{state:#}\n");
+                durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
+            },
+        )?;
+        for old in checkpoints(path)?.into_iter().filter(|c| (c.step, c.serial) < (step, serial)) {
+            remove(&old.folder)?;
         }
         Ok(())
     }
@@ -84,7 +92,7 @@ impl Distiller {
         path: &Path,
     ) -> Result<Distiller> {
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
-        let (_, folder) = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
+        let Checkpoint { step, folder, .. } = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
         let form = |why: String| Error::new(Fault::CheckpointForm, format!("{}: {why}", folder.display()));
         let state_path = folder.join(STATE);
         let text = fs::read_to_string(&state_path).map_err(|e| form(format!("{STATE}: {e}")))?;
@@ -102,6 +110,8 @@ impl Distiller {
             ("settings", config.to_json()),
         ];
         for (key, value) in wanted {
+            // Read back as the checkpoint's was: reading may lose a number's last bit.
+            let value: Value = serde_json::from_str(&value.to_string()).map_err(|e| form(format!("{key}: {e}")))?;
             if state[key] != value {
                 let why =
                     format!("{}: its {key} is not this run's: {}", folder.display(), difference(&state[key], &value));
@@ -110,6 +120,14 @@ impl Distiller {
         }
         let counters = (number("step")?, number("next_episode")?, number("next_evaluation")?);
         let revision = number("revision")?;
+        for (what, n) in [("step", counters.0), ("revision", revision)] {
+            if n > LARGEST {
+                return Err(form(format!("{STATE}: {what} {n} is beyond {LARGEST}")));
+            }
+        }
+        if counters.0 != step {
+            return Err(form(format!("{STATE}: step {} in the folder of step {step}", counters.0)));
+        }
         let published =
             state["published"].as_bool().ok_or_else(|| form(format!("{STATE}: published is no truth value")))?;
         let [masters, m, v] = TENSORS.map(|name| read(student.config(), &folder.join(name)));
@@ -125,23 +143,46 @@ impl Distiller {
     }
 }
 
-/// Whole checkpoints in a folder: (step, folder). A folder that is not there has none.
-fn checkpoints(path: &Path) -> Result<Vec<(u64, PathBuf)>> {
+/// A whole checkpoint; the newest is the largest.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Checkpoint {
+    step: u64,
+    serial: u64,
+    folder: PathBuf,
+}
+
+/// The names in a folder, with their paths. A folder that is not there has none.
+fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let cannot = |e| Error::new(Fault::CannotRead, format!("{}: {e}", path.display()));
     let entries = match fs::read_dir(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::new(Fault::CannotRead, format!("{}: {e}", path.display()))),
-        Ok(entries) => entries,
+        entries => entries.map_err(cannot)?,
     };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::new(Fault::CannotRead, format!("{}: {e}", path.display())))?;
-        let name = entry.file_name();
-        let step = name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
-        if let Some(step) = step {
-            found.push((step, entry.path()));
-        }
-    }
-    Ok(found)
+    let named = |e: std::io::Result<fs::DirEntry>| {
+        e.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path())).map_err(cannot)
+    };
+    entries.map(named).collect()
+}
+
+/// The whole checkpoints in a folder.
+fn checkpoints(path: &Path) -> Result<Vec<Checkpoint>> {
+    let parse = |(name, folder): (String, PathBuf)| {
+        let name = name.strip_prefix("step-")?;
+        let (step, serial) = name.split_once('-').unwrap_or((name, "0"));
+        let (step, serial) = (step.parse().ok()?, serial.parse().ok().filter(|&n: &u64| n < u64::MAX)?);
+        Some(Checkpoint { step, serial, folder })
+    };
+    Ok(entries(path)?.into_iter().filter_map(parse).collect())
+}
+
+/// Removes what saves that were killed have left. One run at a time saves into a folder.
+fn remove_leftovers(path: &Path) -> Result<()> {
+    let left = |name: &str| name.starts_with(".step-") && name.ends_with(".tmp");
+    entries(path)?.iter().filter(|(name, _)| left(name)).try_for_each(|(_, at)| remove(at))
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    fs::remove_dir_all(folder).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", folder.display())))
 }
 
 /// One set of f32 tensors of the model's shapes.

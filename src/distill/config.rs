@@ -363,7 +363,11 @@ impl Config {
                 "warmup_steps" => optimizer.warmup_steps = integer(value, &knob, 0, 1_000_000_000)?,
                 "beta1" => optimizer.beta1 = decay(value)?,
                 "beta2" => optimizer.beta2 = decay(value)?,
-                "eps" => optimizer.eps = number(value, &knob, "a number above 0, at most 1", |x| x > 0.0 && x <= 1.0)?,
+                "eps" => {
+                    // Smaller ones are 0 in f32, and where there is no gradient 0 / 0 is no number.
+                    let wanted = "a number from 1e-30 to 1";
+                    optimizer.eps = number(value, &knob, wanted, |x| (1e-30..=1.0).contains(&x))?;
+                }
                 "weight_decay" => {
                     let wanted = "a number from 0 to 1";
                     optimizer.weight_decay = number(value, &knob, wanted, |x| (0.0..=1.0).contains(&x))?;

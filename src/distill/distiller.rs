@@ -13,7 +13,7 @@ use super::actor::Actor;
 use super::config::Config;
 use super::episode::Episode;
 use super::knobs::{ActorPolicy, Kernel};
-use super::learner::{Finished, Gradients, Learner, Task};
+use super::learner::{Finished, Gradients, Learner, Pass, Task};
 use super::report::Report;
 use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
@@ -59,6 +59,8 @@ pub(super) struct Learning {
     pub(super) learner: Option<Learner>,
     /// the weights after the last applied step, until they are published
     pub(super) unpublished: Option<Weights>,
+    /// buffers of the last build
+    pass: Option<Pass>,
 }
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
@@ -116,7 +118,7 @@ impl Distiller {
                 ended: Vec::new(),
                 totals: Totals::default(),
             }),
-            learning: Mutex::new(Learning { learner: None, unpublished: None }),
+            learning: Mutex::new(Learning { learner: None, unpublished: None, pass: None }),
         })))
     }
 
@@ -147,22 +149,23 @@ impl Distiller {
 
     /// Begins an episode on the student's current revision.
     pub fn begin(&self, spec: EpisodeSpec) -> Result<Episode> {
-        let (episode, step) = {
-            let mut book = self.0.book.lock();
-            let next = if spec.evaluation { &mut book.next_evaluation } else { &mut book.next_episode };
-            let episode = spec.episode.unwrap_or(*next);
-            *next = (*next).max(episode.saturating_add(1));
-            (episode, book.step)
-        };
-        let heading = Heading {
+        Episode::begin(self, spec)
+    }
+
+    /// Numbers a new episode.
+    pub(super) fn heading(&self, spec: &EpisodeSpec, revision: u64) -> Heading {
+        let mut book = self.0.book.lock();
+        let next = if spec.evaluation { &mut book.next_evaluation } else { &mut book.next_episode };
+        let episode = spec.episode.unwrap_or(*next);
+        *next = (*next).max(episode.saturating_add(1));
+        Heading {
             episode,
-            step,
+            step: book.step,
             task: spec.task.clone(),
             seed: self.0.config.seed,
-            revision: 0, // set from the session that is made
+            revision,
             evaluation: spec.evaluation,
-        };
-        Episode::begin(self, spec, heading)
+        }
     }
 
     /// Takes an ended episode; `record` gives it with the teacher's side, which may still be computing.
@@ -254,7 +257,11 @@ impl Distiller {
             config: &self.0.config,
         };
         let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
-        let gradients = task.gradients(&records, cancel, progress)?;
+        let pass = match &mut learning.pass {
+            Some(pass) => pass,
+            none => none.insert(Pass::new(task.student, task.teacher)?),
+        };
+        let gradients = task.gradients(pass, &records, cancel, progress)?;
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }
 
@@ -270,7 +277,7 @@ impl Distiller {
             let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
             return Err(Error::new(Fault::StaleUpdate, why));
         }
-        let Learning { learner, unpublished } = &mut *learning;
+        let Learning { learner, unpublished, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let learner = learner.as_mut().ok_or_else(missing)?;
         let (config, device) = (self.0.student.config(), &self.0.student.model().device);
@@ -291,12 +298,23 @@ impl Distiller {
     pub fn publish(&self) -> Result<u64> {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
-        let limit = self.0.config.kept_revisions as usize;
-        self.0.student.check_room(limit)?;
-        match learning.unpublished.take() {
-            None => Ok(self.0.student.current().number),
-            Some(weights) => self.0.student.publish(weights, limit),
+        let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
+        let Learning { learner: Some(learner), unpublished, .. } = &mut *learning else {
+            return Ok(student.current().number);
+        };
+        if unpublished.is_none() {
+            return Ok(student.current().number);
         }
+        student.check_room(limit)?;
+        let Some(weights) = unpublished.take() else { return Ok(student.current().number) };
+        let published = student.publish(weights, limit);
+        if published.is_err() {
+            // An episode that began since the check took the room. The masters give the weights again.
+            let mut again = Weights::like(student.config(), &student.current().weights)?;
+            again.round_from(&student.model().device, &learner.masters);
+            *unpublished = Some(again);
+        }
+        published
     }
 
     /// What the distiller did so far and where its schedules stand.

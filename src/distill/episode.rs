@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
+use super::config::Config;
 use super::distiller::Distiller;
 use super::knobs::Kernel;
-use super::learner::Finished;
+use super::learner::{Finished, Scores};
 use super::policy::{DecideInput, Decision, decide};
 use super::spec::EpisodeSpec;
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
@@ -32,8 +33,8 @@ enum Phase {
     Observed,
     /// It is decided who acts.
     Decided(Decision),
-    /// The actor generates, from this length of the timeline on.
-    Acting { decision: Decision, start: usize },
+    /// The actor generates, or has generated.
+    Acting(Decision),
     /// The turn is written down: its outcome is due.
     Acted,
     /// It ended.
@@ -51,7 +52,7 @@ impl Phase {
                 Some(_) => "act, override, or end",
                 None => "end",
             },
-            Phase::Acting { .. } => "outcome, once the generation has ended",
+            Phase::Acting(_) => "outcome, once the generation has ended, or act again where it was cancelled",
             Phase::Acted => "outcome",
             Phase::Ended => "nothing: the episode has ended",
         }
@@ -67,11 +68,91 @@ pub struct Episode {
 struct State {
     phase: Phase,
     trajectory: Trajectory,
-    student: Session,
-    teacher: Option<Session>,
+    /// None once the episode has ended: an ended episode holds no pages and no revision
+    seats: Option<Seats>,
+    /// where the turn under way starts, once its generation prompt stands
+    start: Option<usize>,
     spec: EpisodeSpec,
     max_turns: u32,
     turn: u32,
+    /// what the teacher had computed when the episode ended
+    teacher_computed: u64,
+}
+
+/// Who can act.
+struct Seats {
+    student: Session,
+    teacher: Option<Session>,
+}
+
+impl State {
+    fn seats(&self) -> Result<&Seats> {
+        self.seats.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
+    }
+
+    /// The phase. A generation that ended before its first token leaves the turn to be acted still.
+    fn phase(&mut self) -> Result<Phase> {
+        if let Phase::Acting(decision) = self.phase {
+            let (tokens, start) = self.timeline()?;
+            if tokens.len() == start {
+                self.phase = Phase::Decided(decision);
+            }
+        }
+        Ok(self.phase)
+    }
+
+    /// Appends the generation prompt, where the model has a template, and returns where the turn starts.
+    /// Once a turn: whoever acts after a refusal or an override finds the prompt standing.
+    fn begin_turn(&mut self) -> Result<usize> {
+        if let Some(start) = self.start {
+            return Ok(start);
+        }
+        let student = &self.seats()?.student;
+        if student.model().template().is_ok() {
+            let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+            student.append_chat(&json!([]), &prompt)?;
+        }
+        let start = student.len()?;
+        self.start = Some(start);
+        Ok(start)
+    }
+
+    /// The timeline with what the actor has said in the turn under way, and where that starts.
+    fn timeline(&self) -> Result<(Vec<Token>, usize)> {
+        let Seats { student, teacher } = self.seats()?;
+        let mut tokens = student.tokens()?;
+        let start = self.start.unwrap_or(tokens.len());
+        if let (Phase::Acting(Decision { actor: Some(Actor::Teacher), .. }), Some(teacher)) = (self.phase, teacher) {
+            let said = teacher.tokens()?;
+            tokens.extend_from_slice(&said[tokens.len().min(said.len())..]);
+        }
+        Ok((tokens, start))
+    }
+
+    /// Writes the turn under way down.
+    fn write_down(&mut self, decision: Decision, config: &Config) -> Result<()> {
+        let (tokens, start) = self.timeline()?;
+        let Seats { student, teacher } = self.seats()?;
+        student.append_tokens(&tokens[student.len()?..])?;
+        if let Some(teacher) = teacher {
+            catch_up(teacher, student)?;
+        }
+        record(&mut self.trajectory, &tokens, start, &decision, config)?;
+        (self.phase, self.start) = (Phase::Acted, None);
+        Ok(())
+    }
+
+    /// The record, with the turn under way as far as it is said. Refused as busy while it is being said.
+    fn view(&self, config: &Config) -> Result<Trajectory> {
+        let mut trajectory = self.trajectory.clone();
+        if let Phase::Acting(decision) = self.phase {
+            let (tokens, start) = self.timeline()?;
+            if tokens.len() > start {
+                record(&mut trajectory, &tokens, start, &decision, config)?;
+            }
+        }
+        Ok(trajectory)
+    }
 }
 
 /// What a replayed turn consists of.
@@ -86,26 +167,27 @@ pub enum Replay<'a> {
 }
 
 impl Episode {
-    pub(super) fn begin(distiller: &Distiller, spec: EpisodeSpec, heading: Heading) -> Result<Episode> {
+    pub(super) fn begin(distiller: &Distiller, spec: EpisodeSpec) -> Result<Episode> {
         let student = Session::new(distiller.student())?;
         let teacher = match distiller.teacher() {
-            Some(t) if !heading.evaluation => {
+            Some(t) if !spec.evaluation => {
                 let session = Session::new(t)?;
                 session.keep_hidden()?;
                 Some(session)
             }
             _ => None,
         };
-        let max_turns = spec.max_turns.unwrap_or(distiller.config().max_turns);
-        let heading = Heading { revision: student.revision().number, ..heading };
+        // Last, so that a begin that is refused takes no number: the draws of later episodes are keyed by theirs.
+        let heading = distiller.heading(&spec, student.revision().number);
         let state = State {
             phase: Phase::Open,
             trajectory: Trajectory::new(heading),
-            student,
-            teacher,
+            seats: Some(Seats { student, teacher }),
+            start: None,
+            max_turns: spec.max_turns.unwrap_or(distiller.config().max_turns),
             spec,
-            max_turns,
             turn: 0,
+            teacher_computed: 0,
         };
         Ok(Episode { distiller: distiller.clone(), state: Mutex::new(state) })
     }
@@ -142,7 +224,7 @@ impl Episode {
             Phase::Open | Phase::Observed => {}
             phase => return Err(out_of_order("observe", phase)),
         }
-        let n = append(&state.student)?;
+        let n = append(&state.seats()?.student)?;
         state.phase = Phase::Observed;
         Ok(n)
     }
@@ -151,7 +233,7 @@ impl Episode {
     /// again before anybody acts, it answers the same.
     pub fn decide(&self) -> Result<Decision> {
         let mut state = self.state.lock();
-        match state.phase {
+        match state.phase()? {
             Phase::Observed => self.decide_for(&mut state, None),
             Phase::Decided(decision) => Ok(decision),
             phase => Err(out_of_order("decide", phase)),
@@ -161,7 +243,7 @@ impl Episode {
     /// Lets `actor` act in this turn, whatever the curriculum says.
     pub fn override_actor(&self, actor: Actor) -> Result<Decision> {
         let mut state = self.state.lock();
-        match state.phase {
+        match state.phase()? {
             Phase::Observed | Phase::Decided(_) => self.decide_for(&mut state, Some(actor)),
             phase => Err(out_of_order("override", phase)),
         }
@@ -175,7 +257,7 @@ impl Episode {
             turn: state.turn,
             step: heading.step,
             evaluation: heading.evaluation,
-            has_teacher: state.teacher.is_some(),
+            has_teacher: state.seats()?.teacher.is_some(),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
             replay_available: state.spec.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
             asked,
@@ -191,9 +273,8 @@ impl Episode {
     /// the turn. After a cancelled generation `act` may be called again and goes on from where it stopped.
     pub fn act(&self, options: &GenerationOptions) -> Result<Generation> {
         let mut state = self.state.lock();
-        let (decision, begun) = match state.phase {
-            Phase::Decided(decision) => (decision, None),
-            Phase::Acting { decision, start } => (decision, Some(start)),
+        let decision = match state.phase {
+            Phase::Decided(decision) | Phase::Acting(decision) => decision,
             phase => return Err(out_of_order("act", phase)),
         };
         let teacher_acts = match decision.actor {
@@ -209,27 +290,32 @@ impl Episode {
             top_k: config.sampling.top_k,
             top_p: config.sampling.top_p as f32,
         };
-        let options = GenerationOptions {
+        let mut options = GenerationOptions {
             sampling: if heading.evaluation { options.sampling } else { training },
             seed: bits(Stream::Rollout, &key),
             source: if teacher_acts { Source::Teacher } else { Source::Student },
             ..options.clone()
         };
         options.check()?;
-        let start = match begun {
-            Some(start) => start,
-            None => begin_turn(&state.student)?,
-        };
-        // From here on the turn is begun; a refusal below leaves it so, and `act` may be tried again.
-        state.phase = Phase::Acting { decision, start };
-        let actor = match (&state.teacher, teacher_acts) {
-            (Some(teacher), true) => {
-                catch_up(teacher, &state.student)?;
+        let start = state.begin_turn()?;
+        let Seats { student, teacher } = state.seats()?;
+        let actor = match teacher {
+            Some(teacher) if teacher_acts => {
+                catch_up(teacher, student)?;
+                fit_into(student, teacher, &mut options)?;
                 teacher
             }
-            _ => &state.student,
+            _ => student,
         };
-        actor.generate(options)
+        if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
+            let model_stops = actor.model().stop_ids().contains(&last.id) && !options.ignore_model_stops;
+            if model_stops || options.stop_ids.contains(&last.id) {
+                return Err(out_of_order("act", state.phase));
+            }
+        }
+        let generation = actor.generate(options)?;
+        state.phase = Phase::Acting(decision);
+        Ok(generation)
     }
 
     /// Writes down an action that nobody sampled here as this turn.
@@ -264,22 +350,21 @@ impl Episode {
         if ids.is_empty() {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token"));
         }
-        let before = state.student.len()?;
-        let start = begin_turn(&state.student)?;
-        if let Err(e) = state.student.append(&ids, Source::Replay) {
-            state.student.truncate(before)?;
-            return Err(e);
+        if state.begin_turn()? == 0 {
+            return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token before it"));
         }
-        self.write_down(&mut state, decision, start)
+        state.seats()?.student.append(&ids, Source::Replay)?;
+        state.write_down(decision, self.distiller.config())
     }
 
     /// Ends the turn: its reward, if the environment gives one, and whether the host executed what was
     /// said (`executed` false takes the turn out of the loss).
     pub fn outcome(&self, reward: Option<f64>, executed: bool) -> Result<()> {
         let mut state = self.state.lock();
-        self.settle(&mut state)?;
-        if state.phase != Phase::Acted {
-            return Err(out_of_order("outcome", state.phase));
+        match state.phase()? {
+            Phase::Acting(decision) => state.write_down(decision, self.distiller.config())?,
+            Phase::Acted => {}
+            phase => return Err(out_of_order("outcome", phase)),
         }
         if let Some(reward) = reward {
             state.trajectory.reward(reward)?;
@@ -295,112 +380,115 @@ impl Episode {
     /// Ends the episode with the host's score and verdict. A training episode then waits for an update.
     pub fn end(&self, score: f64, success: Option<bool>) -> Result<()> {
         let mut state = self.state.lock();
-        self.settle(&mut state)?;
-        if state.phase == Phase::Ended {
-            return Err(out_of_order("end", state.phase));
+        match state.phase()? {
+            Phase::Open | Phase::Observed | Phase::Decided(_) => {}
+            phase => return Err(out_of_order("end", phase)),
         }
-        state.trajectory.end(Outcome { score, success })?;
-        state.phase = Phase::Ended;
-        let Heading { evaluation, episode, .. } = state.trajectory.heading;
-        let trajectory = state.trajectory.clone();
-        let mut answer = None;
-        if let Some(teacher) = state.teacher.take()
-            && trajectory.turns().iter().any(|t| t.train && needs_teacher(t.loss.kernel))
-        {
-            // The teacher computes what it has not seen yet, in the rounds of whoever else is running.
-            let scored = teacher.start_prefill(&Cancel::default())?;
-            answer = Some((teacher, scored));
-        }
-        self.distiller.finished(evaluation, episode, move || match answer {
-            None => Ok(Finished { trajectory, teacher: Default::default() }),
-            Some((teacher, scored)) => {
-                teacher.wait(scored)??;
-                Ok(Finished { trajectory, teacher: teacher.take_hidden()? })
+        let mut trajectory = state.trajectory.clone();
+        trajectory.end(Outcome { score, success })?;
+        let teacher_computed = state.seats()?.teacher.as_ref().map_or(Ok(0), Session::n_computed)?;
+        // The teacher computes what it has not seen of the turns that it scores, up to the row that predicts
+        // their last token, in the rounds of whoever else is running.
+        let scored = trajectory.turns().iter().rfind(|t| t.train && needs_teacher(t.loss.kernel));
+        let answer = match (&state.seats()?.teacher, scored) {
+            (Some(teacher), Some(turn)) => {
+                teacher.truncate(turn.range.end - 1)?;
+                Some(teacher.start_prefill(&Cancel::default(), Some(turn.actor.source()))?)
             }
+            _ => None,
+        };
+        state.teacher_computed = teacher_computed;
+        state.trajectory = trajectory.clone();
+        state.phase = Phase::Ended;
+        let teacher = state.seats.take().and_then(|seats| seats.teacher);
+        let Heading { evaluation, episode, .. } = trajectory.heading;
+        self.distiller.finished(evaluation, episode, move || {
+            let mut finished = Finished { trajectory, scores: None };
+            if let Some(teacher) = teacher {
+                if let Some(answer) = answer {
+                    teacher.wait(answer)??;
+                }
+                finished.scores = Some(Scores { hidden: teacher.take_hidden()?, revision: teacher.revision() });
+            }
+            Ok(finished)
         });
         Ok(())
     }
 
     /// The record so far.
     pub fn trace(&self) -> Result<Value> {
-        let mut state = self.state.lock();
-        self.settle(&mut state)?;
-        let mut trace = state.trajectory.to_json();
+        let state = self.state.lock();
+        let mut trace = state.view(self.distiller.config())?.to_json();
         trace["phase"] = json!(state.phase.expected());
         Ok(trace)
     }
 
     /// A copy of the record so far.
     pub fn trajectory(&self) -> Result<Trajectory> {
-        let mut state = self.state.lock();
-        self.settle(&mut state)?;
-        Ok(state.trajectory.clone())
+        self.state.lock().view(self.distiller.config())
     }
 
-    /// Rows that the teacher has computed for this episode.
+    /// Rows that the teacher has computed for this episode; those it computes after the end are not counted.
     pub fn teacher_computed(&self) -> Result<u64> {
-        self.state.lock().teacher.as_ref().map_or(Ok(0), |t| t.n_computed())
+        let state = self.state.lock();
+        match &state.seats {
+            Some(Seats { teacher: Some(teacher), .. }) => teacher.n_computed(),
+            _ => Ok(state.teacher_computed),
+        }
     }
+}
 
-    /// If a generation has ended since, writes its turn down. Refused as busy while it runs.
-    fn settle(&self, state: &mut State) -> Result<()> {
-        let Phase::Acting { decision, start } = state.phase else { return Ok(()) };
-        if decision.actor == Some(Actor::Teacher) {
-            let teacher = state.teacher.as_ref().ok_or_else(|| out_of_order("outcome", state.phase))?;
-            let said = teacher.tokens()?;
-            let said = &said[start.min(said.len())..];
-            if said.is_empty() {
-                return Err(out_of_order("outcome", Phase::Decided(decision)));
-            }
-            state.student.append_tokens(said)?;
-        } else if state.student.len()? == start {
-            // Cancelled before its first token: the turn is still to be acted.
-            return Err(out_of_order("outcome", Phase::Decided(decision)));
+/// Adds to a record the context between its end and `start`, and the turn that stands from there on.
+fn record(
+    trajectory: &mut Trajectory,
+    tokens: &[Token],
+    start: usize,
+    decision: &Decision,
+    config: &Config,
+) -> Result<()> {
+    let (context, turn) = (&tokens[trajectory.ids().len()..start], &tokens[start..]);
+    let actor = decision.actor.ok_or_else(|| out_of_order("outcome", Phase::Decided(*decision)))?;
+    let (mut logprobs, mut sampled_logprobs) = (Vec::new(), Vec::new());
+    if actor != Actor::Replay {
+        logprobs.extend(turn.iter().map(|t| t.logprob));
+        sampled_logprobs.extend(turn.iter().map(|t| t.sampled_logprob));
+        if logprobs.iter().any(|p| !p.is_finite()) {
+            let why = format!("the {}'s log-probs are not finite: its weights have diverged", actor.name());
+            return Err(Error::new(Fault::NotFinite, why));
         }
-        self.write_down(state, decision, start)
     }
-
-    /// Copies the timeline from where the record ends: context, then the turn from `start` on.
-    fn write_down(&self, state: &mut State, decision: Decision, start: usize) -> Result<()> {
-        let tokens = state.student.tokens()?;
-        let (context, turn) = (&tokens[state.trajectory.ids().len()..start], &tokens[start..]);
-        for run in context.chunk_by(|a, b| a.source == b.source) {
-            state.trajectory.add_context(&run.iter().map(|t| t.id).collect::<Vec<_>>(), run[0].source)?;
-        }
-        let actor = decision.actor.ok_or_else(|| out_of_order("outcome", state.phase))?;
-        let column = |f: fn(&Token) -> f32| -> Vec<f32> {
-            if actor == Actor::Replay { Vec::new() } else { turn.iter().map(f).collect() }
-        };
-        let (ids, logprobs, sampled) =
-            (turn.iter().map(|t| t.id).collect::<Vec<_>>(), column(|t| t.logprob), column(|t| t.sampled_logprob));
-        let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled };
-        let loss = self.distiller.config().loss_of(actor);
-        state.trajectory.add_turn(&action, &decision, loss)?;
-        if let Some(teacher) = &state.teacher {
-            catch_up(teacher, &state.student)?;
-        }
-        state.phase = Phase::Acted;
-        Ok(())
+    for run in context.chunk_by(|a, b| a.source == b.source) {
+        trajectory.add_context(&run.iter().map(|t| t.id).collect::<Vec<_>>(), run[0].source)?;
     }
+    let ids: Vec<i32> = turn.iter().map(|t| t.id).collect();
+    let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs };
+    trajectory.add_turn(&action, decision, config.loss_of(actor))?;
+    Ok(())
 }
 
 fn needs_teacher(kernel: Kernel) -> bool {
     matches!(kernel, Kernel::ReverseKl | Kernel::ForwardKl)
 }
 
-/// Appends the generation prompt, where the model has a template, and returns where the turn starts.
-fn begin_turn(student: &Session) -> Result<usize> {
-    if student.model().template().is_ok() {
-        let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        student.append_chat(&json!([]), &prompt)?;
-    }
-    student.len()
-}
-
 /// Gives a teacher's timeline what the student's has and it has not.
 fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
     let tokens = student.tokens()?;
     teacher.append_tokens(&tokens[teacher.len()?.min(tokens.len())..])
+}
+
+/// Keeps a teacher's turn within the student's context, which may be the smaller one.
+fn fit_into(student: &Session, teacher: &Session, options: &mut GenerationOptions) -> Result<()> {
+    let (context, len) = (student.model().model().max_context(), teacher.len()?);
+    if context == teacher.model().model().max_context() {
+        return Ok(());
+    }
+    let room = context.saturating_sub(len);
+    if room == 0 {
+        let why = format!("the episode has {len} tokens and the student's context holds no more");
+        return Err(Error::new(Fault::ContextFull, why));
+    }
+    options.max_tokens = if options.max_tokens == 0 { room } else { options.max_tokens.min(room) };
+    Ok(())
 }
 
 fn out_of_order(call: &str, phase: Phase) -> Error {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::batch::{TokenLoss, plan};
@@ -20,7 +21,7 @@ use crate::error::{Error, Fault, Result};
 use crate::model::backward::{BackwardScratch, backward, head_backward};
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
-use crate::serve::{Cancel, Hidden, ServedModel};
+use crate::serve::{Cancel, Hidden, Revision, ServedModel};
 use crate::tensor::Dtype;
 use crate::text::source::Source;
 
@@ -31,8 +32,16 @@ const LOSS_ROWS: usize = 64;
 pub struct Finished {
     /// The record.
     pub trajectory: Trajectory,
-    /// The teacher's hidden states of the rows that predict action tokens; empty where no loss asks for them.
-    pub teacher: Hidden,
+    /// The teacher's side; None without a teacher.
+    pub scores: Option<Scores>,
+}
+
+/// What a teacher computed of an episode.
+pub struct Scores {
+    /// Its hidden states of the rows that predict action tokens; none where no loss asks for them.
+    pub hidden: Hidden,
+    /// The weights that computed them, to which the output projection belongs.
+    pub revision: Arc<Revision>,
 }
 
 /// Masters and moments, f32, in the shapes of the model.
@@ -107,6 +116,7 @@ impl Task<'_> {
     /// in all, and stops the build by returning false.
     pub fn gradients(
         &self,
+        pass: &mut Pass,
         finished: &[&Finished],
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
@@ -119,7 +129,6 @@ impl Task<'_> {
         }
         let mut tally = Tally::new(&trajectories, &batch);
         let mut weights = Weights::zeros(&self.student.config)?;
-        let mut pass = Pass::new(self.student, self.teacher)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
             list.dedup();
@@ -139,7 +148,7 @@ impl Task<'_> {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
-            self.micro_batch(&mut pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            self.micro_batch(pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
             done += n;
             next = end;
         }
@@ -190,7 +199,10 @@ impl Task<'_> {
             .collect();
         pass.dhidden.reserve_rows(ids.len())?;
         ops::fill(device, &mut pass.dhidden, 0.0, ids.len());
-        for chunk in rows.chunks(LOSS_ROWS) {
+        // One output projection a chunk: a teacher may have moved on between two episodes.
+        let teacher_of = |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| Arc::as_ptr(&s.revision));
+        let runs = rows.chunk_by(|(_, a), (_, b)| teacher_of(a) == teacher_of(b));
+        for chunk in runs.flat_map(|run| run.chunks(LOSS_ROWS)) {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
@@ -241,9 +253,9 @@ fn kind_of(kernel: Kernel) -> Divergence {
     }
 }
 
-/// Buffers of a build.
-struct Pass {
-    pool: std::sync::Arc<KvPool>,
+/// Buffers of a build, kept from one to the next.
+pub struct Pass {
+    pool: Arc<KvPool>,
     activations: Activations,
     scratch: BackwardScratch,
     /// [N, C] gradient of the hidden states
@@ -265,7 +277,8 @@ struct TeacherSide {
 }
 
 impl Pass {
-    fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
+    /// Empty buffers; they grow to what the batches need.
+    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
         let (config, rows) = (&model.config, LOSS_ROWS);
         let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
         let teacher_side = match teacher {
@@ -300,18 +313,23 @@ impl Pass {
             return Err(Error::new(Fault::TeacherFailed, "a divergence is to be trained, but there is no teacher"));
         };
         let width = teacher.config().hidden_size;
+        let mut weights = None;
         for (i, (_, t)) in chunk.iter().enumerate() {
             if matches!(t.kernel, Kernel::CrossEntropy | Kernel::None) {
                 continue;
             }
-            let kept = &finished[t.trajectory].teacher;
-            let at = kept.positions.binary_search(&t.position).map_err(|_| {
+            let missing = || {
                 let why = format!("the teacher has not scored token {} of an episode", t.position);
                 Error::new(Fault::TeacherFailed, why)
-            })?;
+            };
+            let Scores { hidden: kept, revision } = finished[t.trajectory].scores.as_ref().ok_or_else(missing)?;
+            let at = kept.positions.binary_search(&t.position).map_err(|_| missing())?;
+            weights = Some(&revision.weights);
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
-        head_forward(teacher.model(), &teacher.current().weights, &mut side.logits, &side.hidden, chunk.len());
-        Ok(true)
+        if let Some(weights) = weights {
+            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len());
+        }
+        Ok(weights.is_some())
     }
 }

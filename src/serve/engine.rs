@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
@@ -38,7 +38,7 @@ pub struct EngineOptions {
     pub kernels: Option<KernelSet>,
     /// What activations are rounded to.
     pub compute: Compute,
-    /// Bytes that the models' weights may take; 0: no limit.
+    /// Bytes that the weights of all models together may take; 0: no limit. Looked at when a model is made.
     pub host_budget: u64,
     /// Bytes that each model's KV pages may take.
     pub kv_budget: u64,
@@ -76,6 +76,8 @@ struct Inner {
     options: EngineOptions,
     device: Device,
     counters: Arc<Counters>,
+    /// bytes of weights that revisions hold
+    weight_bytes: Arc<AtomicU64>,
     inbox: Option<Sender<Job>>,
     poisoned: Arc<AtomicBool>,
     /// the scheduler of a caller-driven engine
@@ -203,6 +205,7 @@ impl Engine {
             options,
             device,
             counters,
+            weight_bytes: Arc::default(),
             inbox,
             poisoned,
             stepper: own_stepper,
@@ -326,11 +329,7 @@ impl Engine {
         let context = |e: Error| e.within(path.display());
         if self.0.options.host_budget > 0 {
             let plan = self.plan(path, options)?;
-            let (needed, budget) = (plan["weight_bytes"].as_u64().unwrap_or(0), self.0.options.host_budget);
-            if needed > budget {
-                let why = format!("the weights need {needed} bytes, the host budget is {budget}");
-                return Err(context(Error::memory(Fault::HostBudget, needed, budget, why)));
-            }
+            self.check_budget(plan["weight_bytes"].as_u64().unwrap_or(0)).map_err(context)?;
         }
         let go_on = &mut |done, all| {
             if progress(done, all) && !cancel.is_set() {
@@ -342,6 +341,21 @@ impl Engine {
         let (parameters, at) = (model.current().weights.n_parameters(), path.display());
         self.log(Level::Info, "model", &format!("loaded {at}: {parameters} parameters"));
         Ok(model)
+    }
+
+    /// Refuses weights of `needed` bytes that do not fit into the host budget beside those of other models.
+    pub(super) fn check_budget(&self, needed: u64) -> Result<()> {
+        let (budget, held) = (self.0.options.host_budget, self.0.weight_bytes.load(Ordering::Relaxed));
+        let free = budget.saturating_sub(held);
+        if budget > 0 && needed > free {
+            let why = format!("the weights need {needed} bytes, of the host budget of {budget} are {free} free");
+            return Err(Error::memory(Fault::HostBudget, needed, free, why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn weight_bytes(&self) -> &Arc<AtomicU64> {
+        &self.0.weight_bytes
     }
 
     /// A model with random weights and no tokenizer, for benches and tests; a function of the seed.

@@ -7,10 +7,11 @@ use crossbeam::channel::Sender;
 
 use super::cancel::Cancel;
 use super::generation::{Finish, GenerationOptions, Outbox};
-use super::model::Revision;
+use super::model::{Revision, ServedModel};
 use super::session::Shared;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
 /// The score of one given token.
@@ -24,8 +25,8 @@ pub struct ScoreRow {
 
 /// What a job is for.
 pub(super) enum Work {
-    /// Compute all pending ids.
-    Feed { reply: Sender<Result<()>> },
+    /// Compute all pending ids; `next` wrote the token that follows them, if it is known.
+    Feed { next: Option<Source>, reply: Sender<Result<()>> },
     /// Compute all pending ids and score those from position `from` on.
     Score { from: usize, top_k: usize, rows: Vec<ScoreRow>, reply: Sender<Result<Vec<ScoreRow>>> },
     /// Compute all pending ids, then sample.
@@ -45,11 +46,16 @@ pub(super) struct Generating {
 /// One piece of work on one timeline. Dropping it unfinished (a panic, an engine that stops) fails it and
 /// marks its session lost.
 pub(super) struct Job {
-    pub(super) session: Arc<Shared>,
-    pub(super) revision: Arc<Revision>,
     pub(super) cancel: Cancel,
     /// Some until the job is finished
-    pub(super) state: Option<(Timeline, Work)>,
+    state: Option<State>,
+}
+
+struct State {
+    session: Arc<Shared>,
+    revision: Arc<Revision>,
+    timeline: Timeline,
+    work: Work,
 }
 
 /// How a job ends.
@@ -65,26 +71,52 @@ pub(super) enum End {
 }
 
 impl Job {
-    /// The timeline and the work.
-    pub(super) fn parts(&mut self) -> (&mut Timeline, &mut Work) {
-        let (timeline, work) = self.state.as_mut().expect("a job in the scheduler's list is not finished");
-        (timeline, work)
+    pub(super) fn new(
+        session: Arc<Shared>,
+        revision: Arc<Revision>,
+        cancel: Cancel,
+        timeline: Timeline,
+        work: Work,
+    ) -> Job {
+        Job { cancel, state: Some(State { session, revision, timeline, work }) }
     }
 
-    /// Gives the timeline back to the session and answers whoever waits, in this order, so that a caller
-    /// who was answered finds the session idle.
+    fn state(&self) -> &State {
+        // Only `finish` and `drop`, which both end the job, take the state.
+        self.state.as_ref().expect("a job in the scheduler's list is not finished")
+    }
+
+    /// The model it runs on.
+    pub(super) fn model(&self) -> &ServedModel {
+        self.state().session.model()
+    }
+
+    /// The weights it runs on.
+    pub(super) fn revision(&self) -> &Arc<Revision> {
+        &self.state().revision
+    }
+
+    /// The timeline and the work.
+    pub(super) fn parts(&mut self) -> (&mut Timeline, &mut Work) {
+        let state = self.state.as_mut().expect("a job in the scheduler's list is not finished");
+        (&mut state.timeline, &mut state.work)
+    }
+
+    /// Gives the timeline back to the session, lets go of it, and answers whoever waits, in this order: a
+    /// caller who was answered finds the session idle, and if it then drops it, its pages free.
     pub(super) fn finish(mut self, end: End) {
-        let Some((mut timeline, work)) = self.state.take() else { return };
+        let Some(State { session, revision, mut timeline, work }) = self.state.take() else { return };
         match &work {
             // A score that failed leaves the timeline as it was.
             Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),
             // Pages reserved for rows that did not come go back.
             _ => timeline.kv.truncate(timeline.kv.len()),
         }
-        self.session.put_back(timeline);
+        session.put_back(timeline);
+        drop((session, revision));
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {
-            Work::Feed { reply } => {
+            Work::Feed { reply, .. } => {
                 let _ = reply.send(match end {
                     End::Failed(e) => Err(e),
                     End::Cancelled => Err(cancelled()),
@@ -121,10 +153,11 @@ impl Job {
     }
 
     fn fail(&mut self, why: impl Fn() -> Error) {
-        let Some((_, work)) = self.state.take() else { return };
-        self.session.lose();
+        let Some(State { session, revision, timeline, work }) = self.state.take() else { return };
+        session.lose();
+        drop((session, revision, timeline));
         match work {
-            Work::Feed { reply } => drop(reply.send(Err(why()))),
+            Work::Feed { reply, .. } => drop(reply.send(Err(why()))),
             Work::Score { reply, .. } => drop(reply.send(Err(why()))),
             Work::Generate(g) => g.outbox.end("", Err(why())),
         }

@@ -32,12 +32,21 @@ pub struct Revision {
     pub weights: Weights,
     /// Bytes that one forward reads of them.
     pub(super) bytes: u64,
+    /// bytes of all revisions of the engine, these included
+    total: Arc<AtomicU64>,
 }
 
 impl Revision {
-    fn new(number: u64, weights: Weights) -> Arc<Revision> {
-        let bytes = weights.bytes_per_pass();
-        Arc::new(Revision { number, weights, bytes })
+    fn new(engine: &Engine, number: u64, weights: Weights) -> Arc<Revision> {
+        let (bytes, total) = (weights.bytes_per_pass(), engine.weight_bytes().clone());
+        total.fetch_add(weights.bytes(), Ordering::Relaxed);
+        Arc::new(Revision { number, weights, bytes, total })
+    }
+}
+
+impl Drop for Revision {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.weights.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -163,7 +172,8 @@ impl ServedModel {
         let defaults = documents.generation_defaults()?;
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
-        let current = Revision::new(1, weights);
+        engine.check_budget(weights.bytes())?;
+        let current = Revision::new(engine, 1, weights);
         Ok(ServedModel(Arc::new(Inner {
             engine: engine.clone(),
             pool: KvPool::new(model.page_shape(), engine.options().kv_budget),
@@ -255,7 +265,7 @@ impl ServedModel {
         let mut revisions = self.0.revisions.lock();
         revisions.check_room(limit)?;
         let number = revisions.current.number + 1;
-        let revision = Revision::new(number, weights);
+        let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
         revisions.current = revision;
         drop(revisions);
@@ -266,7 +276,7 @@ impl ServedModel {
     /// Makes `weights` the current revision under a number from a checkpoint.
     pub fn restore(&self, weights: Weights, number: u64) {
         let mut revisions = self.0.revisions.lock();
-        let revision = Revision::new(number, weights);
+        let revision = Revision::new(&self.0.engine, number, weights);
         revisions.alive.push(Arc::downgrade(&revision));
         revisions.current = revision;
     }

@@ -111,7 +111,7 @@ impl Scheduler {
         // Jobs of one revision share a round.
         let mut groups: Vec<(Arc<Revision>, Vec<Share>)> = Vec::new();
         for share in shares {
-            let revision = &self.jobs[share.job].revision;
+            let revision = self.jobs[share.job].revision();
             match groups.iter_mut().find(|(r, _)| Arc::ptr_eq(r, revision)) {
                 Some((_, list)) => list.push(share),
                 None => groups.push((revision.clone(), vec![share])),
@@ -177,7 +177,7 @@ impl Scheduler {
         counters: &Counters,
         ends: &mut Vec<(usize, End)>,
     ) -> Result<()> {
-        let model = self.jobs[shares[0].job].session.model().model().clone();
+        let model = self.jobs[shares[0].job].model().model().clone();
         let scratch = match self.scratch.entry(Arc::as_ptr(&model) as usize) {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::hash_map::Entry::Vacant(e) => e.insert(Scratch::new(&model)?),
@@ -228,7 +228,7 @@ impl Scheduler {
             let logprobs = ops::logprobs_of(&model.device, &scratch.logits, &ids, rows.len());
             for (i, w) in chunk.iter().enumerate() {
                 let job = &mut self.jobs[w.job];
-                let tokenizer = job.session.model().0.tokenizer.clone();
+                let tokenizer = job.model().0.tokenizer.clone();
                 let (timeline, work) = job.parts();
                 match work {
                     Work::Feed { .. } => {}
@@ -261,7 +261,8 @@ fn keep_hidden(model: &Model, scratch: &mut Scratch, timeline: &mut Timeline, wo
     let Timeline { hidden: Some(hidden), tokens, .. } = timeline else { return };
     let next_source = match work {
         Work::Generate(g) => Some(g.options.source),
-        _ => None,
+        Work::Feed { next, .. } => *next,
+        Work::Score { .. } => None,
     };
     let is_action = |p: usize| tokens.get(p).map(|t| t.source).or(next_source).is_some_and(|s| s.is_action());
     let rows: Vec<usize> = (0..share.n).filter(|i| is_action(share.start + i + 1)).collect();

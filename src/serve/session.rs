@@ -267,14 +267,15 @@ impl Session {
 
     /// Computes all pending ids. Blocks.
     pub fn prefill(&self, cancel: &Cancel) -> Result<()> {
-        let answer = self.start_prefill(cancel)?;
+        let answer = self.start_prefill(cancel, None)?;
         self.wait(answer)?
     }
 
-    /// Starts to compute all pending ids; the answer comes when they are.
-    pub(crate) fn start_prefill(&self, cancel: &Cancel) -> Result<Receiver<Result<()>>> {
+    /// Starts to compute all pending ids; the answer comes when they are. `next` wrote the token that follows
+    /// the timeline, where it is known though not appended: its row's hidden state is kept as an action's.
+    pub(crate) fn start_prefill(&self, cancel: &Cancel, next: Option<Source>) -> Result<Receiver<Result<()>>> {
         let (reply, answer) = bounded(1);
-        self.submit(cancel, |_| Ok(Work::Feed { reply }))?;
+        self.submit(cancel, |_| Ok(Work::Feed { next, reply }))?;
         Ok(answer)
     }
 
@@ -294,12 +295,7 @@ impl Session {
                 Place::Lost => return Err(lost()),
             };
             let Place::Idle(timeline) = std::mem::replace(&mut slot.timeline, Place::Busy) else { return Err(busy()) };
-            Job {
-                session: self.shared.clone(),
-                revision: slot.revision.clone(),
-                cancel: cancel.clone(),
-                state: Some((timeline, work)),
-            }
+            Job::new(self.shared.clone(), slot.revision.clone(), cancel.clone(), timeline, work)
         };
         engine.submit(job)
     }

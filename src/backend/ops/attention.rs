@@ -202,13 +202,13 @@ where
                     m += 3.min(n_queries - m);
                 }
             }
-            for m in 0..n_queries {
-                sums[m] = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
             }
             let values = |page: &Page| {
                 F::W::of(page).as_ptr().add(self.shape.key_offset(self.layer, head, 0) + self.shape.value_offset())
             };
-            for m in 0..n_queries {
+            for (m, &sum) in sums.iter().enumerate() {
                 let p = scores.as_ptr().add(m * longest);
                 let mut d = 0;
                 while d < head_dim {
@@ -236,7 +236,7 @@ where
                             }
                         }
                     }
-                    let sum = V::splat(sums[m]);
+                    let sum = V::splat(sum);
                     for (j, a) in acc.iter().enumerate().take(n_vectors) {
                         a.div(sum).store_rounded(self.out.at(at(m) + d + 16 * j), width - 16 * j, self.round);
                     }

@@ -1,0 +1,397 @@
+//! Checkpoints: a run that was interrupted, or killed at any moment, ends with the bits of one that was not.
+
+#[path = "support/scripted.rs"]
+mod scripted;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use scripted::*;
+use serde_json::{Value, json};
+use squire::backend::Compute;
+use squire::distill::{Distiller, EpisodeSpec};
+use squire::error::{Fault, Result};
+use squire::serve::ServedModel;
+
+fn document() -> Value {
+    // Numbers of many digits: what is written must be read as the same.
+    json!({"preset": "guided-opd", "steps": 8, "seed": 11,
+        "actor": {"kind": "bernoulli", "beta": {"start": 0.9137465028374651, "end": 0, "shape": "cosine", "finish": 0.8, "clock": "fraction"}},
+        "optimizer": {"learning_rate": 0.010000000000000002, "weight_decay": 0.011111111111111112, "beta2": 0.9800000000000001}})
+}
+
+fn fault<T>(result: Result<T>) -> Fault {
+    result.err().expect("a refusal").fault()
+}
+
+/// One update, and an evaluation after every second.
+fn one_update(d: &Distiller) {
+    play_together(d, 3, 2);
+    let report = update(d).report().clone();
+    assert!(report.differing == 0 && report.trained_episodes == 3);
+    if d.step().is_multiple_of(2) {
+        Seat::new(d, EpisodeSpec { evaluation: true, ..Default::default() }).play(2);
+    }
+}
+
+fn fresh(kind: Kind, compute: Compute) -> Distiller {
+    distiller(kind, compute, document())
+}
+
+fn resume(kind: Kind, compute: Compute, path: &Path) -> Distiller {
+    let (student, teacher) = pair(kind, compute);
+    Distiller::resume(&student, Some(&teacher), settings(document()), path).unwrap()
+}
+
+fn names(path: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_resumed_at_every_border_ends_with_the_bits_of_the_unbroken_one() {
+    for (kind, compute) in [(Kind::Dense, Compute::F32), (Kind::Moe, Compute::Bf16)] {
+        let whole = fresh(kind, compute);
+        (0..6).for_each(|_| one_update(&whole));
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut broken = fresh(kind, compute);
+        broken.save(folder.path()).unwrap();
+        for step in 0..6 {
+            assert_eq!(broken.step(), step);
+            broken = resume(kind, compute, folder.path());
+            one_update(&broken);
+            broken.save(folder.path()).unwrap();
+            assert_eq!(names(folder.path()), [format!("step-{:08}", step + 1)]);
+        }
+        assert!(weight_bytes(whole.student()) == weight_bytes(broken.student()), "{kind:?} {compute:?}");
+        let standing = |d: &Distiller| {
+            let m = d.metrics();
+            ["step", "beta", "learning_rate", "revision"].map(|key| m[key].clone())
+        };
+        assert_eq!(standing(&whole), standing(&broken));
+        // What an update starts from, masters and moments, is the same too.
+        one_update(&whole);
+        one_update(&broken);
+        assert!(weight_bytes(whole.student()) == weight_bytes(broken.student()), "{kind:?} {compute:?}");
+    }
+}
+
+#[test]
+fn what_was_applied_and_not_published_is_published_by_resuming() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = fresh(Kind::Dense, Compute::F32);
+    play(&d, 2, 2);
+    let mut built = build(&d);
+    d.apply(&mut built).unwrap();
+    d.save(folder.path()).unwrap();
+    let again = resume(Kind::Dense, Compute::F32, folder.path());
+    assert_eq!((again.student().current().number, again.step()), (2, 1));
+    d.publish().unwrap();
+    assert!(weight_bytes(d.student()) == weight_bytes(again.student()));
+}
+
+#[test]
+fn a_second_checkpoint_of_a_step_never_takes_the_first_away_before_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = fresh(Kind::Dense, Compute::F32);
+    one_update(&d);
+    for name in ["step-00000001", "step-00000001-1", "step-00000001-2"] {
+        d.save(folder.path()).unwrap();
+        assert_eq!(names(folder.path()), [name]);
+        // The counters of episodes have moved on, and the newest says so.
+        assert_eq!(state(folder.path())["next_episode"], play(&d, 1, 1)[0].heading.episode);
+        d.discard();
+    }
+    assert_eq!(resume(Kind::Dense, Compute::F32, folder.path()).step(), 1);
+}
+
+#[test]
+fn episodes_that_wait_are_no_part_of_a_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = fresh(Kind::Dense, Compute::F32);
+    play(&d, 1, 1);
+    assert_eq!(fault(d.save(folder.path())), Fault::OutOfOrder);
+    assert!(names(folder.path()).is_empty());
+    d.discard();
+    d.save(folder.path()).unwrap();
+}
+
+/// A checkpoint after one update, and its folder within.
+fn checkpoint() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let d = fresh(Kind::Dense, Compute::F32);
+    one_update(&d);
+    d.save(folder.path()).unwrap();
+    let at = folder.path().join("step-00000001");
+    (folder, at)
+}
+
+/// The state document of the only checkpoint.
+fn state(path: &Path) -> Value {
+    let text = fs::read(path.join(&names(path)[0]).join("state.json")).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+/// Resuming is refused, and the student is as it was.
+fn refusal(student: &ServedModel, teacher: &ServedModel, document: Value, path: &Path) -> (Fault, String) {
+    let facts = |m: &ServedModel| (m.current().number, m.n_revisions_alive(), weight_bytes(m));
+    let before = facts(student);
+    let e = Distiller::resume(student, Some(teacher), settings(document), path).err().expect("a refusal");
+    assert!(facts(student) == before, "a refused resume changes nothing");
+    (e.fault(), e.message().to_string())
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_or_another_model_is_refused() {
+    let (folder, _) = checkpoint();
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    for (change, word) in [
+        (json!({"seed": 12}), "seed is 11 there and 12 here"),
+        (json!({"steps": 9}), "steps"),
+        (json!({"normaliser": "turn-mean"}), "normaliser"),
+        (json!({"optimizer": {"learning_rate": 0.01}}), "optimizer"),
+    ] {
+        let mut changed = document();
+        for (key, value) in change.as_object().unwrap() {
+            changed[key] = value.clone();
+        }
+        let (fault, message) = refusal(&student, &teacher, changed, folder.path());
+        assert_eq!(fault, Fault::CheckpointMismatch);
+        assert!(message.contains("settings") && message.contains(word), "{message}");
+    }
+    let engine = engine(Compute::F32);
+    let (other, teacher) =
+        (model(&engine, &config(Kind::Dense, 32, 1), 1), model(&engine, &config(Kind::Dense, 48, 3), 2));
+    let (fault, message) = refusal(&other, &teacher, document(), folder.path());
+    assert!(fault == Fault::CheckpointMismatch && message.contains("num_hidden_layers"), "{message}");
+    let (student, teacher) = pair(Kind::Dense, Compute::Bf16);
+    let (fault, message) = refusal(&student, &teacher, document(), folder.path());
+    assert!(fault == Fault::CheckpointMismatch && message.contains("dtype"), "{message}");
+    // The same after all of that.
+    let d = resume(Kind::Dense, Compute::F32, folder.path());
+    assert_eq!(d.step(), 1);
+}
+
+#[test]
+fn a_checkpoint_of_another_vocabulary_is_refused() {
+    let (folder, at) = checkpoint();
+    let mut changed = state(folder.path());
+    assert_eq!(changed["vocabulary"], Value::Null, "these models have no tokenizer");
+    changed["vocabulary"] = json!("0123456789abcdef");
+    fs::write(at.join("state.json"), changed.to_string()).unwrap();
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let (fault, message) = refusal(&student, &teacher, document(), folder.path());
+    assert!(fault == Fault::CheckpointMismatch && message.contains("vocabulary"), "{message}");
+}
+
+#[test]
+fn broken_checkpoints_are_refused_by_name() {
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let nowhere = tempfile::tempdir().unwrap();
+    assert_eq!(refusal(&student, &teacher, document(), nowhere.path()).0, Fault::MissingFile);
+    assert_eq!(refusal(&student, &teacher, document(), &nowhere.path().join("no")).0, Fault::MissingFile);
+
+    let (folder, at) = checkpoint();
+    let whole = state(folder.path());
+    let refused = |what: &str, wanted: Fault| {
+        let (fault, message) = refusal(&student, &teacher, document(), folder.path());
+        assert_eq!(fault, wanted, "{what}: {message}");
+    };
+    let write = |value: &Value| fs::write(at.join("state.json"), value.to_string()).unwrap();
+    for text in ["", "{", "[]", "null", "\u{0}\u{1}", "{\"version\": 1}"] {
+        fs::write(at.join("state.json"), text).unwrap();
+        let wanted = if text == "{\"version\": 1}" { Fault::CheckpointMismatch } else { Fault::CheckpointForm };
+        refused(text, wanted);
+    }
+    fs::write(at.join("state.json"), [0xff, 0xfe]).unwrap();
+    refused("not UTF-8", Fault::CheckpointForm);
+    fs::remove_file(at.join("state.json")).unwrap();
+    refused("no state", Fault::CheckpointForm);
+    for (key, value) in [
+        ("version", json!(2)),
+        ("version", json!("1")),
+        ("step", json!(-1)),
+        ("step", json!(2)),
+        ("step", json!(u64::MAX)),
+        ("next_episode", json!(1.5)),
+        ("next_evaluation", Value::Null),
+        ("revision", json!(u64::MAX)),
+        ("published", json!(1)),
+    ] {
+        let mut changed = whole.clone();
+        changed[key] = value.clone();
+        write(&changed);
+        refused(&format!("{key} {value}"), Fault::CheckpointForm);
+    }
+    write(&whole);
+    for name in ["masters.safetensors", "first_moments.safetensors", "second_moments.safetensors"] {
+        let file = at.join(name);
+        let good = fs::read(&file).unwrap();
+        fs::write(&file, &good[..good.len() - 1]).unwrap();
+        refused(name, Fault::SafetensorsOffsets);
+        fs::write(&file, &good[..5]).unwrap();
+        refused(name, Fault::SafetensorsHeaderLength);
+        fs::remove_file(&file).unwrap();
+        refused(name, Fault::MissingFile);
+        fs::write(&file, &good).unwrap();
+    }
+    // A folder of a later step that is nothing at all is not passed over in silence.
+    fs::create_dir(folder.path().join("step-00000009")).unwrap();
+    refused("empty newest", Fault::CheckpointForm);
+    fs::remove_dir(folder.path().join("step-00000009")).unwrap();
+    // A far step is not believed, even where folder and state agree.
+    fs::rename(&at, folder.path().join("step-18446744073709551615")).unwrap();
+    let mut far = whole.clone();
+    far["step"] = json!(u64::MAX);
+    fs::write(folder.path().join("step-18446744073709551615/state.json"), far.to_string()).unwrap();
+    refused("far step", Fault::CheckpointForm);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_leaves_the_old_checkpoint() {
+    let (folder, at) = checkpoint();
+    let d = resume(Kind::Dense, Compute::F32, folder.path());
+    let file = at.join("state.json");
+    assert_eq!(fault(d.save(&file)), Fault::CannotWrite);
+    assert_eq!(names(folder.path()), ["step-00000001"]);
+}
+
+#[test]
+fn leftovers_of_killed_saves_are_swept_and_never_resumed_from() {
+    let (folder, at) = checkpoint();
+    let leftover = folder.path().join(".step-00000007.123-4.tmp");
+    fs::create_dir(&leftover).unwrap();
+    fs::copy(at.join("state.json"), leftover.join("state.json")).unwrap();
+    fs::write(folder.path().join("notes.txt"), "the host's own").unwrap();
+    let d = resume(Kind::Dense, Compute::F32, folder.path());
+    assert_eq!(d.step(), 1);
+    one_update(&d);
+    d.save(folder.path()).unwrap();
+    assert_eq!(names(folder.path()), ["notes.txt", "step-00000002"]);
+}
+
+// Kills.
+
+#[cfg(unix)]
+mod kills {
+    use super::*;
+    use squire::random::{Stream, below, uniform};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    const STEPS: u64 = 12;
+    const KILLS: usize = 20;
+    /// Where a child finds its folder.
+    const FOLDER: &str = "SQUIRE_TEST_CHECKPOINT_FOLDER";
+
+    fn child_settings() -> Value {
+        json!({"preset": "guided-opd", "steps": STEPS, "optimizer": {"learning_rate": 1e-2}})
+    }
+
+    fn run_to_the_end(path: &Path) {
+        let (student, teacher) = pair(Kind::Dense, Compute::F32);
+        let begun = path.exists() && names(path).iter().any(|name| name.starts_with("step-"));
+        let d = match begun {
+            true => Distiller::resume(&student, Some(&teacher), settings(child_settings()), path).unwrap(),
+            false => Distiller::new(&student, Some(&teacher), settings(child_settings())).unwrap(),
+        };
+        while d.step() < STEPS {
+            play_together(&d, 3, 2);
+            update(&d);
+            d.save(path).unwrap();
+        }
+        d.student().save(&path.with_extension("model")).unwrap();
+    }
+
+    /// Not a test of its own: what the children of the next one run.
+    #[test]
+    fn child() {
+        if let Ok(path) = std::env::var(FOLDER) {
+            run_to_the_end(Path::new(&path));
+        }
+    }
+
+    fn start(path: &Path) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "kills::child", "--test-threads", "1"])
+            .env(FOLDER, path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Everything that a finished run left.
+    fn results(path: &Path) -> Vec<(String, Vec<u8>)> {
+        // A kill between the last checkpoint and the removal of the one before leaves that, or a part of it.
+        let (left, before) = (names(path), format!("step-{:08}", STEPS - 1));
+        assert_eq!(*left.last().unwrap(), format!("step-{STEPS:08}"));
+        assert!(left.len() == 1 || left.len() == 2 && left[0] == before, "{left:?}");
+        let last = path.join(format!("step-{STEPS:08}"));
+        let mut files: Vec<_> = names(&last).iter().map(|name| last.join(name)).collect();
+        files.push(path.with_extension("model").join("model.safetensors"));
+        let read = |f: PathBuf| (f.file_name().unwrap().to_string_lossy().into_owned(), fs::read(f).unwrap());
+        files.into_iter().map(read).collect()
+    }
+
+    /// The step of the newest checkpoint.
+    fn reached(path: &Path) -> u64 {
+        let all = fs::read_dir(path).into_iter().flatten();
+        let step = |e: fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
+        all.filter_map(|e| step(e.ok()?)).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn twenty_kills_at_random_moments_change_no_bit() {
+        let root = tempfile::tempdir().unwrap();
+        let clock = Instant::now();
+        let unbroken = root.path().join("unbroken");
+        assert!(start(&unbroken).wait().unwrap().success());
+        let update_time = clock.elapsed().as_secs_f64() / STEPS as f64;
+        let wanted = results(&unbroken);
+        assert_eq!((wanted.len(), names(&unbroken).len()), (5, 1));
+
+        // A child lives for none to two updates and a random share of two more; a run that comes to its end
+        // between the kills is compared, and the next one begins.
+        let (mut kills, mut amid_a_save, mut at) = (0, 0, Vec::new());
+        let (mut run, mut finished) = (root.path().join("0"), 0);
+        for draw in 0.. {
+            let (mut child, begins_at) = (start(&run), reached(&run));
+            if kills < KILLS {
+                let lives = begins_at + below(Stream::World, &[1, draw], 3);
+                while reached(&run) < lives && child.try_wait().unwrap().is_none() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let share = f64::from(uniform(Stream::World, &[2, draw]));
+                std::thread::sleep(Duration::from_secs_f64(2.0 * share * update_time));
+                child.kill().unwrap();
+            }
+            let status = child.wait().unwrap();
+            if status.success() {
+                assert!(results(&run) == wanted, "the bits are those of the unbroken run");
+                finished += 1;
+                if kills == KILLS {
+                    break;
+                }
+                run = root.path().join(finished.to_string());
+                continue;
+            }
+            assert_eq!(status.signal(), Some(9), "a child fails only by being killed");
+            kills += 1;
+            at.push(reached(&run));
+            assert!(reached(&run) >= begins_at, "a checkpoint that stood is gone");
+            let left = if run.exists() { names(&run) } else { Vec::new() };
+            let leftovers = left.iter().filter(|name| name.ends_with(".tmp")).count();
+            assert!(leftovers <= 1, "leftovers do not pile up: {left:?}");
+            amid_a_save += leftovers;
+        }
+        eprintln!("{kills} kills at steps {at:?}, {amid_a_save} amid a save; {finished} runs came to their end");
+        at.sort();
+        at.dedup();
+        assert!(at.len() >= 4, "kills at {at:?} alone");
+    }
+}

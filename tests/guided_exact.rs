@@ -1,0 +1,411 @@
+//! The guided loop's numbers: methods reduce to each other bit for bit, and every preset's loss, weights
+//! and gradients equal what is computed here by hand, in f64, from whole sequences.
+
+#[path = "support/scripted.rs"]
+mod scripted;
+
+use scripted::*;
+use serde_json::{Value, json};
+use squire::backend::{Compute, Tensor};
+use squire::distill::batch::plan;
+use squire::distill::knobs::Kernel;
+use squire::distill::trajectory::Trajectory;
+use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
+use squire::model::backward::{BackwardScratch, backward, head_backward};
+use squire::model::forward::{Segment, forward, head_forward};
+use squire::model::{Activations, KvCache, KvPool, Weights};
+use squire::serve::{Cancel, ServedModel, Session};
+use squire::tensor::Dtype;
+
+/// Plays a batch and builds its update.
+fn batch(d: &Distiller, n: usize) -> (Vec<Trajectory>, Update) {
+    let records = play_together(d, n, 4);
+    let update = build(d);
+    (records, update)
+}
+
+/// Asserts that two settings roll out, lose and differentiate alike, to the bit.
+fn assert_same_update(a: Value, b: Value) {
+    for (kind, compute) in ALL {
+        let (records_a, update_a) = batch(&distiller(kind, compute, a.clone()), 4);
+        let (records_b, update_b) = batch(&distiller(kind, compute, b.clone()), 4);
+        assert_eq!(records(&records_a), records(&records_b), "{kind:?} {compute:?}");
+        assert_eq!(update_a.report().loss.to_bits(), update_b.report().loss.to_bits(), "{kind:?} {compute:?}");
+        assert!(update_a.report().loss > 0.01 && update_a.report().gradient_norm > 0.0, "{kind:?} {compute:?}");
+        assert!(bytes(update_a.gradients()) == bytes(update_b.gradients()), "{kind:?} {compute:?}");
+    }
+}
+
+#[test]
+fn guided_distillation_without_a_teachers_share_is_plain_on_policy_distillation() {
+    let guided = json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0}});
+    assert_same_update(guided, json!({"preset": "opd"}));
+}
+
+#[test]
+fn a_depth_curriculum_beyond_the_turn_cap_is_plain_on_policy_distillation() {
+    assert_same_update(json!({"preset": "tcod-f2b", "depth": 30}), json!({"preset": "opd"}));
+}
+
+#[test]
+fn settings_that_differ_in_the_actor_differ_in_the_update() {
+    // The comparison above can fail.
+    let opd = json!({"preset": "opd"});
+    let guided = json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0.5}});
+    let [(records_a, a), (records_b, b)] = [opd, guided].map(|s| batch(&distiller(Kind::Dense, Compute::F32, s), 4));
+    assert_ne!(records(&records_a), records(&records_b));
+    assert!(bytes(a.gradients()) != bytes(b.gradients()));
+}
+
+/// Log-probs of the whole vocabulary before each token but the first, by a session of its own: row i
+/// predicts token i + 1.
+fn distributions(model: &ServedModel, ids: &[i32]) -> Vec<Vec<f64>> {
+    let session = Session::new(model).unwrap();
+    session.append(&ids[..1], squire::text::source::Source::Host).unwrap();
+    let rows = session.score(&ids[1..], VOCABULARY, &Cancel::default()).unwrap();
+    rows.into_iter()
+        .map(|row| {
+            let mut all = vec![f64::NAN; VOCABULARY];
+            row.top.into_iter().for_each(|(id, logprob)| all[id as usize] = logprob as f64);
+            all
+        })
+        .collect()
+}
+
+/// What a token's loss is: (trajectory, position, kernel, weight).
+type Loss = (usize, usize, Kernel, f64);
+
+/// The loss by hand, from what student and teacher say of the sequences in sessions of their own.
+fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Loss]) -> f64 {
+    let both: Vec<_> =
+        batch.iter().map(|t| (distributions(student, t.ids()), distributions(teacher, t.ids()))).collect();
+    let of = |&(i, position, kernel, weight): &Loss| {
+        let (p, q) = (&both[i].0[position - 1], &both[i].1[position - 1]);
+        let kl = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x.exp() * (x - y)).sum() };
+        weight
+            * match kernel {
+                Kernel::ReverseKl => kl(p, q),
+                Kernel::ForwardKl => kl(q, p),
+                Kernel::CrossEntropy => -p[batch[i].ids()[position] as usize],
+                Kernel::None => 0.0,
+            }
+    };
+    losses.iter().map(of).sum()
+}
+
+/// Logits [T, V] of a whole sequence in one forward, with its activations.
+fn logits(model: &ServedModel, ids: &[i32]) -> (Vec<f32>, Tensor, Activations) {
+    let (m, revision) = (model.model(), model.current());
+    let mut activations = Activations::for_training(&m.config).unwrap();
+    let mut kv = KvCache::new(&KvPool::new(m.page_shape(), u64::MAX));
+    forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv }], &mut activations).unwrap();
+    let mut logits = Tensor::zeros(Dtype::F32, &[ids.len(), VOCABULARY]).unwrap();
+    head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len());
+    (logits.f32().to_vec(), logits, activations)
+}
+
+fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) as f64;
+    let all: Vec<f64> = logits.iter().map(|&x| (x as f64 - largest).exp()).collect();
+    let sum: f64 = all.iter().sum();
+    all.iter().map(|x| x / sum).collect()
+}
+
+/// The gradients by hand: one sequence at a time, the loss's gradient by the logits in f64.
+fn gradients_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Loss]) -> Weights {
+    let (m, revision) = (student.model(), student.current());
+    let mut gradients = Weights::zeros(&m.config).unwrap();
+    let mut scratch = BackwardScratch::new(&m.config).unwrap();
+    for (i, t) in batch.iter().enumerate() {
+        let (n, v) = (t.ids().len(), VOCABULARY);
+        let (student_logits, mut dlogits, activations) = logits(student, t.ids());
+        let (teacher_logits, ..) = logits(teacher, t.ids());
+        dlogits.f32_mut().fill(0.0);
+        for &(_, position, kernel, weight) in losses.iter().filter(|l| l.0 == i) {
+            let row = (position - 1) * v..position * v;
+            let (p, q) = (softmax(&student_logits[row.clone()]), softmax(&teacher_logits[row.clone()]));
+            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+            for (id, d) in dlogits.f32_mut()[row].iter_mut().enumerate() {
+                let target = f64::from(u8::from(t.ids()[position] == id as i32));
+                let by_logit = match kernel {
+                    Kernel::ReverseKl => p[id] * ((p[id] / q[id]).ln() - kl),
+                    Kernel::ForwardKl => p[id] - q[id],
+                    Kernel::CrossEntropy => p[id] - target,
+                    Kernel::None => 0.0,
+                };
+                *d = (weight * by_logit) as f32;
+            }
+        }
+        let mut dhidden = Tensor::zeros(Dtype::F32, &[n, m.config.hidden_size]).unwrap();
+        head_backward(m, &revision.weights, &mut gradients, &mut dhidden, (&dlogits, &activations.hidden), n);
+        let facts = (&activations, t.ids(), &[0..n][..]);
+        backward(m, &revision.weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
+    }
+    gradients
+}
+
+/// Asserts that every tensor's gradient is the other's within `limit` of its norm.
+fn assert_near(a: &Weights, b: &Weights, limit: f64, what: &str) {
+    for ((name, a), (_, b)) in a.tensors().into_iter().zip(b.tensors()) {
+        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+        let gap = norm(&mut a.f32().iter().zip(b.f32()).map(|(a, b)| (a - b) as f64));
+        let size = norm(&mut b.f32().iter().map(|&x| x as f64));
+        assert!(gap <= limit * size, "{what}, {name}: {gap:e} of {size:e}");
+    }
+}
+
+/// Every token of the turns for which `kernel_of` gives a loss, with its share of the token mean.
+fn token_mean(batch: &[Trajectory], kernel_of: impl Fn(Actor) -> Kernel) -> Vec<Loss> {
+    let tokens: Vec<(usize, usize, Kernel)> = batch
+        .iter()
+        .enumerate()
+        .flat_map(|(i, t)| t.turns().iter().map(move |turn| (i, turn)))
+        .filter(|(_, turn)| kernel_of(turn.actor) != Kernel::None)
+        .flat_map(|(i, turn)| turn.range.clone().map(move |position| (i, position, turn.actor)))
+        .map(|(i, position, actor)| (i, position, kernel_of(actor)))
+        .collect();
+    let share = 1.0 / tokens.len() as f64;
+    tokens.into_iter().map(|(i, position, kernel)| (i, position, kernel, share)).collect()
+}
+
+/// Plays a batch and holds its plan, loss and gradients against the numbers by hand.
+fn assert_by_hand(document: Value, kernel_of: fn(Actor) -> Kernel, n_turns: std::ops::RangeInclusive<usize>) {
+    for (kind, compute) in ALL {
+        let what = format!("{document} {kind:?} {compute:?}");
+        let d = distiller(kind, compute, document.clone());
+        let (records, update) = batch(&d, 4);
+        let report = update.report();
+        assert!(n_turns.contains(&report.trained_turns), "{what}: {} turns", report.trained_turns);
+        let losses = token_mean(&records, kernel_of);
+        let planned: Vec<Loss> = plan(&records, d.config(), 1)
+            .tokens
+            .iter()
+            .map(|t| (t.trajectory, t.position, t.kernel, t.weight))
+            .collect();
+        assert_eq!(planned, losses, "{what}");
+        assert_eq!(report.trained_tokens, losses.len(), "{what}");
+        let (student, teacher) = (d.student(), d.teacher().unwrap());
+        let loss = loss_by_hand(student, teacher, &records, &losses);
+        assert!((report.loss - loss).abs() < 3e-6 * loss.abs(), "{what}: {} and {loss} by hand", report.loss);
+        assert!(loss > 0.01, "{what}: {loss}");
+        assert_near(update.gradients(), &gradients_by_hand(student, teacher, &records, &losses), 3e-5, &what);
+    }
+}
+
+#[test]
+fn supervised_fine_tuning_is_cross_entropy_on_what_was_replayed() {
+    let kernel_of = |actor| if actor == Actor::Replay { Kernel::CrossEntropy } else { Kernel::None };
+    assert_by_hand(json!({"preset": "sft"}), kernel_of, 16..=16);
+}
+
+#[test]
+fn on_policy_distillation_is_reverse_kl_on_what_the_student_said() {
+    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::None };
+    assert_by_hand(json!({"preset": "opd"}), kernel_of, 16..=16);
+}
+
+#[test]
+fn guided_distillation_is_reverse_kl_on_student_turns_and_forward_kl_on_teacher_turns() {
+    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::ForwardKl };
+    let document = json!({"preset": "guided-opd", "seed": 5, "actor": {"kind": "bernoulli", "beta": 0.5}});
+    assert_by_hand(document.clone(), kernel_of, 16..=16);
+    let records = play(&distiller(Kind::Dense, Compute::F32, document), 4, 4);
+    let turns_of = |actor| records.iter().flat_map(|t| t.turns()).filter(|turn| turn.actor == actor).count();
+    assert!(turns_of(Actor::Student) >= 4 && turns_of(Actor::Teacher) >= 4, "the draws give both");
+}
+
+#[test]
+fn the_presets_first_step_is_forward_kl_on_teacher_turns_alone() {
+    // Beta is 1 at step 0: every turn is the teacher's.
+    let kernel_of = |actor| if actor == Actor::Teacher { Kernel::ForwardKl } else { Kernel::None };
+    assert_by_hand(json!({"preset": "guided-opd"}), kernel_of, 16..=16);
+}
+
+#[test]
+fn the_depth_curriculums_first_step_is_reverse_kl_on_the_first_turn() {
+    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::None };
+    assert_by_hand(json!({"preset": "tcod-f2b"}), kernel_of, 4..=4);
+}
+
+#[test]
+fn small_micro_batches_change_the_gradients_by_rounding_alone() {
+    let build = |micro: u32| {
+        let document =
+            json!({"preset": "guided-opd", "micro_tokens": micro, "actor": {"kind": "bernoulli", "beta": 0.5}});
+        batch(&distiller(Kind::Moe, Compute::F32, document), 5).1
+    };
+    let (one, many) = (build(4096), build(1));
+    assert!((one.report().loss - many.report().loss).abs() < 1e-9);
+    assert_near(one.gradients(), many.gradients(), 1e-5, "micro-batches");
+}
+
+#[test]
+fn the_kernels_weight_scales_loss_and_gradients() {
+    let build = |weight: f64| {
+        batch(&distiller(Kind::Dense, Compute::F32, json!({"preset": "opd", "student_turns": {"weight": weight}})), 3).1
+    };
+    let (whole, half) = (build(1.0), build(0.5));
+    assert_eq!(whole.report().loss, 2.0 * half.report().loss);
+    for ((name, w), (_, h)) in whole.gradients().tensors().into_iter().zip(half.gradients().tensors()) {
+        assert!(w.f32().iter().zip(h.f32()).all(|(w, h)| *w == 2.0 * h), "{name}: a half is exact");
+    }
+}
+
+#[test]
+fn a_teacher_that_is_the_student_gives_no_loss_and_no_gradient() {
+    for (kind, compute) in ALL {
+        for preset in ["opd", "guided-opd"] {
+            let engine = engine(compute);
+            let (student, same, other) = (
+                model(&engine, &config(kind, 32, 2), 1),
+                model(&engine, &config(kind, 32, 2), 1),
+                model(&engine, &config(kind, 32, 2), 3),
+            );
+            let document = json!({"preset": preset, "steps": 10, "actor": {"kind": if preset == "opd" { "student" } else { "teacher" }}});
+            for (teacher, zero) in [(&same, true), (&student, true), (&other, false)] {
+                let d = Distiller::new(&student, Some(teacher), settings(document.clone())).unwrap();
+                let (_, update) = batch(&d, 3);
+                let nothing = update.gradients().tensors().iter().all(|(_, g)| g.f32().iter().all(|&x| x == 0.0));
+                let seen = (update.report().loss == 0.0, update.report().gradient_norm == 0.0, nothing);
+                assert_eq!(seen, (zero, zero, zero), "{preset} {kind:?} {compute:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_episode_without_a_trained_turn_changes_no_bit() {
+    for (kind, compute) in ALL {
+        let d = distiller(kind, compute, json!({"preset": "opd"}));
+        // Episode 1 says what the host did not do; it is in one batch, and not in the other.
+        let play = |also: bool| {
+            for id in [0, 1, 2] {
+                let mut seat = Seat::new(&d, EpisodeSpec { episode: Some(id), ..Default::default() });
+                if id != 1 {
+                    seat.play(3);
+                } else if also {
+                    let begun = seat.start().unwrap().unwrap();
+                    begun.collect().unwrap();
+                    seat.episode.outcome(None, false).unwrap();
+                    seat.end();
+                }
+            }
+            build(&d)
+        };
+        let (without, with) = (play(false), play(true));
+        assert_eq!((without.report().episodes, with.report().episodes), (2, 3));
+        assert_eq!(without.report().trained_episodes, with.report().trained_episodes);
+        assert_eq!(without.report().loss.to_bits(), with.report().loss.to_bits());
+        assert!(bytes(without.gradients()) == bytes(with.gradients()), "{kind:?} {compute:?}");
+    }
+}
+
+#[test]
+fn what_was_not_executed_carries_nothing_and_is_context_all_the_same() {
+    for (kind, compute) in ALL {
+        let d = distiller(kind, compute, json!({"preset": "opd"}));
+        let mut seat = Seat::new(&d, EpisodeSpec::default());
+        for turn in 0..3 {
+            let begun = seat.start().unwrap();
+            begun.unwrap().collect().unwrap();
+            seat.episode.outcome(None, turn != 1).unwrap();
+        }
+        let records = [seat.end()];
+        let update = build(&d);
+        let middle = records[0].turns()[1].range.clone();
+        let mut losses = token_mean(&records, |_| Kernel::ReverseKl);
+        losses.retain(|l| !middle.contains(&l.1));
+        let share = 1.0 / losses.len() as f64;
+        losses.iter_mut().for_each(|l| l.3 = share);
+        let by_hand = gradients_by_hand(d.student(), d.teacher().unwrap(), &records, &losses);
+        assert_near(update.gradients(), &by_hand, 3e-5, "middle turn masked");
+        assert_eq!(update.report().loss_by_turn[1], None);
+        assert!(update.report().loss_by_turn[0].is_some() && update.report().loss_by_turn[2].is_some());
+    }
+}
+
+#[test]
+fn what_follows_the_last_trained_token_changes_no_bit() {
+    let d = distiller(Kind::Moe, Compute::Bf16, json!({"preset": "opd"}));
+    let play = |tail: &[i32], more: bool| {
+        let mut seat = Seat::new(&d, EpisodeSpec { episode: Some(0), ..Default::default() });
+        assert!(seat.turn() && seat.turn());
+        seat.episode.observe_ids(tail).unwrap();
+        if more {
+            seat.episode.decide().unwrap();
+            seat.episode.act(&options()).unwrap().collect().unwrap();
+            seat.episode.outcome(None, false).unwrap();
+        }
+        seat.end();
+        build(&d)
+    };
+    let [a, b, c] = [play(&[1, 2, 3], false), play(&[9; 20], false), play(&[5, 6], true)];
+    assert!(bytes(a.gradients()) == bytes(b.gradients()) && bytes(a.gradients()) == bytes(c.gradients()));
+    assert!(c.report().student_turns == 3 && c.report().trained_turns == 2);
+}
+
+#[test]
+fn rollout_log_probs_are_the_training_forwards_to_the_bit() {
+    for (kind, compute) in ALL {
+        let document = json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0.3}, "micro_tokens": 100,
+            "sampling": {"temperature": 0.8, "top_k": 20}, "optimizer": {"learning_rate": 1e-2}});
+        let d = distiller(kind, compute, document);
+        for step in 0..3 {
+            // Episodes of three revisions and two ways of playing in the batches.
+            play(&d, 1, 4);
+            play_together(&d, 5, 4);
+            let report = update(&d).report().clone();
+            assert_eq!(report.compared, report.student_tokens, "{kind:?} {compute:?} step {step}");
+            assert!(report.compared > 20, "{kind:?} {compute:?} step {step}: {}", report.compared);
+            assert_eq!((report.differing, report.largest_difference), (0, 0.0), "{kind:?} {compute:?} step {step}");
+        }
+        assert_eq!(d.student().current().number, 4);
+    }
+}
+
+#[test]
+fn only_tokens_of_the_weights_at_hand_are_compared() {
+    let d = distiller(Kind::Dense, Compute::F32, json!({"preset": "opd", "optimizer": {"learning_rate": 1e-2}}));
+    let late = Seat::new(&d, EpisodeSpec::default());
+    play(&d, 2, 3);
+    update(&d);
+    late.play(3);
+    let fresh = play(&d, 1, 3);
+    let report = build(&d).report().clone();
+    let n: usize = fresh[0].turns().iter().map(|turn| turn.range.len()).sum();
+    assert_eq!((report.compared, report.differing), (n, 0));
+    assert!(report.student_tokens > n);
+}
+
+#[test]
+fn weights_changed_behind_the_rollouts_back_are_noticed() {
+    for (kind, compute) in ALL {
+        let d = distiller(kind, compute, json!({"preset": "opd"}));
+        play(&d, 2, 3);
+        d.student().restore(wide(d.student(), 77), 1);
+        let report = build(&d).report().clone();
+        assert!(report.compared > 0 && report.differing * 10 > report.compared * 9, "{kind:?} {compute:?}");
+        assert!(report.largest_difference > 0.01);
+    }
+}
+
+#[test]
+fn a_teacher_that_moves_on_is_read_with_the_weights_that_scored() {
+    let d = distiller(Kind::Dense, Compute::F32, json!({"preset": "opd"}));
+    let teacher = d.teacher().unwrap();
+    let first = play(&d, 2, 3);
+    let unmoved = build(&d);
+    // The same episodes again, the first scored by the old teacher, the second by the new one.
+    let again = |id| EpisodeSpec { episode: Some(id), ..Default::default() };
+    let zero = Seat::new(&d, again(0)).play(3);
+    let old = loss_by_hand(d.student(), teacher, &[zero.clone()], &token_mean(&[zero.clone()], |_| Kernel::ReverseKl));
+    teacher.restore(wide(teacher, 99), 2);
+    let one = Seat::new(&d, again(1)).play(3);
+    assert_eq!(records(&first), records(&[zero.clone(), one.clone()]));
+    let new = loss_by_hand(d.student(), teacher, &[one.clone()], &token_mean(&[one.clone()], |_| Kernel::ReverseKl));
+    let n = |t: &Trajectory| t.turns().iter().map(|turn| turn.range.len()).sum::<usize>() as f64;
+    let wanted = (old * n(&zero) + new * n(&one)) / (n(&zero) + n(&one));
+    let loss = build(&d).report().loss;
+    assert!((loss - wanted).abs() < 3e-6 * wanted, "{loss} and {wanted} by hand");
+    assert!((loss - unmoved.report().loss).abs() > 1e-3, "the new teacher says something else");
+}
