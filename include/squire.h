@@ -603,7 +603,7 @@ void squire_gen_options_init(squire_gen_options *options, size_t size);
 void squire_event_init(squire_event *event, size_t size);
 
 /* Starts to generate after the session's last token; options may be NULL for the defaults. The session is busy until
- * the end was pulled or the generation is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
+ * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
  * SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
  * options out of range. Any thread. */
 squire_status squire_gen_start(squire_session *session,

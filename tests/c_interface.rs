@@ -13,9 +13,9 @@ fn a_c_program_calls_every_export_that_needs_no_model() {
     }
 }
 
-#[test]
-fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
-    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/api.c"));
+/// Runs a program with a student and a teacher without tokenizer, a chat model, and a folder to write into.
+fn run_with_models(compiler: &str, standard: &str, source: &str) {
+    let program = cc::Program::compile(compiler, standard, &cc::root().join("tests/c").join(source));
     let (chat, scratch) = (program.folder.path().join("chat"), program.folder.path().join("scratch"));
     folders::write_chat_model(&chat, 1);
     std::fs::create_dir(&scratch).expect("a folder to write into");
@@ -23,15 +23,21 @@ fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
 }
 
 #[test]
+fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
+    run_with_models("gcc", "c99", "api.c");
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
-        cc::compile_and_run("g++", standard, "wrapper.cpp");
+        run_with_models("g++", standard, "wrapper.cpp");
     }
 }
 
 #[test]
 #[cfg(feature = "drill")]
 fn a_host_lives_on_through_panics_and_forks() {
-    let said = cc::compile_and_run("gcc", "c11", "drill.c");
+    let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/drill.c"));
+    let said = program.run([folders::golden("dense_f32")]);
     assert_eq!(said, "", "nothing is written");
 }

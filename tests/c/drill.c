@@ -8,6 +8,7 @@ squire_status squire_drill_panic(squire_error **err);
 squire_status squire_drill_panic_out(squire_text **out, squire_error **err);
 squire_status squire_drill_panic_on(squire_cancel *cancel, squire_error **err);
 squire_status squire_drill_touch(const squire_cancel *cancel, squire_error **err);
+squire_status squire_drill_panic_in_steps(squire_engine *engine, squire_error **err);
 size_t squire_drill_live_handles(void);
 
 static void a_panic_is_a_status_with_its_message(void) {
@@ -59,11 +60,71 @@ static void a_forked_child_is_refused_and_the_parent_is_not(void) {
   squire_cancel_release(cancel);
 }
 
-int main(void) {
+static void count_errors(void *user, int32_t level, const char *target, size_t target_len, const char *message,
+                         size_t len) {
+  (void)target, (void)target_len, (void)message, (void)len;
+  *(int *)user += level == 0;
+}
+
+/* Whatever runs when a step panics fails; the engine and its sessions answer POISONED from then on; the host lives. */
+static void a_panic_in_a_step_poisons_the_engine(const char *folder, int32_t drive) {
+  squire_engine_options eo;
+  squire_model_options mo;
+  squire_engine *engine = NULL;
+  squire_model *model = NULL, *more = NULL;
+  squire_session *session = NULL, *idle = NULL;
+  squire_gen *gen = NULL;
+  squire_scores *scores = NULL;
+  squire_event e;
+  const int32_t ids[] = {5, 6};
+  int errors = 0;
+  squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
+  squire_model_options_init(&mo, sizeof mo);
+  squire_event_init(&e, sizeof e);
+  eo.drive = drive;
+  eo.log = count_errors;
+  eo.log_user = &errors;
+  mo.path = folder;
+  mo.path_len = strlen(folder);
+  DONE(squire_engine_create(&eo, &engine, &err));
+  DONE(squire_model_load(engine, &mo, NULL, &model, &err));
+  DONE(squire_session_create(model, &session, &err));
+  DONE(squire_session_create(model, &idle, &err));
+  DONE(squire_session_append(session, ARRAY(ids), &err));
+  DONE(squire_session_append(idle, ARRAY(ids), &err));
+
+  DONE(squire_drill_panic_in_steps(engine, &err));
+  DONE(squire_gen_start(session, NULL, &gen, &err));
+  REFUSED(squire_gen_next(gen, -1, &e, &err), SQUIRE_E_PANIC, SQUIRE_DETAIL_PANIC);
+  CHECK(squire_gen_next(gen, -1, &e, NULL) == SQUIRE_END);
+  REFUSED(squire_session_append(session, ARRAY(ids), &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  DONE(squire_session_append(idle, ARRAY(ids), &err)); /* what did not run is whole, though nothing computes it */
+  REFUSED(squire_score(idle, ARRAY(ids), 0, NULL, &scores, &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  REFUSED(squire_model_load(engine, &mo, NULL, &more, &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  if (drive == SQUIRE_DRIVE_CALLER) {
+    REFUSED(squire_engine_step(engine, &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  }
+  squire_gen_release(gen);
+  squire_session_release(session);
+  squire_session_release(idle);
+  squire_model_release(model);
+  squire_engine_release(engine);
+  CHECK(errors == 1);
+
+  eo.drive = SQUIRE_DRIVE_THREAD; /* and a new engine works */
+  engine = NULL;
+  DONE(squire_engine_create(&eo, &engine, &err));
+  squire_engine_release(engine);
+}
+
+int main(int argc, char **argv) {
+  CHECK(argc == 2);
   a_panic_is_a_status_with_its_message();
   a_panic_leaves_the_out_parameter_null();
   a_panic_poisons_its_object_until_release();
   a_forked_child_is_refused_and_the_parent_is_not();
+  a_panic_in_a_step_poisons_the_engine(argv[1], SQUIRE_DRIVE_THREAD);
+  a_panic_in_a_step_poisons_the_engine(argv[1], SQUIRE_DRIVE_CALLER);
   CHECK(squire_drill_live_handles() == 0);
   return failures;
 }

@@ -1,0 +1,42 @@
+/* Loads a model folder and continues a prompt: hello FOLDER PROMPT
+ * Build: cc -Iinclude examples/c/hello.c -Ltarget/release -lsquire -o hello */
+#include <stdio.h>
+#include <string.h>
+
+#include "squire.h"
+
+static squire_error *err;
+#define TRY(call) if ((call) < 0) return fprintf(stderr, "%s\n", squire_error_message(err, NULL)), 1
+
+int main(int argc, char **argv) {
+  squire_engine_options eo;
+  squire_model_options mo;
+  squire_event event;
+  squire_engine *engine;
+  squire_model *model;
+  squire_session *session;
+  squire_tokens *prompt;
+  squire_gen *gen;
+  size_t n;
+  if (argc != 3) return fprintf(stderr, "usage: hello FOLDER PROMPT\n"), 2;
+  squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
+  squire_model_options_init(&mo, sizeof mo);
+  squire_event_init(&event, sizeof event);
+  mo.path = argv[1];
+  mo.path_len = strlen(argv[1]);
+  TRY(squire_engine_create(&eo, &engine, &err));
+  TRY(squire_model_load(engine, &mo, NULL, &model, &err));
+  TRY(squire_tokenize(model, argv[2], strlen(argv[2]), 0, &prompt, &err));
+  TRY(squire_session_create(model, &session, &err));
+  const int32_t *ids = squire_tokens_data(prompt, &n);
+  TRY(squire_session_append(session, ids, n, &err));
+  TRY(squire_gen_start(session, NULL, &gen, &err));
+  while (squire_gen_next(gen, -1, &event, &err) == SQUIRE_OK) fwrite(event.text, 1, event.text_len, stdout);
+  TRY(squire_error_status(err));
+  squire_gen_release(gen);
+  squire_tokens_release(prompt);
+  squire_session_release(session);
+  squire_model_release(model);
+  squire_engine_release(engine);
+  return 0;
+}

@@ -1,0 +1,31 @@
+//! The programs of `examples/c` compile without a warning and do what they say.
+#![cfg(target_os = "linux")]
+
+mod cc;
+#[path = "support/folders.rs"]
+mod folders;
+
+use squire::serve::{Engine, EngineOptions, LoadOptions};
+
+#[test]
+fn hello_continues_a_prompt() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("examples/c/hello.c"));
+    let model = program.folder.path().join("model");
+    folders::write_chat_model(&model, 1);
+    let said = program.run([model.as_os_str(), "hello".as_ref()]);
+    assert!(!said.is_empty());
+}
+
+#[test]
+fn agent_teaches_a_teacher_and_lets_it_guide_a_student() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("examples/c/agent.c"));
+    let at = |name: &str| program.folder.path().join(name);
+    folders::write_chat_model(&at("student"), 1);
+    folders::write_chat_model(&at("teacher"), 2);
+    let said = program.run([at("student").as_os_str(), at("teacher").as_os_str(), at("out").as_os_str(), "2".as_ref()]);
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("teacher: sft, 2 updates: 0 of 18 games before"), "{said}");
+    assert!(lines[1].starts_with("student: guided-opd, 2 updates: 0 of 18 games before"), "{said}");
+    let engine = Engine::new(EngineOptions::default()).expect("an engine");
+    engine.load(&at("out"), LoadOptions::default()).expect("the saved student loads");
+}
