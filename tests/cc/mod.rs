@@ -29,6 +29,11 @@ pub fn run(command: &mut Command) -> String {
 /// The flags under which the header must be silent.
 pub const STRICT: [&str; 5] = ["-Wall", "-Wextra", "-Wpadded", "-pedantic", "-Werror"];
 
+/// The sanitizer that the tests are asked to compile their programs under: `SQUIRE_SANITIZE=address,undefined`.
+fn sanitizer() -> Option<String> {
+    std::env::var("SQUIRE_SANITIZE").ok().map(|names| format!("-fsanitize={names}"))
+}
+
 /// A program with the folder it lies in, which goes when the value does.
 pub struct Program {
     /// The folder; tests may write into it.
@@ -46,6 +51,7 @@ impl Program {
             .arg(format!("-std={standard}"))
             .args(STRICT)
             .args(if cfg!(feature = "drill") { &["-DSQUIRE_DRILL"][..] } else { &[] })
+            .args(sanitizer())
             .args(["-D_POSIX_C_SOURCE=200809L", "-pthread", "-g", "-O1", "-I"])
             .arg(root().join("include"))
             .arg("-I")
