@@ -162,7 +162,7 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
 /// A line every ten updates.
 fn watch(distiller: &Distiller, won: f64, report: &Report) {
     let step = distiller.step();
-    if step % 10 != 0 && step != 1 && step != distiller.config().steps {
+    if !step.is_multiple_of(10) && step != 1 && step != distiller.config().steps {
         return;
     }
     let beta = distiller.config().beta_at(step - 1);
