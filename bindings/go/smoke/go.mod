@@ -1,0 +1,3 @@
+module squire/smoke
+
+go 1.21
