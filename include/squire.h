@@ -758,7 +758,7 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
- * "demonstration": [texts]}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+ * "demonstration": a list of texts}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
  * there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
  * max_sessions exist. Any thread. */
 squire_status squire_episode_begin(squire_distiller *distiller,

@@ -12,6 +12,8 @@
 //! | 1 | [`tensor`], [`format`](mod@format), [`text`] | dtypes and shapes; model folders; tokenizer and chat template |
 //! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod distill;
 pub mod error;

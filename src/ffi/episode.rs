@@ -148,7 +148,7 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 }
 
 /// Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
-/// "demonstration": [texts]}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+/// "demonstration": a list of texts}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
 /// there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
 /// max_sessions exist. Any thread.
 #[unsafe(no_mangle)]

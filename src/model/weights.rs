@@ -22,7 +22,7 @@ pub struct Weights {
     pub embedding: Tensor,
     /// L of them
     pub layers: Vec<Layer>,
-    /// [C]
+    /// `[C]`
     pub norm: Tensor,
     /// [V, C] of an untied model
     pub head: Option<Tensor>,
@@ -31,7 +31,7 @@ pub struct Weights {
 /// One transformer layer.
 #[derive(Debug)]
 pub struct Layer {
-    /// [C]
+    /// `[C]`
     pub input_norm: Tensor,
     /// [H*D, C]
     pub q: Tensor,
@@ -41,11 +41,11 @@ pub struct Layer {
     pub v: Tensor,
     /// [C, H*D]
     pub o: Tensor,
-    /// [D]
+    /// `[D]`
     pub q_norm: Tensor,
-    /// [D]
+    /// `[D]`
     pub k_norm: Tensor,
-    /// [C]
+    /// `[C]`
     pub post_norm: Tensor,
     /// dense or experts
     pub mlp: Mlp,

@@ -21,6 +21,7 @@ pub trait Lanes: Copy {
     /// Outputs a dot-product tile takes at once: as many as the registers hold beside three rows.
     const COLUMNS: usize;
 
+    /// x in every lane.
     unsafe fn splat(x: f32) -> Self;
     /// 16 elements.
     unsafe fn load(p: *const f32) -> Self;
@@ -30,14 +31,20 @@ pub trait Lanes: Copy {
     unsafe fn load_bf16(p: *const u16) -> Self;
     /// 16 f16 elements, widened. f16 denormals become ordinary f32 numbers.
     unsafe fn load_f16(p: *const u16) -> Self;
+    /// Stores 16 lanes.
     unsafe fn store(self, p: *mut f32);
     /// The first `n` lanes (below 16).
     unsafe fn store_tail(self, p: *mut f32, n: usize);
 
+    /// self + b.
     unsafe fn add(self, b: Self) -> Self;
+    /// self - b.
     unsafe fn sub(self, b: Self) -> Self;
+    /// self * b.
     unsafe fn mul(self, b: Self) -> Self;
+    /// self / b.
     unsafe fn div(self, b: Self) -> Self;
+    /// The square root.
     unsafe fn sqrt(self) -> Self;
     /// self * b + c, one rounding.
     unsafe fn fma(self, b: Self, c: Self) -> Self;
@@ -74,6 +81,7 @@ pub trait Lanes: Copy {
     /// Per lane: acc + odd*odd, rounded, then + even*even, rounded: the order of `vdpbf16ps`.
     unsafe fn dot_pairs(acc: Self, a: Self::Pairs, b: Self::Pairs) -> Self;
 
+    /// Zero in every lane.
     #[inline(always)]
     unsafe fn zero() -> Self {
         // SAFETY: the trait's contract.

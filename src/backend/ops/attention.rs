@@ -303,8 +303,8 @@ unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
 /// Gradients of attention over whole packed sequences: `spans` are row ranges that start at position 0.
 ///
 /// q, dq, dout [N, H*D]; k, v, dk, dv [N, G*D]; all f32, k and v as stored in the cache. Overwrites the
-/// spans' rows of dq, dk and dv. With p the softmax weights and P_s = dout . v[s]:
-/// dv[s] += p_s dout;  ds = p_s (P_s - sum p P) scale;  dq += ds k[s];  dk[s] += ds q.
+/// spans' rows of dq, dk and dv. With p the softmax weights and P_s = dout . v\[s\]:
+/// dv\[s\] += p_s dout;  ds = p_s (P_s - sum p P) scale;  dq += ds k\[s\];  dk\[s\] += ds q.
 #[allow(clippy::too_many_arguments)] // three gradients, their operands and extents
 pub fn attention_backward(
     device: &Device,

@@ -26,7 +26,7 @@ pub fn embedding_forward(device: &Device, y: &mut Tensor, ids: &[i32], table: &T
     }
 }
 
-/// dtable[ids[n], :] += dy[n, :], rows in order. Adds to `dtable` [V, C], which is f32 whatever the table is stored as.
+/// `dtable[ids[n], :] += dy[n, :]`, rows in order. Adds to `dtable` [V, C], which is f32 whatever the table is stored as.
 pub fn embedding_backward(device: &Device, dtable: &mut Tensor, ids: &[i32], dy: &Tensor) {
     let c = dtable.extent(1);
     assert!(dy.extent(0) >= ids.len() && dy.extent(1) == c, "dy is {}, dtable {}", dy.shape(), dtable.shape());

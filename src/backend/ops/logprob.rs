@@ -18,7 +18,7 @@ pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Vec<f32> {
     row_sums(cpu, logits, &Vec::from_iter(0..n)).iter().map(|r| r.lse() as f32).collect()
 }
 
-/// log p(ids[i]) under row i, in nats, for the first `n` rows.
+/// `log p(ids[i])` under row i, in nats, for the first `n` rows.
 pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> Vec<f32> {
     let v = logits.extent(1);
     let ids = &ids[..n];

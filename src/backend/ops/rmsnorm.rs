@@ -29,7 +29,7 @@ fn forward<W: Widen>(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: &[W], n: usize, ep
     cpu.launch(n.div_ceil(rows), &RmsnormForward { y, x, w, n, rows, eps, round });
 }
 
-/// Adds the gradients to the first `n` rows of `dx` and to `dw` [C], which is f32 whatever w is stored as.
+/// Adds the gradients to the first `n` rows of `dx` and to `dw` `[C]`, which is f32 whatever w is stored as.
 #[allow(clippy::too_many_arguments)] // the op's tensors
 pub fn rmsnorm_backward(
     device: &Device,

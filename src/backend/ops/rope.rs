@@ -136,7 +136,7 @@ fn forward<W: Widen>(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: &[W], heads: Heads
     cpu.launch(n.div_ceil(per_task), &QkNormRopeForward { y, x, w, heads, n, per_task, round });
 }
 
-/// Adds the gradients to the first `n` rows of `dx` and to `dw` [D], which is f32 whatever w is stored as.
+/// Adds the gradients to the first `n` rows of `dx` and to `dw` `[D]`, which is f32 whatever w is stored as.
 #[allow(clippy::too_many_arguments)] // the op's tensors
 pub fn qk_norm_rope_backward(
     device: &Device,
