@@ -8,6 +8,19 @@ mod folders;
 use squire::serve::{Engine, EngineOptions, LoadOptions};
 
 #[test]
+fn the_readmes_program_compiles_and_continues_a_prompt() {
+    let readme = std::fs::read_to_string(cc::root().join("README.md")).expect("there is a README");
+    let code = readme.split("```c\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it shows a program");
+    let folder = tempfile::tempdir().expect("a folder for the source");
+    let source = folder.path().join("hello.c");
+    std::fs::write(&source, code).expect("the source can be written");
+    let program = cc::Program::compile("gcc", "c99", &source);
+    let model = program.folder.path().join("model");
+    folders::write_chat_model(&model, 1);
+    assert!(!program.run([model.as_os_str(), "hello".as_ref()]).is_empty());
+}
+
+#[test]
 fn hello_continues_a_prompt() {
     let program = cc::Program::compile("gcc", "c99", &cc::root().join("examples/c/hello.c"));
     let model = program.folder.path().join("model");
