@@ -85,7 +85,7 @@ pub unsafe extern "C" fn squire_distiller_create(
     unsafe {
         guard_out(out, err, |call| {
             let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
-            Ok(Distiller::new(&student, teacher.as_ref(), config)?)
+            Distiller::new(&student, teacher.as_ref(), config)
         })
     }
 }
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn squire_distiller_resume(
         guard_out(out, err, |call| {
             let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
             let path = input::path(path, path_len, "path")?;
-            Ok(Distiller::resume(&student, teacher.as_ref(), config, path)?)
+            Distiller::resume(&student, teacher.as_ref(), config, path)
         })
     }
 }

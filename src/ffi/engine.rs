@@ -173,7 +173,7 @@ pub unsafe extern "C" fn squire_engine_create(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |_| Ok(Engine::new(options::read(options)?.convert()?)?)) }
+    unsafe { guard_out(out, err, |_| Engine::new(options::read(options)?.convert()?)) }
 }
 
 /// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.

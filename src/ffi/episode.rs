@@ -164,7 +164,7 @@ pub unsafe extern "C" fn squire_episode_begin(
         guard_out(out, err, |call| {
             let distiller = call.shared(distiller)?;
             let spec = EpisodeSpec::from_json(input::text(spec_json, spec_len, "spec_json")?)?;
-            Ok(distiller.begin(spec)?)
+            distiller.begin(spec)
         })
     }
 }

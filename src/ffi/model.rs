@@ -142,7 +142,7 @@ pub unsafe extern "C" fn squire_model_load(
             let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
             let progress = Progress::new(options.progress, options.progress_user);
             let mut tell = |done, all| progress.tell("weights", done, all) == ControlFlow::Continue(());
-            Ok(engine.load_watched(&path, load, &cancel, &mut tell)?)
+            engine.load_watched(&path, load, &cancel, &mut tell)
         })
     }
 }

@@ -34,7 +34,7 @@ pub unsafe extern "C" fn squire_score(
             let top = || rows.iter().flat_map(|row| &row.top);
             let (top_ids, top_logprobs) = (top().map(|t| t.0).collect(), top().map(|t| t.1).collect());
             let logprobs = rows.iter().map(|row| row.logprob).collect();
-            Ok(Scores::new(logprobs, top_ids, top_logprobs, top_k)?)
+            Scores::new(logprobs, top_ids, top_logprobs, top_k)
         })
     }
 }

@@ -35,7 +35,7 @@ pub unsafe extern "C" fn squire_session_create(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |call| Ok(Session::new(&*call.shared(model)?)?)) }
+    unsafe { guard_out(out, err, |call| Session::new(&*call.shared(model)?)) }
 }
 
 /// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn squire_session_fork(
     err: *mut *mut squire_error,
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
-    unsafe { guard_out(out, err, |call| Ok(call.shared(session)?.fork()?)) }
+    unsafe { guard_out(out, err, |call| call.shared(session)?.fork()) }
 }
 
 /// Moves the session to the model's current revision, whose number goes to *revision unless revision is NULL. The ids

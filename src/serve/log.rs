@@ -20,10 +20,12 @@ pub enum Level {
     Trace = 4,
 }
 
-/// A sink of log lines: level, the part of squire that speaks, message. Called from any thread, with no lock held
-/// that a caller could wait for.
+/// Takes a log line: level, the part of squire that speaks, message.
+pub type Sink = dyn Fn(Level, &str, &str) + Send + Sync;
+
+/// A sink of log lines, called from any thread, with no lock held that a caller could wait for.
 #[derive(Clone)]
-pub struct Log(pub Arc<dyn Fn(Level, &str, &str) + Send + Sync>);
+pub struct Log(pub Arc<Sink>);
 
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
