@@ -5,6 +5,7 @@
  * student is guided by the teacher: both play, a schedule hands the turns over from one to the other, and the student
  * learns from what the teacher would have said. Same loop, other settings. Success is measured on all 18 games that
  * there are, which are the games that were learnt from too: it shows that the loop works, and nothing of new games.
+ * With the household's models both win none before and all 18 after 120 updates; after 40 they win some.
  *
  * Build: cc -DSQUIRE_EXPERIMENTAL -Iinclude examples/c/agent.c -Ltarget/release -lsquire -o agent */
 #ifndef SQUIRE_EXPERIMENTAL
