@@ -83,7 +83,7 @@ pub struct Plan {
     pub seed: u64,
     /// Where checkpoints go; an interrupted run goes on from there.
     pub checkpoint: Option<PathBuf>,
-    /// Called after every update: the step, the share of training games won, the teacher's share of turns, the report.
+    /// Called after every update: the distiller, the share of training games won, the report.
     pub watch: fn(&Distiller, f64, &Report),
 }
 
@@ -99,13 +99,13 @@ pub struct Learnt {
 /// Runs the plan: afterwards the student's current revision is the result.
 pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Result<(Distiller, Learnt)> {
     let config = Config::from_value(&plan.method.settings(plan.updates, plan.seed))?;
-    let resumable = plan.checkpoint.as_ref().filter(|folder| folder.is_dir());
-    let distiller = match resumable {
-        Some(folder) => Distiller::resume(student, Some(teacher), config, folder)?,
-        None => Distiller::new(student, Some(teacher), config)?,
+    let distiller = match &plan.checkpoint {
+        Some(folder) if Distiller::has_checkpoint(folder)? => {
+            Distiller::resume(student, Some(teacher), config, folder)?
+        }
+        _ => Distiller::new(student, Some(teacher), config)?,
     };
     let started = Instant::now();
-    let mut games = 0;
     while distiller.step() < plan.updates {
         // The games of a step are a function of seed and step, so a resumed run plays the same ones.
         let first = (plan.seed << 32) + distiller.step() * BATCH;
@@ -120,7 +120,6 @@ pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Resul
                 Mode::default(),
             )?,
         };
-        games += BATCH;
         let mut update = distiller.build(0, &Cancel::default(), &mut |_, _| true)?;
         distiller.apply(&mut update)?;
         distiller.publish()?;
@@ -129,7 +128,7 @@ pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Resul
             distiller.save(folder)?;
         }
     }
-    Ok((distiller, Learnt { seconds: started.elapsed().as_secs_f64(), games }))
+    Ok((distiller, Learnt { seconds: started.elapsed().as_secs_f64(), games: plan.updates * BATCH }))
 }
 
 /// Success of the student alone on the first `n` unseen games, at the evaluation temperature.

@@ -18,6 +18,13 @@ impl Device {
             Device::Cpu(cpu) => cpu.n_threads(),
         }
     }
+
+    /// Bytes of weights that forward products have read so far.
+    pub fn weight_bytes(&self) -> u64 {
+        match self {
+            Device::Cpu(cpu) => cpu.weight_bytes(),
+        }
+    }
 }
 
 /// What activations are rounded to at the named points (docs/numerics.md).

@@ -58,6 +58,14 @@ impl Distiller {
         });
         let Some(learner) = &learning.learner else { return Ok(()) };
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
+        if let Some(later) = checkpoints(path)?.iter().find(|c| c.step > step) {
+            // It would win when the folder is resumed: it belongs to another run, or this one was resumed elsewhere.
+            let why = format!(
+                "{}: a later checkpoint than step {step} lies there; choose another folder",
+                later.folder.display()
+            );
+            return Err(Error::new(Fault::CheckpointMismatch, why));
+        }
         remove_leftovers(path)?;
         let serial = checkpoints(path)?.iter().filter(|c| c.step == step).map(|c| c.serial + 1).max().unwrap_or(0);
         let folder = path.join(match serial {
@@ -81,6 +89,11 @@ impl Distiller {
             remove(&old.folder)?;
         }
         Ok(())
+    }
+
+    /// Whether the folder `path` holds a checkpoint; one that is not there holds none.
+    pub fn has_checkpoint(path: &Path) -> Result<bool> {
+        Ok(!checkpoints(path)?.is_empty())
     }
 
     /// Resumes from the newest checkpoint in the folder `path`: the student gets the checkpoint's weights

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::actor::Actor;
 use super::config::Config;
+use super::ended::Ended;
 use super::episode::Episode;
 use super::knobs::{ActorPolicy, Kernel};
 use super::learner::{Finished, Gradients, Learner, Pass, Task};
@@ -34,15 +35,13 @@ struct Inner {
     learning: Mutex<Learning>,
 }
 
-type Settle = Box<dyn FnOnce() -> Result<Finished> + Send>;
-
 /// What changes between updates; locked for moments only.
 struct Book {
     step: u64,
     next_episode: u64,
     next_evaluation: u64,
-    /// ended training episodes: (episode, how to get its record)
-    ended: Vec<(u64, Settle)>,
+    /// ended training episodes by their identity
+    ended: Vec<(u64, Ended)>,
     totals: Totals,
 }
 
@@ -168,29 +167,27 @@ impl Distiller {
         }
     }
 
-    /// Takes an ended episode; `record` gives it with the teacher's side, which may still be computing.
-    pub(super) fn finished(
-        &self,
-        evaluation: bool,
-        episode: u64,
-        record: impl FnOnce() -> Result<Finished> + Send + 'static,
-    ) {
+    /// Takes an ended episode; its teacher may still be computing.
+    pub(super) fn ended(&self, ended: Ended) {
+        let Ended::Waiting { trajectory, .. } = &ended else { return };
+        let Heading { episode, evaluation, .. } = trajectory.heading;
         let mut book = self.0.book.lock();
         if evaluation {
             book.totals.evaluations += 1;
         } else {
             book.totals.episodes += 1;
-            book.ended.push((episode, Box::new(record)));
+            book.ended.push((episode, ended));
         }
     }
 
     /// Throws away all ended episodes that wait for an update, and says how many.
     pub fn discard(&self) -> usize {
         let mut book = self.0.book.lock();
-        let n = book.ended.len();
-        book.totals.thrown_away += n as u64;
-        book.ended.clear();
-        n
+        let thrown_away = std::mem::take(&mut book.ended);
+        book.totals.thrown_away += thrown_away.len() as u64;
+        drop(book);
+        // Dropped without the lock: a teacher that is still computing is cancelled then.
+        thrown_away.len()
     }
 
     /// Builds an update from up to `max_episodes` ended episodes (0: all), in order of their identity.
@@ -204,33 +201,31 @@ impl Distiller {
     ) -> Result<Update> {
         let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
-        let mut taken: Vec<(u64, Settle)> = {
+        let taken: Vec<(u64, Ended)> = {
             let mut book = self.0.book.lock();
             book.ended.sort_by_key(|(episode, _)| *episode);
             let n = if max_episodes == 0 { book.ended.len() } else { max_episodes.min(book.ended.len()) };
             book.ended.drain(..n).collect()
         };
-        let mut finished = Vec::with_capacity(taken.len());
-        let mut failure = None;
-        for (episode, settle) in taken.drain(..) {
-            match settle() {
-                Ok(f) => finished.push((episode, f)),
-                // The record cannot be had again: its teacher failed. The others wait on.
-                Err(e) => failure = Some(e.within(format!("episode {episode}"))),
+        let (mut finished, mut back, mut failure) = (Vec::with_capacity(taken.len()), Vec::new(), None);
+        for (episode, ended) in taken {
+            match ended.settle() {
+                Ok(whole) => finished.push((episode, whole)),
+                Err((ended, e)) => {
+                    back.push((episode, ended));
+                    failure = Some(e.within(format!("episode {episode}")));
+                }
             }
         }
         let result = match failure {
             Some(e) => Err(e),
             None => self.build_from(&mut learning, &finished, cancel, progress),
         };
-        match result {
-            Ok(update) => Ok(update),
-            Err(e) => {
-                let back = finished.into_iter().map(|(id, f)| (id, Box::new(move || Ok(f)) as Settle));
-                self.0.book.lock().ended.extend(back);
-                Err(e)
-            }
+        if result.is_err() {
+            back.extend(finished.into_iter().map(|(episode, whole)| (episode, Ended::Whole(whole))));
+            self.0.book.lock().ended.extend(back);
         }
+        result
     }
 
     fn build_from(

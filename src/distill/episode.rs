@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use super::actor::Actor;
 use super::config::Config;
 use super::distiller::Distiller;
+use super::ended::{Ended, Scoring};
 use super::knobs::Kernel;
-use super::learner::{Finished, Scores};
 use super::policy::{DecideInput, Decision, decide};
 use super::spec::EpisodeSpec;
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Cancel, Generation, GenerationOptions, Session, Token};
+use crate::serve::{Generation, GenerationOptions, Session, Token};
 use crate::text::RenderOptions;
 use crate::text::source::Source;
 use crate::text::tokenizer::Control;
@@ -390,10 +390,10 @@ impl Episode {
         // The teacher computes what it has not seen of the turns that it scores, up to the row that predicts
         // their last token, in the rounds of whoever else is running.
         let scored = trajectory.turns().iter().rfind(|t| t.train && needs_teacher(t.loss.kernel));
-        let answer = match (&state.seats()?.teacher, scored) {
+        let next = match (&state.seats()?.teacher, scored) {
             (Some(teacher), Some(turn)) => {
                 teacher.truncate(turn.range.end - 1)?;
-                Some(teacher.start_prefill(&Cancel::default(), Some(turn.actor.source()))?)
+                Some(turn.actor.source())
             }
             _ => None,
         };
@@ -401,17 +401,8 @@ impl Episode {
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
         let teacher = state.seats.take().and_then(|seats| seats.teacher);
-        let Heading { evaluation, episode, .. } = trajectory.heading;
-        self.distiller.finished(evaluation, episode, move || {
-            let mut finished = Finished { trajectory, scores: None };
-            if let Some(teacher) = teacher {
-                if let Some(answer) = answer {
-                    teacher.wait(answer)??;
-                }
-                finished.scores = Some(Scores { hidden: teacher.take_hidden()?, revision: teacher.revision() });
-            }
-            Ok(finished)
-        });
+        let scoring = teacher.zip(next).map(|(teacher, next)| Scoring::start(teacher, next));
+        self.distiller.ended(Ended::Waiting { trajectory, scoring });
         Ok(())
     }
 

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod distiller;
 mod document;
+mod ended;
 pub mod episode;
 pub mod explain;
 pub mod knobs;

@@ -254,7 +254,7 @@ impl Engine {
 
     /// A snapshot of its counters.
     pub fn metrics(&self) -> Metrics {
-        self.0.counters.snapshot()
+        Metrics { weight_bytes: self.0.device.weight_bytes(), ..self.0.counters.snapshot() }
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -284,7 +284,7 @@ impl Engine {
 
     /// Ends what was cancelled without running a round, in caller-driven mode: else a dropped generation would
     /// stay until the host steps again, and keep the engine alive if it never does.
-    pub(super) fn end_cancelled(&self) {
+    pub(crate) fn end_cancelled(&self) {
         if let Some(stepper) = &self.0.stepper {
             let mut stepper = stepper.lock();
             stepper.take_arrivals();

@@ -30,7 +30,7 @@ counters! {
     rows,
     /// Tokens sampled.
     sampled,
-    /// Bytes of weights that the rounds read: a round reads its revision's weights once, whatever its rows.
+    /// Bytes of weights that forward products on the engine's device read, counted where they are read.
     weight_bytes,
 }
 

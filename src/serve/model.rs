@@ -30,17 +30,15 @@ pub struct Revision {
     pub number: u64,
     /// The weights.
     pub weights: Weights,
-    /// Bytes that one forward reads of them.
-    pub(super) bytes: u64,
     /// bytes of all revisions of the engine, these included
     total: Arc<AtomicU64>,
 }
 
 impl Revision {
     fn new(engine: &Engine, number: u64, weights: Weights) -> Arc<Revision> {
-        let (bytes, total) = (weights.bytes_per_pass(), engine.weight_bytes().clone());
+        let total = engine.weight_bytes().clone();
         total.fetch_add(weights.bytes(), Ordering::Relaxed);
-        Arc::new(Revision { number, weights, bytes, total })
+        Arc::new(Revision { number, weights, total })
     }
 }
 
@@ -90,7 +88,7 @@ impl Revisions {
         let goes = usize::from(Arc::strong_count(&self.current) == 1);
         let alive = self.alive.len() - goes + 1;
         if alive > limit.max(1) {
-            let bytes = self.current.bytes;
+            let bytes = self.current.weights.bytes();
             let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
             return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
         }

@@ -30,6 +30,8 @@ pub(super) struct Scheduler {
     jobs: Vec<Job>,
     scratch: HashMap<usize, Scratch>,
     max_batch_tokens: usize,
+    /// the job that is served first
+    first: usize,
 }
 
 /// One model's activations, logits and gathered rows.
@@ -77,7 +79,7 @@ struct Wanted {
 
 impl Scheduler {
     pub(super) fn new(max_batch_tokens: usize) -> Scheduler {
-        Scheduler { jobs: Vec::new(), scratch: HashMap::new(), max_batch_tokens: max_batch_tokens.max(1) }
+        Scheduler { jobs: Vec::new(), scratch: HashMap::new(), max_batch_tokens: max_batch_tokens.max(1), first: 0 }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -148,15 +150,26 @@ impl Scheduler {
             let n = (timeline.len() - timeline.kv.len()).min(1);
             timeline.kv.reserve(n).err().map(End::Failed)
         });
-        let mut left = self.max_batch_tokens;
+        // Who is served first moves on each round, and a quarter of the rows is kept for prefill, so that more
+        // jobs than rows starve nobody.
+        let n_jobs = self.jobs.len();
+        self.first = (self.first + 1) % n_jobs.max(1);
+        let pending_of = |job: &mut Job| {
+            let (timeline, _) = job.parts();
+            timeline.len() - timeline.kv.len()
+        };
+        let prefilling = self.jobs.iter_mut().any(|job| pending_of(job) > 1);
+        let kept = if prefilling { self.max_batch_tokens / 4 } else { 0 };
+        let mut left = self.max_batch_tokens - kept;
         let mut shares: Vec<Share> = Vec::new();
         for decoding in [true, false] {
-            for (job, j) in self.jobs.iter_mut().enumerate() {
-                let (timeline, _) = j.parts();
-                let pending = timeline.len() - timeline.kv.len();
+            for i in 0..n_jobs {
+                let job = (self.first + i) % n_jobs;
+                let pending = pending_of(&mut self.jobs[job]);
                 if (pending == 1) != decoding || pending == 0 || left == 0 {
                     continue;
                 }
+                let (timeline, _) = self.jobs[job].parts();
                 // A chunk that finds no pages shrinks to the rest of the page that is reserved already.
                 let mut n = pending.min(left);
                 if timeline.kv.reserve(n).is_err() {
@@ -165,6 +178,7 @@ impl Scheduler {
                 left -= n;
                 shares.push(Share { job, n, start: timeline.kv.len(), row: 0 });
             }
+            left += kept;
         }
         shares.sort_by_key(|s| s.job);
         shares
@@ -200,7 +214,6 @@ impl Scheduler {
         }
         add(&counters.rounds, 1);
         add(&counters.rows, n_rows as u64);
-        add(&counters.weight_bytes, revision.bytes);
 
         let mut wanted = Vec::new();
         for share in shares.iter() {

@@ -14,6 +14,7 @@ mod scalar;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use float_env::FloatEnv;
 pub use lanes::Lanes;
@@ -101,6 +102,7 @@ pub trait Kernel: Sync {
 pub struct Cpu {
     pool: Arc<Pool>,
     kernels: KernelSet,
+    weight_bytes: Arc<AtomicU64>,
 }
 
 impl Cpu {
@@ -119,7 +121,7 @@ impl Cpu {
         };
         let pool = Pool::new(n_threads)
             .map_err(|e| Error::new(Fault::OutOfHostMemory, format!("cannot start {n_threads} threads: {e}")))?;
-        Ok(Cpu { pool: Arc::new(pool), kernels })
+        Ok(Cpu { pool: Arc::new(pool), kernels, weight_bytes: Arc::default() })
     }
 
     /// The kernel set in use.
@@ -130,6 +132,16 @@ impl Cpu {
     /// Number of threads that compute.
     pub fn n_threads(&self) -> usize {
         self.pool.n_threads()
+    }
+
+    /// Counts bytes of weights that a product reads.
+    pub fn count_weight_bytes(&self, bytes: usize) {
+        self.weight_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of weights that products have read so far.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes.load(Ordering::Relaxed)
     }
 
     /// Runs a kernel's tasks and returns when all are done.

@@ -132,6 +132,8 @@ fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, n: usize, 
     let work_floor = (1 << 15) / (n * k).max(1);
     let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
     let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
+    // Every block of rows passes over all of w once.
+    cpu.count_weight_bytes(std::mem::size_of_val(w) * n.div_ceil(rows_per_block));
     let kernel = LinearForward::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
     cpu.launch(o.div_ceil(outputs_per_task), &kernel);
 }
