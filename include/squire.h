@@ -22,9 +22,10 @@
  * Structs: those with struct_size are set up by their _init function with sizeof, so that a program and a library of
  * different ages understand each other. They only grow at their end.
  *
- * Threads: any call on any thread, on any object. Calls that change the same session, episode or distiller do not wait
- * for each other: the second answers SQUIRE_E_BUSY. Inside a callback, calls that give a status answer SQUIRE_E_STATE;
- * cancel, retain, release and accessors are allowed.
+ * Threads: any call on any thread, on any object. Short calls on one session or episode take their turn. While it
+ * generates, scores or prefills, or an update is built or applied on the distiller, other calls that need the same
+ * answer SQUIRE_E_BUSY at once. Inside a callback, calls that give a status answer SQUIRE_E_STATE; cancel, retain,
+ * release and accessors are allowed. Progress and tensor callbacks run inside their call, whose objects are still busy.
  *
  * Misuse that can be seen (NULL, wrong kind of object, an object released before, wrong sizes, wrong order) gives a
  * status. What cannot be seen is the caller's to keep: pointers are readable and writable for their lengths, and no
@@ -320,7 +321,8 @@ typedef struct {
   int32_t max_batch_tokens;
   /* The most detailed level that log is to hear; 2, info. */
   int32_t log_level;
-  /* Bytes that the models' weights may take; 0, the default: no limit. */
+  /* Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
+   * weights only: no KV cache, activations, or what an update or a learner needs. */
   uint64_t host_budget;
   /* Bytes that each model's KV cache may take; 4 GiB. */
   uint64_t kv_budget;
@@ -630,9 +632,10 @@ void squire_gen_release(squire_gen *generation);
 /* ---- score ----------------------------------------------------------------------------------------------- */
 
 /* Appends ids to the session as the host's and gives each one's log-prob, given all before it, with the top_k (0 for
- * none) likeliest tokens there: one row an id. Blocks; set cancel (may be NULL) to stop it with SQUIRE_CANCELLED. The
- * session must not be empty: SQUIRE_E_STATE (detail EMPTY_SESSION). Other errors as squire_session_sync. A call that
- * fails or is cancelled leaves the timeline as it was. Any thread. */
+ * none) likeliest tokens there: one row an id. ids_len times top_k may be 16777216 at most, otherwise SQUIRE_E_ARGUMENT
+ * (detail BAD_OPTION). Blocks; set cancel (may be NULL) to stop it with SQUIRE_CANCELLED. The session must not be
+ * empty: SQUIRE_E_STATE (detail EMPTY_SESSION). Other errors as squire_session_sync. A call that fails or is cancelled
+ * leaves the timeline as it was. Any thread. */
 squire_status squire_score(squire_session *session,
                            const int32_t *ids,
                            size_t ids_len,

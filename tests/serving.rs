@@ -386,6 +386,20 @@ fn options_outside_their_range_are_refused() {
 }
 
 #[test]
+fn a_score_with_too_many_entries_is_refused_before_anything_else() {
+    let model = model_on(&engine(|_| {}));
+    let session = session_of(&model, &ids(1, 5));
+    let most = (1 << 24) / 301;
+    let refused = session.score(&vec![1; most + 1], 301, &Cancel::default()).unwrap_err();
+    assert_eq!(refused.fault(), Fault::BadOption);
+    let (wanted, allowed) = (((most + 1) * 301).to_string(), (1 << 24).to_string());
+    assert!(refused.message().contains(&wanted) && refused.message().contains(&allowed), "{}", refused.message());
+    // As many as allowed are looked at further, and found too long for the context.
+    assert_eq!(fault(session.score(&vec![1; most], 301, &Cancel::default())), Fault::ContextFull);
+    assert_eq!(ids_of(&session), ids(1, 5));
+}
+
+#[test]
 fn eight_sessions_decoding_read_the_weights_once_a_round() {
     let engine = driven();
     let model = model_on(&engine);

@@ -7,7 +7,10 @@
  * there are, which are the games that were learnt from too: it shows that the loop works, and nothing of new games.
  * With the household's models both win none before and all 18 after 120 updates; after 40 they win some.
  *
- * Build: cc -DSQUIRE_EXPERIMENTAL -Iinclude examples/c/agent.c -Ltarget/release -lsquire -o agent */
+ * Build and start, in the repository:
+ *   cargo build --release && ln -sf libsquire.so target/release/libsquire.so.0
+ *   cc -DSQUIRE_EXPERIMENTAL -Iinclude examples/c/agent.c -Ltarget/release -lsquire -Wl,-rpath,target/release -o agent
+ *   ./agent STUDENT TEACHER OUT 120 */
 #ifndef SQUIRE_EXPERIMENTAL
 #define SQUIRE_EXPERIMENTAL
 #endif

@@ -1,5 +1,8 @@
 /* Loads a model folder and continues a prompt: hello FOLDER PROMPT
- * Build: cc -Iinclude examples/c/hello.c -Ltarget/release -lsquire -o hello */
+ * Build and start, in the repository:
+ *   cargo build --release && ln -sf libsquire.so target/release/libsquire.so.0
+ *   cc -Iinclude examples/c/hello.c -Ltarget/release -lsquire -Wl,-rpath,target/release -o hello
+ *   ./hello MODEL_FOLDER "Once upon a time" */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,5 +1,6 @@
 //! The host's callbacks: user data first, then scalars, pointers and lengths. While one runs, its thread may not call
-//! back into squire, and squire holds no lock.
+//! back into squire. Progress and tensor callbacks run inside their call, so what it works on stays busy meanwhile: an
+//! update that is built keeps its distiller busy. A log line may come while an update is published.
 
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
@@ -51,7 +52,7 @@ impl Log {
         Log { f, user: User(user), level }
     }
 
-    /// Hands a line to the host. Call it with no lock held.
+    /// Hands a line to the host.
     pub(crate) fn line(&self, level: i32, target: &str, message: &str) {
         if let Some(f) = self.f.filter(|_| level <= self.level) {
             let (user, target_ptr, message_ptr) = (self.user.0, target.as_ptr().cast(), message.as_ptr().cast());
@@ -75,7 +76,7 @@ impl Progress {
         Progress { f, user: User(user) }
     }
 
-    /// Tells the host, and hears whether to go on. Call it with no lock held.
+    /// Tells the host, and hears whether to go on.
     pub(crate) fn tell(&self, phase: &str, done: u64, total: u64) -> ControlFlow<()> {
         let Some(f) = self.f else { return ControlFlow::Continue(()) };
         let user = self.user.0;

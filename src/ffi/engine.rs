@@ -80,7 +80,8 @@ pub struct squire_engine_options {
     pub max_batch_tokens: i32,
     /// The most detailed level that log is to hear; 2, info.
     pub log_level: i32,
-    /// Bytes that the models' weights may take; 0, the default: no limit.
+    /// Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
+    /// weights only: no KV cache, activations, or what an update or a learner needs.
     pub host_budget: u64,
     /// Bytes that each model's KV cache may take; 4 GiB.
     pub kv_budget: u64,

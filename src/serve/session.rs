@@ -23,6 +23,9 @@ use crate::text::chat::{self, RenderOptions};
 use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
+/// Entries (`ids` times `top_k`) that one score may give: what a single call can make the host hold is bounded.
+pub const MAX_SCORE_ENTRIES: usize = 1 << 24;
+
 /// A session. Dropping it frees its pages; a running generation ends first.
 pub struct Session {
     model: ServedModel,
@@ -246,10 +249,20 @@ impl Session {
 
     /// Appends `ids` as the host's and gives each one's log-prob, given all before it, with the `top_k`
     /// likeliest tokens there. Blocks. The session must not be empty. On an error the timeline is as before.
+    /// `BadOption` if `ids` times `top_k` is more than [`MAX_SCORE_ENTRIES`].
     pub fn score(&self, ids: &[i32], top_k: usize, cancel: &Cancel) -> Result<Vec<ScoreRow>> {
         let model = &self.model.0.model;
         if top_k > model.config.vocab_size {
             let why = format!("the {top_k} likeliest of {} tokens are wanted", model.config.vocab_size);
+            return Err(Error::new(Fault::BadOption, why));
+        }
+        let entries = ids.len().saturating_mul(top_k);
+        if entries > MAX_SCORE_ENTRIES {
+            let why = format!(
+                "the {top_k} likeliest tokens of {} ids are {entries} entries, allowed are {MAX_SCORE_ENTRIES}; score \
+                 fewer ids at a time",
+                ids.len()
+            );
             return Err(Error::new(Fault::BadOption, why));
         }
         let (reply, answer) = bounded(1);
