@@ -211,7 +211,8 @@ impl Distiller {
         for (episode, ended) in taken {
             match ended.settle() {
                 Ok(whole) => finished.push((episode, whole)),
-                Err((ended, e)) => {
+                Err(failed) => {
+                    let (ended, e) = *failed;
                     back.push((episode, ended));
                     failure = Some(e.within(format!("episode {episode}")));
                 }

@@ -9,7 +9,7 @@ use crossbeam::channel::Receiver;
 
 use super::learner::{Finished, Scores};
 use super::trajectory::Trajectory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::serve::{Cancel, Session};
 use crate::text::source::Source;
 
@@ -60,13 +60,13 @@ impl Drop for Scoring {
 
 impl Ended {
     /// Waits for the teacher. On an error the episode comes back as it was, to be asked again.
-    pub(super) fn settle(self) -> std::result::Result<Finished, (Ended, crate::error::Error)> {
+    pub(super) fn settle(self) -> std::result::Result<Finished, Box<(Ended, Error)>> {
         match self {
             Ended::Whole(finished) => Ok(finished),
             Ended::Waiting { trajectory, scoring: None } => Ok(Finished { trajectory, scores: None }),
             Ended::Waiting { trajectory, scoring: Some(mut scoring) } => match scoring.scores() {
                 Ok(scores) => Ok(Finished { trajectory, scores: Some(scores) }),
-                Err(e) => Err((Ended::Waiting { trajectory, scoring: Some(scoring) }, e)),
+                Err(e) => Err(Box::new((Ended::Waiting { trajectory, scoring: Some(scoring) }, e))),
             },
         }
     }
