@@ -143,6 +143,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_UNKNOWN_PRESET 111 /* A preset or method name is not known. */
 #define SQUIRE_DETAIL_MISALIGNED 112 /* A pointer is not aligned for what it points to. */
 #define SQUIRE_DETAIL_WRONG_HANDLE 113 /* A handle is not, or no longer, an object of the expected kind. */
+#define SQUIRE_DETAIL_NO_SUCH_DEVICE 114 /* The machine has no device of this index. */
 #define SQUIRE_DETAIL_OUT_OF_ORDER 201 /* The call came out of order. */
 #define SQUIRE_DETAIL_INSIDE_CALLBACK 202 /* A call that is not allowed inside a callback. */
 #define SQUIRE_DETAIL_AFTER_FORK 203 /* The object belongs to the process before fork(). */
@@ -165,6 +166,8 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_UNSUPPORTED_KERNEL_SET 509 /* This machine has no such kernel set. */
 #define SQUIRE_DETAIL_UNSUPPORTED_METHOD 510 /* A knob combination that no trainer here implements. */
 #define SQUIRE_DETAIL_UNSUPPORTED_QUANTISATION 511 /* A quantisation entry in config.json. */
+#define SQUIRE_DETAIL_NO_DEVICE 512 /* This machine has no driver, too old a driver, or no usable device. */
+#define SQUIRE_DETAIL_NO_KERNELS 513 /* This build has no kernels for the device or for the model's extents. */
 #define SQUIRE_DETAIL_CANNOT_OPEN 601 /* A file could not be opened. */
 #define SQUIRE_DETAIL_CANNOT_READ 602 /* A file could not be read. */
 #define SQUIRE_DETAIL_CANNOT_WRITE 603 /* A file could not be written, synced or renamed. */
@@ -195,12 +198,16 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_TEACHER_VOCABULARY 806 /* Teacher and student do not share one vocabulary. */
 #define SQUIRE_DETAIL_CHECKPOINT_MISMATCH 807 /* A checkpoint belongs to another model or configuration. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
+#define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
 #define SQUIRE_DETAIL_HOST_BUDGET 1102 /* The plan does not fit the host budget. */
 #define SQUIRE_DETAIL_SESSION_BUDGET 1103 /* Too many sessions. */
+#define SQUIRE_DETAIL_DEVICE_BUDGET 1104 /* The device budget is used up, or the plan does not fit it. */
 #define SQUIRE_DETAIL_CONTEXT_FULL 1201 /* The session's context has no room. */
 #define SQUIRE_DETAIL_TEMPLATE_FAILED 1401 /* The chat template raised an error or produced no text. */
 #define SQUIRE_DETAIL_NO_TEMPLATE 1402 /* The model folder has no chat template. */
+#define SQUIRE_DETAIL_DEVICE_ERROR 1501 /* The device or its driver reported an error. */
+#define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
 #define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The local teacher failed. */
 #define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss or a gradient is not finite. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */

@@ -105,6 +105,8 @@ faults! {
     Misaligned = 112 => Argument,
     /// A handle is not, or no longer, an object of the expected kind.
     WrongHandle = 113 => Argument,
+    /// The machine has no device of this index.
+    NoSuchDevice = 114 => Argument,
 
     // 2xx: state
     /// The call came out of order.
@@ -157,6 +159,10 @@ faults! {
     UnsupportedMethod = 510 => Unsupported,
     /// A quantisation entry in config.json.
     UnsupportedQuantisation = 511 => Unsupported,
+    /// This machine has no driver, too old a driver, or no usable device.
+    NoDevice = 512 => Unsupported,
+    /// This build has no kernels for the device or for the model's extents.
+    NoKernels = 513 => Unsupported,
 
     // 6xx: io
     /// A file could not be opened.
@@ -225,18 +231,26 @@ faults! {
     // 9xx to 19xx: one block a status
     /// A buffer could not be allocated.
     OutOfHostMemory = 901 => HostMemory,
+    /// Device memory could not be had.
+    OutOfDeviceMemory = 1001 => DeviceMemory,
     /// The KV budget is used up.
     KvBudget = 1101 => Budget,
     /// The plan does not fit the host budget.
     HostBudget = 1102 => Budget,
     /// Too many sessions.
     SessionBudget = 1103 => Budget,
+    /// The device budget is used up, or the plan does not fit it.
+    DeviceBudget = 1104 => Budget,
     /// The session's context has no room.
     ContextFull = 1201 => ContextFull,
     /// The chat template raised an error or produced no text.
     TemplateFailed = 1401 => Template,
     /// The model folder has no chat template.
     NoTemplate = 1402 => Template,
+    /// The device or its driver reported an error.
+    DeviceError = 1501 => Device,
+    /// The device is gone for this process; release the engine.
+    DeviceLost = 1601 => DeviceLost,
     /// The local teacher failed.
     TeacherFailed = 1701 => Teacher,
     /// The loss or a gradient is not finite.

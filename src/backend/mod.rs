@@ -1,6 +1,7 @@
 //! Tensors on a device and the ops over them. Above this floor nobody knows which device it is.
 
 pub mod cpu;
+pub mod cuda;
 mod device;
 pub mod ops;
 pub mod page;

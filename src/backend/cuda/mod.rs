@@ -1,0 +1,222 @@
+//! The CUDA device: device memory, launches in order on one stream, graphs of recorded launches.
+//!
+//! Ops launch and do not wait. A failure is kept and told by the next `check`: the first one counts, as with the
+//! device's own sticky errors. A lost device refuses everything from then on. The layer compiles in every build;
+//! what is behind it depends on the features (`api`).
+
+pub mod api;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "shim")]
+mod emulation;
+mod memory;
+mod pinned;
+pub mod step;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+pub use api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
+pub use memory::Buffer;
+pub use pinned::Pinned;
+
+use crate::error::{Error, Fault, Result};
+
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Which of the machine's devices.
+    pub index: usize,
+    /// Bytes of device memory that may be taken; 0: whatever is free.
+    pub budget: u64,
+    /// Launch every kernel after its predecessor's end, though the device could overlap them: the judge of overlapping.
+    pub no_overlap: bool,
+    /// The shim's order of threads and blocks; a device takes no notice.
+    pub seed: u64,
+}
+
+/// An opened device. Cheap to clone; clones are the same device with the same stream.
+#[derive(Clone)]
+pub struct Cuda(Arc<Inner>);
+
+struct Inner {
+    api: Box<dyn Api>,
+    overlap: bool,
+    budget: u64,
+    /// bytes allocated
+    held: AtomicU64,
+    failure: Mutex<Option<(Fault, String)>>,
+}
+
+/// A struct that a kernel takes by value.
+///
+/// # Safety
+/// `repr(C)`, field by field the kernel's own struct, without padding bytes that are not initialised.
+pub unsafe trait KernelArgs: Copy {}
+
+impl Cuda {
+    /// Opens a device. Errors: `UnsupportedBackend` in a build without CUDA, `NoDevice` where the machine has no usable
+    /// one, `NoKernels` where this build has none for it, `NoSuchDevice` for an index that is not there.
+    pub fn open(options: &CudaOptions) -> Result<Cuda> {
+        #[cfg(feature = "shim")]
+        return emulation::open(options).map(|api| Cuda::over(Box::new(api), options));
+        #[cfg(all(feature = "cuda", not(feature = "shim")))]
+        return driver::open(options).map(|api| Cuda::over(Box::new(api), options));
+        #[cfg(not(any(feature = "cuda", feature = "shim")))]
+        {
+            let why = format!("this build of squire has no cuda backend (device {})", options.index);
+            Err(Error::new(Fault::UnsupportedBackend, why))
+        }
+    }
+
+    /// What this build finds on this machine: each usable device, or why there is none. Makes no context.
+    pub fn probe() -> Result<Vec<Facts>> {
+        #[cfg(feature = "shim")]
+        return Ok(emulation::probe());
+        #[cfg(all(feature = "cuda", not(feature = "shim")))]
+        return driver::probe();
+        #[cfg(not(any(feature = "cuda", feature = "shim")))]
+        Err(Error::new(Fault::UnsupportedBackend, "this build of squire has no cuda backend"))
+    }
+
+    /// A device over any implementation.
+    pub fn over(api: Box<dyn Api>, options: &CudaOptions) -> Cuda {
+        let overlap = api.facts().overlaps && !options.no_overlap;
+        Cuda(Arc::new(Inner {
+            api,
+            overlap,
+            budget: options.budget,
+            held: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        }))
+    }
+
+    /// What it is.
+    pub fn facts(&self) -> &Facts {
+        self.0.api.facts()
+    }
+
+    /// The raw calls.
+    pub fn api(&self) -> &dyn Api {
+        &*self.0.api
+    }
+
+    /// Whether two handles are one device.
+    pub fn is(&self, other: &Cuda) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Bytes of device memory held.
+    pub fn held(&self) -> u64 {
+        self.0.held.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that could still be allocated, within the budget and the device.
+    pub fn free(&self) -> Result<u64> {
+        let (free, _) = self.0.api.memory()?;
+        let budget = if self.0.budget == 0 { u64::MAX } else { self.0.budget };
+        Ok(free.min(budget.saturating_sub(self.held())))
+    }
+
+    /// Launches a kernel on its arguments. A failure is kept for `check`. `overlap` says that the kernel waits by itself
+    /// for its predecessor (every kernel of squire does).
+    pub fn launch<A: KernelArgs>(&self, launch: Launch, args: &A) {
+        let launch = Launch { overlap: self.0.overlap && launch.cluster == 1 && !launch.cooperative, ..launch };
+        if launch.grid.contains(&0) {
+            return;
+        }
+        // SAFETY: `KernelArgs` promises plain initialised bytes.
+        let bytes = unsafe { std::slice::from_raw_parts((args as *const A).cast::<u8>(), size_of::<A>()) };
+        // SAFETY: ops pass addresses of live tensors, and a tensor's memory waits for the stream before it goes.
+        self.keep(unsafe { self.0.api.launch(&launch, bytes) });
+    }
+
+    /// Keeps a failure for `check`; the first one counts.
+    pub fn keep(&self, result: Result<()>) {
+        if let Err(e) = result {
+            self.0.failure.lock().get_or_insert((e.fault(), e.message().to_string()));
+        }
+    }
+
+    /// The first failure since the last `check`. One of a lost device stays.
+    pub fn check(&self) -> Result<()> {
+        let mut failure = self.0.failure.lock();
+        let Some((fault, message)) = failure.clone() else { return Ok(()) };
+        if fault != Fault::DeviceLost {
+            *failure = None;
+        }
+        Err(Error::new(fault, message))
+    }
+
+    /// Waits for all that was launched and tells the first failure.
+    pub fn finish(&self) -> Result<()> {
+        self.keep(self.0.api.synchronize());
+        self.check()
+    }
+
+    /// Runs what `record` launches: by replaying the graph of `key` if there is one, else by recording it first.
+    /// Everything that differs between runs of one key must lie in device memory.
+    pub fn replay(&self, graphs: &mut Graphs, key: GraphKey, record: impl FnOnce()) -> Result<()> {
+        graphs.device.get_or_insert_with(|| self.clone());
+        let graph = match graphs.known.get(&key) {
+            Some(&graph) => graph,
+            None => {
+                self.check()?;
+                self.0.api.begin_capture()?;
+                record();
+                let graph = self.0.api.end_capture();
+                self.check()?;
+                let graph = graph?;
+                graphs.known.insert(key, graph);
+                graph
+            }
+        };
+        // SAFETY: whoever owns the graphs clears them before it lets go of memory that they name.
+        unsafe { self.0.api.replay(graph) }
+    }
+}
+
+/// What a graph was recorded for: which weights, how many rows, how long a context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphKey {
+    /// Address of the model's weights.
+    pub weights: Address,
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Positions that its attention reaches.
+    pub context: usize,
+}
+
+/// Graphs over one set of buffers. Cleared when one of them moves.
+#[derive(Default)]
+pub struct Graphs {
+    device: Option<Cuda>,
+    known: HashMap<GraphKey, Graph>,
+}
+
+impl Graphs {
+    /// Forgets all graphs.
+    pub fn clear(&mut self) {
+        let Some(device) = &self.device else { return };
+        self.known.drain().for_each(|(_, graph)| device.api().drop_graph(graph));
+    }
+
+    /// Graphs recorded.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether none is recorded.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+impl Drop for Graphs {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
