@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
+use super::cuda::Cuda;
+use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// A device. An enum and not a type parameter: the caller picks it at run time, and one device can judge
 /// another in one process.
@@ -9,20 +12,49 @@ use super::cpu::Cpu;
 pub enum Device {
     /// The host's processor.
     Cpu(Cpu),
+    /// An NVIDIA GPU, or in tests the shim that stands for one.
+    Cuda(Cuda),
 }
 
 impl Device {
-    /// Host threads that it computes with.
+    /// Host threads that it computes with; 1 where the host only asks.
     pub fn n_threads(&self) -> usize {
         match self {
             Device::Cpu(cpu) => cpu.n_threads(),
+            Device::Cuda(_) => 1,
         }
     }
 
-    /// Bytes of weights that forward products have read so far.
+    /// Bytes of weights that forward products have read so far; 0 where nobody counts them.
     pub fn weight_bytes(&self) -> u64 {
         match self {
             Device::Cpu(cpu) => cpu.weight_bytes(),
+            Device::Cuda(_) => 0,
+        }
+    }
+
+    /// The processor, for ops that exist there alone: gradients and the optimiser. Models on other devices are refused
+    /// by the distiller, so nobody comes here with one.
+    pub fn cpu(&self) -> &Cpu {
+        match self {
+            Device::Cpu(cpu) => cpu,
+            Device::Cuda(_) => panic!("this op exists on the CPU alone"),
+        }
+    }
+
+    /// What activations are kept as: rounded values in f32 on the CPU, bf16 on a GPU.
+    pub fn activation_dtype(&self) -> Dtype {
+        match self {
+            Device::Cpu(_) => Dtype::F32,
+            Device::Cuda(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Tells the first failure of what was launched so far. Ops on a GPU launch and do not wait.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.check(),
         }
     }
 }

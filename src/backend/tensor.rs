@@ -2,12 +2,15 @@
 //!
 //! On the CPU the elements are either owned (aligned to a cache line) or shared with whoever mapped the
 //! model file, so weights are used where they lie. Activations are f32 tensors whose rows may be fewer
-//! in use than allocated: every op takes the number of rows `n` it works on.
+//! in use than allocated: every op takes the number of rows `n` it works on. On a GPU the elements are device memory,
+//! which ops name by address; activations there are bf16.
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::Device;
 use super::cpu::dot::{B16, H16};
+use super::cuda::{Address, Buffer};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::{Dtype, Shape};
 
@@ -22,6 +25,7 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 enum Storage {
     Owned { lines: Vec<Line>, len: usize },
     Shared(SharedBytes),
+    Device(Buffer),
 }
 
 /// A tensor.
@@ -66,6 +70,63 @@ impl Tensor {
         Ok(Tensor { dtype, shape, storage: Storage::Owned { lines, len } })
     }
 
+    /// A tensor where the device computes: zeros on the CPU, undefined on a GPU.
+    pub fn on(device: &Device, dtype: Dtype, extents: &[usize]) -> Result<Tensor> {
+        match device {
+            Device::Cpu(_) => Tensor::zeros(dtype, extents),
+            Device::Cuda(cuda) => {
+                let shape = shape_of(extents)?;
+                let len = shape.elements().checked_mul(dtype.size());
+                let len = len.ok_or_else(|| Error::new(Fault::BadLength, format!("{shape} of {dtype} overflows")))?;
+                Ok(Tensor { dtype, shape, storage: Storage::Device(cuda.allocate(len)?) })
+            }
+        }
+    }
+
+    /// A tensor over device memory that holds its elements.
+    pub fn over(dtype: Dtype, shape: Shape, buffer: Buffer) -> Tensor {
+        assert_eq!(buffer.len(), shape.elements() * dtype.size(), "{dtype} {shape} over {buffer:?}");
+        Tensor { dtype, shape, storage: Storage::Device(buffer) }
+    }
+
+    /// A copy where `device` computes. Waits.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        let mut copy = Tensor::on(device, self.dtype, self.shape.extents())?;
+        match &mut copy.storage {
+            Storage::Device(buffer) => buffer.write(self.bytes())?,
+            _ => copy.bytes_mut().copy_from_slice(self.bytes()),
+        }
+        Ok(copy)
+    }
+
+    /// A copy in host memory, after all that was launched.
+    pub fn to_host(&self) -> Result<Tensor> {
+        let mut copy = Tensor::zeros(self.dtype, self.shape.extents())?;
+        match &self.storage {
+            Storage::Device(buffer) => copy.bytes_mut().copy_from_slice(&buffer.read()?),
+            _ => copy.bytes_mut().copy_from_slice(self.bytes()),
+        }
+        Ok(copy)
+    }
+
+    /// Where it lies on its GPU.
+    pub fn address(&self) -> Address {
+        self.buffer().address()
+    }
+
+    /// Its device memory.
+    pub fn buffer(&self) -> &Buffer {
+        match &self.storage {
+            Storage::Device(buffer) => buffer,
+            _ => panic!("a tensor on a GPU is wanted, {self:?} lies in host memory"),
+        }
+    }
+
+    /// Bytes of its elements.
+    pub fn n_bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.size()
+    }
+
     /// An f32 tensor with the given elements.
     pub fn from_f32(extents: &[usize], elements: &[f32]) -> Result<Tensor> {
         let mut t = Tensor::zeros(Dtype::F32, extents)?;
@@ -106,12 +167,13 @@ impl Tensor {
         self.shape.extents()[i]
     }
 
-    /// The raw bytes.
+    /// The raw bytes of a tensor in host memory.
     pub fn bytes(&self) -> &[u8] {
         match &self.storage {
             // SAFETY: `len` bytes of the lines are initialised, and any bit pattern is a byte.
             Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), *len) },
             Storage::Shared(bytes) => (**bytes).as_ref(),
+            Storage::Device(_) => panic!("{self:?} lies on a GPU"),
         }
     }
 
@@ -121,6 +183,7 @@ impl Tensor {
             // SAFETY: as in `bytes`, and we hold the tensor exclusively.
             Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), *len) },
             Storage::Shared(_) => panic!("a shared tensor is immutable"),
+            Storage::Device(_) => panic!("the tensor lies on a GPU"),
         }
     }
 
@@ -177,7 +240,10 @@ impl Tensor {
         if self.extent(0) < n {
             let mut extents = self.shape.extents().to_vec();
             extents[0] = n.next_multiple_of(16);
-            *self = Tensor::zeros(self.dtype, &extents)?;
+            *self = match &self.storage {
+                Storage::Device(buffer) => Tensor::on(&Device::Cuda(buffer.device().clone()), self.dtype, &extents)?,
+                _ => Tensor::zeros(self.dtype, &extents)?,
+            };
         }
         Ok(())
     }

@@ -274,13 +274,13 @@ impl Weights {
 
     /// Bytes that one forward pass reads: all but the embedding table of an untied model, of which only rows are read.
     pub fn bytes_per_pass(&self) -> u64 {
-        let table = if self.head.is_some() { self.embedding.bytes().len() as u64 } else { 0 };
+        let table = if self.head.is_some() { self.embedding.n_bytes() as u64 } else { 0 };
         self.bytes() - table
     }
 
     /// Bytes as stored.
     pub fn bytes(&self) -> u64 {
-        self.tensors().iter().map(|(_, t)| t.bytes().len() as u64).sum()
+        self.tensors().iter().map(|(_, t)| t.n_bytes() as u64).sum()
     }
 }
 

@@ -213,7 +213,7 @@ impl Engine {
             #[cfg(feature = "drill")]
             drill,
         }));
-        let Device::Cpu(cpu) = engine.device();
+        let cpu = engine.device().cpu();
         let (compute, threads, kernels) = (engine.options().compute.name(), cpu.n_threads(), cpu.kernels());
         engine.log(Level::Info, "engine", &format!("on cpu: {kernels} kernels, {threads} threads, compute {compute}"));
         Ok(engine)

@@ -45,7 +45,7 @@ pub fn adamw_step(device: &Device, w: &mut Tensor, m: &mut Tensor, v: &mut Tenso
     for (name, t) in [("w", &*w), ("m", &*m), ("v", &*v)] {
         assert!(t.f32().len() == len, "{name} is {}, the gradient has {len} elements", t.shape());
     }
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     let kernel = Step {
         w: Shared::new(w.f32_mut()),
@@ -69,7 +69,7 @@ pub fn adamw_step(device: &Device, w: &mut Tensor, m: &mut Tensor, v: &mut Tenso
 pub fn sum_of_squares(device: &Device, g: &Tensor) -> f64 {
     let g = g.f32();
     let mut parts = vec![0.0f64; g.len().div_ceil(SQUARES_CHUNK)];
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     let n_tasks = parts.len();
     cpu.launch(n_tasks, &SumOfSquares { parts: Shared::new(&mut parts), g });
@@ -79,7 +79,7 @@ pub fn sum_of_squares(device: &Device, g: &Tensor) -> f64 {
 /// Rounds master weights to the stored dtype, to nearest, ties to even; f16 overflows to infinity.
 pub fn convert(device: &Device, stored: &mut Tensor, master: &Tensor) {
     assert!(stored.shape() == master.shape(), "stored is {}, master {}", stored.shape(), master.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let x = master.f32();
     match stored.dtype() {
         Dtype::F32 => launch_elementwise(cpu, x.len(), &ToF32 { y: Shared::new(stored.f32_mut()), x }),

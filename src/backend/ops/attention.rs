@@ -61,7 +61,7 @@ pub fn kv_append(
     (k, v): (&Tensor, &Tensor),
     rows: Range<usize>,
 ) {
-    let Device::Cpu(_) = device;
+    device.cpu();
     let (g, d) = (shape.n_kv_heads, shape.head_dim);
     assert!(slot + rows.len() <= PAGE && k.extent(1) == g * d && v.extent(1) == g * d);
     for (value, source) in [(0, k.f32()), (shape.value_offset(), v.f32())] {
@@ -99,7 +99,7 @@ pub fn attention_forward(
     for span in spans {
         assert!(span.pages.len() * PAGE >= span.start + span.rows.len(), "a span's pages do not reach its last row");
     }
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let out = Shared::new(&mut out.f32_mut()[..n * width]);
     let q = &q.f32()[..n * width];
     match shape.dtype {
@@ -317,7 +317,7 @@ pub fn attention_backward(
     let (wide, narrow) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
     assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
     assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let kernel = Backward {
         dq: Shared::new(dq.f32_mut()),
         dk: Shared::new(dk.f32_mut()),

@@ -1,6 +1,7 @@
 //! What every op's tests share: random tensors, devices of every kernel set, comparison in one place.
 
 use crate::backend::cpu::{Cpu, KernelSet};
+use crate::backend::cuda::{Cuda, CudaOptions};
 use crate::backend::{Device, Tensor};
 use crate::random::{Stream, uniform};
 use crate::tensor::Dtype;
@@ -75,4 +76,26 @@ pub fn finite_difference(x: &[f64], mut f: impl FnMut(&[f64]) -> f64) -> Vec<f64
 /// A tensor's elements as f64.
 pub fn wide(t: &Tensor) -> Vec<f64> {
     t.to_f32().into_iter().map(f64::from).collect()
+}
+
+/// GPUs to hold against the CPU: the host shim in two orders of threads and blocks, or the machine's first device;
+/// none in a build or on a machine without one.
+pub fn gpus() -> Vec<Device> {
+    let open = |seed| Cuda::open(&CudaOptions { seed, ..CudaOptions::default() }).ok().map(Device::Cuda);
+    let seeds: &[u64] = if cfg!(feature = "shim") { &[1, 2] } else { &[1] };
+    let gpus: Vec<Device> = seeds.iter().filter_map(|&seed| open(seed)).collect();
+    if gpus.is_empty() {
+        eprintln!("skipped: no GPU and no host shim (feature shim)");
+    }
+    gpus
+}
+
+/// The same numbers rounded to bf16, on a GPU.
+pub fn bf16_on(device: &Device, t: &Tensor) -> Tensor {
+    stored(t, Dtype::Bf16).to_device(device).unwrap()
+}
+
+/// A GPU tensor's elements, after all that was launched.
+pub fn read(t: &Tensor) -> Vec<f32> {
+    t.to_host().unwrap().to_f32()
 }

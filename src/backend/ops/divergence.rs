@@ -55,7 +55,7 @@ pub fn divergence_forward_backward(
         let fits = teacher.is_some_and(|t| t.extent(0) >= n && t.extent(1) == v);
         assert!(fits, "teacher logits are {teacher:?}, the student's {}", logits.shape());
     }
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
 
     let student_sums = row_sums(cpu, logits, &Vec::from_iter(0..n));

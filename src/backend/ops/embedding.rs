@@ -16,7 +16,7 @@ pub fn embedding_forward(device: &Device, y: &mut Tensor, ids: &[i32], table: &T
     let c = table.extent(1);
     assert!(y.extent(0) >= ids.len() && y.extent(1) == c, "y is {}, table {}", y.shape(), table.shape());
     assert_ids(ids, table);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let y = Shared::new(&mut y.f32_mut()[..ids.len() * c]);
     let round = compute.rounds();
     match table.elements() {
@@ -31,7 +31,7 @@ pub fn embedding_backward(device: &Device, dtable: &mut Tensor, ids: &[i32], dy:
     let c = dtable.extent(1);
     assert!(dy.extent(0) >= ids.len() && dy.extent(1) == c, "dy is {}, dtable {}", dy.shape(), dtable.shape());
     assert_ids(ids, dtable);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let dy = &dy.f32()[..ids.len() * c];
     let dtable = Shared::new(dtable.f32_mut());
     cpu.launch(c.div_ceil(GRADIENT_COLUMNS), &EmbeddingBackward { dtable, ids, dy, c });

@@ -12,7 +12,7 @@ pub fn gather_rows(device: &Device, y: &mut Tensor, x: &Tensor, rows: &[usize]) 
     let c = x.extent(1);
     assert!(y.extent(0) >= rows.len() && y.extent(1) == c, "y is {}, x {}", y.shape(), x.shape());
     assert!(rows.iter().all(|&r| r < x.extent(0)), "a row lies outside x, {}", x.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let y = Shared::new(&mut y.f32_mut()[..rows.len() * c]);
     let task_rows = items_per_task(cpu, rows.len(), c);
     cpu.launch(rows.len().div_ceil(task_rows), &Gather { y, x: x.f32(), rows, c, task_rows });
@@ -23,7 +23,7 @@ pub fn scatter_add_rows(device: &Device, y: &mut Tensor, x: &Tensor, rows: &[usi
     let c = x.extent(1);
     assert!(x.extent(0) >= rows.len() && y.extent(1) == c, "y is {}, x {}", y.shape(), x.shape());
     assert!(rows.iter().all(|&r| r < y.extent(0)), "a row lies outside y, {}", y.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let y = Shared::new(y.f32_mut());
     cpu.launch(c.div_ceil(SCATTER_COLUMNS), &ScatterAdd { y, x: x.f32(), rows, c });
 }

@@ -24,7 +24,7 @@ fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, com
     let (o, k) = (w.extent(0), w.extent(1));
     assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == o, "y is {}, w {}", y.shape(), w.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let x = &x.f32()[..n * k];
     let y = Shared::new(&mut y.f32_mut()[..n * o]);
     match (w.elements(), compute) {
@@ -43,7 +43,7 @@ pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &
     let (o, k) = (w.extent(0), w.extent(1));
     assert!(dx.extent(0) >= n && dx.extent(1) == k, "dx is {}, w {}", dx.shape(), w.shape());
     assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, w {}", dy.shape(), w.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let dy = &dy.f32()[..n * o];
     let dx = Shared::new(&mut dx.f32_mut()[..n * k]);
     match w.elements() {
@@ -63,7 +63,7 @@ pub fn linear_backward_weight(device: &Device, dw: &mut Tensor, dy: &Tensor, x: 
     let (o, k) = (dw.extent(0), dw.extent(1));
     assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, dw {}", x.shape(), dw.shape());
     assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, dw {}", dy.shape(), dw.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * o], &x.f32()[..n * k]);
     let c = Shared::new(dw.f32_mut());
     let outer = Outer { a: dy, a_step_r: o, a_step_i: 1, b: x, c, n_terms: n, n_rows: o, n_columns: k };

@@ -13,7 +13,7 @@ pub(super) const CHUNK: usize = 4096;
 
 /// ln of the sum of e^x over each of the first `n` rows.
 pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Vec<f32> {
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     row_sums(cpu, logits, &Vec::from_iter(0..n)).iter().map(|r| r.lse() as f32).collect()
 }
@@ -23,7 +23,7 @@ pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> V
     let v = logits.extent(1);
     let ids = &ids[..n];
     assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     let sums = row_sums(cpu, logits, &Vec::from_iter(0..n));
     let x = logits.f32();
@@ -34,7 +34,7 @@ pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> V
 /// never chosen.
 pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32, f32)> {
     let v = logits.extent(1);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     let sum = &row_sums(cpu, logits, &[row])[0];
     let x = &logits.f32()[row * v..][..v];

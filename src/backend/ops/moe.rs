@@ -26,7 +26,7 @@ pub struct Routing {
 pub fn route(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_prob: bool) -> Routing {
     let e = logits.extent(1);
     assert!(logits.extent(0) >= n && k >= 1 && k <= e, "logits are {} for {n} rows and {k} experts", logits.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (mut experts, mut weights, mut probs) = (vec![0u32; n * k], vec![0.0; n * k], vec![0.0; n * e]);
     let rows = items_per_task(cpu, n, e * (k + 4));
     let kernel = Route {
@@ -49,7 +49,7 @@ pub fn route_backward(device: &Device, dlogits: &mut Tensor, dweights: &[f32], r
     let (e, k) = (routing.n_experts, routing.k);
     assert!(dlogits.extent(0) >= n && dlogits.extent(1) == e, "dlogits are {} for {e} experts", dlogits.shape());
     assert!(dweights.len() == n * k && routing.weights.len() == n * k, "{} gradients of weights", dweights.len());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let dlogits = Shared::new(&mut dlogits.f32_mut()[..n * e]);
     let rows = items_per_task(cpu, n, 4 * e);
     cpu.launch(n.div_ceil(rows), &RouteBackward { dlogits, dweights, routing, n, rows });
@@ -69,7 +69,7 @@ pub fn combine_forward(
     assert!(y.extent(0) >= n, "y is {} for {n} rows", y.shape());
     assert!(slots.extent(0) >= n * k && slots.extent(1) == c, "slots are {}, y {}", slots.shape(), y.shape());
     assert!(weights.len() == n * k, "{} weights for {n} rows of {k}", weights.len());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let slots = &slots.f32()[..n * k * c];
     let y = Shared::new(&mut y.f32_mut()[..n * c]);
     let rows = items_per_task(cpu, n, k * c);
@@ -94,7 +94,7 @@ pub fn combine_backward(
         assert!(t.extent(0) >= n * k && t.extent(1) == c, "{name} are {}, dy {}", t.shape(), dy.shape());
     }
     assert!(weights.len() == n * k && dweights.len() == n * k, "{} weights for {n} rows of {k}", weights.len());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (dy, slots) = (&dy.f32()[..n * c], &slots.f32()[..n * k * c]);
     let dslots = Shared::new(&mut dslots.f32_mut()[..n * k * c]);
     let rows = items_per_task(cpu, n * k, c);

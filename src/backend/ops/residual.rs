@@ -11,7 +11,7 @@ pub fn residual_forward(device: &Device, y: &mut Tensor, x: &Tensor, n: usize, c
     let c = y.extent(1);
     assert!(y.extent(0) >= n, "y is {} for {n} rows", y.shape());
     assert!(x.extent(0) >= n && x.extent(1) == c, "x is {}, y {}", x.shape(), y.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let x = &x.f32()[..n * c];
     let y = Shared::new(&mut y.f32_mut()[..n * c]);
     launch_elementwise(cpu, n * c, &Residual { y, x, round: compute.rounds() });

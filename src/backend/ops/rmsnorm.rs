@@ -13,7 +13,7 @@ pub fn rmsnorm_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, 
     let c = w.extent(0);
     assert!(x.extent(0) >= n && x.extent(1) == c, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == c, "y is {}, w {}", y.shape(), w.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let x = &x.f32()[..n * c];
     let y = Shared::new(&mut y.f32_mut()[..n * c]);
     let round = compute.rounds();
@@ -46,7 +46,7 @@ pub fn rmsnorm_backward(
     for (name, t) in [("dx", &*dx), ("dy", dy), ("x", x)] {
         assert!(t.extent(0) >= n && t.extent(1) == c, "{name} is {}, w {}", t.shape(), w.shape());
     }
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * c], &x.f32()[..n * c]);
     let dx = Shared::new(&mut dx.f32_mut()[..n * c]);
     let mut parts = vec![0.0; n.div_ceil(SUM_ROWS) * c];

@@ -118,7 +118,7 @@ pub fn qk_norm_rope_forward(
     assert!(y.extent(0) >= n && y.extent(1) == width, "y is {}, wanted rows of {width}", y.shape());
     let positions = &positions[..n];
     table.assert_fits(w, positions);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let x = &x.f32()[..n * width];
     let y = Shared::new(&mut y.f32_mut()[..n * width]);
     let heads = Heads { cos: table.cos.f32(), sin: table.sin.f32(), positions, n_heads, eps };
@@ -159,7 +159,7 @@ pub fn qk_norm_rope_backward(
     }
     let positions = &positions[..n];
     table.assert_fits(w, positions);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * width], &x.f32()[..n * width]);
     let dx = Shared::new(&mut dx.f32_mut()[..n * width]);
     let mut parts = vec![0.0; n.div_ceil(SUM_ROWS) * d];

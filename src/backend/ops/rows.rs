@@ -4,14 +4,14 @@ use crate::backend::{Device, Tensor};
 
 /// Sets the first `n` rows of `y` to `value`.
 pub fn fill(device: &Device, y: &mut Tensor, value: f32, n: usize) {
-    let Device::Cpu(_) = device;
+    device.cpu();
     let width = y.extent(1);
     y.f32_mut()[..n * width].fill(value);
 }
 
 /// Copies the first `n` rows of `x` to those of `y`.
 pub fn copy_rows(device: &Device, y: &mut Tensor, x: &Tensor, n: usize) {
-    let Device::Cpu(_) = device;
+    device.cpu();
     assert_eq!(x.extent(1), y.extent(1), "x is {}, y {}", x.shape(), y.shape());
     let len = n * x.extent(1);
     y.f32_mut()[..len].copy_from_slice(&x.f32()[..len]);
@@ -19,7 +19,7 @@ pub fn copy_rows(device: &Device, y: &mut Tensor, x: &Tensor, n: usize) {
 
 /// Copies row i of `x` to row `rows[i]` of `y`.
 pub fn scatter_rows(device: &Device, y: &mut Tensor, x: &Tensor, rows: &[usize]) {
-    let Device::Cpu(_) = device;
+    device.cpu();
     let width = x.extent(1);
     assert_eq!(width, y.extent(1), "x is {}, y {}", x.shape(), y.shape());
     for (i, &row) in rows.iter().enumerate() {

@@ -45,7 +45,7 @@ pub struct Sampled {
 /// NaN or +inf, or nothing above -inf, has no distribution: its most likely id is taken, with NaN for log-probs.
 pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Sampling, u: f32) -> Sampled {
     let v = logits.extent(1);
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let _env = FloatEnv::set();
     let sum = &row_sums(cpu, logits, &[row])[0];
     let x = &logits.f32()[row * v..][..v];

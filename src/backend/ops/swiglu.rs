@@ -12,7 +12,7 @@ pub fn swiglu_forward(device: &Device, y: &mut Tensor, gate: &Tensor, up: &Tenso
     assert!(y.extent(0) >= n, "y is {} for {n} rows", y.shape());
     assert!(gate.extent(0) >= n && gate.extent(1) == f, "gate is {}, y {}", gate.shape(), y.shape());
     assert!(up.extent(0) >= n && up.extent(1) == f, "up is {}, y {}", up.shape(), y.shape());
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (gate, up) = (&gate.f32()[..n * f], &up.f32()[..n * f]);
     let y = Shared::new(&mut y.f32_mut()[..n * f]);
     launch_elementwise(cpu, n * f, &SwigluForward { y, gate, up, round: compute.rounds() });
@@ -32,7 +32,7 @@ pub fn swiglu_backward(
     for (name, t) in [("dgate", &*dgate), ("dup", &*dup), ("dy", dy), ("gate", gate), ("up", up)] {
         assert!(t.extent(0) >= n && t.extent(1) == f, "{name} is {}, dy {}", t.shape(), dy.shape());
     }
-    let Device::Cpu(cpu) = device;
+    let cpu = device.cpu();
     let (dy, gate, up) = (&dy.f32()[..n * f], &gate.f32()[..n * f], &up.f32()[..n * f]);
     let dgate = Shared::new(&mut dgate.f32_mut()[..n * f]);
     let dup = Shared::new(&mut dup.f32_mut()[..n * f]);

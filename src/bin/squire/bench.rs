@@ -10,7 +10,6 @@
 use std::time::Instant;
 
 use serde_json::json;
-use squire::backend::Device;
 use squire::backend::page::PAGE;
 use squire::model::ModelConfig;
 use squire::random::{Stream, below};
@@ -103,7 +102,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         let why = format!("shape {name} needs {needed} bytes ({}), {free} are free ({})", bytes(needed), bytes(free));
         return Err(Failure::Failed(why));
     }
-    let Device::Cpu(cpu) = engine.device();
+    let cpu = engine.device().cpu();
     let (n_threads, kernels) = (cpu.n_threads(), cpu.kernels());
     let waiting = Waiting::begin("measuring the read bandwidth");
     let bandwidth = measure(n_threads, free)?;

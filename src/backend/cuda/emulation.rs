@@ -1,0 +1,344 @@
+//! The host shim behind the interface: device memory is host memory with guard zones and poison, kernels run as
+//! fibers (kernels/shim), and the stream is a list that runs late, as a device's does.
+//!
+//! Nothing asked for is done at once: it waits until something waits for it. So a staging buffer that is written too
+//! early, a result that is read too early, memory that is freed too early are found. For tests only.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
+use super::{CudaOptions, api};
+use crate::error::{Error, Fault, Result};
+use crate::random::{Stream, bits};
+
+#[cxx::bridge(namespace = "shim")]
+mod ffi {
+    /// One launch, and the seed of its order.
+    struct Launch<'a> {
+        kernel: &'a str,
+        grid_x: u32,
+        grid_y: u32,
+        grid_z: u32,
+        threads: u32,
+        shared: u32,
+        seed: u64,
+    }
+
+    unsafe extern "C++" {
+        include!("shim/bridge.hpp");
+
+        fn launch(launch: &Launch, args: &[u8]) -> Result<()>;
+        fn has_kernel(name: &str) -> bool;
+    }
+}
+
+/// Bytes around each allocation that nobody may write.
+const GUARD: usize = 256;
+/// What memory holds that nobody wrote: NaN as bf16 and as f32, and an index far outside anything.
+const POISON: u8 = 0xff;
+/// Bytes of the emulated device.
+const MEMORY: u64 = 2 << 30;
+
+/// The one emulated device. It claims to overlap kernels, so that those launches are tried too.
+fn facts() -> Facts {
+    Facts {
+        name: "host shim".into(),
+        capability: 90,
+        n_sms: 4,
+        total_bytes: MEMORY,
+        l2_bytes: 1 << 20,
+        shared_bytes: 227 << 10,
+        driver: 13000,
+        overlaps: true,
+    }
+}
+
+pub(super) fn probe() -> Vec<Facts> {
+    vec![facts()]
+}
+
+pub(super) fn open(options: &CudaOptions) -> Result<Emulation> {
+    if options.index > 0 {
+        let why = format!("device {} is wanted, the host shim is device 0 alone", options.index);
+        return Err(Error::new(Fault::NoSuchDevice, why));
+    }
+    Ok(Emulation { facts: facts(), state: Mutex::new(State { seed: options.seed, ..State::default() }) })
+}
+
+pub(super) struct Emulation {
+    facts: Facts,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    seed: u64,
+    n_launches: u64,
+    queue: Vec<Work>,
+    capture: Option<Vec<Work>>,
+    graphs: HashMap<u64, Vec<Work>>,
+    /// event: the number of works asked for before its mark
+    events: HashMap<u64, u64>,
+    n_asked: u64,
+    n_done: u64,
+    next_id: u64,
+    memory: HashMap<Address, Block>,
+    pinned: HashMap<usize, Vec<Line>>,
+    lost: Option<String>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(256))]
+struct Line([u8; 256]);
+
+struct Block {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone)]
+enum Work {
+    Copy { to: u64, from: u64, bytes: usize },
+    Fill { at: u64, byte: u8, bytes: usize },
+    Launch { launch: api::Launch, args: Vec<u8> },
+    Replay(u64),
+}
+
+impl Block {
+    fn new(len: usize) -> Block {
+        let n = (len + 2 * GUARD).div_ceil(256);
+        Block { lines: vec![Line([POISON; 256]); n], len }
+    }
+
+    fn address(&self) -> Address {
+        self.lines.as_ptr() as u64 + GUARD as u64
+    }
+
+    fn is_whole(&self) -> bool {
+        let bytes = self.lines.iter().flat_map(|l| l.0);
+        bytes.enumerate().all(|(i, b)| (GUARD..GUARD + self.len).contains(&i) || b == POISON)
+    }
+}
+
+fn lost(why: &str) -> Error {
+    Error::new(Fault::DeviceLost, format!("the emulated device is lost: {why}"))
+}
+
+impl State {
+    fn ask(&mut self, work: Work) -> Result<()> {
+        if let Some(why) = &self.lost {
+            return Err(lost(why));
+        }
+        match &mut self.capture {
+            Some(recorded) => recorded.push(work),
+            None => {
+                self.queue.push(work);
+                self.n_asked += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does the work up to number `until`. What a kernel does wrong loses the device, as it would a real one.
+    fn run(&mut self, until: u64) -> Result<()> {
+        while self.n_done < until {
+            let work = self.queue.remove(0);
+            self.n_done += 1;
+            if self.lost.is_none()
+                && let Err(why) = self.run_one(&work)
+            {
+                self.lost = Some(why);
+            }
+        }
+        self.lost.as_ref().map_or(Ok(()), |why| Err(lost(why)))
+    }
+
+    fn run_one(&mut self, work: &Work) -> std::result::Result<(), String> {
+        match work {
+            // SAFETY: the caller of `copy`, `upload` or `download` promised valid ranges until now.
+            Work::Copy { to, from, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes);
+            },
+            // SAFETY: the caller of `fill` promised a valid range until now.
+            Work::Fill { at, byte, bytes } => unsafe { (*at as *mut u8).write_bytes(*byte, *bytes) },
+            Work::Launch { launch, args } => {
+                self.n_launches += 1;
+                let launch = ffi::Launch {
+                    kernel: launch.kernel,
+                    grid_x: launch.grid[0],
+                    grid_y: launch.grid[1],
+                    grid_z: launch.grid[2],
+                    threads: launch.threads,
+                    shared: launch.shared,
+                    seed: bits(Stream::World, &[self.seed, self.n_launches]),
+                };
+                ffi::launch(&launch, args).map_err(|e| e.to_string())?;
+                if let Some(block) = self.memory.values().find(|b| !b.is_whole()) {
+                    return Err(format!("{} wrote outside a buffer of {} bytes", launch.kernel, block.len));
+                }
+            }
+            Work::Replay(graph) => {
+                let works = self.graphs.get(graph).cloned().ok_or("a graph is replayed that was dropped")?;
+                works.iter().try_for_each(|w| self.run_one(w))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn run_all(&mut self) -> Result<()> {
+        self.run(self.n_asked)
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl Api for Emulation {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory(&self) -> Result<(u64, u64)> {
+        let held: u64 = self.state.lock().memory.values().map(|b| b.len as u64).sum();
+        Ok((MEMORY - held, MEMORY))
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Address> {
+        let (free, _) = self.memory()?;
+        if bytes > free {
+            let why = format!("{bytes} bytes of device memory are needed, {free} are free");
+            return Err(Error::memory(Fault::OutOfDeviceMemory, bytes, free, why));
+        }
+        let block = Block::new(bytes as usize);
+        let at = block.address();
+        self.state.lock().memory.insert(at, block);
+        Ok(at)
+    }
+
+    fn free(&self, at: Address) {
+        let mut state = self.state.lock();
+        // Work asked for before may still use it; its failure is told by the next wait.
+        let _ = state.run_all();
+        if let Some(mut block) = state.memory.remove(&at) {
+            block.lines.fill(Line([POISON; 256]));
+        }
+    }
+
+    fn pin(&self, bytes: usize) -> Result<*mut u8> {
+        let mut lines = vec![Line([POISON; 256]); bytes.div_ceil(256)];
+        let at = lines.as_mut_ptr().cast::<u8>();
+        self.state.lock().pinned.insert(at as usize, lines);
+        Ok(at)
+    }
+
+    fn unpin(&self, at: *mut u8) {
+        let mut state = self.state.lock();
+        let _ = state.run_all();
+        state.pinned.remove(&(at as usize));
+    }
+
+    unsafe fn upload(&self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
+        self.state.lock().ask(Work::Copy { to, from: from as u64, bytes })
+    }
+
+    unsafe fn download(&self, to: *mut u8, from: Address, bytes: usize) -> Result<()> {
+        self.state.lock().ask(Work::Copy { to: to as u64, from, bytes })
+    }
+
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.state.lock().ask(Work::Copy { to, from, bytes })
+    }
+
+    unsafe fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
+        self.state.lock().ask(Work::Fill { at, byte, bytes })
+    }
+
+    unsafe fn launch(&self, launch: &Launch, args: &[u8]) -> Result<()> {
+        if !ffi::has_kernel(launch.kernel) {
+            return Err(Error::new(Fault::NoKernels, format!("there is no kernel {}", launch.kernel)));
+        }
+        if launch.shared > self.facts.shared_bytes {
+            let why = format!("{} asks for {} bytes of shared memory", launch.kernel, launch.shared);
+            return Err(Error::new(Fault::DeviceError, why));
+        }
+        self.state.lock().ask(Work::Launch { launch: *launch, args: args.to_vec() })
+    }
+
+    fn has_matmul(&self) -> bool {
+        false
+    }
+
+    unsafe fn matmul(&self, _: &Matmul) -> Result<()> {
+        Err(Error::new(Fault::DeviceError, "the host shim has no library of matrix products"))
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.state.lock().capture = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        let mut state = self.state.lock();
+        let Some(recorded) = state.capture.take() else {
+            return Err(Error::new(Fault::DeviceError, "no recording was begun"));
+        };
+        let id = state.id();
+        state.graphs.insert(id, recorded);
+        Ok(Graph(id))
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<()> {
+        self.state.lock().ask(Work::Replay(graph.0))
+    }
+
+    fn drop_graph(&self, graph: Graph) {
+        let mut state = self.state.lock();
+        let _ = state.run_all();
+        state.graphs.remove(&graph.0);
+    }
+
+    fn event(&self) -> Result<Event> {
+        let mut state = self.state.lock();
+        let id = state.id();
+        state.events.insert(id, 0);
+        Ok(Event(id))
+    }
+
+    fn record(&self, event: Event) -> Result<()> {
+        let mut state = self.state.lock();
+        let mark = state.n_asked;
+        state.events.insert(event.0, mark);
+        Ok(())
+    }
+
+    fn passed(&self, event: Event) -> Result<bool> {
+        let mut state = self.state.lock();
+        let mark = state.events.get(&event.0).copied().unwrap_or(0);
+        // One piece of work a question, so that who asks again and again gets on.
+        let next = (state.n_done + 1).min(state.n_asked);
+        state.run(next)?;
+        Ok(state.n_done >= mark)
+    }
+
+    fn wait(&self, event: Event) -> Result<()> {
+        let mut state = self.state.lock();
+        let mark = state.events.get(&event.0).copied().unwrap_or(0);
+        state.run(mark)
+    }
+
+    fn elapsed_us(&self, _: Event, _: Event) -> Result<f32> {
+        Ok(0.0)
+    }
+
+    fn drop_event(&self, event: Event) {
+        self.state.lock().events.remove(&event.0);
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.state.lock().run_all()
+    }
+}
