@@ -73,13 +73,13 @@ fn attention(c: &mut Criterion) {
         let rows = random(&[context, 8 * 128]);
         let mut pages = Vec::new();
         for start in (0..context).step_by(PAGE) {
-            let mut page = Page::new(shape).expect("a page of the bench fits memory");
+            let mut page = Page::new(&device, shape).expect("a page of the bench fits memory");
             ops::kv_append(&device, &mut page, shape, 0, 0, (&rows, &rows), start..start + PAGE);
             pages.push(Arc::new(page));
         }
         let q = random(&[1, 16 * 128]);
         let mut out = Tensor::zeros(Dtype::F32, &[1, 16 * 128]).expect("a tensor of the bench fits memory");
-        let spans = [Span { rows: 0..1, start: context - 1, pages: &pages }];
+        let spans = [Span { rows: 0..1, start: context - 1, pages: &mut pages }];
         group.bench_function(BenchmarkId::new("decode", context), |b| {
             b.iter(|| ops::attention_forward(&device, &mut out, &q, &spans, shape, 0, heads, Compute::Bf16))
         });

@@ -167,7 +167,8 @@ fn forget_others(out: &Path, fatbins: &[PathBuf]) -> Result<(), String> {
 
 /// `OUT_DIR/kernels.rs`, which backend/cuda/driver.rs includes.
 fn write_list(file: &Path, modules: &[(String, &PathBuf)], targets: &[Target]) -> Result<(), String> {
-    let module = |(name, fatbin): &(String, &PathBuf)| format!("    ({name:?}, &Image(*include_bytes!({fatbin:?})).0),\n");
+    let module =
+        |(name, fatbin): &(String, &PathBuf)| format!("    ({name:?}, &Image(*include_bytes!({fatbin:?})).0),\n");
     let names: Vec<_> = targets.iter().map(|target| target.name.as_str()).collect();
     let text = format!(
         "/// The driver reads an image in words, which bytes alone are not aligned for.\n\

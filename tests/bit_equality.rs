@@ -194,17 +194,17 @@ fn the_training_forward_has_the_bits_of_the_rollout() {
             })
             .collect();
         let (m, revision) = (model.model(), model.current());
-        let pool = KvPool::new(m.page_shape(), 1 << 30);
+        let pool = KvPool::new(&m.device, m.page_shape(), 1 << 30);
         let mut caches: Vec<KvCache> = rollouts.iter().map(|_| KvCache::new(&pool)).collect();
         let mut segments: Vec<Segment> =
             rollouts.iter().zip(&mut caches).map(|((ids, _), kv)| Segment { ids, kv }).collect();
-        let mut activations = Activations::for_training(&m.config).unwrap();
+        let mut activations = Activations::for_training(m).unwrap();
         forward(m, &revision.weights, &mut segments, &mut activations).unwrap();
-        let mut logits = Tensor::zeros(Dtype::F32, &[activations.n, m.config.vocab_size]).unwrap();
-        head_forward(m, &revision.weights, &mut logits, &activations.hidden, activations.n);
+        let mut logits = Tensor::zeros(Dtype::F32, &[activations.batch.len(), m.config.vocab_size]).unwrap();
+        head_forward(m, &revision.weights, &mut logits, &activations.hidden, activations.batch.len());
         let packed: Vec<i32> = rollouts.iter().flat_map(|(ids, _)| ids).copied().collect();
         let next: Vec<i32> = packed[1..].iter().copied().chain([0]).collect();
-        let trained = bits(&ops::logprobs_of(&m.device, &logits, &next, activations.n));
+        let trained = bits(&ops::logprobs_of(&m.device, &logits, &next, activations.batch.len()));
         let mut end = 0;
         for (ids, logprobs) in &rollouts {
             end += ids.len();

@@ -81,7 +81,7 @@ impl Objective {
         let Passed { activations, hidden, dlogits, .. } = passed;
         let mut gradients = Weights::zeros(&model.config).unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
-        let (mut dhead, mut dhidden) = (zeros(self.rows.len()), zeros(activations.n));
+        let (mut dhead, mut dhidden) = (zeros(self.rows.len()), zeros(activations.batch.len()));
         head_backward(model, weights, &mut gradients, &mut dhead, (dlogits, hidden), self.rows.len());
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
         let mut end = 0;
@@ -89,7 +89,7 @@ impl Objective {
             end += n;
             end - n..end
         });
-        let (packed, mut scratch) = (self.ids.concat(), BackwardScratch::new(&model.config).unwrap());
+        let (packed, mut scratch) = (self.ids.concat(), BackwardScratch::new(model).unwrap());
         let batch = (activations, &packed[..], &spans[..]);
         backward(model, weights, &mut gradients, batch, &dhidden, &mut scratch).unwrap();
         gradients
@@ -98,8 +98,8 @@ impl Objective {
 
 /// The sequences through the model, packed, each with a cache of its own.
 fn run(model: &Model, weights: &Weights, ids: &[Vec<i32>]) -> Activations {
-    let mut activations = Activations::for_training(&model.config).unwrap();
-    let pool = KvPool::new(model.page_shape(), 1 << 30);
+    let mut activations = Activations::for_training(model).unwrap();
+    let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = ids.iter().map(|_| KvCache::new(&pool)).collect();
     let mut segments: Vec<Segment> = ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
     forward(model, weights, &mut segments, &mut activations).unwrap();

@@ -28,7 +28,7 @@ fn load(name: &str, compute: Compute, kernels: KernelSet) -> ServedModel {
 
 /// The batch through the model, packed, each sequence with a cache of its own.
 fn run(model: &Model, weights: &Weights, batch: &Batch, activations: &mut Activations) {
-    let pool = KvPool::new(model.page_shape(), 1 << 30);
+    let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = batch.ids.iter().map(|_| KvCache::new(&pool)).collect();
     let mut segments: Vec<Segment> = batch.ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
     forward(model, weights, &mut segments, activations).unwrap();
@@ -46,7 +46,7 @@ fn heads(model: &Model, weights: &Weights, activations: &Activations, rows: &[us
 fn recorded_logits(name: &str, compute: Compute, kernels: KernelSet) -> Vec<f32> {
     let served = load(name, compute, kernels);
     let (model, revision, batch) = (served.model(), served.current(), golden::batch());
-    let mut activations = Activations::for_serving(&model.config).unwrap();
+    let mut activations = Activations::for_serving(model).unwrap();
     run(model, &revision.weights, &batch, &mut activations);
     let rows = batch.rows(&batch.logit_positions);
     heads(model, &revision.weights, &activations, &rows).1.f32().to_vec()
@@ -146,7 +146,7 @@ impl Objective {
         let packed = batch.ids.concat();
         let weight = 1.0 / rows.len() as f32;
         let specs = rows.iter().map(|&row| RowLoss { kind, weight, target: packed[row + 1] }).collect();
-        let mut activations = Activations::for_serving(served.config()).unwrap();
+        let mut activations = Activations::for_serving(served.model()).unwrap();
         run(served.model(), &served.current().weights, &batch, &mut activations);
         let (_, teacher) = heads(served.model(), &served.current().weights, &activations, &rows);
         Objective { batch, rows, specs, teacher }
@@ -154,16 +154,16 @@ impl Objective {
 
     /// The mean loss, and its gradient by every parameter added to `gradients`.
     fn gradients(&self, model: &Model, weights: &Weights, gradients: &mut Weights) -> f64 {
-        let mut activations = Activations::for_training(&model.config).unwrap();
+        let mut activations = Activations::for_training(model).unwrap();
         run(model, weights, &self.batch, &mut activations);
         let n = self.rows.len();
         let (hidden, mut logits) = heads(model, weights, &activations, &self.rows);
         let losses = ops::divergence_forward_backward(&model.device, &mut logits, Some(&self.teacher), &self.specs, n);
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
-        let (mut dhead, mut dhidden) = (zeros(n), zeros(activations.n));
+        let (mut dhead, mut dhidden) = (zeros(n), zeros(activations.batch.len()));
         head_backward(model, weights, gradients, &mut dhead, (&logits, &hidden), n);
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
-        let (ids, mut scratch) = (self.batch.ids.concat(), BackwardScratch::new(&model.config).unwrap());
+        let (ids, mut scratch) = (self.batch.ids.concat(), BackwardScratch::new(model).unwrap());
         let batch = (&activations, &ids[..], &self.batch.spans()[..]);
         backward(model, weights, gradients, batch, &dhidden, &mut scratch).unwrap();
         losses.iter().map(|&l| l as f64).sum::<f64>() / n as f64

@@ -96,8 +96,8 @@ fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajector
 /// Logits [T, V] of a whole sequence in one forward, with its activations.
 fn logits(model: &ServedModel, ids: &[i32]) -> (Vec<f32>, Tensor, Activations) {
     let (m, revision) = (model.model(), model.current());
-    let mut activations = Activations::for_training(&m.config).unwrap();
-    let mut kv = KvCache::new(&KvPool::new(m.page_shape(), u64::MAX));
+    let mut activations = Activations::for_training(m).unwrap();
+    let mut kv = KvCache::new(&KvPool::new(&m.device, m.page_shape(), u64::MAX));
     forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv }], &mut activations).unwrap();
     let mut logits = Tensor::zeros(Dtype::F32, &[ids.len(), VOCABULARY]).unwrap();
     head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len());
@@ -115,7 +115,7 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 fn gradients_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Loss]) -> Weights {
     let (m, revision) = (student.model(), student.current());
     let mut gradients = Weights::zeros(&m.config).unwrap();
-    let mut scratch = BackwardScratch::new(&m.config).unwrap();
+    let mut scratch = BackwardScratch::new(m).unwrap();
     for (i, t) in batch.iter().enumerate() {
         let (n, v) = (t.ids().len(), VOCABULARY);
         let (student_logits, mut dlogits, activations) = logits(student, t.ids());

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
-use super::cuda::Cuda;
+use super::cuda::{Cuda, GraphKey, Graphs};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -48,6 +48,20 @@ impl Device {
             Device::Cpu(_) => Dtype::F32,
             Device::Cuda(_) => Dtype::Bf16,
         }
+    }
+
+    /// Runs what `record` launches. On a GPU the launches of a key are recorded the first time and replayed from then on, so
+    /// `record` must launch the same for the same key, and what differs must lie in device memory.
+    pub fn replay(&self, graphs: &mut Graphs, key: GraphKey, record: impl FnOnce() -> Result<()>) -> Result<()> {
+        match self {
+            Device::Cpu(_) => record(),
+            Device::Cuda(cuda) => cuda.replay(graphs, key, record),
+        }
+    }
+
+    /// Whether results come later than they are asked for, so that it pays to ask for the next step meanwhile.
+    pub fn runs_ahead(&self) -> bool {
+        matches!(self, Device::Cuda(_))
     }
 
     /// Tells the first failure of what was launched so far. Ops on a GPU launch and do not wait.

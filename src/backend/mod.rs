@@ -1,5 +1,6 @@
 //! Tensors on a device and the ops over them. Above this floor nobody knows which device it is.
 
+pub mod batch;
 pub mod cpu;
 pub mod cuda;
 mod device;
@@ -7,6 +8,8 @@ pub mod ops;
 pub mod page;
 mod tensor;
 
+pub use batch::Batch;
+pub use cuda::Graphs;
 pub use cpu::KernelSet;
 pub use device::{Compute, Device};
 pub use tensor::{Elements, SharedBytes, Tensor};

@@ -1,10 +1,11 @@
 //! A page of KV cache: the keys and values of `PAGE` consecutive positions, for all layers of one model.
 //!
 //! Layout [L, 2, G, PAGE, D] (the second extent: 0 keys, 1 values), so that the keys of one head lie
-//! together and a score is a dot product of contiguous rows. Keys are stored after norm and RoPE.
+//! together and a score is a dot product of contiguous rows. Keys are stored after norm and RoPE. On a GPU a head's
+//! values stand transposed, [D, PAGE]: there both products of attention take 16 contiguous bytes along their sum.
 #![forbid(unsafe_code)]
 
-use super::Tensor;
+use super::{Device, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -50,9 +51,9 @@ pub struct Page {
 }
 
 impl Page {
-    /// A page of zeros.
-    pub fn new(shape: PageShape) -> Result<Page> {
-        Ok(Page { elements: Tensor::zeros(shape.dtype, &[shape.bytes() / shape.dtype.size()])? })
+    /// A page where the device computes: zeros on the CPU, undefined on a GPU.
+    pub fn new(device: &Device, shape: PageShape) -> Result<Page> {
+        Ok(Page { elements: Tensor::on(device, shape.dtype, &[shape.bytes() / shape.dtype.size()])? })
     }
 
     /// The elements, [L, 2, G, PAGE, D].
@@ -67,6 +68,6 @@ impl Page {
 
     /// Copies everything from another page of the same shape.
     pub fn copy_from(&mut self, other: &Page) {
-        self.elements.bytes_mut().copy_from_slice(other.elements.bytes());
+        self.elements.copy_from(&other.elements);
     }
 }

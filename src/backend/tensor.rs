@@ -109,6 +109,24 @@ impl Tensor {
         Ok(copy)
     }
 
+    /// Copies everything from a tensor of the same dtype and shape on the same device. On a GPU in order with launches.
+    pub fn copy_from(&mut self, other: &Tensor) {
+        assert!(self.dtype == other.dtype && self.shape == other.shape, "{other:?} is copied to {self:?}");
+        match (&mut self.storage, &other.storage) {
+            (Storage::Device(to), Storage::Device(from)) => {
+                let device = to.device();
+                // SAFETY: both are live buffers of the same length.
+                device.keep(unsafe { device.api().copy(to.address(), from.address(), to.len()) });
+            }
+            _ => self.bytes_mut().copy_from_slice(other.bytes()),
+        }
+    }
+
+    /// Whether it lies in a GPU's memory.
+    pub fn is_on_gpu(&self) -> bool {
+        matches!(self.storage, Storage::Device(_))
+    }
+
     /// Where it lies on its GPU.
     pub fn address(&self) -> Address {
         self.buffer().address()

@@ -288,9 +288,9 @@ impl Pass {
             }
         };
         Ok(Pass {
-            pool: KvPool::new(model.page_shape(), u64::MAX),
-            activations: Activations::for_training(config)?,
-            scratch: BackwardScratch::new(config)?,
+            pool: KvPool::new(&model.device, model.page_shape(), u64::MAX),
+            activations: Activations::for_training(model)?,
+            scratch: BackwardScratch::new(model)?,
             dhidden: Tensor::zeros(Dtype::F32, &[0, config.hidden_size])?,
             hidden: zeros(config.hidden_size)?,
             dhidden_rows: zeros(config.hidden_size)?,

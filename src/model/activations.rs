@@ -2,17 +2,15 @@
 //! layer its own, and its backward reads them.
 #![forbid(unsafe_code)]
 
-use super::ModelConfig;
-use crate::backend::{Tensor, ops::Routing};
+use super::{Model, ModelConfig};
+use crate::backend::ops::{AttendScratch, Draws, ExpertActivations, FfnActivations, Head};
+use crate::backend::{Batch, Device, Graphs, Tensor};
 use crate::error::Result;
-use crate::tensor::Dtype;
 
 /// Activations of a batch of N rows.
 pub struct Activations {
-    /// Rows in use.
-    pub n: usize,
-    /// Position of each row in its timeline.
-    pub positions: Vec<u32>,
+    /// The rows, their tokens and positions.
+    pub batch: Batch,
     /// [N, C] the residual stream
     pub stream: Tensor,
     /// [N, C] scratch: what is added to the stream
@@ -21,8 +19,18 @@ pub struct Activations {
     pub layers: Vec<LayerActivations>,
     /// whether each layer has its own set
     pub keep: bool,
-    /// [N, C] after the final norm
+    /// [N, C] after the final norm; `decode` leaves it as it was
     pub hidden: Tensor,
+    /// Logits and what leads to them, of the rows that are wanted.
+    pub head: Option<Head>,
+    /// What the last decode step drew.
+    pub draws: Draws,
+    /// Recorded decode steps over these buffers.
+    pub(super) graphs: Graphs,
+    /// where they lie
+    device: Device,
+    /// the batch's generation that the graphs were recorded in
+    generation: u64,
 }
 
 /// Activations of one layer.
@@ -43,6 +51,8 @@ pub struct LayerActivations {
     pub k: Tensor,
     /// [N, H*D] attention output
     pub attended: Tensor,
+    /// parts of it, where a GPU splits the positions
+    pub attend_scratch: AttendScratch,
     /// [N, C] the stream after attention (only kept for training)
     pub middle: Tensor,
     /// [N, C] after the post-attention norm
@@ -53,80 +63,14 @@ pub struct LayerActivations {
     pub experts: Option<ExpertActivations>,
 }
 
-/// Activations of one SwiGLU block over its own rows.
-pub struct FfnActivations {
-    /// [N, F] gate projection
-    pub gate: Tensor,
-    /// [N, F] up projection
-    pub up: Tensor,
-    /// [N, F] silu(gate) * up
-    pub product: Tensor,
-}
-
-/// Activations of a layer of experts. A slot is one (row, rank) pair: slot = row * k + rank.
-pub struct ExpertActivations {
-    /// [N, E] router logits
-    pub logits: Tensor,
-    /// chosen experts and their weights
-    pub routing: Option<Routing>,
-    /// [N*k, C] each slot's result
-    pub slots: Tensor,
-    /// each expert's own rows; one shared entry when serving
-    pub blocks: Vec<ExpertBlock>,
-}
-
-/// One expert's share of the batch, M rows.
-pub struct ExpertBlock {
-    /// slots it computes, in order
-    pub slots: Vec<usize>,
-    /// [M, C] its inputs
-    pub x: Tensor,
-    /// its SwiGLU
-    pub ffn: FfnActivations,
-    /// [M, C] its outputs
-    pub y: Tensor,
-}
-
-impl FfnActivations {
-    pub(super) fn new(n: usize, width: usize) -> Result<FfnActivations> {
-        let zeros = || Tensor::zeros(Dtype::F32, &[n, width]);
-        Ok(FfnActivations { gate: zeros()?, up: zeros()?, product: zeros()? })
-    }
-
-    pub(super) fn reserve(&mut self, n: usize) -> Result<()> {
-        [&mut self.gate, &mut self.up, &mut self.product].into_iter().try_for_each(|t| t.reserve_rows(n))
-    }
-}
-
-impl ExpertBlock {
-    fn new(config: &ModelConfig, width: usize) -> Result<ExpertBlock> {
-        let zeros = || Tensor::zeros(Dtype::F32, &[0, config.hidden_size]);
-        Ok(ExpertBlock { slots: Vec::new(), x: zeros()?, ffn: FfnActivations::new(0, width)?, y: zeros()? })
-    }
-
-    pub(super) fn reserve(&mut self, n: usize) -> Result<()> {
-        self.x.reserve_rows(n)?;
-        self.y.reserve_rows(n)?;
-        self.ffn.reserve(n)
-    }
-}
-
 impl LayerActivations {
-    fn new(config: &ModelConfig, keep: bool, layer: Option<usize>) -> Result<LayerActivations> {
-        let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[0, width]);
+    fn new(device: &Device, config: &ModelConfig, keep: bool, layer: Option<usize>) -> Result<LayerActivations> {
+        let zeros = |width: usize| Tensor::on(device, device.activation_dtype(), &[0, width]);
         let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let sparse = layer.is_none_or(|l| config.is_moe_layer(l));
         let experts = match &config.moe {
             Some(moe) if sparse => {
-                let n_blocks = if keep { moe.n_experts } else { 1 };
-                Some(ExpertActivations {
-                    logits: zeros(moe.n_experts)?,
-                    routing: None,
-                    slots: zeros(c)?,
-                    blocks: (0..n_blocks)
-                        .map(|_| ExpertBlock::new(config, moe.expert_intermediate_size))
-                        .collect::<Result<_>>()?,
-                })
+                Some(ExpertActivations::new(device, c, moe.expert_intermediate_size, moe.n_experts, keep)?)
             }
             _ => None,
         };
@@ -139,9 +83,10 @@ impl LayerActivations {
             q: zeros(hd)?,
             k: zeros(gd)?,
             attended: zeros(hd)?,
+            attend_scratch: AttendScratch::default(),
             middle: zeros(c)?,
             post_normed: zeros(c)?,
-            ffn: FfnActivations::new(0, config.intermediate_size)?,
+            ffn: FfnActivations::new(device, 0, config.intermediate_size)?,
             experts,
         })
     }
@@ -163,8 +108,7 @@ impl LayerActivations {
             self.middle.reserve_rows(n)?;
         }
         if let Some(experts) = &mut self.experts {
-            experts.logits.reserve_rows(n)?;
-            experts.slots.reserve_rows(n * n_slots)?;
+            experts.reserve(n, n_slots)?;
         }
         self.ffn.reserve(n)
     }
@@ -172,41 +116,60 @@ impl LayerActivations {
 
 impl Activations {
     /// One set shared by all layers.
-    pub fn for_serving(config: &ModelConfig) -> Result<Activations> {
-        Activations::new(config, false)
+    pub fn for_serving(model: &Model) -> Result<Activations> {
+        Activations::new(&model.device, &model.config, false)
     }
 
     /// A set for each layer, read again by the backward.
-    pub fn for_training(config: &ModelConfig) -> Result<Activations> {
-        Activations::new(config, true)
+    pub fn for_training(model: &Model) -> Result<Activations> {
+        Activations::new(&model.device, &model.config, true)
     }
 
-    fn new(config: &ModelConfig, keep: bool) -> Result<Activations> {
-        let zeros = || Tensor::zeros(Dtype::F32, &[0, config.hidden_size]);
+    fn new(device: &Device, config: &ModelConfig, keep: bool) -> Result<Activations> {
+        let zeros = || Tensor::on(device, device.activation_dtype(), &[0, config.hidden_size]);
         let layers = if keep {
-            (0..config.n_layers).map(|l| LayerActivations::new(config, true, Some(l))).collect::<Result<_>>()?
+            let layer = |l| LayerActivations::new(device, config, true, Some(l));
+            (0..config.n_layers).map(layer).collect::<Result<_>>()?
         } else {
-            vec![LayerActivations::new(config, false, None)?]
+            vec![LayerActivations::new(device, config, false, None)?]
         };
         Ok(Activations {
-            n: 0,
-            positions: Vec::new(),
+            batch: Batch::default(),
             stream: zeros()?,
             branch: zeros()?,
             layers,
             keep,
             hidden: zeros()?,
+            head: None,
+            draws: Draws::default(),
+            graphs: Graphs::default(),
+            device: device.clone(),
+            generation: 0,
         })
     }
 
-    /// Makes room for `n` rows.
-    pub(super) fn reserve(&mut self, config: &ModelConfig, n: usize) -> Result<()> {
+    /// Makes room for the batch's rows. Graphs over buffers that move are forgotten.
+    pub(super) fn reserve(&mut self, config: &ModelConfig) -> Result<()> {
+        let n = self.batch.plan().rows;
         let n_slots = config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
+        if n > self.stream.extent(0) || self.generation != self.batch.generation() {
+            self.graphs.clear();
+            self.generation = self.batch.generation();
+        }
         for t in [&mut self.stream, &mut self.branch, &mut self.hidden] {
             t.reserve_rows(n)?;
         }
-        self.layers.iter_mut().try_for_each(|l| l.reserve(n, self.keep, n_slots))?;
-        self.n = n;
+        self.layers.iter_mut().try_for_each(|l| l.reserve(n, self.keep, n_slots))
+    }
+
+    /// Makes room for the logits of `n` rows.
+    pub(super) fn reserve_head(&mut self, model: &Model, n: usize) -> Result<()> {
+        if self.head.as_ref().is_none_or(|h| h.logits.extent(0) < n) {
+            self.graphs.clear();
+            self.head = None;
+            let n = n.next_power_of_two().max(8);
+            self.head = Some(Head::new(&self.device, n, model.config.hidden_size, model.config.vocab_size)?);
+        }
         Ok(())
     }
 }

@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, ExpertActivations, FfnActivations, LayerActivations};
+use super::activations::{Activations, LayerActivations};
 use super::weights::{Ffn, Layer, Mlp, Weights};
-use super::{Model, ModelConfig, Moe};
+use super::{Model, Moe};
+use crate::backend::ops::{ExpertActivations, FfnActivations};
 use crate::backend::{Tensor, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
@@ -49,7 +50,8 @@ struct ExpertScratch {
 
 impl BackwardScratch {
     /// Scratch for a model of this shape.
-    pub fn new(config: &ModelConfig) -> Result<BackwardScratch> {
+    pub fn new(model: &Model) -> Result<BackwardScratch> {
+        let (device, config) = (&model.device, &model.config);
         let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[0, width]);
         let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let experts = match &config.moe {
@@ -59,7 +61,7 @@ impl BackwardScratch {
                 dslots: zeros(c)?,
                 dx: zeros(c)?,
                 dy: zeros(c)?,
-                ffn: FfnActivations::new(0, moe.expert_intermediate_size)?,
+                ffn: FfnActivations::new(device, 0, moe.expert_intermediate_size)?,
             }),
         };
         Ok(BackwardScratch {
@@ -71,7 +73,7 @@ impl BackwardScratch {
             dv: zeros(gd)?,
             dq_raw: zeros(hd)?,
             dk_raw: zeros(gd)?,
-            ffn: FfnActivations::new(0, config.intermediate_size)?,
+            ffn: FfnActivations::new(device, 0, config.intermediate_size)?,
             experts,
         })
     }
@@ -122,7 +124,7 @@ pub fn backward(
     dhidden: &Tensor,
     scratch: &mut BackwardScratch,
 ) -> Result<()> {
-    let n = activations.n;
+    let n = activations.batch.len();
     if !activations.keep || ids.len() != n {
         return Err(Error::new(Fault::OutOfOrder, "a backward pass needs the activations of a training forward"));
     }
@@ -154,7 +156,7 @@ pub fn backward(
         }
         let (dw, x) = (&mut dlayer.post_norm, &a.middle);
         ops::rmsnorm_backward(device, &mut scratch.dstream, dw, &scratch.dnormed, x, &layer.post_norm, n, eps);
-        attention_half_backward(model, layer, dlayer, a, spans, &activations.positions, scratch);
+        attention_half_backward(model, layer, dlayer, a, spans, activations.batch.positions(), scratch);
     }
     ops::embedding_backward(device, &mut gradients.embedding, ids, &scratch.dstream);
     Ok(())

@@ -5,19 +5,22 @@
 //! does not depend on its neighbours. Rounding points (bf16 compute) are inside the ops: after each
 //! norm, projection, QK-norm with RoPE, attention output, SwiGLU product, residual add, weighted sum of
 //! experts; the KV store holds what was rounded; logits stay f32.
+//!
+//! `decode` is the same pass for one row of each of several timelines, with its head and its draws: on a GPU one
+//! recorded graph, whose results the host need not wait for before it asks for the next.
 #![forbid(unsafe_code)]
 
-use super::activations::{Activations, ExpertActivations, FfnActivations, LayerActivations};
+use super::activations::{Activations, LayerActivations};
 use super::kv_cache::KvCache;
-use super::weights::{Ffn, Layer, Mlp, Weights};
+use super::weights::{Layer, Mlp, Weights};
 use super::{Model, Moe};
-use crate::backend::page::PAGE;
+use crate::backend::batch::{Batch, BatchSegment};
 use crate::backend::{Tensor, ops};
 use crate::error::{Error, Fault, Result};
 
 /// New rows of one timeline: `ids` go to positions `kv.len()..`.
 pub struct Segment<'a> {
-    /// Token ids, each below the vocabulary size.
+    /// Token ids, each below the vocabulary size; in `decode` also -1 - j, what draw j of the last step chose.
     pub ids: &'a [i32],
     /// The timeline's cache; advanced by `ids.len()` on success.
     pub kv: &'a mut KvCache,
@@ -31,14 +34,88 @@ pub fn forward(
     segments: &mut [Segment],
     activations: &mut Activations,
 ) -> Result<()> {
-    let config = &model.config;
-    let ids: Vec<i32> = segments.iter().flat_map(|s| s.ids).copied().collect();
-    let n = ids.len();
-    if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= config.vocab_size) {
-        let why = format!("token id {id} lies outside the vocabulary of {}", config.vocab_size);
-        return Err(Error::new(Fault::IdOutOfRange, why));
+    if let Some(id) = segments.iter().flat_map(|s| s.ids).find(|&&id| id < 0) {
+        return Err(outside(model, *id));
     }
-    activations.positions.clear();
+    begin(model, segments, &[], activations)?;
+    layers(model, weights, segments, activations)?;
+    let Activations { hidden, stream, batch, .. } = activations;
+    let (n, eps) = (batch.plan().rows, model.config.rms_norm_eps);
+    ops::rmsnorm_forward(&model.device, hidden, stream, &weights.norm, n, eps, model.compute);
+    model.device.check()?;
+    segments.iter_mut().for_each(|s| s.kv.advance(s.ids.len()));
+    Ok(())
+}
+
+/// One more row of each timeline through the layers, its logits, and a draw of the token that follows: draw i, of
+/// segment i, is in `activations.draws` when it is waited for. At most `MAX_DECODE_ROWS` segments of one row each.
+pub fn decode(
+    model: &Model,
+    weights: &Weights,
+    segments: &mut [Segment],
+    draws: &[(ops::Sampling, f32)],
+    activations: &mut Activations,
+) -> Result<()> {
+    assert_eq!(segments.len(), draws.len(), "a draw a segment");
+    begin(model, segments, draws, activations)?;
+    let n = segments.len();
+    activations.reserve_head(model, n)?;
+    let plan = activations.batch.plan();
+    let mut graphs = std::mem::take(&mut activations.graphs);
+    let run = model.device.replay(&mut graphs, (weights.identity(), plan), || {
+        layers(model, weights, segments, activations)?;
+        let Activations { stream, head, draws: drawn, batch, .. } = activations;
+        let (device, eps) = (&model.device, model.config.rms_norm_eps);
+        let head = head.as_mut().expect("room was made for the head");
+        let rows = ops::RowList::first(plan.rows);
+        let norm = Some((&weights.norm, eps));
+        ops::head_forward(device, head, stream, norm, weights.head(), &rows, model.compute);
+        ops::sample_rows(device, drawn, head, draws, batch);
+        Ok(())
+    });
+    activations.graphs = graphs;
+    run?;
+    activations.draws.send(&model.device, n)?;
+    model.device.check()?;
+    segments.iter_mut().for_each(|s| s.kv.advance(s.ids.len()));
+    Ok(())
+}
+
+/// Logits [R, V], f32 in any compute, of rows of the last forward: row i of the list is row i of the head's logits.
+pub fn head<'a>(
+    model: &Model,
+    weights: &Weights,
+    activations: &'a mut Activations,
+    rows: &ops::RowList,
+) -> Result<&'a ops::Head> {
+    activations.reserve_head(model, rows.len())?;
+    let Activations { hidden, head, .. } = activations;
+    let head = head.as_mut().expect("room was made for the head");
+    ops::head_forward(&model.device, head, hidden, None, weights.head(), rows, model.compute);
+    Ok(head)
+}
+
+/// Logits [n, V] of rows of hidden states [n, C] after the final norm; f32 in any compute.
+pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) {
+    ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute);
+}
+
+fn outside(model: &Model, id: i32) -> Error {
+    let why = format!("token id {id} lies outside the vocabulary of {}", model.config.vocab_size);
+    Error::new(Fault::IdOutOfRange, why)
+}
+
+/// Checks ids and context, reserves pages, tells the device of the rows and makes room for them.
+fn begin(
+    model: &Model,
+    segments: &mut [Segment],
+    draws: &[(ops::Sampling, f32)],
+    activations: &mut Activations,
+) -> Result<()> {
+    let ids = segments.iter().flat_map(|s| s.ids);
+    if let Some(id) = ids.into_iter().find(|&&id| id >= 0 && id as usize >= model.config.vocab_size) {
+        return Err(outside(model, *id));
+    }
     for s in segments.iter_mut() {
         let end = s.kv.len() + s.ids.len();
         if end > model.max_context() {
@@ -46,42 +123,60 @@ pub fn forward(
             return Err(Error::new(Fault::ContextFull, why));
         }
         s.kv.reserve(s.ids.len())?;
-        activations.positions.extend(s.kv.len() as u32..end as u32);
     }
-    activations.reserve(config, n)?;
+    let rows: Vec<BatchSegment> =
+        segments.iter().map(|s| BatchSegment { ids: s.ids, start: s.kv.len(), pages: s.kv.pages() }).collect();
+    activations.batch.set(&model.device, &rows, draws, model.heads())?;
+    activations.reserve(&model.config)
+}
 
-    let Activations { stream, branch, positions, layers, keep, hidden, .. } = activations;
-    ops::embedding_forward(&model.device, stream, &ids, &weights.embedding, model.compute);
+/// The layers: from the tokens of the batch to the residual stream.
+fn layers(
+    model: &Model,
+    weights: &Weights,
+    segments: &mut [Segment],
+    activations: &mut Activations,
+) -> Result<()> {
+    let (device, config, compute) = (&model.device, &model.config, model.compute);
+    let Activations { batch, stream, branch, layers, keep, draws, .. } = activations;
+    let mut row = 0;
+    let mut spans: Vec<ops::Span> = Vec::with_capacity(segments.len());
+    for s in segments.iter_mut().filter(|s| !s.ids.is_empty()) {
+        let start = s.kv.len();
+        spans.push(ops::Span { rows: row..row + s.ids.len(), start, pages: s.kv.pages_mut() });
+        row += s.ids.len();
+    }
+    let n = batch.plan().rows;
+    ops::embedding_forward(device, stream, batch, &weights.embedding, draws, compute);
     for (l, layer) in weights.layers.iter().enumerate() {
         let acts = if *keep { &mut layers[l] } else { &mut layers[0] };
         if *keep {
-            ops::copy_rows(&model.device, &mut acts.input, stream, n);
+            ops::copy_rows(device, &mut acts.input, stream, n);
         }
-        attention_half(model, layer, l, acts, stream, branch, positions, segments);
+        attention_half(model, layer, l, acts, stream, branch, batch, &mut spans);
         if *keep {
-            ops::copy_rows(&model.device, &mut acts.middle, stream, n);
+            ops::copy_rows(device, &mut acts.middle, stream, n);
         }
-        let eps = config.rms_norm_eps;
-        ops::rmsnorm_forward(&model.device, &mut acts.post_normed, stream, &layer.post_norm, n, eps, model.compute);
+        let (norm, eps, scratch) = (&layer.post_norm, config.rms_norm_eps, (&mut acts.post_normed, &mut *branch));
         match (&layer.mlp, &config.moe, &mut acts.experts) {
-            (Mlp::Experts { router, experts }, Some(moe), Some(e)) => {
-                experts_forward(model, moe, router, experts, e, &acts.post_normed, branch, n, *keep)?;
+            (Mlp::Experts { router, experts }, Some(moe), Some(a)) => {
+                let (expert, dealing) = (|e: usize| experts[e].matrices(), dealing(moe));
+                let keep = *keep;
+                ops::experts_forward(
+                    device, stream, scratch, a, norm, router, &expert, dealing, n, eps, keep, compute,
+                )?;
             }
-            (Mlp::Dense(ffn), ..) => ffn_forward(model, ffn, &mut acts.ffn, &acts.post_normed, branch, n),
+            (Mlp::Dense(ffn), ..) => {
+                ops::ffn_forward(device, stream, scratch, &mut acts.ffn, norm, ffn.matrices(), n, eps, compute);
+            }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
-        ops::residual_forward(&model.device, stream, branch, n, model.compute);
-    }
-    ops::rmsnorm_forward(&model.device, hidden, stream, &weights.norm, n, config.rms_norm_eps, model.compute);
-    for s in segments {
-        s.kv.advance(s.ids.len());
     }
     Ok(())
 }
 
-/// Logits [n, V] of rows of hidden states [n, C] after the final norm; f32 in any compute.
-pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) {
-    ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute);
+fn dealing(moe: &Moe) -> ops::Dealing {
+    ops::Dealing { n_experts_per_token: moe.n_experts_per_token, norm_topk_prob: moe.norm_topk_prob }
 }
 
 /// stream += O(attention(norm(stream))).
@@ -93,107 +188,27 @@ fn attention_half(
     a: &mut LayerActivations,
     stream: &mut Tensor,
     branch: &mut Tensor,
-    positions: &[u32],
-    segments: &mut [Segment],
+    batch: &Batch,
+    spans: &mut [ops::Span],
 ) {
     let (device, config, compute) = (&model.device, &model.config, model.compute);
-    let (n, eps) = (positions.len(), config.rms_norm_eps);
-    ops::rmsnorm_forward(device, &mut a.normed, stream, &layer.input_norm, n, eps, compute);
-    ops::linear_forward(device, &mut a.q_raw, &a.normed, &layer.q, n, compute);
-    ops::linear_forward(device, &mut a.k_raw, &a.normed, &layer.k, n, compute);
-    ops::linear_forward(device, &mut a.v, &a.normed, &layer.v, n, compute);
-    let rope = &model.rope;
-    ops::qk_norm_rope_forward(
-        device,
-        &mut a.q,
-        &a.q_raw,
-        &layer.q_norm,
-        rope,
-        positions,
-        n,
-        config.n_heads,
-        eps,
-        compute,
+    let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
+    let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
+    let w = (&layer.q, &layer.k, &layer.v);
+    ops::qkv_forward(device, projected, stream, &layer.input_norm, w, n, eps, compute);
+    let heads = ops::Attend {
+        q_raw: &a.q_raw,
+        k_raw: &a.k_raw,
+        v: &a.v,
+        q: &mut a.q,
+        k: &mut a.k,
+        out: &mut a.attended,
+        scratch: &mut a.attend_scratch,
+    };
+    let norms = (&layer.q_norm, &layer.k_norm);
+    let (shape, extents, next) = (model.page_shape(), model.heads(), layer.read_after_attention());
+    ops::attend_forward(
+        device, heads, norms, &model.rope, batch, spans, shape, l, extents, eps, compute, &next,
     );
-    ops::qk_norm_rope_forward(
-        device,
-        &mut a.k,
-        &a.k_raw,
-        &layer.k_norm,
-        rope,
-        positions,
-        n,
-        config.n_kv_heads,
-        eps,
-        compute,
-    );
-    let shape = model.page_shape();
-    let mut row = 0;
-    for s in segments.iter_mut() {
-        let (mut pos, end) = (s.kv.len(), s.kv.len() + s.ids.len());
-        while pos < end {
-            let count = (PAGE - pos % PAGE).min(end - pos);
-            ops::kv_append(device, s.kv.page_mut(pos), shape, l, pos % PAGE, (&a.k, &a.v), row..row + count);
-            row += count;
-            pos += count;
-        }
-    }
-    let mut row = 0;
-    let spans: Vec<ops::Span> = segments
-        .iter()
-        .filter(|s| !s.ids.is_empty())
-        .map(|s| {
-            row += s.ids.len();
-            ops::Span { rows: row - s.ids.len()..row, start: s.kv.len(), pages: s.kv.pages() }
-        })
-        .collect();
-    ops::attention_forward(device, &mut a.attended, &a.q, &spans, shape, l, model.heads(), compute);
-    ops::linear_forward(device, branch, &a.attended, &layer.o, n, compute);
-    ops::residual_forward(device, stream, branch, n, compute);
-}
-
-/// y = down(silu(gate x) * up x).
-fn ffn_forward(model: &Model, w: &Ffn, a: &mut FfnActivations, x: &Tensor, y: &mut Tensor, n: usize) {
-    let (device, compute) = (&model.device, model.compute);
-    ops::linear_forward(device, &mut a.gate, x, &w.gate, n, compute);
-    ops::linear_forward(device, &mut a.up, x, &w.up, n, compute);
-    ops::swiglu_forward(device, &mut a.product, &a.gate, &a.up, n, compute);
-    ops::linear_forward(device, y, &a.product, &w.down, n, compute);
-}
-
-/// y = sum over a row's chosen experts of weight * expert(x), in router-rank order.
-#[allow(clippy::too_many_arguments)] // a layer of experts: its weights, its activations, the batch
-fn experts_forward(
-    model: &Model,
-    moe: &Moe,
-    router: &Tensor,
-    experts: &[Ffn],
-    a: &mut ExpertActivations,
-    x: &Tensor,
-    y: &mut Tensor,
-    n: usize,
-    keep: bool,
-) -> Result<()> {
-    let (device, compute, k) = (&model.device, model.compute, moe.n_experts_per_token);
-    ops::linear_forward(device, &mut a.logits, x, router, n, compute);
-    let routing = a.routing.insert(ops::route(device, &a.logits, n, k, moe.norm_topk_prob));
-    let mut slots_of: Vec<Vec<usize>> = vec![Vec::new(); experts.len()];
-    for (slot, &e) in routing.experts.iter().enumerate() {
-        slots_of[e as usize].push(slot);
-    }
-    for (e, slots) in slots_of.into_iter().enumerate() {
-        let block = &mut a.blocks[if keep { e } else { 0 }];
-        let m = slots.len();
-        block.slots = slots;
-        if m == 0 {
-            continue;
-        }
-        block.reserve(m)?;
-        let rows: Vec<usize> = block.slots.iter().map(|s| s / k).collect();
-        ops::gather_rows(device, &mut block.x, x, &rows);
-        ffn_forward(model, &experts[e], &mut block.ffn, &block.x, &mut block.y, m);
-        ops::scatter_rows(device, &mut a.slots, &block.y, &block.slots);
-    }
-    ops::combine_forward(device, y, &a.slots, &routing.weights, n, k, compute);
-    Ok(())
+    ops::linear_residual_forward(device, stream, branch, &a.attended, &layer.o, n, compute);
 }

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::backend::Device;
 use crate::backend::page::{PAGE, Page, PageShape};
 use crate::error::{Error, Fault, Result};
 
 /// Where pages come from. Pages in use never exceed the budget; freed ones are kept for the next taker.
 pub struct KvPool {
+    device: Device,
     shape: PageShape,
     budget: usize,
     in_use: AtomicUsize,
@@ -22,9 +24,10 @@ pub struct KvPool {
 
 impl KvPool {
     /// A pool of pages of one shape that together take at most `budget_bytes`.
-    pub fn new(shape: PageShape, budget_bytes: u64) -> Arc<KvPool> {
+    pub fn new(device: &Device, shape: PageShape, budget_bytes: u64) -> Arc<KvPool> {
         let budget = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / shape.bytes().max(1);
-        Arc::new(KvPool { shape, budget, in_use: AtomicUsize::new(0), free: Mutex::new(Vec::new()) })
+        let device = device.clone();
+        Arc::new(KvPool { device, shape, budget, in_use: AtomicUsize::new(0), free: Mutex::new(Vec::new()) })
     }
 
     /// The pages' shape.
@@ -45,7 +48,7 @@ impl KvPool {
             return Err(Error::memory(Fault::KvBudget, bytes, 0, why));
         }
         let free = self.free.lock().pop();
-        free.map_or_else(|| Page::new(self.shape), Ok).inspect_err(|_| {
+        free.map_or_else(|| Page::new(&self.device, self.shape), Ok).inspect_err(|_| {
             self.in_use.fetch_sub(1, Ordering::Relaxed);
         })
     }
@@ -136,10 +139,9 @@ impl KvCache {
         Ok(())
     }
 
-    /// The page of position `pos`, to be written. Only after `reserve` covered that position.
-    pub fn page_mut(&mut self, pos: usize) -> &mut Page {
-        // `reserve` made the page this timeline's own, and only `fork`, which needs the cache, could share it again.
-        Arc::get_mut(&mut self.pages[pos / PAGE]).expect("a reserved page has one owner")
+    /// The pages; those of reserved positions have no other owner.
+    pub fn pages_mut(&mut self) -> &mut [Arc<Page>] {
+        &mut self.pages
     }
 
     /// Declares the reserved positions up to `len` computed.
@@ -158,18 +160,21 @@ impl Drop for KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Cpu;
     use crate::tensor::Dtype;
 
     fn pool(pages: u64) -> Arc<KvPool> {
         let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, dtype: Dtype::F32 };
-        KvPool::new(shape, pages * shape.bytes() as u64)
+        let device = Device::Cpu(Cpu::new(1, None).unwrap());
+        KvPool::new(&device, shape, pages * shape.bytes() as u64)
     }
 
     fn grow(kv: &mut KvCache, n: usize, mark: f32) -> Result<()> {
         kv.reserve(n)?;
         for pos in kv.len()..kv.len() + n {
             let at = kv.shape().key_offset(0, 0, pos % PAGE);
-            kv.page_mut(pos).elements_mut().f32_mut()[at] = mark;
+            let page = Arc::get_mut(&mut kv.pages_mut()[pos / PAGE]).unwrap();
+            page.elements_mut().f32_mut()[at] = mark;
         }
         kv.advance(n);
         Ok(())

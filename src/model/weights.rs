@@ -65,6 +65,23 @@ pub enum Mlp {
     },
 }
 
+impl Layer {
+    /// What is read next when attention is done, in this order.
+    pub(super) fn read_after_attention(&self) -> [&Tensor; 2] {
+        match &self.mlp {
+            Mlp::Dense(ffn) => [&self.o, &ffn.gate],
+            Mlp::Experts { router, .. } => [&self.o, router],
+        }
+    }
+}
+
+impl Ffn {
+    /// The matrices, as ops take them.
+    pub fn matrices(&self) -> ops::FfnWeights<'_> {
+        ops::FfnWeights { gate: &self.gate, up: &self.up, down: &self.down }
+    }
+}
+
 /// One SwiGLU block: down(silu(gate x) * up x).
 #[derive(Debug)]
 pub struct Ffn {
@@ -198,6 +215,11 @@ impl Weights {
             }
             Ok(tensor)
         })
+    }
+
+    /// What tells weights on a GPU from others there; 0 in host memory.
+    pub(super) fn identity(&self) -> u64 {
+        if self.norm.is_on_gpu() { self.norm.address() } else { 0 }
     }
 
     /// The output projection, [V, C].

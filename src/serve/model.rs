@@ -174,7 +174,7 @@ impl ServedModel {
         let current = Revision::new(engine, 1, weights);
         Ok(ServedModel(Arc::new(Inner {
             engine: engine.clone(),
-            pool: KvPool::new(model.page_shape(), engine.options().kv_budget),
+            pool: KvPool::new(&model.device, model.page_shape(), engine.options().kv_budget),
             model: Arc::new(model),
             tokenizer,
             template,

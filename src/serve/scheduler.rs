@@ -50,7 +50,7 @@ impl Scratch {
         let config = &model.config;
         Ok(Scratch {
             model: model.clone(),
-            activations: Activations::for_serving(config)?,
+            activations: Activations::for_serving(model)?,
             rows: Tensor::zeros(Dtype::F32, &[LOGIT_ROWS, config.hidden_size])?,
             logits: Tensor::zeros(Dtype::F32, &[LOGIT_ROWS, config.vocab_size])?,
         })

@@ -23,6 +23,7 @@ pub use api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
 pub use memory::Buffer;
 pub use pinned::Pinned;
 
+use super::batch::Plan;
 use crate::error::{Error, Fault, Result};
 
 /// How to open a device.
@@ -159,16 +160,16 @@ impl Cuda {
 
     /// Runs what `record` launches: by replaying the graph of `key` if there is one, else by recording it first.
     /// Everything that differs between runs of one key must lie in device memory.
-    pub fn replay(&self, graphs: &mut Graphs, key: GraphKey, record: impl FnOnce()) -> Result<()> {
+    pub fn replay(&self, graphs: &mut Graphs, key: GraphKey, record: impl FnOnce() -> Result<()>) -> Result<()> {
         graphs.device.get_or_insert_with(|| self.clone());
         let graph = match graphs.known.get(&key) {
             Some(&graph) => graph,
             None => {
                 self.check()?;
                 self.0.api.begin_capture()?;
-                record();
+                let recorded = record();
                 let graph = self.0.api.end_capture();
-                self.check()?;
+                recorded.and_then(|()| self.check())?;
                 let graph = graph?;
                 graphs.known.insert(key, graph);
                 graph
@@ -179,16 +180,8 @@ impl Cuda {
     }
 }
 
-/// What a graph was recorded for: which weights, how many rows, how long a context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct GraphKey {
-    /// Address of the model's weights.
-    pub weights: Address,
-    /// Rows of the batch.
-    pub rows: usize,
-    /// Positions that its attention reaches.
-    pub context: usize,
-}
+/// What a graph was recorded for: which weights, and the plan of the batch.
+pub type GraphKey = (Address, Plan);
 
 /// Graphs over one set of buffers. Cleared when one of them moves.
 #[derive(Default)]

@@ -27,7 +27,7 @@ pub struct Span<'a> {
     /// Position of the first row.
     pub start: usize,
     /// The timeline's pages; positions up to the last row are written.
-    pub pages: &'a [Arc<Page>],
+    pub pages: &'a mut [Arc<Page>],
 }
 
 /// Extents of the heads.
@@ -479,7 +479,7 @@ mod tests {
         let mut pages: Vec<Vec<Arc<Page>>> = case
             .lengths
             .iter()
-            .map(|l| (0..l.div_ceil(PAGE)).map(|_| Arc::new(Page::new(shape).unwrap())).collect())
+            .map(|l| (0..l.div_ceil(PAGE)).map(|_| Arc::new(Page::new(device, shape).unwrap())).collect())
             .collect();
         let mut out = Tensor::zeros(Dtype::F32, q.shape().extents()).unwrap();
         let longest = *case.lengths.iter().max().unwrap();

@@ -2,21 +2,64 @@
 //!
 //! table [V, C] as stored (f32, bf16, f16), y [N, C] f32, rounded to bf16 in bf16 compute. N is the number of ids.
 
+use super::Draws;
 use super::split::items_per_task;
 use crate::backend::cpu::dot::Widen;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
-use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::backend::cuda::{Address, KernelArgs, Launch};
+use crate::backend::{Batch, Compute, Device, Elements, Tensor};
+use crate::tensor::Dtype;
 
 /// Columns of the table's gradient that one task owns.
 const GRADIENT_COLUMNS: usize = 64;
 
-/// Looks up one row an id. Overwrites the first `ids.len()` rows of `y`. The ids were checked against the
-/// vocabulary when they entered a session; one outside it panics.
-pub fn embedding_forward(device: &Device, y: &mut Tensor, ids: &[i32], table: &Tensor, compute: Compute) {
+/// Looks up one row an id of the batch. Overwrites the batch's rows of `y`. On the CPU the ids were checked against
+/// the vocabulary when they entered a session, and one outside it panics; on a GPU an id may be `drawn` there just before
+/// (-1 - j names draw j).
+pub fn embedding_forward(
+    device: &Device,
+    y: &mut Tensor,
+    batch: &Batch,
+    table: &Tensor,
+    drawn: &Draws,
+    compute: Compute,
+) {
+    let (v, c, n) = (table.extent(0), table.extent(1), batch.plan().rows);
+    assert!(y.extent(0) >= n && y.extent(1) == c, "y is {}, table {}", y.shape(), table.shape());
+    match device {
+        Device::Cpu(cpu) => look_up_ids(cpu, y, batch.ids(), table, compute),
+        Device::Cuda(cuda) => {
+            assert!(table.dtype() == Dtype::Bf16 && c.is_multiple_of(8), "the table is {table:?}");
+            let args = EmbeddingArgs {
+                stream: y.address(),
+                table: table.address(),
+                ids: batch.addresses().ids,
+                drawn: drawn.address(),
+                c: c as u32,
+                v: v as u32,
+            };
+            cuda.launch(Launch::new("squire_embedding", [n as u32, 1, 1], 128, 0), &args);
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct EmbeddingArgs {
+    stream: Address,
+    table: Address,
+    ids: Address,
+    drawn: Address,
+    c: u32,
+    v: u32,
+}
+
+// SAFETY: the struct of kernels/embedding.cu, without padding.
+unsafe impl KernelArgs for EmbeddingArgs {}
+
+fn look_up_ids(cpu: &Cpu, y: &mut Tensor, ids: &[i32], table: &Tensor, compute: Compute) {
     let c = table.extent(1);
-    assert!(y.extent(0) >= ids.len() && y.extent(1) == c, "y is {}, table {}", y.shape(), table.shape());
     assert_ids(ids, table);
-    let cpu = device.cpu();
     let y = Shared::new(&mut y.f32_mut()[..ids.len() * c]);
     let round = compute.rounds();
     match table.elements() {
@@ -106,7 +149,6 @@ impl Kernel for EmbeddingBackward<'_> {
 mod tests {
     use super::super::claims::*;
     use super::*;
-    use crate::tensor::Dtype;
 
     const EXTENTS: [(usize, usize); 4] = [(1, 1), (7, 17), (5, 64), (31, 131)];
 
@@ -123,7 +165,7 @@ mod tests {
                 for compute in [Compute::F32, Compute::Bf16] {
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[ids.len(), c]).unwrap();
-                        embedding_forward(&device, &mut y, &ids, &table, compute);
+                        look_up_ids(device.cpu(), &mut y, &ids, &table, compute);
                         let wide = Tensor::from_f32(&[v, c], &table.to_f32()).unwrap();
                         let wide = if compute.rounds() { stored(&wide, Dtype::Bf16).to_f32() } else { wide.to_f32() };
                         for (i, &id) in ids.iter().enumerate() {
@@ -160,6 +202,6 @@ mod tests {
     fn an_id_outside_the_vocabulary_panics() {
         let table = random(1, &[3, 4]);
         let mut y = Tensor::zeros(Dtype::F32, &[1, 4]).unwrap();
-        embedding_forward(&device(), &mut y, &[3], &table, Compute::F32);
+        look_up_ids(device().cpu(), &mut y, &[3], &table, Compute::F32);
     }
 }

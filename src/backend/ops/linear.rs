@@ -4,6 +4,7 @@
 //! bf16 compute and bf16 weights the products are taken in pairs (`vdpbf16ps`); otherwise weights are
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
+use super::residual_forward;
 use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::outer::Outer;
@@ -18,6 +19,20 @@ pub fn linear_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n
 /// y = x w^T where y stays f32 in any compute (the logits). Overwrites the first `n` rows of `y`.
 pub fn linear_forward_f32(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) {
     linear(device, y, x, w, n, compute, false);
+}
+
+/// stream += x w^T, rounded after the product and after the sum. `branch` [N, O] is scratch.
+pub fn linear_residual_forward(
+    device: &Device,
+    stream: &mut Tensor,
+    branch: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+) {
+    linear_forward(device, branch, x, w, n, compute);
+    residual_forward(device, stream, branch, n, compute);
 }
 
 fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute, round: bool) {

@@ -4,15 +4,23 @@
 //! A backward adds to gradients of parameters (`dw`), and says for each activation gradient whether it
 //! overwrites or adds. `compute` says whether the result is rounded to bf16. Extents are checked once, on
 //! entry, by assertion: shapes come from a validated model, so a mismatch is a defect of squire.
+//!
+//! The ops that the forward pass calls are those that a GPU does in one launch; on the CPU they are made of smaller ones.
+//! A GPU's side of an op launches and does not wait; what goes wrong is told by `Device::check`.
 
 mod adamw;
+mod attend;
 mod attention;
 mod divergence;
+mod draws;
 mod embedding;
+mod experts;
 mod gather;
+mod head;
 mod linear;
 mod logprob;
 mod moe;
+mod qkv;
 mod residual;
 mod rmsnorm;
 mod rope;
@@ -22,19 +30,28 @@ mod split;
 mod swiglu;
 
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
+pub use attend::{Attend, AttendScratch, attend_forward};
 pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
 pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
 pub use embedding::{embedding_backward, embedding_forward};
+pub use experts::{
+    Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward,
+};
 pub use gather::{gather_rows, scatter_add_rows};
-pub use linear::{linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32};
+pub use head::{Head, RowList, STATS_IDS, head_forward};
+pub use linear::{
+    linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
+};
 pub use logprob::{logprobs_of, logsumexp, top_k};
 pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
+pub use qkv::{Qkv, qkv_forward};
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
 pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
 pub use rows::{copy_rows, fill, scatter_rows};
+pub use draws::{Draws, sample_rows};
 pub use sample::{Sampled, Sampling, sample_token};
-pub use swiglu::{swiglu_backward, swiglu_forward};
+pub use swiglu::{GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
 
 #[cfg(test)]
 pub(crate) mod claims;

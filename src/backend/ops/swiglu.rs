@@ -3,8 +3,40 @@
 //! All [N, F] f32. sigmoid(g) = 1 / (1 + e^-g), so silu'(g) = s + g s (1 - s).
 
 use super::split::{Elementwise, launch_elementwise};
+use super::{linear_forward, rmsnorm_forward};
 use crate::backend::cpu::{Lanes, Shared, math};
 use crate::backend::{Compute, Device, Tensor};
+
+/// Results of `gate_up_forward`. A GPU writes `product` alone.
+pub struct GateUp<'a> {
+    /// [N, C]
+    pub normed: &'a mut Tensor,
+    /// [N, F]
+    pub gate: &'a mut Tensor,
+    /// [N, F]
+    pub up: &'a mut Tensor,
+    /// [N, F]
+    pub product: &'a mut Tensor,
+}
+
+/// product = silu(gate x) * up x with x = rmsnorm(stream) * norm; `w` are the matrices of gate and up [F, C]. Rounded
+/// after the norm, after each projection and after the product. Overwrites the first `n` rows of the results.
+#[allow(clippy::too_many_arguments)] // the op's tensors
+pub fn gate_up_forward(
+    device: &Device,
+    out: GateUp,
+    stream: &Tensor,
+    norm: &Tensor,
+    w: (&Tensor, &Tensor),
+    n: usize,
+    eps: f32,
+    compute: Compute,
+) {
+    rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
+    linear_forward(device, out.gate, out.normed, w.0, n, compute);
+    linear_forward(device, out.up, out.normed, w.1, n, compute);
+    swiglu_forward(device, out.product, out.gate, out.up, n, compute);
+}
 
 /// y = silu(gate) * up. Overwrites the first `n` rows of `y`.
 pub fn swiglu_forward(device: &Device, y: &mut Tensor, gate: &Tensor, up: &Tensor, n: usize, compute: Compute) {

@@ -1,0 +1,114 @@
+//! The end of a model: logits of some rows, of the residual stream through the final norm or of what is normed already.
+//!
+//! x [N, C], logits [R, V] f32 in any compute. stats [R, ceil(V/16), 2] f32 exist on a GPU alone: the
+//! largest x of each 16 ids and the sum of e^(x - largest), from which log-probs and draws are made without reading all
+//! logits again.
+
+use super::{gather_rows, linear_forward_f32, rmsnorm_forward};
+use crate::backend::cuda::Buffer;
+use crate::backend::{Compute, Device, Tensor};
+use crate::error::Result;
+use crate::tensor::Dtype;
+
+/// Ids of a piece of statistics.
+pub const STATS_IDS: usize = 16;
+
+/// Rows of a tensor: the first few, or a list.
+pub struct RowList {
+    rows: Vec<usize>,
+    /// [R] u32 on a GPU; None: row i is row i
+    listed: Option<Buffer>,
+}
+
+impl RowList {
+    /// Rows 0 to n - 1.
+    pub fn first(n: usize) -> RowList {
+        RowList { rows: (0..n).collect(), listed: None }
+    }
+
+    /// Any rows. Waits for their upload on a GPU.
+    pub fn of(device: &Device, rows: &[usize]) -> Result<RowList> {
+        let listed = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => {
+                let buffer = cuda.allocate(4 * rows.len())?;
+                let bytes: Vec<u8> = rows.iter().flat_map(|&r| (r as u32).to_ne_bytes()).collect();
+                buffer.write(&bytes)?;
+                Some(buffer)
+            }
+        };
+        Ok(RowList { rows: rows.to_vec(), listed })
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The list on the GPU, u32; 0 where row i is row i.
+    pub fn address(&self) -> u64 {
+        self.listed.as_ref().map_or(0, Buffer::address)
+    }
+}
+
+/// Results of the head, kept from step to step.
+pub struct Head {
+    /// [R, C] rows of x
+    pub gathered: Tensor,
+    /// [R, C] after the final norm; unwritten on a GPU where few rows are wanted
+    pub hidden: Tensor,
+    /// [R, V] f32
+    pub logits: Tensor,
+    /// [R, ceil(V/16), 2] f32 on a GPU
+    pub stats: Option<Tensor>,
+}
+
+impl Head {
+    /// Room for `n_rows` rows.
+    pub fn new(device: &Device, n_rows: usize, hidden_size: usize, vocab_size: usize) -> Result<Head> {
+        let dtype = device.activation_dtype();
+        let stats = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(_) => Some(Tensor::on(device, Dtype::F32, &[n_rows, vocab_size.div_ceil(STATS_IDS), 2])?),
+        };
+        Ok(Head {
+            gathered: Tensor::on(device, dtype, &[n_rows, hidden_size])?,
+            hidden: Tensor::on(device, dtype, &[n_rows, hidden_size])?,
+            logits: Tensor::on(device, Dtype::F32, &[n_rows, vocab_size])?,
+            stats,
+        })
+    }
+}
+
+/// Logits (and statistics) of rows of x [N, C], through a norm (its weight and eps) where one is given: row i of the
+/// list in row i of `head.logits`.
+pub fn head_forward(
+    device: &Device,
+    head: &mut Head,
+    x: &Tensor,
+    norm: Option<(&Tensor, f32)>,
+    w: &Tensor,
+    rows: &RowList,
+    compute: Compute,
+) {
+    let n = rows.len();
+    gather_rows(device, &mut head.gathered, x, rows.rows());
+    let hidden = match norm {
+        Some((norm, eps)) => {
+            rmsnorm_forward(device, &mut head.hidden, &head.gathered, norm, n, eps, compute);
+            &head.hidden
+        }
+        None => &head.gathered,
+    };
+    linear_forward_f32(device, &mut head.logits, hidden, w, n, compute);
+}
