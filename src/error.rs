@@ -287,6 +287,12 @@ impl Error {
         Error(Box::new(Inner { fault, message: message.into(), bytes: Some((needed, free)), causes: Vec::new() }))
     }
 
+    /// The same error for one more who must be told.
+    pub fn again(&self) -> Error {
+        let Inner { fault, message, bytes, causes } = &*self.0;
+        Error(Box::new(Inner { fault: *fault, message: message.clone(), bytes: *bytes, causes: causes.clone() }))
+    }
+
     /// Puts `context: ` in front of the message.
     pub fn within(mut self, context: impl fmt::Display) -> Error {
         let message = format!("{context}: {}", self.0.message);

@@ -59,6 +59,11 @@ impl Device {
         }
     }
 
+    /// Whether rows of all kinds may share a forward pass at no loss. Where not, rows that decode have one of their own.
+    pub fn mixes_rows(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
     /// Whether results come later than they are asked for, so that it pays to ask for the next step meanwhile.
     pub fn runs_ahead(&self) -> bool {
         matches!(self, Device::Cuda(_))

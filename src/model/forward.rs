@@ -131,12 +131,7 @@ fn begin(
 }
 
 /// The layers: from the tokens of the batch to the residual stream.
-fn layers(
-    model: &Model,
-    weights: &Weights,
-    segments: &mut [Segment],
-    activations: &mut Activations,
-) -> Result<()> {
+fn layers(model: &Model, weights: &Weights, segments: &mut [Segment], activations: &mut Activations) -> Result<()> {
     let (device, config, compute) = (&model.device, &model.config, model.compute);
     let Activations { batch, stream, branch, layers, keep, draws, .. } = activations;
     let mut row = 0;
@@ -207,8 +202,6 @@ fn attention_half(
     };
     let norms = (&layer.q_norm, &layer.k_norm);
     let (shape, extents, next) = (model.page_shape(), model.heads(), layer.read_after_attention());
-    ops::attend_forward(
-        device, heads, norms, &model.rope, batch, spans, shape, l, extents, eps, compute, &next,
-    );
+    ops::attend_forward(device, heads, norms, &model.rope, batch, spans, shape, l, extents, eps, compute, &next);
     ops::linear_residual_forward(device, stream, branch, &a.attended, &layer.o, n, compute);
 }

@@ -288,7 +288,8 @@ impl Engine {
         if let Some(stepper) = &self.0.stepper {
             let mut stepper = stepper.lock();
             stepper.take_arrivals();
-            stepper.scheduler.end_cancelled();
+            let Stepper { scheduler, counters, .. } = &mut *stepper;
+            scheduler.end_cancelled(counters);
         }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Generating {
 /// One piece of work on one timeline. Dropping it unfinished (a panic, an engine that stops) fails it and
 /// marks its session lost.
 pub(super) struct Job {
+    /// tells it from others; given by the scheduler
+    pub(super) id: u64,
     pub(super) cancel: Cancel,
     /// Some until the job is finished
     state: Option<State>,
@@ -78,7 +80,7 @@ impl Job {
         timeline: Timeline,
         work: Work,
     ) -> Job {
-        Job { cancel, state: Some(State { session, revision, timeline, work }) }
+        Job { id: 0, cancel, state: Some(State { session, revision, timeline, work }) }
     }
 
     fn state(&self) -> &State {
@@ -94,6 +96,15 @@ impl Job {
     /// The weights it runs on.
     pub(super) fn revision(&self) -> &Arc<Revision> {
         &self.state().revision
+    }
+
+    /// Whether a share of `n` rows is one step of a generation whose hidden states nobody keeps.
+    pub(super) fn decodes(&self, n: usize) -> bool {
+        let State { timeline, work, .. } = self.state();
+        n == 1
+            && timeline.len() == timeline.kv.len() + 1
+            && timeline.hidden.is_none()
+            && matches!(work, Work::Generate(_))
     }
 
     /// The timeline and the work.

@@ -4,7 +4,7 @@
 //! largest x of each 16 ids and the sum of e^(x - largest), from which log-probs and draws are made without reading all
 //! logits again.
 
-use super::{gather_rows, linear_forward_f32, rmsnorm_forward};
+use super::{Sampled, Sampling, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, sample_token, top_k};
 use crate::backend::cuda::Buffer;
 use crate::backend::{Compute, Device, Tensor};
 use crate::error::Result;
@@ -88,6 +88,21 @@ impl Head {
             stats,
         })
     }
+}
+
+/// Log-prob of `ids[i]` under row i of the head's logits.
+pub fn logprobs_of_head(device: &Device, head: &Head, ids: &[i32]) -> Result<Vec<f32>> {
+    Ok(logprobs_of(device, &head.logits, ids, ids.len()))
+}
+
+/// The `k` likeliest ids of a row of the head's logits, with their log-probs.
+pub fn top_k_of_head(device: &Device, head: &Head, row: usize, k: usize) -> Result<Vec<(i32, f32)>> {
+    Ok(top_k(device, &head.logits, row, k))
+}
+
+/// Draws from a row of the head's logits, and waits for it.
+pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
+    Ok(sample_token(device, &head.logits, row, sampling, u))
 }
 
 /// Logits (and statistics) of rows of x [N, C], through a norm (its weight and eps) where one is given: row i of the

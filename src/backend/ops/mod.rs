@@ -38,7 +38,7 @@ pub use experts::{
     Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward,
 };
 pub use gather::{gather_rows, scatter_add_rows};
-pub use head::{Head, RowList, STATS_IDS, head_forward};
+pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_row, top_k_of_head};
 pub use linear::{
     linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
 };
@@ -48,7 +48,7 @@ pub use qkv::{Qkv, qkv_forward};
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
 pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
-pub use rows::{copy_rows, fill, scatter_rows};
+pub use rows::{copy_rows, fill, read_rows, scatter_rows};
 pub use draws::{Draws, sample_rows};
 pub use sample::{Sampled, Sampling, sample_token};
 pub use swiglu::{GateUp, gate_up_forward, swiglu_backward, swiglu_forward};

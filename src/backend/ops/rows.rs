@@ -1,6 +1,8 @@
 //! Moving whole rows: fill, copy, scatter. x and y [N, C] f32.
 
 use crate::backend::{Device, Tensor};
+use crate::error::Result;
+use crate::tensor::Shape;
 
 /// Sets the first `n` rows of `y` to `value`.
 pub fn fill(device: &Device, y: &mut Tensor, value: f32, n: usize) {
@@ -25,6 +27,23 @@ pub fn scatter_rows(device: &Device, y: &mut Tensor, x: &Tensor, rows: &[usize])
     for (i, &row) in rows.iter().enumerate() {
         y.f32_mut()[row * width..][..width].copy_from_slice(&x.f32()[i * width..][..width]);
     }
+}
+
+/// Rows of x [N, C] as f32 in host memory, one behind another, after all that was launched.
+pub fn read_rows(device: &Device, x: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+    let c = x.extent(1);
+    let mut all = Vec::with_capacity(rows.len() * c);
+    for &row in rows {
+        match device {
+            Device::Cpu(_) => all.extend_from_slice(&x.f32()[row * c..][..c]),
+            Device::Cuda(_) => {
+                let bytes = c * x.dtype().size();
+                let one = Shape::new(&[c]).expect("a row of a tensor is a shape");
+                all.extend(Tensor::over(x.dtype(), one, x.buffer().view(row * bytes, bytes)).to_host()?.to_f32());
+            }
+        }
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
