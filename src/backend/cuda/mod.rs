@@ -12,6 +12,7 @@ mod emulation;
 mod memory;
 mod pinned;
 pub mod step;
+pub mod tile;
 
 use std::collections::HashMap;
 use std::sync::Arc;
