@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
-use super::cuda::{Cuda, GraphKey, Graphs};
-use crate::error::Result;
+use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
+use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
 /// A device. An enum and not a type parameter: the caller picks it at run time, and one device can judge
@@ -59,6 +59,49 @@ impl Device {
         }
     }
 
+    /// Memory of the device's own; None where tensors lie in host memory.
+    pub fn allocate(&self, bytes: usize) -> Result<Option<Buffer>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => cuda.allocate(bytes).map(Some),
+        }
+    }
+
+    /// Bytes of its own memory that can still be had; None where tensors lie in host memory.
+    pub fn free_bytes(&self) -> Result<Option<u64>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => cuda.free().map(Some),
+        }
+    }
+
+    /// Whether gradients and optimisers exist for it.
+    pub fn trains(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
+    /// Refuses, with `NoKernels`, extents that its kernels were not made for.
+    pub fn check_extents(&self, e: &Extents) -> Result<()> {
+        let Device::Cuda(_) = self else { return Ok(()) };
+        let group = e.n_heads / e.n_kv_heads.max(1);
+        let experts = e.n_experts_per_token;
+        let demands = [
+            (e.hidden_size % 32 == 0, format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
+            (e.ffn_size % 32 == 0, format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
+            ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),
+            (group <= 8, format!("at most 8 query heads a key head, not {group}")),
+            (e.n_experts <= 256, format!("at most 256 experts, not {}", e.n_experts)),
+            (experts <= 8, format!("at most 8 experts a token, not {experts}")),
+        ];
+        match demands.into_iter().find(|(met, _)| !met) {
+            Some((_, wanted)) => {
+                let why = format!("the cuda backend has kernels for {wanted}; use the cpu backend");
+                Err(Error::new(Fault::NoKernels, why))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Whether rows of all kinds may share a forward pass at no loss. Where not, rows that decode have one of their own.
     pub fn mixes_rows(&self) -> bool {
         matches!(self, Device::Cpu(_))
@@ -76,6 +119,25 @@ impl Device {
             Device::Cuda(cuda) => cuda.check(),
         }
     }
+}
+
+/// The extents of a model that kernels depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct Extents {
+    /// C
+    pub hidden_size: usize,
+    /// F, of every feed-forward block
+    pub ffn_size: usize,
+    /// D
+    pub head_dim: usize,
+    /// H
+    pub n_heads: usize,
+    /// G
+    pub n_kv_heads: usize,
+    /// E; 0 without experts
+    pub n_experts: usize,
+    /// k; 0 without experts
+    pub n_experts_per_token: usize,
 }
 
 /// What activations are rounded to at the named points (docs/numerics.md).

@@ -11,5 +11,5 @@ mod tensor;
 pub use batch::Batch;
 pub use cuda::Graphs;
 pub use cpu::KernelSet;
-pub use device::{Compute, Device};
+pub use device::{Compute, Device, Extents};
 pub use tensor::{Elements, SharedBytes, Tensor};

@@ -89,6 +89,17 @@ impl Tensor {
         Tensor { dtype, shape, storage: Storage::Device(buffer) }
     }
 
+    /// Fills a bf16 tensor on a GPU with the elements of one in host memory, rounded where it holds more. Waits.
+    pub fn upload_as_bf16(&self, from: &Tensor) -> Result<()> {
+        assert!(self.dtype == Dtype::Bf16 && self.shape == from.shape, "{from:?} is uploaded to {self:?}");
+        if from.dtype == Dtype::Bf16 {
+            return self.buffer().write(from.bytes());
+        }
+        let rounded: Vec<u8> =
+            from.to_f32().iter().flat_map(|&x| half::bf16::from_f32(x).to_bits().to_ne_bytes()).collect();
+        self.buffer().write(&rounded)
+    }
+
     /// A copy where `device` computes. Waits.
     pub fn to_device(&self, device: &Device) -> Result<Tensor> {
         let mut copy = Tensor::on(device, self.dtype, self.shape.extents())?;

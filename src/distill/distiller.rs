@@ -89,8 +89,14 @@ impl Update {
 
 impl Distiller {
     /// A distiller of `student` towards `teacher` under `config`. Refused where the settings need a teacher
-    /// that is not there, or where the two do not share one vocabulary.
+    /// that is not there, where the two do not share one vocabulary, or (`UnsupportedBackend`) where one is on a GPU.
     pub fn new(student: &ServedModel, teacher: Option<&ServedModel>, config: Config) -> Result<Distiller> {
+        for (role, model) in [("student", Some(student)), ("teacher", teacher)] {
+            if model.is_some_and(|m| !m.model().device.trains()) {
+                let why = format!("the {role} is on the cuda backend; a distiller works with models of the cpu backend");
+                return Err(Error::new(Fault::UnsupportedBackend, why));
+            }
+        }
         let divergence = |actor| matches!(config.loss_of(actor).kernel, Kernel::ReverseKl | Kernel::ForwardKl);
         let acts = matches!(config.actor, ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. });
         match teacher {

@@ -17,12 +17,61 @@ pub use kv_cache::{KvCache, KvPool};
 pub use weights::Weights;
 
 use crate::backend::page::PageShape;
-use crate::backend::{Compute, Device, ops};
+use crate::backend::{Compute, Device, Extents, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
 /// Bytes that the rotary table may take; a million positions with heads of 128 take half of it.
 const MAX_TABLE: usize = 1 << 30;
+
+/// The tokens that a timeline of `config` can hold where `max_context` are wanted (0: the configuration's own limit).
+/// Errors: as [`Model::new`], before anything is allocated.
+pub fn context_of(config: &ModelConfig, device: &Device, max_context: usize) -> Result<usize> {
+    config.check()?;
+    let limit = config.max_position;
+    if max_context > limit {
+        let why = format!("a context of {max_context} tokens is wanted, the model was made for {limit}");
+        return Err(Error::new(Fault::BadOption, why));
+    }
+    device.check_extents(&extents(config))?;
+    let max_context = if max_context == 0 { limit } else { max_context };
+    let d = config.head_dim;
+    // max_position comes from a document that no weight backs: it must not decide alone what is allocated.
+    if max_context.saturating_mul(d) > MAX_TABLE / size_of::<f32>() {
+        let why = format!(
+            "the rotary table of {max_context} positions with heads of {d} would take more than {MAX_TABLE} \
+             bytes; ask for a smaller context"
+        );
+        return Err(Error::new(Fault::BadOption, why));
+    }
+    Ok(max_context)
+}
+
+/// The shape of the KV pages of `config`.
+pub fn page_shape(config: &ModelConfig, compute: Compute) -> PageShape {
+    PageShape {
+        n_layers: config.n_layers,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        dtype: if compute.rounds() { Dtype::Bf16 } else { Dtype::F32 },
+    }
+}
+
+fn extents(config: &ModelConfig) -> Extents {
+    let moe = config.moe.as_ref();
+    // A dense model's width and its experts' must both be what kernels take; the odd one is the one to name.
+    let widths = [Some(config.intermediate_size), moe.map(|m| m.expert_intermediate_size)];
+    let ffn_size = widths.into_iter().flatten().find(|w| w % 32 != 0).unwrap_or(config.intermediate_size);
+    Extents {
+        hidden_size: config.hidden_size,
+        ffn_size,
+        head_dim: config.head_dim,
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        n_experts: moe.map_or(0, |m| m.n_experts),
+        n_experts_per_token: moe.map_or(0, |m| m.n_experts_per_token),
+    }
+}
 
 /// What all revisions of a model share: extents, device, rotary table.
 pub struct Model {
@@ -41,24 +90,10 @@ impl Model {
     /// A model of `config` that holds at most `max_context` tokens a timeline (0: the configuration's own limit).
     ///
     /// Errors: `ConfigContradiction`; `BadOption` for a context beyond the configuration's, or one whose
-    /// rotary table would be larger than any real model's.
+    /// rotary table would be larger than any real model's; `NoKernels` for extents that the device's kernels do not take.
     pub fn new(config: ModelConfig, device: Device, compute: Compute, max_context: usize) -> Result<Model> {
-        config.check()?;
-        let limit = config.max_position;
-        if max_context > limit {
-            let why = format!("a context of {max_context} tokens is wanted, the model was made for {limit}");
-            return Err(Error::new(Fault::BadOption, why));
-        }
-        let max_context = if max_context == 0 { limit } else { max_context };
+        let max_context = context_of(&config, &device, max_context)?;
         let (d, theta) = (config.head_dim, config.rope.theta);
-        // max_position comes from a document that no weight backs: it must not decide alone what is allocated.
-        if max_context.saturating_mul(d) > MAX_TABLE / size_of::<f32>() {
-            let why = format!(
-                "the rotary table of {max_context} positions with heads of {d} would take more than {MAX_TABLE} \
-                 bytes; ask for a smaller context"
-            );
-            return Err(Error::new(Fault::BadOption, why));
-        }
         let (frequencies, scaling) = match &config.rope.yarn {
             None => (ops::inverse_frequencies(d, theta), 1.0),
             Some(y) => {
@@ -74,7 +109,7 @@ impl Model {
                 (f, y.attention_factor as f32)
             }
         };
-        let rope = ops::RopeTable::new(&frequencies, max_context, scaling)?;
+        let rope = ops::RopeTable::new(&frequencies, max_context, scaling)?.on(&device)?;
         Ok(Model { config, device, compute, rope, max_context })
     }
 
@@ -85,12 +120,7 @@ impl Model {
 
     /// The shape of this model's KV pages.
     pub fn page_shape(&self) -> PageShape {
-        PageShape {
-            n_layers: self.config.n_layers,
-            n_kv_heads: self.config.n_kv_heads,
-            head_dim: self.config.head_dim,
-            dtype: if self.compute.rounds() { Dtype::Bf16 } else { Dtype::F32 },
-        }
+        page_shape(&self.config, self.compute)
     }
 
     /// The extents of its attention heads.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ModelConfig;
+use crate::backend::cuda::Buffer;
 use crate::backend::{Device, Tensor, ops};
 use crate::error::{Error, Fault, Result};
 use crate::format::StoredTensor;
@@ -222,6 +223,41 @@ impl Weights {
         if self.norm.is_on_gpu() { self.norm.address() } else { 0 }
     }
 
+    /// The weights where `device` computes. On a GPU they become bf16 in one allocation, in the order of `tensors`, so an
+    /// expert's matrices lie as far from the next expert's as everybody's. `go_on` is told the bytes done and in all.
+    pub fn to_device(
+        self,
+        config: &ModelConfig,
+        device: &Device,
+        go_on: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Weights> {
+        let Some(mut place) = Arena::new(config, device)? else { return Ok(self) };
+        let (mut done, all) = (0, self.bytes());
+        let mut tensors = self.tensors().into_iter();
+        Weights::build(config, |name, shape| {
+            let (_, from) = tensors.next().unwrap_or_else(|| unreachable!("{name} has a tensor in host memory"));
+            let to = place.take(shape);
+            to.upload_as_bf16(from)?;
+            done += from.n_bytes() as u64;
+            go_on(done, all)?;
+            Ok(to)
+        })
+    }
+
+    /// Copies in host memory: the same weights, as bf16 where they lie on a GPU.
+    pub fn to_host(&self, config: &ModelConfig) -> Result<Weights> {
+        let mut tensors = self.tensors().into_iter();
+        Weights::build(config, |name, _| {
+            let (_, from) = tensors.next().unwrap_or_else(|| unreachable!("{name} has a tensor"));
+            from.to_host()
+        })
+    }
+
+    /// Bytes that the weights of a model take on a GPU.
+    pub fn bytes_on_gpu(config: &ModelConfig) -> u64 {
+        config.tensor_shapes().iter().map(|(_, shape)| Arena::bytes_of(*shape) as u64).sum()
+    }
+
     /// The output projection, [V, C].
     pub fn head(&self) -> &Tensor {
         self.head.as_ref().unwrap_or(&self.embedding)
@@ -303,6 +339,30 @@ impl Weights {
     /// Bytes as stored.
     pub fn bytes(&self) -> u64 {
         self.tensors().iter().map(|(_, t)| t.n_bytes() as u64).sum()
+    }
+}
+
+/// One allocation on a GPU from which a model's tensors are cut one behind another.
+struct Arena {
+    all: Buffer,
+    used: usize,
+}
+
+impl Arena {
+    /// Room for a model's weights; None where they stay in host memory.
+    fn new(config: &ModelConfig, device: &Device) -> Result<Option<Arena>> {
+        let bytes = Weights::bytes_on_gpu(config) as usize;
+        Ok(device.allocate(bytes)?.map(|all| Arena { all, used: 0 }))
+    }
+
+    fn bytes_of(shape: Shape) -> usize {
+        (shape.elements() * Dtype::Bf16.size()).next_multiple_of(256)
+    }
+
+    fn take(&mut self, shape: Shape) -> Tensor {
+        let buffer = self.all.view(self.used, shape.elements() * Dtype::Bf16.size());
+        self.used += Arena::bytes_of(shape);
+        Tensor::over(Dtype::Bf16, shape, buffer)
     }
 }
 

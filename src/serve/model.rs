@@ -112,7 +112,7 @@ impl ServedModel {
         dir.tensors.clear();
         let (mut done, all) = (0, weights.bytes());
         go_on(done, all)?;
-        if options.copy {
+        if options.copy && engine.device().free_bytes()?.is_none() {
             for t in weights.tensors_mut() {
                 let mut own = Tensor::zeros(t.dtype(), t.shape().extents())?;
                 own.bytes_mut().copy_from_slice(t.bytes());
@@ -121,6 +121,10 @@ impl ServedModel {
                 go_on(done, all)?;
             }
         }
+        // Only what is at most copied to host memory was told of so far.
+        let copied = done;
+        let go_on = &mut |done, all| if copied == 0 { go_on(done, all) } else { Ok(()) };
+        let weights = weights.to_device(&config, engine.device(), go_on)?;
         ServedModel::assemble(engine, dir, config, weights, options.max_context)
     }
 
@@ -134,6 +138,7 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         config.check()?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
+        let weights = weights.to_device(&config, engine.device(), &mut |_, _| Ok(()))?;
         let documents = ModelDir {
             path: Default::default(),
             config: config.to_json(),
@@ -170,7 +175,9 @@ impl ServedModel {
         let defaults = documents.generation_defaults()?;
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
-        engine.check_budget(weights.bytes())?;
+        if engine.device().free_bytes()?.is_none() {
+            engine.check_budget(weights.bytes())?;
+        }
         let current = Revision::new(engine, 1, weights);
         Ok(ServedModel(Arc::new(Inner {
             engine: engine.clone(),
@@ -282,7 +289,8 @@ impl ServedModel {
     /// Writes the current revision as a Hugging Face folder that loads again.
     pub fn save(&self, path: &Path) -> Result<()> {
         let revision = self.current();
-        let tensors = revision.weights.tensors();
+        let on_host = self.0.engine.device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
+        let tensors = on_host.as_ref().unwrap_or(&revision.weights).tensors();
         let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
         save_model(path, &self.0.documents.config, list, self.0.documents.companions())
     }
