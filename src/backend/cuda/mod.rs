@@ -68,6 +68,9 @@ impl Drop for Inner {
 pub unsafe trait KernelArgs: Copy {}
 
 impl Cuda {
+    /// Whether this build has it.
+    pub const BUILT: bool = cfg!(any(feature = "cuda", feature = "shim"));
+
     /// Opens a device. Errors: `UnsupportedBackend` in a build without CUDA, `NoDevice` where the machine has no usable
     /// one, `NoKernels` where this build has none for it, `NoSuchDevice` for an index that is not there.
     pub fn open(options: &CudaOptions) -> Result<Cuda> {
