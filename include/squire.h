@@ -54,7 +54,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 0 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 1 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -65,7 +65,8 @@ uint32_t squire_abi_version(void);
  * callback. */
 const char *squire_version(void);
 
-/* What was built and what this machine can run, as a JSON object: version, abi, profile, target, backends,
+/* What was built and what this machine can run, as a JSON object: version, abi, profile, target, backends (built; whether
+ * a device is there is squire_device_probe's to say),
  * kernel_sets (those of this machine, slowest first). Ended by NUL, valid for the life of the process. Keys may be
  * added. Any thread, also inside a callback. */
 const char *squire_build_json(void);
@@ -291,8 +292,8 @@ void squire_cancel_release(squire_cancel *cancel);
 /* ---- engine ---------------------------------------------------------------------------------------------- */
 
 #define SQUIRE_BACKEND_CPU 0 /* backend: the processor. */
-#define SQUIRE_BACKEND_CUDA 1 /* backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build without it. */
-#define SQUIRE_BACKEND_BEST 2 /* backend: the best that this build and machine have. */
+#define SQUIRE_BACKEND_CUDA 1 /* backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build or on a machine without it. It computes in bf16. */
+#define SQUIRE_BACKEND_BEST 2 /* backend: the first NVIDIA GPU if this build and machine can use it, else the processor; the log says why. */
 #define SQUIRE_KERNELS_BEST 0 /* kernels: the fastest set of this machine. All sets give the same results to the bit. */
 #define SQUIRE_KERNELS_SCALAR 1 /* kernels: plain code, runs everywhere. */
 #define SQUIRE_KERNELS_AVX2 2 /* kernels: AVX2, FMA and F16C. */
@@ -337,6 +338,13 @@ typedef struct {
   squire_log_fn log;
   /* Handed to log. It must stay valid until the engine and all that was made from it are gone. */
   void *log_user;
+  /* Which GPU, counted from 0, the default; for backend cuda only. */
+  int32_t device_index;
+  /* Must be 0. */
+  uint32_t reserved;
+  /* Bytes of device memory that the engine may take in all; 0, the default: whatever is free. No matter on the
+   * processor. */
+  uint64_t device_budget;
 } squire_engine_options;
 
 /* Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does
@@ -346,7 +354,8 @@ void squire_engine_options_init(squire_engine_options *options, size_t size, uin
 /* Makes an engine and starts its threads. The log callback, if there is one, is called from any thread from now on
  * until the engine and all that was made from it are gone. SQUIRE_E_ABI for another major or a wrong struct_size,
  * SQUIRE_E_UNSUPPORTED for a backend or kernel set that this build or machine lacks, SQUIRE_E_ARGUMENT for values out
- * of range, SQUIRE_E_HOST_MEMORY if threads cannot be started. Any thread. */
+ * of range and a device that is not there, SQUIRE_E_HOST_MEMORY if threads cannot be started, SQUIRE_E_DEVICE,
+ * SQUIRE_E_DEVICE_LOST and SQUIRE_E_DEVICE_MEMORY if the GPU fails or is full. Any thread. */
 squire_status squire_engine_create(const squire_engine_options *options, squire_engine **out, squire_error **err);
 
 /* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. */
@@ -366,8 +375,10 @@ squire_status squire_engine_step(squire_engine *engine, squire_error **err);
  * a forward pass), sampled (tokens), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
 squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
 
-/* What this machine offers to this build, as a JSON object: backends, a list of objects with name, kernel_sets (slowest
- * first), best_kernel_set and cores. Makes no engine and touches no device. Keys may be added. Any thread. */
+/* What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
+ * kernel_sets (slowest first), best_kernel_set and cores. That of cuda, in a build with it, has devices, a list in the
+ * order of device_index, each with name, compute_capability ("9.0"), memory_bytes and driver ("13.0"), or unavailable
+ * with the reason. Makes no engine and touches no device. Keys may be added. Any thread. */
 squire_status squire_device_probe(squire_text **out, squire_error **err);
 
 /* ---- model, tokens and text ------------------------------------------------------------------------------ */

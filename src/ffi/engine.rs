@@ -1,9 +1,10 @@
 //! The engine: its options, its life, its counters, and what the machine offers.
 
 use std::ffi::c_void;
+use std::mem::offset_of;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::callbacks::{Log, squire_log_fn};
 use super::error::squire_error;
@@ -13,9 +14,10 @@ use super::options::{self, Versioned};
 use super::status::squire_status;
 use super::text::{CText, squire_text};
 use super::version::SQUIRE_ABI;
+use crate::backend::cuda::{Cuda, Facts};
 use crate::backend::{Compute, KernelSet};
 use crate::error::{Error, Fault, Result};
-use crate::serve::{self, Engine, EngineOptions};
+use crate::serve::{self, DeviceChoice, Engine, EngineOptions};
 
 /// A device, the models on it and the thread that steps them. Shared: see squire_engine_retain.
 pub struct squire_engine {
@@ -30,9 +32,9 @@ impl Object for squire_engine {
 
 /// backend: the processor.
 pub const SQUIRE_BACKEND_CPU: i32 = 0;
-/// backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build without it.
+/// backend: an NVIDIA GPU; SQUIRE_E_UNSUPPORTED in a build or on a machine without it. It computes in bf16.
 pub const SQUIRE_BACKEND_CUDA: i32 = 1;
-/// backend: the best that this build and machine have.
+/// backend: the first NVIDIA GPU if this build and machine can use it, else the processor; the log says why.
 pub const SQUIRE_BACKEND_BEST: i32 = 2;
 
 /// kernels: the fastest set of this machine. All sets give the same results to the bit.
@@ -89,12 +91,19 @@ pub struct squire_engine_options {
     pub log: squire_log_fn,
     /// Handed to log. It must stay valid until the engine and all that was made from it are gone.
     pub log_user: *mut c_void,
+    /// Which GPU, counted from 0, the default; for backend cuda only.
+    pub device_index: i32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Bytes of device memory that the engine may take in all; 0, the default: whatever is free. No matter on the
+    /// processor.
+    pub device_budget: u64,
 }
 
 // SAFETY: numbers, a nullable function and a pointer; the sizes are checked where the header is compiled.
 unsafe impl Versioned for squire_engine_options {
     const NAME: &'static str = "squire_engine_options";
-    const FIRST_SIZE: usize = size_of::<squire_engine_options>();
+    const FIRST_SIZE: usize = offset_of!(squire_engine_options, device_index);
 
     fn defaults() -> squire_engine_options {
         let defaults = EngineOptions::default();
@@ -113,6 +122,9 @@ unsafe impl Versioned for squire_engine_options {
             kv_budget: defaults.kv_budget,
             log: None,
             log_user: std::ptr::null_mut(),
+            device_index: 0,
+            reserved: 0,
+            device_budget: defaults.device_budget,
         }
     }
 }
@@ -120,10 +132,18 @@ unsafe impl Versioned for squire_engine_options {
 impl squire_engine_options {
     fn convert(&self) -> Result<EngineOptions> {
         options::check_abi(self.abi)?;
-        let backends = [(SQUIRE_BACKEND_CPU, true), (SQUIRE_BACKEND_CUDA, false), (SQUIRE_BACKEND_BEST, true)];
-        if !options::choice(self.backend, "backend", &backends)? {
-            return Err(Error::new(Fault::UnsupportedBackend, "this build of squire has no cuda backend"));
+        let index = options::count(self.device_index, "device_index")?;
+        let backends = [
+            (SQUIRE_BACKEND_CPU, DeviceChoice::Cpu),
+            (SQUIRE_BACKEND_CUDA, DeviceChoice::Cuda { index }),
+            (SQUIRE_BACKEND_BEST, DeviceChoice::Best),
+        ];
+        let device = options::choice(self.backend, "backend", &backends)?;
+        if index != 0 && device != (DeviceChoice::Cuda { index }) {
+            let why = format!("device_index is {index}, which only backend cuda takes");
+            return Err(Error::new(Fault::BadOption, why));
         }
+        options::flags(self.reserved, "reserved", 0)?;
         let kernels = [
             (SQUIRE_KERNELS_BEST, None),
             (SQUIRE_KERNELS_SCALAR, Some(KernelSet::Scalar)),
@@ -137,10 +157,12 @@ impl squire_engine_options {
         let log = unsafe { Log::new(self.log, self.log_user, self.log_level) };
         let line = move |level, target: &str, message: &str| log.line(level as i32, target, message);
         Ok(EngineOptions {
+            device,
             n_threads: options::count(self.threads, "threads")?,
             kernels: options::choice(self.kernels, "kernels", &kernels)?,
             compute: options::choice(self.compute, "compute", &computes)?,
             host_budget: self.host_budget,
+            device_budget: self.device_budget,
             kv_budget: self.kv_budget,
             max_sessions: options::count(self.max_sessions, "max_sessions")?,
             max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
@@ -166,7 +188,8 @@ pub unsafe extern "C" fn squire_engine_options_init(options: *mut squire_engine_
 /// Makes an engine and starts its threads. The log callback, if there is one, is called from any thread from now on
 /// until the engine and all that was made from it are gone. SQUIRE_E_ABI for another major or a wrong struct_size,
 /// SQUIRE_E_UNSUPPORTED for a backend or kernel set that this build or machine lacks, SQUIRE_E_ARGUMENT for values out
-/// of range, SQUIRE_E_HOST_MEMORY if threads cannot be started. Any thread.
+/// of range and a device that is not there, SQUIRE_E_HOST_MEMORY if threads cannot be started, SQUIRE_E_DEVICE,
+/// SQUIRE_E_DEVICE_LOST and SQUIRE_E_DEVICE_MEMORY if the GPU fails or is full. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_engine_create(
     options: *const squire_engine_options,
@@ -219,23 +242,46 @@ pub unsafe extern "C" fn squire_engine_metrics(
     }
 }
 
-/// What this machine offers to this build, as a JSON object: backends, a list of objects with name, kernel_sets (slowest
-/// first), best_kernel_set and cores. Makes no engine and touches no device. Keys may be added. Any thread.
+/// What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
+/// kernel_sets (slowest first), best_kernel_set and cores. That of cuda, in a build with it, has devices, a list in the
+/// order of device_index, each with name, compute_capability ("9.0"), memory_bytes and driver ("13.0"), or unavailable
+/// with the reason. Makes no engine and touches no device. Keys may be added. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_device_probe(out: *mut *mut squire_text, err: *mut *mut squire_error) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard_out(out, err, |_| {
-            let sets: Vec<_> = KernelSet::ALL.into_iter().filter(|set| set.available()).map(KernelSet::name).collect();
-            let probe = json!({
-                "backends": [{
-                    "name": "cpu",
-                    "kernel_sets": sets,
-                    "best_kernel_set": KernelSet::best().name(),
-                    "cores": std::thread::available_parallelism().map_or(1, usize::from),
-                }],
-            });
+            let mut backends = vec![cpu()];
+            backends.extend(Cuda::BUILT.then(cuda));
+            let probe = json!({ "backends": backends });
             Ok(CText::new(&probe.to_string()))
         })
+    }
+}
+
+/// What the processor offers.
+fn cpu() -> Value {
+    let sets: Vec<_> = KernelSet::ALL.into_iter().filter(|set| set.available()).map(KernelSet::name).collect();
+    json!({
+        "name": "cpu",
+        "kernel_sets": sets,
+        "best_kernel_set": KernelSet::best().name(),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+    })
+}
+
+/// The GPUs, or why there is none.
+fn cuda() -> Value {
+    let device = |facts: &Facts| {
+        json!({
+            "name": facts.name,
+            "compute_capability": format!("{}.{}", facts.capability / 10, facts.capability % 10),
+            "memory_bytes": facts.total_bytes,
+            "driver": format!("{}.{}", facts.driver / 1000, facts.driver % 1000 / 10),
+        })
+    };
+    match Cuda::probe() {
+        Ok(found) => json!({ "name": "cuda", "devices": found.iter().map(device).collect::<Vec<_>>() }),
+        Err(why) => json!({ "name": "cuda", "unavailable": why.message() }),
     }
 }

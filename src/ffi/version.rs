@@ -7,11 +7,12 @@ use serde_json::json;
 
 use super::text::CText;
 use crate::backend::KernelSet;
+use crate::backend::cuda::Cuda;
 
 /// Of the ABI that this header describes: changes when something is removed or means something else.
 pub const SQUIRE_ABI_MAJOR: u32 = 0;
 /// Of the same: counts the additions within a major.
-pub const SQUIRE_ABI_MINOR: u32 = 0;
+pub const SQUIRE_ABI_MINOR: u32 = 1;
 /// What the _init function of the engine's options is told of the header in use.
 pub const SQUIRE_ABI: u32 = SQUIRE_ABI_MAJOR << 16 | SQUIRE_ABI_MINOR;
 
@@ -29,7 +30,8 @@ pub extern "C" fn squire_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// What was built and what this machine can run, as a JSON object: version, abi, profile, target, backends,
+/// What was built and what this machine can run, as a JSON object: version, abi, profile, target, backends (built; whether
+/// a device is there is squire_device_probe's to say),
 /// kernel_sets (those of this machine, slowest first). Ended by NUL, valid for the life of the process. Keys may be
 /// added. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
@@ -42,7 +44,7 @@ pub extern "C" fn squire_build_json() -> *const c_char {
             "abi": [SQUIRE_ABI_MAJOR, SQUIRE_ABI_MINOR],
             "profile": if cfg!(debug_assertions) { "debug" } else { "release" },
             "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-            "backends": ["cpu"],
+            "backends": if Cuda::BUILT { &["cpu", "cuda"][..] } else { &["cpu"] },
             "kernel_sets": sets,
         });
         CText::new(&document.to_string())

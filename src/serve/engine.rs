@@ -16,12 +16,12 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::cancel::Cancel;
+use super::device::{self, DeviceChoice};
 use super::job::Job;
 use super::log::{Level, Log};
 use super::metrics::{Counters, Metrics};
 use super::model::{LoadOptions, ServedModel};
 use super::scheduler::Scheduler;
-use crate::backend::cpu::Cpu;
 use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
@@ -32,6 +32,8 @@ use crate::tensor::Dtype;
 /// How to make an engine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
+    /// What it computes on.
+    pub device: DeviceChoice,
     /// Threads that compute, the engine's own included; 0: one a core.
     pub n_threads: usize,
     /// The instruction set; None: the best of the machine.
@@ -40,6 +42,8 @@ pub struct EngineOptions {
     pub compute: Compute,
     /// Bytes that the weights of all models together may take; 0: no limit. Looked at when a model is made.
     pub host_budget: u64,
+    /// Bytes of device memory that may be taken in all; 0: whatever is free. No matter on the processor.
+    pub device_budget: u64,
     /// Bytes that each model's KV pages may take.
     pub kv_budget: u64,
     /// Sessions that may exist.
@@ -55,10 +59,12 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
+            device: DeviceChoice::Cpu,
             n_threads: 0,
             kernels: None,
             compute: Compute::Bf16,
             host_budget: 0,
+            device_budget: 0,
             kv_budget: 4 << 30,
             max_sessions: 1024,
             max_batch_tokens: 512,
@@ -164,7 +170,7 @@ fn report<T>(log: &Option<Log>, stepped: &Result<T>) {
 }
 
 impl Engine {
-    /// Makes an engine on the CPU.
+    /// Makes an engine on the device that the options name.
     pub fn new(options: EngineOptions) -> Result<Engine> {
         for (name, value) in [("max_sessions", options.max_sessions), ("max_batch_tokens", options.max_batch_tokens)] {
             if value == 0 || value > 1 << 20 {
@@ -176,7 +182,7 @@ impl Engine {
             let why = format!("n_threads must be at most 1024, found {}", options.n_threads);
             return Err(Error::new(Fault::BadOption, why));
         }
-        let device = Device::Cpu(Cpu::new(options.n_threads, options.kernels)?);
+        let (device, what) = device::open(&options)?;
         let (counters, poisoned) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
         #[cfg(feature = "drill")]
         let drill = Arc::new(AtomicBool::new(false));
@@ -213,9 +219,7 @@ impl Engine {
             #[cfg(feature = "drill")]
             drill,
         }));
-        let cpu = engine.device().cpu();
-        let (compute, threads, kernels) = (engine.options().compute.name(), cpu.n_threads(), cpu.kernels());
-        engine.log(Level::Info, "engine", &format!("on cpu: {kernels} kernels, {threads} threads, compute {compute}"));
+        engine.log(Level::Info, "engine", &what);
         Ok(engine)
     }
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cancel;
+mod device;
 pub mod engine;
 pub mod generation;
 mod job;
@@ -15,6 +16,7 @@ pub mod session;
 mod timeline;
 
 pub use cancel::Cancel;
+pub use device::DeviceChoice;
 pub use engine::{Engine, EngineOptions};
 pub use generation::{Chunk, Finish, Generation, GenerationOptions, Next};
 pub use job::ScoreRow;

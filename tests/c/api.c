@@ -2,6 +2,7 @@
  * it changed nothing. Arguments: a folder without a tokenizer, a teacher for it, a folder with tokenizer and chat
  * template, a folder to write into. */
 #include <pthread.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "check.h"
@@ -147,7 +148,12 @@ static void engines_refuse_what_they_cannot_do(void) {
   REFUSED(squire_engine_create(&o, &engine, &err), status, detail);                                                    \
   CHECK(engine == NULL)
   WITH(abi, (SQUIRE_ABI_MAJOR + 1) << 16, SQUIRE_E_ABI, SQUIRE_DETAIL_ABI_MAJOR);
+#ifndef SQUIRE_CUDA
   WITH(backend, SQUIRE_BACKEND_CUDA, SQUIRE_E_UNSUPPORTED, SQUIRE_DETAIL_UNSUPPORTED_BACKEND);
+#endif
+  WITH(device_index, 1, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(device_index, -1, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(reserved, 1, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   WITH(backend, 3, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   WITH(kernels, -1, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   WITH(compute, 2, SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
@@ -185,6 +191,24 @@ static void structs_of_newer_headers_are_taken_if_their_tail_is_zero(void) {
   newer.words[last] = 0;
   DONE(squire_engine_create(&newer.o, &engine, &err));
   squire_engine_release(engine);
+}
+
+/* The options as they stood before there were GPUs. */
+static void structs_of_older_headers_are_taken(void) {
+  enum { OLD = offsetof(squire_engine_options, device_index) };
+  union {
+    squire_engine_options o;
+    uint64_t words[sizeof(squire_engine_options) / 8];
+  } older;
+  squire_engine *engine = NULL;
+  memset(&older, 0xff, sizeof older);
+  squire_engine_options_init(&older.o, OLD, SQUIRE_ABI_MAJOR << 16);
+  CHECK(older.o.struct_size == OLD && older.words[OLD / 8] == UINT64_MAX);
+  DONE(squire_engine_create(&older.o, &engine, &err));
+  squire_engine_release(engine);
+  engine = NULL;
+  older.o.struct_size = OLD - 8;
+  REFUSED(squire_engine_create(&older.o, &engine, &err), SQUIRE_E_ABI, SQUIRE_DETAIL_STRUCT_SIZE);
 }
 
 static void models_load_report_save_and_stop(void) {
@@ -866,6 +890,7 @@ int main(int argc, char **argv) {
   student_folder = argv[1], teacher_folder = argv[2], chat_folder = argv[3], scratch = argv[4];
   engines_refuse_what_they_cannot_do();
   structs_of_newer_headers_are_taken_if_their_tail_is_zero();
+  structs_of_older_headers_are_taken();
   models_load_report_save_and_stop();
   a_caller_drives();
   too_many_sessions_are_refused();

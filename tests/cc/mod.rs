@@ -51,6 +51,7 @@ impl Program {
             .arg(format!("-std={standard}"))
             .args(STRICT)
             .args(if cfg!(feature = "drill") { &["-DSQUIRE_DRILL"][..] } else { &[] })
+            .args(if cfg!(any(feature = "cuda", feature = "shim")) { &["-DSQUIRE_CUDA"][..] } else { &[] })
             .args(sanitizer())
             .args(["-D_POSIX_C_SOURCE=200809L", "-pthread", "-g", "-O1", "-I"])
             .arg(root().join("include"))

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use super::pool::Pool;
 use super::{Address, Cuda, Pinned};
 use crate::error::{Error, Fault, Result};
 
@@ -23,8 +23,7 @@ struct Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.device.api().free(self.at);
-        self.device.0.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.device.0.pool.lock().give(self.device.api(), self.at, self.bytes);
     }
 }
 
@@ -32,18 +31,9 @@ impl Cuda {
     /// Takes `bytes` of device memory, contents undefined. Errors: `DeviceBudget` beyond the budget,
     /// `OutOfDeviceMemory` beyond the device, both with the bytes needed and free; nothing is taken then.
     pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
-        let needed = (bytes.max(1) as u64).next_multiple_of(256);
-        let budget = if self.0.budget == 0 { u64::MAX } else { self.0.budget };
-        let within = |held: u64| held.checked_add(needed).filter(|&all| all <= budget);
-        if let Err(held) = self.0.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
-            let free = budget.saturating_sub(held);
-            let why = format!("{needed} bytes of device memory are needed, of the budget of {budget} are {free} free");
-            return Err(Error::memory(Fault::DeviceBudget, needed, free, why));
-        }
-        let at = self.api().allocate(needed).inspect_err(|_| {
-            self.0.held.fetch_sub(needed, Ordering::Relaxed);
-        })?;
-        Ok(Buffer { block: Arc::new(Block { device: self.clone(), at, bytes: needed }), offset: 0, bytes })
+        let whole = Pool::whole(bytes);
+        let at = self.0.pool.lock().take(self.api(), whole)?;
+        Ok(Buffer { block: Arc::new(Block { device: self.clone(), at, bytes: whole }), offset: 0, bytes })
     }
 }
 

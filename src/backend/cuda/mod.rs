@@ -5,24 +5,26 @@
 //! what is behind it depends on the features (`api`).
 
 pub mod api;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", not(feature = "shim")))]
 mod driver;
 #[cfg(feature = "shim")]
 mod emulation;
 mod memory;
 mod pinned;
+mod pool;
 pub mod step;
 pub mod tile;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 pub use api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
 pub use memory::Buffer;
 pub use pinned::Pinned;
+
+use pool::Pool;
 
 use super::batch::Plan;
 use crate::error::{Error, Fault, Result};
@@ -36,6 +38,8 @@ pub struct CudaOptions {
     pub budget: u64,
     /// Launch every kernel after its predecessor's end, though the device could overlap them: the judge of overlapping.
     pub no_overlap: bool,
+    /// Take every buffer from the device by itself, so that the shim's guards stand between any two.
+    pub no_pool: bool,
     /// The shim's order of threads and blocks; a device takes no notice.
     pub seed: u64,
 }
@@ -47,10 +51,14 @@ pub struct Cuda(Arc<Inner>);
 struct Inner {
     api: Box<dyn Api>,
     overlap: bool,
-    budget: u64,
-    /// bytes allocated
-    held: AtomicU64,
+    pool: Mutex<Pool>,
     failure: Mutex<Option<(Fault, String)>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.pool.get_mut().shrink(&*self.api);
+    }
 }
 
 /// A struct that a kernel takes by value.
@@ -60,6 +68,9 @@ struct Inner {
 pub unsafe trait KernelArgs: Copy {}
 
 impl Cuda {
+    /// Whether this build has it.
+    pub const BUILT: bool = cfg!(any(feature = "cuda", feature = "shim"));
+
     /// Opens a device. Errors: `UnsupportedBackend` in a build without CUDA, `NoDevice` where the machine has no usable
     /// one, `NoKernels` where this build has none for it, `NoSuchDevice` for an index that is not there.
     pub fn open(options: &CudaOptions) -> Result<Cuda> {
@@ -90,8 +101,7 @@ impl Cuda {
         Cuda(Arc::new(Inner {
             api,
             overlap,
-            budget: options.budget,
-            held: AtomicU64::new(0),
+            pool: Mutex::new(Pool::new(options.budget, !options.no_pool)),
             failure: Mutex::new(None),
         }))
     }
@@ -113,14 +123,13 @@ impl Cuda {
 
     /// Bytes of device memory held.
     pub fn held(&self) -> u64 {
-        self.0.held.load(Ordering::Relaxed)
+        self.0.pool.lock().held()
     }
 
     /// Bytes that could still be allocated, within the budget and the device.
     pub fn free(&self) -> Result<u64> {
         let (free, _) = self.0.api.memory()?;
-        let budget = if self.0.budget == 0 { u64::MAX } else { self.0.budget };
-        Ok(free.min(budget.saturating_sub(self.held())))
+        Ok(self.0.pool.lock().free(free))
     }
 
     /// Launches a kernel on its arguments. A failure is kept for `check`. `overlap` says that the kernel waits by itself
@@ -170,7 +179,10 @@ impl Cuda {
                 self.0.api.begin_capture()?;
                 let recorded = record();
                 let graph = self.0.api.end_capture();
-                recorded.and_then(|()| self.check())?;
+                if let Err(e) = recorded.and(self.check()) {
+                    graph.into_iter().for_each(|graph| self.0.api.drop_graph(graph));
+                    return Err(e);
+                }
                 let graph = graph?;
                 graphs.known.insert(key, graph);
                 graph

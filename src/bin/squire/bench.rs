@@ -10,6 +10,7 @@
 use std::time::Instant;
 
 use serde_json::json;
+use squire::backend::Device;
 use squire::backend::page::PAGE;
 use squire::model::ModelConfig;
 use squire::random::{Stream, below};
@@ -95,14 +96,16 @@ fn median(values: &[f64]) -> f64 {
 
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let (name, config) = &args.shape;
-    let engine = Engine::new(args.engine.engine())?;
+    let engine = Engine::new(args.engine.engine()?)?;
     let context = args.prefill.max(args.decode) as usize + 1;
     let (needed, free) = (bytes_needed(config, context, engine.options()), free_memory());
     if let Some(free) = free.filter(|&free| free < needed) {
         let why = format!("shape {name} needs {needed} bytes ({}), {free} are free ({})", bytes(needed), bytes(free));
         return Err(Failure::Failed(why));
     }
-    let cpu = engine.device().cpu();
+    let Device::Cpu(cpu) = engine.device() else {
+        return Err(Failure::Failed("squire bench measures the processor; use --backend cpu".into()));
+    };
     let (n_threads, kernels) = (cpu.n_threads(), cpu.kernels());
     let waiting = Waiting::begin("measuring the read bandwidth");
     let bandwidth = measure(n_threads, free)?;

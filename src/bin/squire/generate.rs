@@ -49,7 +49,7 @@ pub struct Args {
 
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let waiting = Waiting::begin("loading the model and reading the prompt");
-    let model = Engine::new(args.engine.engine())?.load(&args.dir, LoadOptions::default())?;
+    let model = Engine::new(args.engine.engine()?)?.load(&args.dir, LoadOptions::default())?;
     let session = Session::new(&model)?;
     let templated = !args.raw && model.template().is_ok();
     append_prompt(&session, &model, &args.prompt, templated)?;

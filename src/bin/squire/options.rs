@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use squire::backend::{Compute, KernelSet};
-use squire::serve::EngineOptions;
+use squire::serve::{DeviceChoice, EngineOptions};
+
+use crate::output::Failure;
 
 /// What the engine computes with.
 #[derive(clap::Args)]
@@ -16,17 +18,36 @@ pub struct EngineArgs {
     /// Instruction set: scalar, avx2, avx512 or avx512-bf16; the best of the machine if not given
     #[arg(long, value_name = "SET", value_parser = kernels)]
     pub kernels: Option<KernelSet>,
+    /// What to compute on: cpu, cuda, or best, which is the first GPU if it can be used
+    #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = ["cpu", "cuda", "best"])]
+    pub backend: String,
+    /// Which GPU, counted from 0, with --backend cuda
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: usize,
+    /// Bytes of device memory that may be taken; 0 takes whatever is free
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub device_budget: u64,
 }
 
 impl EngineArgs {
     /// The engine's options.
-    pub fn engine(&self) -> EngineOptions {
-        EngineOptions {
+    pub fn engine(&self) -> Result<EngineOptions, Failure> {
+        let device = match self.backend.as_str() {
+            "cuda" => DeviceChoice::Cuda { index: self.device },
+            name if self.device != 0 => {
+                return Err(Failure::Usage(format!("--device {} needs --backend cuda, found {name}", self.device)));
+            }
+            "best" => DeviceChoice::Best,
+            _ => DeviceChoice::Cpu,
+        };
+        Ok(EngineOptions {
+            device,
+            device_budget: self.device_budget,
             compute: self.compute,
             n_threads: self.threads,
             kernels: self.kernels,
             ..EngineOptions::default()
-        }
+        })
     }
 }
 

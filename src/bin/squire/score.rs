@@ -37,7 +37,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         return Err(Failure::Usage("--ids: wanted two or more ids, found 1; the first one has no log-prob".into()));
     }
     let waiting = Waiting::begin("scoring");
-    let model = Engine::new(args.engine.engine())?.load(&args.dir, LoadOptions::default())?;
+    let model = Engine::new(args.engine.engine()?)?.load(&args.dir, LoadOptions::default())?;
     let session = Session::new(&model)?;
     session.append(&[*first], Source::Host)?;
     let rows = session.score(rest, args.top_k, &Cancel::default())?;
