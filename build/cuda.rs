@@ -56,7 +56,8 @@ pub fn compile() -> Result<(), String> {
 
 /// nvcc and what it says of itself: from NVCC, else PATH, else CUDA_HOME or CUDA_PATH.
 fn find_nvcc() -> Result<(PathBuf, String), String> {
-    let on_path = env::split_paths(&env::var_os("PATH").unwrap_or_default()).map(|folder| folder.join("nvcc"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|folder| folder.join("nvcc"));
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
     let nvcc = match env::var_os("NVCC") {
         Some(named) => PathBuf::from(named),
@@ -172,7 +173,7 @@ fn write_list(file: &Path, modules: &[(String, &PathBuf)], targets: &[Target]) -
     let names: Vec<_> = targets.iter().map(|target| target.name.as_str()).collect();
     let text = format!(
         "/// The driver reads an image in words, which bytes alone are not aligned for.\n\
-         #[repr(C, align(16))]\nstruct Image<B: ?Sized>(B);\n\n\
+         #[repr(C, align(16))]\nstruct Image<B>(B);\n\n\
          /// One fatbin for each kernel file: the file's stem, the image.\n\
          pub static MODULES: &[(&str, &[u8])] = &[\n{}];\n\n\
          /// What every fatbin holds: cubins (`sm_`) and PTX (`compute_`).\n\
