@@ -12,13 +12,15 @@ use std::sync::Mutex;
 /// A driver compiles PTX up to its own release and no newer, and 13.0 is the oldest driver that squire serves.
 const RELEASE: &str = "release 13.0,";
 
-const HOW_TO_GET_IT: &str = "\
-Feature `cuda` compiles kernels with nvcc of CUDA 13.0. Install it into a virtual environment:
-    python3 -m venv cuda13
-    cuda13/bin/pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-    export PATH=\"$(echo $PWD/cuda13/lib/python3*/site-packages/nvidia/cu13/bin):$PATH\"
-A toolkit 13.0 installed otherwise serves as well: put nvcc on PATH, or name it by NVCC, CUDA_HOME or CUDA_PATH.";
+const HOW_TO_GET_IT: &str = concat!(
+    "Feature `cuda` compiles kernels with nvcc of CUDA 13.0. Install it into a virtual environment:\n",
+    "    python3 -m venv cuda13\n",
+    "    cuda13/bin/pip install -r '",
+    env!("CARGO_MANIFEST_DIR"),
+    "/kernels/requirements.txt'\n",
+    "    export PATH=\"$(echo $PWD/cuda13/lib/python3*/site-packages/nvidia/cu13/bin):$PATH\"\n",
+    "A toolkit 13.0 installed otherwise serves as well: put nvcc on PATH, or name it by NVCC, CUDA_HOME or CUDA_PATH.",
+);
 
 struct Recipe {
     nvcc: PathBuf,

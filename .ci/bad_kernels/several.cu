@@ -1,7 +1,7 @@
 // Each kernel breaks one demand of .ci/kernels; squire_good breaks none.
 #include <cstdint>
 
-extern "C" __global__ void __launch_bounds__(256) squire_good(const uint4* in, float* out) {
+extern "C" __global__ void __launch_bounds__(256, 3) squire_good(const uint4* in, float* out) {
   extern __shared__ uint4 tile[];
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -52,5 +52,9 @@ extern "C" __global__ void __launch_bounds__(256) squire_unlisted(float* out) { 
 extern "C" __global__ void __launch_bounds__(256) squire_twice(float* out) { out[threadIdx.x] *= 2; }
 extern "C" __global__ void __launch_bounds__(256) nameless(float* out) { out[threadIdx.x] *= 2; }
 #if __CUDA_ARCH__ >= 900
-extern "C" __global__ void __launch_bounds__(256) squire_only_new(float* out) { out[threadIdx.x] *= 2; }
+extern "C" __global__ void __launch_bounds__(256) squire_reads_too_early(const float* in, float* out) {
+  float read = *static_cast<const volatile float*>(in);
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  out[threadIdx.x] = read;
+}
 #endif
