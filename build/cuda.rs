@@ -12,13 +12,15 @@ use std::sync::Mutex;
 /// A driver compiles PTX up to its own release and no newer, and 13.0 is the oldest driver that squire serves.
 const RELEASE: &str = "release 13.0,";
 
-const HOW_TO_GET_IT: &str = "\
-Feature `cuda` compiles kernels with nvcc of CUDA 13.0. Install it into a virtual environment:
-    python3 -m venv cuda13
-    cuda13/bin/pip install nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
-    export PATH=\"$(echo $PWD/cuda13/lib/python3*/site-packages/nvidia/cu13/bin):$PATH\"
-A toolkit 13.0 installed otherwise serves as well: put nvcc on PATH, or name it by NVCC, CUDA_HOME or CUDA_PATH.";
+const HOW_TO_GET_IT: &str = concat!(
+    "Feature `cuda` compiles kernels with nvcc of CUDA 13.0. Install it into a virtual environment:\n",
+    "    python3 -m venv cuda13\n",
+    "    cuda13/bin/pip install -r '",
+    env!("CARGO_MANIFEST_DIR"),
+    "/kernels/requirements.txt'\n",
+    "    export PATH=\"$(echo $PWD/cuda13/lib/python3*/site-packages/nvidia/cu13/bin):$PATH\"\n",
+    "A toolkit 13.0 installed otherwise serves as well: put nvcc on PATH, or name it by NVCC, CUDA_HOME or CUDA_PATH.",
+);
 
 struct Recipe {
     nvcc: PathBuf,
@@ -56,7 +58,8 @@ pub fn compile() -> Result<(), String> {
 
 /// nvcc and what it says of itself: from NVCC, else PATH, else CUDA_HOME or CUDA_PATH.
 fn find_nvcc() -> Result<(PathBuf, String), String> {
-    let on_path = env::split_paths(&env::var_os("PATH").unwrap_or_default()).map(|folder| folder.join("nvcc"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|folder| folder.join("nvcc"));
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os);
     let nvcc = match env::var_os("NVCC") {
         Some(named) => PathBuf::from(named),
@@ -172,7 +175,7 @@ fn write_list(file: &Path, modules: &[(String, &PathBuf)], targets: &[Target]) -
     let names: Vec<_> = targets.iter().map(|target| target.name.as_str()).collect();
     let text = format!(
         "/// The driver reads an image in words, which bytes alone are not aligned for.\n\
-         #[repr(C, align(16))]\nstruct Image<B: ?Sized>(B);\n\n\
+         #[repr(C, align(16))]\nstruct Image<B>(B);\n\n\
          /// One fatbin for each kernel file: the file's stem, the image.\n\
          pub static MODULES: &[(&str, &[u8])] = &[\n{}];\n\n\
          /// What every fatbin holds: cubins (`sm_`) and PTX (`compute_`).\n\

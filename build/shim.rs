@@ -21,8 +21,8 @@ pub fn compile() {
         .flag("-fvisibility=hidden")
         .define("SQUIRE_SHIM", None)
         .include("kernels")
-        // Kernels register themselves; nothing else refers to their objects.
-        .link_lib_modifier("+whole-archive")
         .files(sources)
+        // Kernels announce themselves by static objects, which a linker would leave out of an archive as unused.
+        .link_lib_modifier("+whole-archive")
         .compile("squire_shim");
 }
