@@ -9,7 +9,7 @@ pub mod page;
 mod tensor;
 
 pub use batch::Batch;
-pub use cuda::Graphs;
 pub use cpu::KernelSet;
+pub use cuda::Graphs;
 pub use device::{Compute, Device, Extents};
 pub use tensor::{Elements, SharedBytes, Tensor};

@@ -93,7 +93,8 @@ impl Distiller {
     pub fn new(student: &ServedModel, teacher: Option<&ServedModel>, config: Config) -> Result<Distiller> {
         for (role, model) in [("student", Some(student)), ("teacher", teacher)] {
             if model.is_some_and(|m| !m.model().device.trains()) {
-                let why = format!("the {role} is on the cuda backend; a distiller works with models of the cpu backend");
+                let why =
+                    format!("the {role} is on the cuda backend; a distiller works with models of the cpu backend");
                 return Err(Error::new(Fault::UnsupportedBackend, why));
             }
         }

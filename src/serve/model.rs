@@ -289,7 +289,8 @@ impl ServedModel {
     /// Writes the current revision as a Hugging Face folder that loads again.
     pub fn save(&self, path: &Path) -> Result<()> {
         let revision = self.current();
-        let on_host = self.0.engine.device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
+        let on_host =
+            self.0.engine.device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
         let tensors = on_host.as_ref().unwrap_or(&revision.weights).tensors();
         let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
         save_model(path, &self.0.documents.config, list, self.0.documents.companions())

@@ -33,10 +33,9 @@ pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendScratch, attend_forward};
 pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
 pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
+pub use draws::{Draws, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
-pub use experts::{
-    Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward,
-};
+pub use experts::{Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward};
 pub use gather::{gather_rows, scatter_add_rows};
 pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_row, top_k_of_head};
 pub use linear::{
@@ -49,7 +48,6 @@ pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
 pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
-pub use draws::{Draws, sample_rows};
 pub use sample::{Sampled, Sampling, sample_token};
 pub use swiglu::{GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
 

@@ -1,4 +1,4 @@
-//! The CUDA driver behind the interface: one primary context, one stream, one module of kernels.
+//! The CUDA driver behind the interface: one primary context, one stream, a module for each kernel file.
 //!
 //! A failed call is an error and never a panic: the library, its version and each entry point are looked at before
 //! first use (`library`). What a code means stands in `failure`.
@@ -30,14 +30,8 @@ const PLAIN_SHARED: u32 = 48 << 10;
 /// The answer of an event that the stream has not passed.
 const NOT_READY: u32 = 600;
 
-/// The driver reads words from it.
-#[repr(align(64))]
-struct Aligned<const N: usize>([u8; N]);
-
-/// All kernels for all architectures. As a module and not as a library of the driver: a module picks its image when it
-/// is loaded, so a device without one is refused when it is opened and not at the first launch.
-static KERNELS: Aligned<{ include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")).len() }> =
-    Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+// All kernels for all architectures, a fatbin a file: MODULES, and ARCHS, what each holds.
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// Every device, in the driver's order.
 pub(super) fn probe() -> Result<Vec<Facts>> {
@@ -118,7 +112,9 @@ fn facts(library: &Library, device: sys::CUdevice) -> Result<Facts> {
 pub(super) struct Driver {
     facts: Facts,
     stream: sys::CUstream,
-    module: sys::CUmodule,
+    /// As modules and not as libraries of the driver: a module picks its image when it is loaded, so a device without
+    /// one is refused when it is opened and not at the first launch.
+    modules: Vec<sys::CUmodule>,
     kernels: Mutex<HashMap<&'static str, Kernel>>,
     /// While calls are recorded: what is to be freed after them, since nothing may be waited for before.
     recording: Mutex<Option<Vec<Address>>>,
@@ -164,7 +160,7 @@ impl Driver {
         let mut driver = Driver {
             facts,
             stream: std::ptr::null_mut(),
-            module: std::ptr::null_mut(),
+            modules: Vec::with_capacity(MODULES.len()),
             kernels: Mutex::default(),
             recording: Mutex::default(),
             matmul: None,
@@ -172,10 +168,14 @@ impl Driver {
         };
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         call!(driver.context, cuStreamCreate(&mut driver.stream, flags))?;
-        call!(driver.context, cuModuleLoadData(&mut driver.module, KERNELS.0.as_ptr().cast())).map_err(|e| {
-            let why = format!("this build of squire has no kernels for {what}");
-            if e.fault() == Fault::NoKernels { e.within(why) } else { e }
-        })?;
+        for (file, image) in MODULES {
+            let mut module = std::ptr::null_mut();
+            call!(driver.context, cuModuleLoadData(&mut module, image.as_ptr().cast())).map_err(|e| {
+                let why = format!("this build of squire has no kernels for {what} ({file}: {})", ARCHS.join(", "));
+                if e.fault() == Fault::NoKernels { e.within(why) } else { e }
+            })?;
+            driver.modules.push(module);
+        }
         driver.matmul = CublasLt::open(&driver.context);
         Ok(driver)
     }
@@ -216,7 +216,15 @@ impl Driver {
     fn find_kernel(&self, name: &str) -> Result<Kernel> {
         let symbol = CString::new(name).map_err(|_| Error::new(Fault::NoKernels, "its name holds a NUL"))?;
         let (mut function, mut offset, mut args) = (std::ptr::null_mut(), 0, 0);
-        call!(self.context, cuModuleGetFunction(&mut function, self.module, symbol.as_ptr()))?;
+        let mut found = Err(Error::new(Fault::NoKernels, "there is no kernel of that name"));
+        for module in &self.modules {
+            found = call!(self.context, cuModuleGetFunction(&mut function, *module, symbol.as_ptr()));
+            // In another file, perhaps.
+            if !found.as_ref().is_err_and(|e| e.fault() == Fault::NoKernels) {
+                break;
+            }
+        }
+        found?;
         // Now, and not in the middle of what its first launch would be timed with.
         call!(self.context, cuFuncLoad(function))?;
         call!(self.context, cuFuncGetParamInfo(function, 0, &mut offset, &mut args))?;
@@ -245,8 +253,8 @@ impl Drop for Driver {
             if let Some(matmul) = self.matmul.take() {
                 matmul.close(&self.context);
             }
-            if !self.module.is_null() {
-                (calls.cuModuleUnload)(self.module);
+            for module in self.modules.drain(..) {
+                (calls.cuModuleUnload)(module);
             }
             if !self.stream.is_null() {
                 (calls.cuStreamDestroy_v2)(self.stream);
