@@ -112,6 +112,14 @@ impl Device {
         matches!(self, Device::Cuda(_))
     }
 
+    /// Refuses, with `DeviceLost`, once the device is gone.
+    pub fn check_present(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.check_present(),
+        }
+    }
+
     /// Tells the first failure of what was launched so far. Ops on a GPU launch and do not wait.
     pub fn check(&self) -> Result<()> {
         match self {

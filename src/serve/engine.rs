@@ -26,7 +26,7 @@ use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
 use crate::format::ModelDir;
-use crate::model::{Model, ModelConfig};
+use crate::model::{ModelConfig, Weights, context_of, page_shape};
 use crate::tensor::Dtype;
 
 /// How to make an engine.
@@ -265,12 +265,12 @@ impl Engine {
         &self.0.counters
     }
 
-    /// Refuses once a failure poisoned the engine.
+    /// Refuses once a failure poisoned the engine, or its device is lost.
     pub fn check_alive(&self) -> Result<()> {
         if self.0.poisoned.load(Ordering::Acquire) {
             return Err(poisoned());
         }
-        Ok(())
+        self.0.device.check_present()
     }
 
     /// Runs one round in caller-driven mode and says whether there was work. Refused on an engine with a
@@ -317,7 +317,7 @@ impl Engine {
         }
     }
 
-    /// Loads a model folder. Fails with `HostBudget` before anything is made if the plan does not fit.
+    /// Loads a model folder. Fails with `HostBudget` or `DeviceBudget` before anything is made if the plan does not fit.
     pub fn load(&self, path: &Path, options: LoadOptions) -> Result<ServedModel> {
         self.load_watched(path, options, &Cancel::default(), &mut |_, _| true)
     }
@@ -332,9 +332,17 @@ impl Engine {
     ) -> Result<ServedModel> {
         self.check_alive()?;
         let context = |e: Error| e.within(path.display());
-        if self.0.options.host_budget > 0 {
+        if self.0.options.host_budget > 0 || self.0.device.free_bytes()?.is_some() {
             let plan = self.plan(path, options)?;
-            self.check_budget(plan["weight_bytes"].as_u64().unwrap_or(0)).map_err(context)?;
+            let bytes = |key: &str| plan[key].as_u64();
+            match (bytes("device_bytes"), bytes("device_bytes_free")) {
+                (Some(needed), Some(free)) if needed > free => {
+                    let why = format!("the model needs {needed} bytes of device memory, {free} are free");
+                    return Err(context(Error::memory(Fault::DeviceBudget, needed, free, why)));
+                }
+                (Some(_), _) => {}
+                _ => self.check_budget(bytes("weight_bytes").unwrap_or(0)).map_err(context)?,
+            }
         }
         let go_on = &mut |done, all| {
             if progress(done, all) && !cancel.is_set() {
@@ -381,21 +389,31 @@ impl Engine {
         config.check_tensors(&dir.tensors)?;
         let weight_bytes: u64 = dir.tensors.values().map(|t| t.bytes.len() as u64).sum();
         let parameters: u64 = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
-        let model = Model::new(config, self.0.device.clone(), self.0.options.compute, options.max_context)?;
-        let (c, per_token) = (&model.config, model.page_shape().bytes() as u64 / PAGE as u64);
+        let max_context = context_of(&config, &self.0.device, options.max_context)?;
+        let (c, page) = (&config, page_shape(&config, self.0.options.compute));
+        let per_token = page.bytes() as u64 / PAGE as u64;
         let widths =
             5 * c.hidden_size + 3 * c.n_heads * c.head_dim + 3 * c.n_kv_heads * c.head_dim + 3 * c.intermediate_size;
+        let table_bytes = (max_context * c.head_dim * size_of::<f32>()) as u64;
+        let activation_bytes = (self.0.options.max_batch_tokens * widths) as u64;
+        let logit_bytes = 32 * 4 * c.vocab_size as u64;
+        // On a GPU weights become bf16, activations are bf16, and everything comes out of its memory.
+        let free = self.0.device.free_bytes()?;
+        let on_gpu = Weights::bytes_on_gpu(c) + table_bytes + activation_bytes * 2 + logit_bytes + page.bytes() as u64;
         Ok(json!({
             "parameters": parameters,
             "weight_bytes": weight_bytes,
-            "weights_are": if options.copy { "copied" } else { "mapped" },
+            "weights_are": if free.is_some() { "on the device" } else if options.copy { "copied" } else { "mapped" },
+            "device_bytes": free.map(|_| on_gpu),
+            "device_bytes_free": free,
             "kv_bytes_per_token": per_token,
-            "kv_bytes_per_full_session": per_token * model.max_context() as u64,
+            "kv_bytes_per_full_session": per_token * max_context as u64,
             "kv_budget": self.0.options.kv_budget,
-            "activation_bytes": (self.0.options.max_batch_tokens * widths * 4) as u64,
-            "logit_bytes": 32 * 4 * c.vocab_size as u64,
+            "activation_bytes": activation_bytes * if free.is_some() { 2 } else { 4 },
+            "logit_bytes": logit_bytes,
+            "table_bytes": table_bytes,
             "training_bytes": parameters * 16 + weight_bytes,
-            "max_context": model.max_context(),
+            "max_context": max_context,
         }))
     }
 }

@@ -162,6 +162,14 @@ impl Cuda {
         Err(Error::new(fault, message))
     }
 
+    /// Refuses, with `DeviceLost`, once the device is gone.
+    pub fn check_present(&self) -> Result<()> {
+        match &*self.0.failure.lock() {
+            Some((Fault::DeviceLost, message)) => Err(Error::new(Fault::DeviceLost, message.clone())),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for all that was launched and tells the first failure.
     pub fn finish(&self) -> Result<()> {
         self.keep(self.0.api.synchronize());
