@@ -9,7 +9,8 @@ mod cc;
 use std::path::Path;
 use std::process::Command;
 
-use squire::backend::cuda::{Cuda, CudaOptions, GraphKey, Graphs, KernelArgs, Launch, Pinned};
+use squire::backend::batch::Plan;
+use squire::backend::cuda::{Cuda, CudaOptions, Graphs, KernelArgs, Launch, Pinned};
 use squire::backend::{Compute, Device};
 use squire::error::Fault;
 use squire::serve::{DeviceChoice, Engine, EngineOptions};
@@ -214,17 +215,23 @@ fn launches() {
     let e = cuda.check().unwrap_err();
     assert_eq!((e.fault(), e.message()), (Fault::DeviceError, "kernel known takes 16 bytes, was given 4"));
 
-    let (mut graphs, key) = (Graphs::default(), GraphKey { weights: 1, rows: 1, context: 512 });
+    let plan = Plan { rows: 1, context: 512, columns: 8, decodes: true };
+    let mut graphs = Graphs::default();
     let large = cuda.allocate(16 << 20).unwrap();
     let record = || {
         cuda.launch(Launch::new("known", [5, 1, 1], 32, 0), &args);
         // Freed while calls are recorded: the wait comes after the recording.
         drop(large);
+        Ok(())
     };
-    cuda.replay(&mut graphs, key, record).unwrap();
-    cuda.replay(&mut graphs, key, || unreachable!("it is known")).unwrap();
-    let failing = || cuda.launch(Launch::new("unknown", [1, 1, 1], 32, 0), &args);
-    assert_eq!(cuda.replay(&mut graphs, GraphKey { rows: 2, ..key }, failing).unwrap_err().fault(), Fault::NoKernels);
+    cuda.replay(&mut graphs, (1, plan), record).unwrap();
+    cuda.replay(&mut graphs, (1, plan), || unreachable!("it is known")).unwrap();
+    let failing = || {
+        cuda.launch(Launch::new("unknown", [1, 1, 1], 32, 0), &args);
+        Ok(())
+    };
+    let other = (1, Plan { rows: 2, ..plan });
+    assert_eq!(cuda.replay(&mut graphs, other, failing).unwrap_err().fault(), Fault::NoKernels);
     assert_eq!(graphs.len(), 1, "a recording that failed is not kept");
 }
 
