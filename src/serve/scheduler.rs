@@ -270,7 +270,8 @@ impl Scheduler {
             let (timeline, work) = job.parts();
             let Work::Generate(g) = work else { return false };
             // The token that is under way, and the one that is to be asked for.
-            g.n_sampled + 1 < g.options.max_tokens && timeline.len() + 1 < limit && timeline.kv.reserve(1).is_ok()
+            let (most, length) = (g.options.max_tokens, timeline.len());
+            (most == 0 || g.n_sampled + 1 < most) && length + 1 < limit && timeline.kv.reserve(1).is_ok()
         };
         if !everybody || self.jobs.is_empty() || !self.jobs.iter_mut().all(may_go_on) {
             return false;

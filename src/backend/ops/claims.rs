@@ -81,7 +81,7 @@ pub fn wide(t: &Tensor) -> Vec<f64> {
 /// GPUs to hold against the CPU: the host shim in two orders of threads and blocks, or the machine's first device;
 /// none in a build or on a machine without one.
 pub fn gpus() -> Vec<Device> {
-    let open = |seed| Cuda::open(&CudaOptions { seed, ..CudaOptions::default() }).ok().map(Device::Cuda);
+    let open = |seed| Cuda::open(&CudaOptions { seed, no_pool: true, ..CudaOptions::default() }).ok().map(Device::Cuda);
     let seeds: &[u64] = if cfg!(feature = "shim") { &[1, 2] } else { &[1] };
     let gpus: Vec<Device> = seeds.iter().filter_map(|&seed| open(seed)).collect();
     if gpus.is_empty() {
