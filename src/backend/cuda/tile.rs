@@ -8,7 +8,7 @@ use super::{Address, Cuda, KernelArgs, Launch, Matmul};
 
 const THREADS: u32 = 256;
 /// Weight rows of a tile.
-const ROWS: usize = 128;
+pub(super) const ROWS: usize = 128;
 /// Threads of the elementwise kernels, and elements that each takes.
 const ELEMENTWISE_THREADS: u32 = 256;
 const ELEMENTS: usize = 8;
@@ -42,10 +42,10 @@ impl Width {
         3 * (ROWS + self.tokens()) * 64 * 2
     }
 
-    /// A launch of the kernel that has this width, on tiles of tokens by tiles of weight rows.
-    pub(super) fn launch(self, [narrow, wide]: [&'static str; 2], token_tiles: usize, row_tiles: usize) -> Launch {
+    /// A launch of the kernel of this width.
+    pub(super) fn launch(self, [narrow, wide]: [&'static str; 2], [x, y]: [usize; 2]) -> Launch {
         let kernel = if self == Width::Wide { wide } else { narrow };
-        Launch::new(kernel, [token_tiles as u32, row_tiles as u32, 1], THREADS, self.shared())
+        Launch::new(kernel, [x as u32, y as u32, 1], THREADS, self.shared())
     }
 }
 
@@ -141,8 +141,8 @@ pub fn product_residual(cuda: &Cuda, matmul: &Matmul, scratch: Address) {
     }
 }
 
-/// What `GateUp` says. `scratch` has room for [2, n, f]; it is used where a library multiplies.
-pub fn gate_up(cuda: &Cuda, g: &GateUp, scratch: Address) {
+/// What `GateUp` says. Each of `scratch` has room for [n, f]; they are used where a library multiplies.
+pub fn gate_up(cuda: &Cuda, g: &GateUp, scratch: [Address; 2]) {
     if cuda.api().has_matmul() {
         swiglu_apart(cuda, g, scratch);
     } else {
@@ -156,7 +156,7 @@ fn linear_tile(cuda: &Cuda, kernels: [&'static str; 2], matmul: &Matmul) {
     let row_tiles = m.div_ceil(ROWS);
     let width = Width::of(cuda, n, row_tiles);
     let args = LinearTileArgs { y, x, w, n: n as u32, m: m as u32, k: k as u32, y_stride: y_stride as u32 };
-    cuda.launch(width.launch(kernels, n.div_ceil(width.tokens()), row_tiles), &args);
+    cuda.launch(width.launch(kernels, [n.div_ceil(width.tokens()), row_tiles]), &args);
 }
 
 fn swiglu_tile(cuda: &Cuda, g: &GateUp) {
@@ -166,7 +166,7 @@ fn swiglu_tile(cuda: &Cuda, g: &GateUp) {
     let width = Width::of(cuda, n, row_tiles);
     let args = SwigluTileArgs { y, x, gate, up, n: n as u32, f: f as u32, k: k as u32, unused: 0 };
     let kernels = ["squire_swiglu_tile64", "squire_swiglu_tile128"];
-    cuda.launch(width.launch(kernels, n.div_ceil(width.tokens()), row_tiles), &args);
+    cuda.launch(width.launch(kernels, [n.div_ceil(width.tokens()), row_tiles]), &args);
 }
 
 fn residual_apart(cuda: &Cuda, matmul: &Matmul, scratch: Address) {
@@ -176,14 +176,13 @@ fn residual_apart(cuda: &Cuda, matmul: &Matmul, scratch: Address) {
     elementwise(cuda, "squire_residual", n * m, &ResidualArgs { y, x: scratch, n: (n * m) as u64 });
 }
 
-fn swiglu_apart(cuda: &Cuda, g: &GateUp, scratch: Address) {
+fn swiglu_apart(cuda: &Cuda, g: &GateUp, scratch: [Address; 2]) {
     let &GateUp { y, x, gate, up, n, f, k } = g;
-    let len = n * f;
-    let (gated, upped) = (scratch, scratch + 2 * len as u64);
-    for (y, w) in [(gated, gate), (upped, up)] {
+    for (y, w) in scratch.into_iter().zip([gate, up]) {
         product(cuda, &Matmul { y, x, w, n, m: f, k, y_stride: f });
     }
-    elementwise(cuda, "squire_swiglu", len, &SwigluArgs { y, gate: gated, up: upped, n: len as u64 });
+    let [gate, up] = scratch;
+    elementwise(cuda, "squire_swiglu", n * f, &SwigluArgs { y, gate, up, n: (n * f) as u64 });
 }
 
 fn elementwise<A: KernelArgs>(cuda: &Cuda, kernel: &'static str, len: usize, args: &A) {
@@ -287,7 +286,7 @@ mod tests {
                 let (n, m, k, y_stride) = (n as u32, m as u32, k as u32, m as u32);
                 let args = LinearTileArgs { y: at, x, w, n, m, k, y_stride };
                 let tiles = (n as usize).div_ceil(width.tokens());
-                cuda(&gpu).launch(width.launch(["squire_linear_tile64", "squire_linear_tile128"], tiles, 2), &args);
+                cuda(&gpu).launch(width.launch(["squire_linear_tile64", "squire_linear_tile128"], [tiles, 2]), &args);
                 read(&y)
             };
             assert_same_bits("y", &of(Width::Narrow), &of(Width::Wide));
@@ -323,11 +322,12 @@ mod tests {
             swiglu_forward(&device(), &mut wanted, &judge(&x, &gate), &judge(&x, &up), n, Compute::Bf16);
             for gpu in gpus() {
                 let [x, gate, up] = [&x, &gate, &up].map(|t| bf16_on(&gpu, t));
-                let of = |launch: fn(&Cuda, &GateUp, Address)| {
+                let of = |launch: fn(&Cuda, &GateUp, [Address; 2])| {
                     let y = Tensor::on(&gpu, Dtype::Bf16, &[n, f]).unwrap();
-                    let scratch = Tensor::on(&gpu, Dtype::Bf16, &[2, n, f]).unwrap();
+                    let scratch = [(); 2].map(|_| Tensor::on(&gpu, Dtype::Bf16, &[n, f]).unwrap());
                     let [y_at, x, gate, up] = [&y, &x, &gate, &up].map(Tensor::address);
-                    launch(cuda(&gpu), &GateUp { y: y_at, x, gate, up, n, f, k }, scratch.address());
+                    let product = GateUp { y: y_at, x, gate, up, n, f, k };
+                    launch(cuda(&gpu), &product, [scratch[0].address(), scratch[1].address()]);
                     read(&y)
                 };
                 let fused = of(gate_up);
