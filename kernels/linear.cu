@@ -8,7 +8,7 @@ namespace {
 
 struct LinearArgs {
   bf16* y;
-  const bf16* x;
+  const bf16* x = nullptr;
   const bf16* w;
   u32 n;
   u32 o;
@@ -25,8 +25,8 @@ struct Linear {
   };
 
   const LinearArgs& a;
-  const bf16* x;
-  u32 x_stride;
+  const bf16* x = nullptr;
+  u32 x_stride = 0;
 
   __device__ u32 pieces() const { return a.o / kHeight; }
   __device__ const bf16* weights(u32 piece, u32 half) const {

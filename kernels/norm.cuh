@@ -32,27 +32,29 @@ __device__ __forceinline__ void norm_begin(NormShared* shared, const bf16* w, u3
 template <int ROWS, int LATER>
 __device__ __forceinline__ void norm_up_to(NormShared* shared, const bf16* x, const u32* rows, u32 n, u32 c,
                                            float eps) {
+  // Four rows are asked for at a time: more registers would keep blocks of the next kernel off the SM.
+  constexpr u32 kAtOnce = ROWS < 4 ? ROWS : 4;
   const u32 stride = norm_stride(c);
   float sums[ROWS] = {};
 #pragma unroll 1
   for (u32 i = threadIdx.x * 8; i < c; i += kNormThreads * 8) {
-    // Four rows are asked for at a time: more registers would keep blocks of the next kernel off the SM.
-    Quad v[4];
+    Quad v[kAtOnce] = {};
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r) {
-      if (r % 4 == 0) {
+      if (r % kAtOnce == 0) {
 #pragma unroll
-        for (u32 j = 0; j < 4; ++j) {
-          if (r + j < min(n, u32(ROWS))) v[j] = load_quad(x + size_t(rows ? rows[r + j] : r + j) * c + i);
+        for (u32 j = 0; j < kAtOnce; ++j) {
+          if (r + j < n) v[j] = load_quad(x + size_t(rows ? rows[r + j] : r + j) * c + i);
         }
       }
       if (r >= n) continue;
-      const Quad& q = v[r % 4];
+      const Quad& q = v[r % kAtOnce];
       *reinterpret_cast<Quad*>(shared->rows(c) + r * stride + i) = q;
-      for (u32 pair : {q.x, q.y, q.z, q.w}) {
+      auto add_pair = [&](u32 pair) {
         sums[r] = fmaf(widen_low(pair), widen_low(pair), sums[r]);
         sums[r] = fmaf(widen_high(pair), widen_high(pair), sums[r]);
-      }
+      };
+      add_pair(q.x), add_pair(q.y), add_pair(q.z), add_pair(q.w);
     }
   }
   // All rows at once, so that their shuffles hide each other's latency.

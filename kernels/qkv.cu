@@ -27,8 +27,8 @@ struct Qkv {
   using Held = Nothing;
 
   const QkvArgs& a;
-  const bf16* x;
-  u32 x_stride;
+  const bf16* x = nullptr;
+  u32 x_stride = 0;
 
   __device__ u32 pieces() const { return (a.q_out + 2 * a.kv_out) / 16; }
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ void qkv(const QkvArgs& a) {
 
 }  // namespace
 
-SQUIRE_KERNEL(squire_qkv_rows8, kRowsThreads, 4, QkvArgs) {
+SQUIRE_KERNEL(squire_qkv_normed8, kRowsThreads, 4, QkvArgs) {
   Qkv op{a};
   normed_product<16>(op, a.x, nullptr, a.n, a.norm, a.c, a.eps);
 }

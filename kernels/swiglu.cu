@@ -22,8 +22,8 @@ struct Swiglu {
   using Held = Nothing;
 
   const SwigluRowsArgs& a;
-  const bf16* x;
-  u32 x_stride;
+  const bf16* x = nullptr;
+  u32 x_stride = 0;
 
   __device__ u32 pieces() const { return a.f / 8; }
   __device__ const bf16* weights(u32 piece, u32 half) const {
@@ -46,7 +46,7 @@ __device__ __forceinline__ void swiglu_rows(const SwigluRowsArgs& a) {
 
 }  // namespace
 
-SQUIRE_KERNEL(squire_swiglu_rows8, kRowsThreads, 4, SwigluRowsArgs) {
+SQUIRE_KERNEL(squire_swiglu_normed8, kRowsThreads, 4, SwigluRowsArgs) {
   Swiglu op{a};
   normed_product<16>(op, a.x, nullptr, a.n, a.norm, a.c, a.eps);
 }
