@@ -128,6 +128,16 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 #endif
 }
 
+// The same by way of L1: for what other copies of this SM want too.
+__device__ __forceinline__ void copy_async_cached(void* shared, const void* global) {
+#ifdef SQUIRE_SHIM
+  shim::copy_async(shared, global);
+#else
+  u32 to = static_cast<u32>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+#endif
+}
+
 // Where `wanted` is false, 16 bytes of zeros (the address must still be a valid one).
 __device__ __forceinline__ void copy_async_or_zero(void* shared, const void* global, bool wanted) {
 #ifdef SQUIRE_SHIM

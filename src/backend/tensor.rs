@@ -143,6 +143,12 @@ impl Tensor {
         self.buffer().address()
     }
 
+    /// Where its bf16 elements lie on their GPU: what kernels take of weights and activations.
+    pub fn bf16_address(&self) -> Address {
+        assert_eq!(self.dtype, Dtype::Bf16, "kernels take bf16");
+        self.address()
+    }
+
     /// Its device memory.
     pub fn buffer(&self) -> &Buffer {
         match &self.storage {

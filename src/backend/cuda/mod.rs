@@ -13,6 +13,7 @@ pub mod experts_tile;
 mod memory;
 mod pinned;
 mod pool;
+pub mod rows;
 pub mod step;
 pub mod tile;
 

@@ -27,10 +27,10 @@ pub fn random(seed: u64, extents: &[usize]) -> Tensor {
 /// The same numbers rounded to a stored dtype.
 pub fn stored(t: &Tensor, dtype: Dtype) -> Tensor {
     if dtype == Dtype::F32 {
-        return Tensor::from_f32(t.shape().extents(), t.f32()).unwrap();
+        return Tensor::from_f32(t.shape().extents(), &t.to_f32()).unwrap();
     }
     let mut out = Tensor::zeros(dtype, t.shape().extents()).unwrap();
-    for (o, &x) in out.u16_mut().iter_mut().zip(t.f32()) {
+    for (o, x) in out.u16_mut().iter_mut().zip(t.to_f32()) {
         *o = match dtype {
             Dtype::Bf16 => half::bf16::from_f32(x).to_bits(),
             _ => half::f16::from_f32(x).to_bits(),
@@ -98,4 +98,23 @@ pub fn bf16_on(device: &Device, t: &Tensor) -> Tensor {
 /// A GPU tensor's elements, after all that was launched.
 pub fn read(t: &Tensor) -> Vec<f32> {
     t.to_host().unwrap().to_f32()
+}
+
+/// Row counts on both sides of every width of a product for few rows.
+pub const ROW_COUNTS: [usize; 11] = [1, 2, 3, 5, 8, 9, 16, 17, 31, 33, 64];
+
+/// The same numbers rounded to bf16, as f32: what the CPU keeps in bf16 compute.
+pub fn rounded(t: &Tensor) -> Tensor {
+    stored(&stored(t, Dtype::Bf16), Dtype::F32)
+}
+
+/// Rows of a tensor.
+pub fn rows_of(t: &Tensor, rows: std::ops::Range<usize>) -> Tensor {
+    let width = t.extent(1);
+    Tensor::from_f32(&[rows.len(), width], &t.f32()[rows.start * width..rows.end * width]).unwrap()
+}
+
+/// An activation of `n` rows on a GPU, contents undefined.
+pub fn room(device: &Device, n: usize, width: usize) -> Tensor {
+    Tensor::on(device, device.activation_dtype(), &[n, width]).unwrap()
 }

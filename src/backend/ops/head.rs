@@ -5,7 +5,9 @@
 //! logits again.
 
 use super::{Sampled, Sampling, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, sample_token, top_k};
-use crate::backend::cuda::Buffer;
+use crate::backend::batch::MAX_DECODE_ROWS;
+use crate::backend::cuda::rows::{self, HeadProduct, MAX_NORMED, Norm};
+use crate::backend::cuda::{Buffer, Cuda};
 use crate::backend::{Compute, Device, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -116,6 +118,9 @@ pub fn head_forward(
     rows: &RowList,
     compute: Compute,
 ) {
+    if let Device::Cuda(cuda) = device {
+        return head_on(cuda, head, x, norm, w, rows);
+    }
     let n = rows.len();
     gather_rows(device, &mut head.gathered, x, rows.rows());
     let hidden = match norm {
@@ -126,4 +131,103 @@ pub fn head_forward(
         None => &head.gathered,
     };
     linear_forward_f32(device, &mut head.logits, hidden, w, n, compute);
+}
+
+/// On a GPU, where the product finds the rows by itself, and up to MAX_DECODE_ROWS of them read the matrix once.
+fn head_on(cuda: &Cuda, head: &mut Head, x: &Tensor, norm: Option<(&Tensor, f32)>, w: &Tensor, rows: &RowList) {
+    let (n, v, c) = (rows.len(), w.extent(0), w.extent(1));
+    assert!(x.extent(1) == c && rows.rows().iter().all(|&r| r < x.extent(0)), "{n} rows of {x:?}, w {w:?}");
+    assert!(head.logits.extent(0) >= n && head.logits.extent(1) == v, "logits are {:?}, w {w:?}", head.logits);
+    let stats = head.stats.as_ref().expect("a head on a GPU has statistics").address();
+    let norm = norm.map(|(weight, eps)| Norm { weight: weight.bf16_address(), eps });
+    let few = HeadProduct {
+        logits: head.logits.address(),
+        stats,
+        x: x.bf16_address(),
+        rows: rows.address(),
+        norm,
+        w: w.bf16_address(),
+        n,
+        v,
+        c,
+    };
+    if n == 0 {
+        return;
+    }
+    if norm.is_some() && n <= MAX_NORMED {
+        return rows::head(cuda, &few);
+    }
+    let mut of = few;
+    if let Some(norm) = norm {
+        assert!(head.hidden.extent(0) >= n && head.hidden.extent(1) == c, "hidden is {:?}", head.hidden);
+        let hidden = head.hidden.bf16_address();
+        rows::rmsnorm(cuda, hidden, few.x, few.rows, norm, n, c);
+        of = HeadProduct { x: hidden, rows: 0, norm: None, ..few };
+    }
+    for first in (0..n).step_by(MAX_DECODE_ROWS) {
+        let at = first as u64;
+        rows::head(
+            cuda,
+            &HeadProduct {
+                logits: of.logits + at * 4 * v as u64,
+                stats: of.stats + at * 8 * v.div_ceil(STATS_IDS) as u64,
+                x: if of.rows == 0 { of.x + at * 2 * c as u64 } else { of.x },
+                rows: if of.rows == 0 { 0 } else { of.rows + at * 4 },
+                n: (n - first).min(MAX_DECODE_ROWS),
+                ..of
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+
+    fn statistics(logits: &[f32], v: usize) -> Vec<f64> {
+        let piece = |x: &[f32]| {
+            let most = x.iter().copied().fold(f32::MIN, f32::max) as f64;
+            [most, x.iter().map(|&x| (x as f64 - most).exp()).sum()]
+        };
+        logits.chunks(v).flat_map(|row| row.chunks(STATS_IDS).flat_map(piece)).collect()
+    }
+
+    #[test]
+    fn the_head_on_a_gpu_equals_the_cpu_and_its_rows_do_not_depend_on_their_number() {
+        for (v, c) in [(1, 32), (17, 96), (411, 160)] {
+            let x = rounded(&random(1, &[140, c]));
+            let norm = stored(&random(2, &[c]), Dtype::Bf16);
+            let w = stored(&random(3, &[v, c]), Dtype::Bf16);
+            let run = |device: &Device, [x, norm, w]: [&Tensor; 3], norms: bool, rows: &RowList| {
+                let mut head = Head::new(device, rows.len(), c, v).unwrap();
+                head_forward(device, &mut head, x, norms.then_some((norm, 1e-5)), w, rows, Compute::Bf16);
+                head
+            };
+            let scattered: Vec<usize> = (0..140).map(|i| i * 37 % 140).collect();
+            for norms in [true, false] {
+                let all = RowList::of(&device(), &scattered).unwrap();
+                let wanted = wide(&run(&device(), [&x, &norm, &w], norms, &all).logits);
+                for gpu in gpus() {
+                    let [x, norm, w] = [&x, &norm, &w].map(|t| bf16_on(&gpu, t));
+                    let of = |list: &[usize]| {
+                        let head = run(&gpu, [&x, &norm, &w], norms, &RowList::of(&gpu, list).unwrap());
+                        let logits = read(&head.logits);
+                        let stats = read(head.stats.as_ref().unwrap());
+                        assert_close("stats", &stats, &statistics(&logits, v), 1e-5);
+                        logits
+                    };
+                    let judge = of(&scattered);
+                    assert_close("logits", &judge, &wanted, 1.0 / 64.0);
+                    for n in ROW_COUNTS {
+                        assert_same_bits("logits by the row count", &of(&scattered[..n]), &judge[..n * v]);
+                    }
+                    assert_same_bits("a row alone", &of(&scattered[9..10]), &judge[9 * v..10 * v]);
+                    let listed = of(&(0..9).collect::<Vec<_>>());
+                    let first = run(&gpu, [&x, &norm, &w], norms, &RowList::first(9));
+                    assert_same_bits("the first rows", &read(&first.logits), &listed);
+                }
+            }
+        }
+    }
 }

@@ -5,10 +5,12 @@
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
 use super::residual_forward;
+use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::outer::Outer;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
+use crate::backend::cuda::{Matmul, rows, tile as tiles};
 use crate::backend::{Compute, Device, Elements, Tensor};
 
 /// y = x w^T. Overwrites the first `n` rows of `y`.
@@ -31,15 +33,40 @@ pub fn linear_residual_forward(
     n: usize,
     compute: Compute,
 ) {
+    if let Device::Cuda(cuda) = device {
+        let matmul = matmul(stream, x, w, n);
+        return match n {
+            0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, true),
+            _ => tiles::product_residual(cuda, &matmul, branch.bf16_address()),
+        };
+    }
     linear_forward(device, branch, x, w, n, compute);
     residual_forward(device, stream, branch, n, compute);
+}
+
+/// y = x w^T on a GPU.
+pub(super) fn matmul(y: &Tensor, x: &Tensor, w: &Tensor, n: usize) -> Matmul {
+    let (m, k) = (w.extent(0), w.extent(1));
+    assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, w {}", x.shape(), w.shape());
+    assert!(y.extent(0) >= n && y.extent(1) == m, "y is {}, w {}", y.shape(), w.shape());
+    Matmul { y: y.bf16_address(), x: x.bf16_address(), w: w.bf16_address(), n, m, k, y_stride: m }
 }
 
 fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute, round: bool) {
     let (o, k) = (w.extent(0), w.extent(1));
     assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == o, "y is {}, w {}", y.shape(), w.shape());
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => {
+            assert!(round, "logits are made by the head");
+            let matmul = matmul(y, x, w, n);
+            return match n {
+                0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, false),
+                _ => tiles::product(cuda, &matmul),
+            };
+        }
+    };
     let x = &x.f32()[..n * k];
     let y = Shared::new(&mut y.f32_mut()[..n * o]);
     match (w.elements(), compute) {
@@ -307,6 +334,55 @@ mod tests {
             let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
             assert_same_bits("dx", dx.f32(), &judge.0);
             assert_same_bits("dw", dw.f32(), &judge.1);
+        }
+    }
+
+    /// (outputs, columns): fewer steps over k than slices and more, one tile and more than the shim keeps resident.
+    const FEW_ROWS: [(usize, usize); 4] = [(16, 32), (48, 96), (400, 288), (272, 576)];
+
+    #[test]
+    fn linear_of_few_rows_on_a_gpu_equals_the_cpu_and_does_not_depend_on_the_row_count() {
+        for (o, k) in FEW_ROWS {
+            let (x, w) = (rounded(&random(1, &[70, k])), stored(&random(2, &[o, k]), Dtype::Bf16));
+            let start = rounded(&random(3, &[70, o]));
+            let (mut wanted, mut added) = (stored(&start, Dtype::F32), stored(&start, Dtype::F32));
+            let mut branch = stored(&start, Dtype::F32);
+            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16);
+            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16);
+            let (wanted, added) = (wide(&wanted), wide(&added));
+            for gpu in gpus() {
+                let w = bf16_on(&gpu, &w);
+                let product = |x: &Tensor, start: &Tensor, adds: bool| {
+                    let (n, x) = (x.extent(0), bf16_on(&gpu, x));
+                    let (mut y, mut branch) = (bf16_on(&gpu, start), room(&gpu, n, o));
+                    if adds {
+                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16);
+                    } else {
+                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16);
+                    }
+                    read(&y)
+                };
+                let judge = product(&rows_of(&x, 0..64), &start, false);
+                let kept = &start.f32()[64 * o..];
+                assert_same_bits("rows beyond the last", &judge[64 * o..], kept);
+                for n in ROW_COUNTS {
+                    let x = rows_of(&x, 0..n);
+                    let y = product(&x, &rows_of(&start, 0..n), false);
+                    assert_close("y", &y, &wanted[..n * o], 1.0 / 128.0);
+                    assert_same_bits("y by the row count", &y, &judge[..n * o]);
+                    let y = product(&x, &rows_of(&start, 0..n), true);
+                    assert_close("the stream", &y, &added[..n * o], 1.0 / 128.0);
+                }
+                for i in [0, 7, 63] {
+                    let alone = product(&rows_of(&x, i..i + 1), &rows_of(&start, 0..1), false);
+                    assert_same_bits("a row alone", &alone, &judge[i * o..(i + 1) * o]);
+                }
+                let library = matches!(&gpu, Device::Cuda(cuda) if cuda.api().has_matmul());
+                if !library {
+                    let many = product(&x, &start, false);
+                    assert_same_bits("a row among many", &many[..64 * o], &judge[..64 * o]);
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 use super::split::{SUM_ROWS, add_chunks, items_per_task};
 use crate::backend::cpu::dot::Widen;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
+use crate::backend::cuda::rows::{self, Norm};
 use crate::backend::{Compute, Device, Elements, Tensor};
 
 /// y = x / rms(x) * w. Overwrites the first `n` rows of `y`.
@@ -13,7 +14,13 @@ pub fn rmsnorm_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, 
     let c = w.extent(0);
     assert!(x.extent(0) >= n && x.extent(1) == c, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == c, "y is {}, w {}", y.shape(), w.shape());
-    let cpu = device.cpu();
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(cuda) => {
+            let norm = Norm { weight: w.bf16_address(), eps };
+            return rows::rmsnorm(cuda, y.bf16_address(), x.bf16_address(), 0, norm, n, c);
+        }
+    };
     let x = &x.f32()[..n * c];
     let y = Shared::new(&mut y.f32_mut()[..n * c]);
     let round = compute.rounds();
@@ -241,6 +248,20 @@ mod tests {
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);
                 assert_same_bits("dw", dw.f32(), &judge.1);
+            }
+        }
+    }
+
+    #[test]
+    fn rmsnorm_on_a_gpu_equals_the_cpu() {
+        for (n, c) in [(1, 32), (5, 96), (70, 2080)] {
+            let (x, w) = (rounded(&random(1, &[n, c])), stored(&random(2, &[c]), Dtype::Bf16));
+            let mut wanted = Tensor::zeros(Dtype::F32, &[n, c]).unwrap();
+            rmsnorm_forward(&device(), &mut wanted, &x, &w, n, EPS, Compute::Bf16);
+            for gpu in gpus() {
+                let mut y = room(&gpu, n, c);
+                rmsnorm_forward(&gpu, &mut y, &bf16_on(&gpu, &x), &bf16_on(&gpu, &w), n, EPS, Compute::Bf16);
+                assert_close("y", &read(&y), &wide(&wanted), 1.0 / 128.0);
             }
         }
     }

@@ -5,6 +5,9 @@
 use super::split::{Elementwise, launch_elementwise};
 use super::{linear_forward, rmsnorm_forward};
 use crate::backend::cpu::{Lanes, Shared, math};
+use crate::backend::batch::MAX_DECODE_ROWS;
+use crate::backend::cuda::rows::{self, MAX_NORMED, Norm, SwigluProduct};
+use crate::backend::cuda::{Cuda, tile};
 use crate::backend::{Compute, Device, Tensor};
 
 /// Results of `gate_up_forward`. A GPU writes `product` alone.
@@ -32,10 +35,45 @@ pub fn gate_up_forward(
     eps: f32,
     compute: Compute,
 ) {
+    if let Device::Cuda(cuda) = device {
+        return gate_up_on(cuda, device, out, stream, norm, w, n, eps, compute);
+    }
     rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
     linear_forward(device, out.gate, out.normed, w.0, n, compute);
     linear_forward(device, out.up, out.normed, w.1, n, compute);
     swiglu_forward(device, out.product, out.gate, out.up, n, compute);
+}
+
+#[allow(clippy::too_many_arguments)] // the op's tensors
+fn gate_up_on(
+    cuda: &Cuda,
+    device: &Device,
+    out: GateUp,
+    stream: &Tensor,
+    norm: &Tensor,
+    (gate, up): (&Tensor, &Tensor),
+    n: usize,
+    eps: f32,
+    compute: Compute,
+) {
+    let (f, c) = (gate.extent(0), norm.extent(0));
+    assert!(gate.extent(1) == c && up.shape() == gate.shape(), "gate is {gate:?}, up {up:?}, the norm {norm:?}");
+    assert!(stream.extent(0) >= n && stream.extent(1) == c, "stream is {stream:?}");
+    assert!(out.product.extent(0) >= n && out.product.extent(1) == f, "product is {:?}", out.product);
+    let (x, norm) = if n <= MAX_NORMED {
+        (stream, Some(Norm { weight: norm.bf16_address(), eps }))
+    } else {
+        rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
+        (&*out.normed, None)
+    };
+    let (y, x) = (out.product.bf16_address(), x.bf16_address());
+    let (gate, up) = (gate.bf16_address(), up.bf16_address());
+    if n <= MAX_DECODE_ROWS {
+        rows::swiglu(cuda, &SwigluProduct { y, x, norm, gate, up, n, f, c });
+    } else {
+        let scratch = [out.gate.bf16_address(), out.up.bf16_address()];
+        tile::gate_up(cuda, &tile::GateUpProduct { y, x, gate, up, n, f, k: c }, scratch);
+    }
 }
 
 /// y = silu(gate) * up. Overwrites the first `n` rows of `y`.
@@ -179,6 +217,43 @@ mod tests {
                 let judge = judge.get_or_insert_with(|| (dgate.f32().to_vec(), dup.f32().to_vec()));
                 assert_same_bits("dgate", dgate.f32(), &judge.0);
                 assert_same_bits("dup", dup.f32(), &judge.1);
+            }
+        }
+    }
+
+    #[test]
+    fn gate_up_of_few_rows_on_a_gpu_equals_the_cpu_and_does_not_depend_on_the_row_count() {
+        for (f, c) in [(8, 32), (200, 96), (136, 288)] {
+            let stream = rounded(&random(1, &[70, c]));
+            let norm = stored(&random(2, &[c]), Dtype::Bf16);
+            let [gate, up] = [3, 4].map(|seed| stored(&random(seed, &[f, c]), Dtype::Bf16));
+            let forward = |device: &Device, stream: &Tensor, norm: &Tensor, w: (&Tensor, &Tensor)| {
+                let n = stream.extent(0);
+                let (mut normed, mut y) = (room(device, n, c), room(device, n, f));
+                let (mut gate, mut up) = (room(device, n, f), room(device, n, f));
+                let out = GateUp { normed: &mut normed, gate: &mut gate, up: &mut up, product: &mut y };
+                gate_up_forward(device, out, stream, norm, w, n, 1e-5, Compute::Bf16);
+                y
+            };
+            let wanted = wide(&forward(&device(), &stream, &norm, (&gate, &up)));
+            for gpu in gpus() {
+                let [norm, gate, up] = [&norm, &gate, &up].map(|t| bf16_on(&gpu, t));
+                let of = |rows: std::ops::Range<usize>| {
+                    read(&forward(&gpu, &bf16_on(&gpu, &rows_of(&stream, rows)), &norm, (&gate, &up)))
+                };
+                let judge = of(0..64);
+                for n in ROW_COUNTS {
+                    let y = of(0..n);
+                    assert_close("y", &y, &wanted[..n * f], 1.0 / 64.0);
+                    assert_same_bits("y by the row count", &y, &judge[..n * f]);
+                }
+                for i in [0, 7, 63] {
+                    assert_same_bits("a row alone", &of(i..i + 1), &judge[i * f..(i + 1) * f]);
+                }
+                let library = matches!(&gpu, Device::Cuda(cuda) if cuda.api().has_matmul());
+                if !library {
+                    assert_same_bits("a row among many", &of(0..70)[..64 * f], &judge);
+                }
             }
         }
     }
