@@ -9,6 +9,7 @@ use super::rmsnorm::inverse_rms;
 use super::split::{SUM_ROWS, add_chunks, items_per_task};
 use crate::backend::cpu::dot::Widen;
 use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
+use crate::backend::cuda::Address;
 use crate::backend::{Compute, Device, Elements, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -90,6 +91,16 @@ impl RopeTable {
     /// Elements of a head, D.
     pub fn head_dim(&self) -> usize {
         2 * self.cos.extent(1)
+    }
+
+    /// A copy where `device` computes.
+    pub fn to_device(&self, device: &Device) -> Result<RopeTable> {
+        Ok(RopeTable { cos: self.cos.to_device(device)?, sin: self.sin.to_device(device)? })
+    }
+
+    /// Where the cosines and the sines lie on a GPU.
+    pub(super) fn addresses(&self) -> [Address; 2] {
+        [self.cos.address(), self.sin.address()]
     }
 
     fn assert_fits(&self, w: &Tensor, positions: &[u32]) {
