@@ -74,7 +74,7 @@ impl Model {
                 (f, y.attention_factor as f32)
             }
         };
-        let rope = ops::RopeTable::new(&frequencies, max_context, scaling)?;
+        let rope = ops::RopeTable::new(&frequencies, max_context, scaling)?.to_device(&device)?;
         Ok(Model { config, device, compute, rope, max_context })
     }
 
