@@ -17,6 +17,8 @@ pub fn compile() {
         .opt_level(2)
         // Kernels read vectors of four words where they stored halves, as CUDA allows.
         .flag("-fno-strict-aliasing")
+        // `#pragma unroll` is for nvcc.
+        .flag("-Wno-unknown-pragmas")
         // Nothing here is for the users of the shared library.
         .flag("-fvisibility=hidden")
         .define("SQUIRE_SHIM", None)

@@ -11,7 +11,7 @@ constexpr u32 kRowThreads = 1024;
 constexpr u32 kRowWarps = kRowThreads / 32;
 
 // Statistics of a strip are {largest logit, NaN apart; sum of e^(x - largest)}. A strip of nothing but -inf has
-// {-inf, 0}; a NaN or a +inf in it makes the sum NaN. One logit's part of the sum:
+// {-inf, 0}; a NaN or a +inf in it makes the sum NaN. Ids beyond V count as -inf. One logit's part of the sum:
 __device__ __forceinline__ float strip_term(float x, float largest) {
   if (largest > -INFINITY) return expf(x - largest);
   return x != x ? x : 0.0f;
@@ -50,7 +50,7 @@ struct Row {
   float mine;     // the largest of this thread's strips; they are every 1024th
   float ln_sum;   // ln of the sum of e^(x - largest); NaN where there is NaN, +inf, or nothing above -inf
 
-  __device__ __forceinline__ bool has_distribution() const { return ln_sum >= 0.0f; }
+  __device__ __forceinline__ bool has_distribution() const { return fabsf(ln_sum) < INFINITY; }
 
   __device__ __forceinline__ float logprob(float logit) const { return (logit - largest) - ln_sum; }
 
@@ -83,7 +83,7 @@ __device__ __forceinline__ Row open_row(const float* logits, const float2* stats
   row.largest = warp_max(s->maxima[threadIdx.x % 32]);
   __syncthreads();
 
-  // The strips' sums are good to 1e-7 and their scales too; only the long sum needs more than f32.
+  // The strips' sums and scales are good to a few 1e-7; only the long sum needs more than f32.
   double sum = 0.0;
 #pragma unroll 4
   for (u32 i = threadIdx.x; i < row.n_strips; i += kRowThreads) {

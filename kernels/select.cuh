@@ -273,13 +273,13 @@ __device__ __forceinline__ Selected select(const Source& source, const Weight& w
       at.rest -= sum_of(bin);
       ++bin;
     }
+    __syncthreads();  // the bins are cleared next, here or by the next selection
     found.above += at.before;
     found.rest = at.rest;
     most -= bin << shift;
     found.key = most;
     if (shift == 0) return found;
     least = max(least, most - min(most, (1u << shift) - 1));
-    __syncthreads();
   }
 }
 
