@@ -141,7 +141,7 @@ impl Activations {
             keep,
             hidden: zeros()?,
             head: None,
-            draws: Draws::default(),
+            draws: Draws::new(device)?,
             graphs: Graphs::default(),
             device: device.clone(),
             generation: 0,

@@ -75,8 +75,8 @@ pub fn decode(
     });
     activations.graphs = graphs;
     run?;
-    activations.draws.send(&model.device, n)?;
     model.device.check()?;
+    activations.draws.send(n)?;
     segments.iter_mut().for_each(|s| s.kv.advance(s.ids.len()));
     Ok(())
 }

@@ -13,7 +13,6 @@ use crate::backend::cuda::Buffer;
 use crate::backend::{Device, Tensor, ops};
 use crate::error::{Error, Fault, Result};
 use crate::format::StoredTensor;
-use crate::random::{Stream, bits};
 use crate::tensor::{Dtype, Shape};
 
 /// All tensors of a model.
@@ -200,20 +199,21 @@ impl Weights {
     /// Random weights of the model's shapes: matrices uniform with the given standard deviation, norms 1.
     /// For speed and for tests; the values are a function of the seed alone.
     pub fn random(config: &ModelConfig, device: &Device, dtype: Dtype, seed: u64, deviation: f32) -> Result<Weights> {
-        let (n_threads, spread) = (device.n_threads(), 2.0 * 3f32.sqrt() * deviation);
+        let spread = 2.0 * 3f32.sqrt() * deviation;
         let mut number = 0;
         Weights::build(config, |_, shape| {
             number += 1;
-            let mut tensor = Tensor::zeros(dtype, shape.extents())?;
-            let element = |i: u64| match shape.extents().len() {
-                1 => 1.0,
-                _ => spread * centred(seed, number, i),
-            };
-            match dtype {
-                Dtype::F32 => fill(n_threads, tensor.f32_mut(), element),
-                Dtype::Bf16 => fill(n_threads, tensor.u16_mut(), |i| half::bf16::from_f32(element(i)).to_bits()),
-                Dtype::F16 => fill(n_threads, tensor.u16_mut(), |i| half::f16::from_f32(element(i)).to_bits()),
+            if let &[n] = shape.extents() {
+                let mut ones = Tensor::zeros(dtype, &[n])?;
+                match dtype {
+                    Dtype::F32 => ones.f32_mut().fill(1.0),
+                    Dtype::Bf16 => ones.u16_mut().fill(half::bf16::ONE.to_bits()),
+                    Dtype::F16 => ones.u16_mut().fill(half::f16::ONE.to_bits()),
+                }
+                return ones.to_device(device);
             }
+            let mut tensor = Tensor::on(device, dtype, shape.extents())?;
+            ops::fill_random(device, &mut tensor, seed, number, spread);
             Ok(tensor)
         })
     }
@@ -363,55 +363,5 @@ impl Arena {
         let buffer = self.all.view(self.used, shape.elements() * Dtype::Bf16.size());
         self.used += Arena::bytes_of(shape);
         Tensor::over(Dtype::Bf16, shape, buffer)
-    }
-}
-
-/// Element `i` of a random tensor, uniform over (-1/2, 1/2) in steps of 2^-16: each draw gives four.
-#[inline(always)]
-fn centred(seed: u64, tensor: u64, i: u64) -> f32 {
-    let word = bits(Stream::Weights, &[seed, tensor, i / 4]) >> (16 * (i % 4));
-    (f32::from(word as u16) - 32_767.5) * (1.0 / 65_536.0)
-}
-
-/// Elements below which a part is not worth a thread.
-const LEAST_PART: usize = 1 << 18;
-
-/// Sets each element from its index.
-fn fill<T: Send>(n_threads: usize, elements: &mut [T], element: impl Fn(u64) -> T + Sync) {
-    let size = elements.len().div_ceil(n_threads).max(LEAST_PART);
-    let fill_part = |n: usize, part: &mut [T]| {
-        for (i, x) in part.iter_mut().enumerate() {
-            *x = element((n * size + i) as u64);
-        }
-    };
-    if size >= elements.len() {
-        return fill_part(0, elements);
-    }
-    std::thread::scope(|scope| {
-        for (n, part) in elements.chunks_mut(size).enumerate() {
-            let fill_part = &fill_part;
-            scope.spawn(move || fill_part(n, part));
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn random_elements_depend_on_their_index_alone_and_have_the_deviation() {
-        let element = |i| 2.0 * 3f32.sqrt() * centred(7, 3, i);
-        let mut judge = vec![0.0f32; 3 * LEAST_PART + 5];
-        fill(1, &mut judge, element);
-        for n_threads in [2, 3, 5] {
-            let mut x = vec![0.0f32; judge.len()];
-            fill(n_threads, &mut x, element);
-            assert!(x == judge, "{n_threads} threads");
-        }
-        let n = judge.len() as f64;
-        let mean = judge.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-        let square = judge.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n;
-        assert!(mean.abs() < 5e-3 && (square - 1.0).abs() < 5e-3, "mean {mean}, mean square {square}");
     }
 }

@@ -4,6 +4,8 @@
 //! largest x of each 16 ids and the sum of e^(x - largest), from which log-probs and draws are made without reading all
 //! logits again.
 
+use super::draws::sample_row_on;
+use super::logprob::{logprobs_on, top_k_on};
 use super::{Sampled, Sampling, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, sample_token, top_k};
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::backend::cuda::rows::{self, HeadProduct, MAX_NORMED, Norm};
@@ -90,21 +92,35 @@ impl Head {
             stats,
         })
     }
+
+    /// The statistics of a head on a GPU.
+    pub fn stats(&self) -> &Tensor {
+        self.stats.as_ref().expect("a head on a GPU has statistics")
+    }
 }
 
 /// Log-prob of `ids[i]` under row i of the head's logits.
 pub fn logprobs_of_head(device: &Device, head: &Head, ids: &[i32]) -> Result<Vec<f32>> {
-    Ok(logprobs_of(device, &head.logits, ids, ids.len()))
+    match device {
+        Device::Cpu(_) => Ok(logprobs_of(device, &head.logits, ids, ids.len())),
+        Device::Cuda(cuda) => logprobs_on(cuda, &head.logits, head.stats(), ids),
+    }
 }
 
 /// The `k` likeliest ids of a row of the head's logits, with their log-probs.
 pub fn top_k_of_head(device: &Device, head: &Head, row: usize, k: usize) -> Result<Vec<(i32, f32)>> {
-    Ok(top_k(device, &head.logits, row, k))
+    match device {
+        Device::Cpu(_) => Ok(top_k(device, &head.logits, row, k)),
+        Device::Cuda(cuda) => top_k_on(cuda, &head.logits, head.stats(), row, k),
+    }
 }
 
 /// Draws from a row of the head's logits, and waits for it.
 pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
-    Ok(sample_token(device, &head.logits, row, sampling, u))
+    match device {
+        Device::Cpu(_) => Ok(sample_token(device, &head.logits, row, sampling, u)),
+        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, sampling, u),
+    }
 }
 
 /// Logits (and statistics) of rows of x [N, C], through a norm (its weight and eps) where one is given: row i of the

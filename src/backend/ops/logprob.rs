@@ -6,7 +6,10 @@
 //! log-probability (losses, sampling, the tally of alternatives) takes it from here, so it is one number.
 
 use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
+use crate::backend::cuda::{Address, Buffer, Cuda, KernelArgs, Launch};
 use crate::backend::{Device, Tensor};
+use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// Ids of a chunk.
 pub(super) const CHUNK: usize = 4096;
@@ -41,6 +44,127 @@ pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32
     let best = largest(x, &sum.chunks, k);
     best.into_iter().map(|id| (id as i32, sum.logprob(x[id]))).collect()
 }
+
+/// Threads that work on a row on a GPU, and the most ids that are ranked there.
+const ROW_THREADS: u32 = 1024;
+
+/// Bytes of shared memory of what selects from a row: sums, bins, a list of its strips of 16 ids.
+pub(super) fn select_bytes(v: usize) -> usize {
+    ROW_BYTES + 2048 * 8 + 4 * v.div_ceil(16)
+}
+
+/// Bytes of shared memory of what sums a row up.
+const ROW_BYTES: usize = 280;
+
+/// The statistics [R, ceil(V/16), 2] of the first `n` rows of logits on a GPU, where their maker left none.
+pub fn logit_stats(device: &Device, stats: &mut Tensor, logits: &Tensor, n: usize) {
+    let Device::Cuda(cuda) = device else { panic!("statistics are made on a GPU alone") };
+    let v = logits.extent(1);
+    let strips = v.div_ceil(16);
+    assert!(n <= logits.extent(0) && n <= stats.extent(0), "{n} rows of {logits:?}, {stats:?}");
+    assert_eq!((stats.extent(1), stats.extent(2)), (strips, 2), "statistics of {logits:?}");
+    let args = LogitStatsArgs { stats: stats.address(), logits: logits.address(), v: v as u32, unused: 0 };
+    let grid = [strips.div_ceil(64) as u32, n as u32, 1];
+    cuda.launch(Launch::new("squire_logit_stats", grid, 256, 0), &args);
+}
+
+/// `log p(ids[i])` under row i, on a GPU. Waits.
+pub(super) fn logprobs_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, ids: &[i32]) -> Result<Vec<f32>> {
+    let (n, v) = (ids.len(), logits.extent(1));
+    assert!(n <= logits.extent(0) && n <= stats.extent(0), "{n} rows of {logits:?}, {stats:?}");
+    assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    let memory = cuda.allocate(8 * n)?;
+    let (asked, out) = (memory.view(0, 4 * n), memory.view(4 * n, 4 * n));
+    asked.write(&ids.iter().flat_map(|id| id.to_ne_bytes()).collect::<Vec<u8>>())?;
+    let args = LogprobsArgs {
+        logprobs: out.address(),
+        logits: logits.address(),
+        stats: stats.address(),
+        ids: asked.address(),
+        v: v as u32,
+        unused: 0,
+    };
+    cuda.launch(Launch::new("squire_logprobs", [n as u32, 1, 1], ROW_THREADS, ROW_BYTES), &args);
+    Ok(words(&out)?.into_iter().map(f32::from_bits).collect())
+}
+
+/// `top_k` of a row on a GPU; beyond 1024 ids the row is ranked on the host. Waits.
+pub(super) fn top_k_on(
+    cuda: &Cuda,
+    logits: &Tensor,
+    stats: &Tensor,
+    row: usize,
+    k: usize,
+) -> Result<Vec<(i32, f32)>> {
+    let v = logits.extent(1);
+    assert!(row < logits.extent(0) && row < stats.extent(0), "row {row} of {logits:?}, {stats:?}");
+    let k = k.min(v);
+    if k == 0 {
+        return Ok(Vec::new());
+    }
+    let (from, stats) = (logits.buffer().view(row * v * 4, v * 4), stats.address() + (row * v.div_ceil(16) * 8) as u64);
+    if k > ROW_THREADS as usize {
+        let mut host = Tensor::zeros(Dtype::F32, &[1, v])?;
+        host.bytes_mut().copy_from_slice(&from.read()?);
+        return Ok(top_k(&Device::Cpu(Cpu::new(1, None)?), &host, 0, k));
+    }
+    let memory = cuda.allocate(8 * k + 4)?;
+    let of = |word: usize| memory.address() + 4 * word as u64;
+    let (ids, logprobs, counts) = (of(0), of(k), of(2 * k));
+    let args = TopKArgs { ids, logprobs, counts, logits: from.address(), stats, v: v as u32, k: k as u32 };
+    cuda.launch(Launch::new("squire_top_k", [1, 1, 1], ROW_THREADS, select_bytes(v)), &args);
+    let words = words(&memory)?;
+    let (ids, logprobs) = words[..2 * k].split_at(k);
+    let best = ids.iter().zip(logprobs).map(|(&id, &logprob)| (id as i32, f32::from_bits(logprob)));
+    Ok(best.take(words[2 * k] as usize).collect())
+}
+
+/// 32-bit words of device memory, after all that was launched.
+fn words(buffer: &Buffer) -> Result<Vec<u32>> {
+    Ok(buffer.read()?.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])).collect())
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LogitStatsArgs {
+    stats: Address,
+    logits: Address,
+    v: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LogprobsArgs {
+    logprobs: Address,
+    logits: Address,
+    stats: Address,
+    ids: Address,
+    v: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TopKArgs {
+    ids: Address,
+    logprobs: Address,
+    counts: Address,
+    logits: Address,
+    stats: Address,
+    v: u32,
+    k: u32,
+}
+
+// SAFETY: the structs of kernels/logprob.cu, without padding.
+unsafe impl KernelArgs for LogitStatsArgs {}
+// SAFETY: as above.
+unsafe impl KernelArgs for LogprobsArgs {}
+// SAFETY: as above.
+unsafe impl KernelArgs for TopKArgs {}
 
 /// A chunk's largest logit (-inf where there is none) and the sum of e^(x - largest).
 #[derive(Clone, Copy, Default)]
@@ -285,5 +409,81 @@ mod tests {
         assert_eq!(ids, [5001, 5000]);
         assert!(lse(&vec![f32::NEG_INFINITY; 5000]).is_nan());
         assert_eq!(lse(&[3e38, -3e38]), 3e38);
+    }
+
+    /// Logits on a GPU with their statistics.
+    fn on_gpu(gpu: &Device, logits: &Tensor) -> (Tensor, Tensor) {
+        let (n, v) = (logits.extent(0), logits.extent(1));
+        let logits = logits.to_device(gpu).unwrap();
+        let mut stats = Tensor::on(gpu, Dtype::F32, &[n, v.div_ceil(16), 2]).unwrap();
+        logit_stats(gpu, &mut stats, &logits, n);
+        (logits, stats)
+    }
+
+    #[test]
+    fn statistics_on_a_gpu_are_those_of_sixteen_ids() {
+        for gpu in gpus() {
+            let mut x = logits(2, 1040).f32().to_vec();
+            x.iter_mut().skip(16).take(16).for_each(|x| *x = f32::NEG_INFINITY);
+            (x[40], x[50]) = (f32::NAN, f32::INFINITY);
+            let (_, stats) = on_gpu(&gpu, &Tensor::from_f32(&[2, 1040], &x).unwrap());
+            for (i, (strip, got)) in x.chunks(16).zip(read(&stats).chunks(2)).enumerate() {
+                let largest = strip.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+                let sum: f64 = strip.iter().map(|&x| (x as f64 - largest as f64).exp()).sum();
+                assert_eq!(got[0], largest, "strip {i}");
+                match i {
+                    1 => assert_eq!(got[1], 0.0),
+                    2 | 3 => assert!(got[1].is_nan()),
+                    _ => assert!((got[1] as f64 - sum).abs() < 1e-5, "strip {i}: {} and not {sum}", got[1]),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn logprobs_on_a_gpu_are_the_cpus() {
+        for (n, v) in [(1, 1), (3, 17), (2, 4096), (5, 4097)] {
+            let logits = logits(n, v);
+            let ids: Vec<i32> = (0..n).map(|i| ((i * 7919) % v) as i32).collect();
+            let wanted = logprobs_of(&device(), &logits, &ids, n);
+            for gpu in gpus() {
+                let Device::Cuda(cuda) = &gpu else { unreachable!() };
+                let (logits, stats) = on_gpu(&gpu, &logits);
+                let got = logprobs_on(cuda, &logits, &stats, &ids).unwrap();
+                for (g, w) in got.iter().zip(&wanted) {
+                    assert!((g - w).abs() <= 1e-5 * (1.0 + w.abs()), "V {v}: {g} and not {w}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn top_k_on_a_gpu_is_the_cpus() {
+        for (n, v) in [(1, 1), (2, 17), (1, 1000), (2, 4097)] {
+            let fine = logits(n, v);
+            let coarse: Vec<f32> = fine.f32().iter().map(|x| x.round()).collect();
+            let mut masked = vec![f32::NEG_INFINITY; n * v];
+            masked.iter_mut().step_by(3).for_each(|x| *x = -0.0);
+            masked.iter_mut().step_by(6).for_each(|x| *x = 0.0);
+            let mut bad = fine.f32().to_vec();
+            (bad[v / 2], bad[v / 3]) = (f32::NAN, -f32::NAN);
+            for x in [fine.f32(), &coarse, &masked, &bad, &vec![f32::NEG_INFINITY; n * v]] {
+                let logits = Tensor::from_f32(&[n, v], x).unwrap();
+                for gpu in gpus() {
+                    let Device::Cuda(cuda) = &gpu else { unreachable!() };
+                    let (on_gpu, stats) = on_gpu(&gpu, &logits);
+                    for k in [0, 1, 5, 100, 1024, 3000] {
+                        let wanted = top_k(&device(), &logits, n - 1, k);
+                        let got = top_k_on(cuda, &on_gpu, &stats, n - 1, k).unwrap();
+                        assert_eq!(got.len(), wanted.len(), "V {v}, k {k}");
+                        for (g, w) in got.iter().zip(&wanted) {
+                            assert_eq!(g.0, w.0, "V {v}, k {k}");
+                            let close = (g.1 - w.1).abs() <= 1e-5 * (1.0 + w.1.abs());
+                            assert!(close || (g.1.is_nan() && w.1.is_nan()), "{g:?} and not {w:?}");
+                        }
+                    }
+                }
+            }
+        }
     }
 }

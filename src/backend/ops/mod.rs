@@ -21,6 +21,7 @@ mod linear;
 mod logprob;
 mod moe;
 mod qkv;
+mod random;
 mod residual;
 mod rmsnorm;
 mod rope;
@@ -41,9 +42,10 @@ pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_
 pub use linear::{
     linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
 };
-pub use logprob::{logprobs_of, logsumexp, top_k};
+pub use logprob::{logit_stats, logprobs_of, logsumexp, top_k};
 pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, qkv_forward};
+pub use random::fill_random;
 pub use residual::residual_forward;
 pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
 pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
