@@ -51,11 +51,20 @@ struct Step {
   const Draw* draws;      // [N]
 };
 
+// An address out of memory could be one of any kind of memory; the compiler must be told that pages are global.
+__device__ __forceinline__ bf16* page_elements(u64 page) {
+#ifdef SQUIRE_SHIM
+  return reinterpret_cast<bf16*>(page);
+#else
+  return static_cast<bf16*>(__cvta_global_to_generic(page));
+#endif
+}
+
 // A page holds all layers: [L][keys [G, 32, D], values [G, D, 32]], bf16. Values stand transposed, so that both products
 // of attention read 16 contiguous bytes a lane in the form of mma32.
 __device__ __forceinline__ bf16* page_keys(u64 page, u32 layer, u32 g, u32 n_kv_heads, u32 d) {
-  return reinterpret_cast<bf16*>(page) + (size_t(layer) * 2 * n_kv_heads + g) * kPage * d;
+  return page_elements(page) + (size_t(layer) * 2 * n_kv_heads + g) * kPage * d;
 }
 __device__ __forceinline__ bf16* page_values(u64 page, u32 layer, u32 g, u32 n_kv_heads, u32 d) {
-  return reinterpret_cast<bf16*>(page) + (size_t(layer) * 2 * n_kv_heads + n_kv_heads + g) * kPage * d;
+  return page_elements(page) + (size_t(layer) * 2 * n_kv_heads + n_kv_heads + g) * kPage * d;
 }

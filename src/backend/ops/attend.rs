@@ -1,14 +1,18 @@
 //! The attention half between its projections: QK-norm and RoPE, append to the KV cache, attention.
 //!
 //! q_raw [N, H*D], k_raw, v [N, G*D] in; q, k after norm and RoPE and the attention output [N, H*D] out. One op, because
-//! a GPU that decodes does all of it in one launch.
+//! a GPU that decodes does all of it in one launch (kernels/attend.cu), and one that does not in two.
 
 use std::sync::Arc;
 
 use super::{Heads, RopeTable, Span, attention_forward, kv_append, qk_norm_rope_forward};
-use crate::backend::batch::Batch;
+use crate::backend::batch::{Batch, Plan};
+use crate::backend::cuda::step::{Addresses, SPLIT};
+use crate::backend::cuda::{Address, Cuda, KernelArgs, Launch};
 use crate::backend::page::{PAGE, PageShape};
 use crate::backend::{Compute, Device, Tensor};
+use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// Operands and results of `attend_forward`. A GPU may leave q and k unwritten.
 pub struct Attend<'a> {
@@ -32,10 +36,37 @@ pub struct Attend<'a> {
 /// adds them up. Empty on the CPU.
 #[derive(Default)]
 pub struct AttendScratch {
-    /// f32 partial results
-    pub parts: Option<Tensor>,
-    /// u32 counters, 0 between launches
-    pub counters: Option<Tensor>,
+    /// f32: [N, H, S, D] what each split gives, then [N, H, S, 2] its largest score and its sum of exponentials
+    parts: Option<Tensor>,
+    /// [N, G] u32 counters, 0 between launches
+    counters: Option<Tensor>,
+}
+
+impl AttendScratch {
+    /// Makes room for a plan. Returns whether something moved, so that graphs which name it are void.
+    pub fn reserve(&mut self, device: &Device, heads: Heads, plan: Plan) -> Result<bool> {
+        if !plan.decodes || matches!(device, Device::Cpu(_)) {
+            return Ok(false);
+        }
+        let n_counters = plan.rows * heads.n_kv_heads;
+        let n_parts = parts(heads, plan) * (heads.head_dim + 2);
+        let short = |t: &Option<Tensor>, n: usize| t.as_ref().is_none_or(|t| t.extent(0) < n);
+        let moves = (short(&self.parts, n_parts), short(&self.counters, n_counters));
+        if moves.0 {
+            self.parts = None;
+            self.parts = Some(Tensor::on(device, Dtype::F32, &[n_parts])?);
+        }
+        if moves.1 {
+            // Zero has the same bits in f32.
+            self.counters = Some(Tensor::zeros(Dtype::F32, &[n_counters])?.to_device(device)?);
+        }
+        Ok(moves.0 || moves.1)
+    }
+}
+
+/// Parts of attention that the rows of a plan have.
+fn parts(heads: Heads, plan: Plan) -> usize {
+    plan.rows * heads.n_heads * plan.context.div_ceil(SPLIT)
 }
 
 /// Attention of all rows of a batch in one layer; their keys and values are in the pages afterwards. `spans` are the
@@ -54,8 +85,11 @@ pub fn attend_forward(
     heads: Heads,
     eps: f32,
     compute: Compute,
-    _next: &[&Tensor],
+    next: &[&Tensor],
 ) {
+    if let Device::Cuda(cuda) = device {
+        return decode(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps, next);
+    }
     let (n, positions) = (batch.len(), batch.positions());
     qk_norm_rope_forward(device, a.q, a.q_raw, q_norm, table, positions, n, heads.n_heads, eps, compute);
     qk_norm_rope_forward(device, a.k, a.k_raw, k_norm, table, positions, n, heads.n_kv_heads, eps, compute);
@@ -72,3 +106,120 @@ pub fn attend_forward(
     }
     attention_forward(device, a.out, a.q, spans, shape, layer, heads, compute);
 }
+
+/// Weights that idle blocks bring into L2.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Range {
+    at: Address,
+    bytes: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct DecodeArgs {
+    step: Addresses,
+    out: Address,
+    q: Address,
+    k: Address,
+    v: Address,
+    q_norm: Address,
+    k_norm: Address,
+    cosine: Address,
+    sine: Address,
+    partial: Address,
+    weight: Address,
+    arrived: Address,
+    ahead: [Range; 2],
+    ahead_lines: u32,
+    layer: u32,
+    group: u32,
+    splits: u32,
+    scale: f32,
+    eps: f32,
+}
+
+// SAFETY: `AttendArgs` of kernels/attend.cu: addresses and lengths, then an even number of words.
+unsafe impl KernelArgs for DecodeArgs {}
+
+const THREADS: u32 = 128;
+/// Lines of 128 bytes that a thread of an idle block may ask for, so that looking ahead never takes longer than attention.
+const AHEAD_LINES: u32 = 16;
+
+#[allow(clippy::too_many_arguments)] // those of `attend_forward`
+fn decode(
+    cuda: &Cuda,
+    a: Attend,
+    (q_norm, k_norm): (&Tensor, &Tensor),
+    table: &RopeTable,
+    batch: &Batch,
+    layer: usize,
+    heads: Heads,
+    eps: f32,
+    next: &[&Tensor],
+) {
+    let Heads { n_heads, n_kv_heads, head_dim, scale } = heads;
+    let plan = batch.plan();
+    let kernel = match (head_dim, plan.columns) {
+        (32, 8) => "squire_attend_d32_n8",
+        (32, 16) => "squire_attend_d32_n16",
+        (32, 32) => "squire_attend_d32_n32",
+        (64, 8) => "squire_attend_d64_n8",
+        (64, 16) => "squire_attend_d64_n16",
+        (64, 32) => "squire_attend_d64_n32",
+        (128, 8) => "squire_attend_d128_n8",
+        (128, 16) => "squire_attend_d128_n16",
+        (128, 32) => "squire_attend_d128_n32",
+        (d, columns) => panic!("there is no attention for heads of {d} and {columns} columns"),
+    };
+    let room = "room was made for the parts of attention";
+    let (all_parts, counters) = (a.scratch.parts.as_ref().expect(room), a.scratch.counters.as_ref().expect(room));
+    let n_parts = parts(heads, plan);
+    assert!(all_parts.extent(0) >= n_parts * (head_dim + 2) && counters.extent(0) >= plan.rows * n_kv_heads, "{room}");
+    let [cosine, sine] = table.addresses();
+    let args = DecodeArgs {
+        step: batch.addresses(),
+        out: a.out.address(),
+        q: a.q_raw.address(),
+        k: a.k_raw.address(),
+        v: a.v.address(),
+        q_norm: q_norm.address(),
+        k_norm: k_norm.address(),
+        cosine,
+        sine,
+        partial: all_parts.address(),
+        weight: all_parts.address() + (n_parts * head_dim * size_of::<f32>()) as u64,
+        arrived: counters.address(),
+        ahead: look_ahead(cuda, next),
+        ahead_lines: AHEAD_LINES,
+        layer: layer as u32,
+        group: (n_heads / n_kv_heads) as u32,
+        splits: plan.context.div_ceil(SPLIT) as u32,
+        scale,
+        eps,
+    };
+    // Multiprocessors that no item needs get a block to look ahead.
+    let idle = (cuda.facts().n_sms as usize).saturating_sub(batch.max_items() * n_kv_heads);
+    let blocks = [(batch.max_items() + idle.div_ceil(n_kv_heads)) as u32, n_kv_heads as u32, 1];
+    cuda.launch(Launch::new(kernel, blocks, THREADS, decode_shared(head_dim, plan.columns)), &args);
+}
+
+/// The first two of `next`, as far as half of L2 holds them: the rest of it belongs to what is being read now.
+fn look_ahead(cuda: &Cuda, next: &[&Tensor]) -> [Range; 2] {
+    let mut left = cuda.facts().l2_bytes / 2;
+    let mut ranges = [Range::default(); 2];
+    for (range, weights) in ranges.iter_mut().zip(next) {
+        *range = Range { at: weights.address(), bytes: (weights.n_bytes() as u64).min(left) };
+        left -= range.bytes;
+    }
+    ranges
+}
+
+/// Bytes of `AttendShared`: values, q, p, the key, and three words a column for maxima, sums and who was last.
+fn decode_shared(head_dim: usize, columns: usize) -> usize {
+    let warps = THREADS as usize / 32;
+    SPLIT * head_dim * 2 + columns * head_dim * 2 + columns * SPLIT * 2 + head_dim * 2 + columns * (2 * warps + 1) * 4
+}
+
+#[cfg(test)]
+mod tests;
