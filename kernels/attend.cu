@@ -101,9 +101,10 @@ __device__ __forceinline__ void combine(const AttendArgs& a, u32 row, u32 n_spli
       z = fmaf(by, o.z, z);
       w = fmaf(by, o.w, w);
     }
+    const float by = 1.0f / sum;
     u32* out = reinterpret_cast<u32*>(a.out + head * D + d);
-    out[0] = narrow_pair(x / sum, y / sum);
-    out[1] = narrow_pair(z / sum, w / sum);
+    out[0] = narrow_pair(x * by, y * by);
+    out[1] = narrow_pair(z * by, w * by);
   }
 }
 
@@ -347,14 +348,14 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
         const u32 column = 8 * nt + 2 * t + odd;
         if (column >= n_columns) continue;
         const size_t head = size_t(rows[column / a.group]) * n_heads + g * a.group + column % a.group;
-        const float all = sum(column);
+        const float by = 1.0f / sum(column);
 #pragma unroll
         for (u32 tile = 0; tile < kTiles; ++tile) {
           const u32 d = (warp * kTiles + tile) * 16 + 2 * r;
           const float x = o[tile][nt][0][odd] + o[tile][nt][1][odd];
           const float y = o[tile][nt][0][odd + 2] + o[tile][nt][1][odd + 2];
           if (alone) {
-            *reinterpret_cast<u32*>(a.out + head * D + d) = narrow_pair(x / all, y / all);
+            *reinterpret_cast<u32*>(a.out + head * D + d) = narrow_pair(x * by, y * by);
           } else {
             *reinterpret_cast<float2*>(a.partial + (head * a.splits + item.split) * D + d) = make_float2(x, y);
           }

@@ -17,7 +17,7 @@ use crate::error::Result;
 pub const MAX_DECODE_ROWS: usize = 64;
 
 /// Query columns of one prefill tile on a GPU: rows times the heads that share keys.
-const TILE_COLUMNS: usize = 64;
+pub const TILE_COLUMNS: usize = 64;
 
 /// New rows of one timeline.
 pub struct BatchSegment<'a> {

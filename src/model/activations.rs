@@ -149,9 +149,10 @@ impl Activations {
     }
 
     /// Makes room for the batch's rows. Graphs over buffers that move are forgotten.
-    pub(super) fn reserve(&mut self, config: &ModelConfig) -> Result<()> {
-        let n = self.batch.plan().rows;
-        let n_slots = config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
+    pub(super) fn reserve(&mut self, model: &Model) -> Result<()> {
+        let plan = self.batch.plan();
+        let n = plan.rows;
+        let n_slots = model.config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
         if n > self.stream.extent(0) || self.generation != self.batch.generation() {
             self.graphs.clear();
             self.generation = self.batch.generation();
@@ -159,7 +160,13 @@ impl Activations {
         for t in [&mut self.stream, &mut self.branch, &mut self.hidden] {
             t.reserve_rows(n)?;
         }
-        self.layers.iter_mut().try_for_each(|l| l.reserve(n, self.keep, n_slots))
+        for layer in &mut self.layers {
+            layer.reserve(n, self.keep, n_slots)?;
+            if layer.attend_scratch.reserve(&self.device, model.heads(), plan)? {
+                self.graphs.clear();
+            }
+        }
+        Ok(())
     }
 
     /// Makes room for the logits of `n` rows.

@@ -127,7 +127,7 @@ fn begin(
     let rows: Vec<BatchSegment> =
         segments.iter().map(|s| BatchSegment { ids: s.ids, start: s.kv.len(), pages: s.kv.pages() }).collect();
     activations.batch.set(&model.device, &rows, draws, model.heads())?;
-    activations.reserve(&model.config)
+    activations.reserve(model)
 }
 
 /// The layers: from the tokens of the batch to the residual stream.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{Heads, RopeTable, Span, attention_forward, kv_append, qk_norm_rope_forward};
-use crate::backend::batch::{Batch, Plan};
+use crate::backend::batch::{Batch, Plan, TILE_COLUMNS};
 use crate::backend::cuda::step::{Addresses, SPLIT};
 use crate::backend::cuda::{Address, Cuda, KernelArgs, Launch};
 use crate::backend::page::{PAGE, PageShape};
@@ -88,7 +88,10 @@ pub fn attend_forward(
     next: &[&Tensor],
 ) {
     if let Device::Cuda(cuda) = device {
-        return decode(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps, next);
+        return match batch.plan().decodes {
+            true => decode(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps, next),
+            false => prefill(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps),
+        };
     }
     let (n, positions) = (batch.len(), batch.positions());
     qk_norm_rope_forward(device, a.q, a.q_raw, q_norm, table, positions, n, heads.n_heads, eps, compute);
@@ -219,6 +222,73 @@ fn look_ahead(cuda: &Cuda, next: &[&Tensor]) -> [Range; 2] {
 fn decode_shared(head_dim: usize, columns: usize) -> usize {
     let warps = THREADS as usize / 32;
     SPLIT * head_dim * 2 + columns * head_dim * 2 + columns * SPLIT * 2 + head_dim * 2 + columns * (2 * warps + 1) * 4
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct AppendArgs {
+    step: Addresses,
+    k: Address,
+    v: Address,
+    k_norm: Address,
+    cosine: Address,
+    sine: Address,
+    layer: u32,
+    eps: f32,
+}
+
+// SAFETY: `AppendArgs` of kernels/attend_prefill.cu: addresses, then an even number of words.
+unsafe impl KernelArgs for AppendArgs {}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PrefillArgs {
+    step: Addresses,
+    out: Address,
+    q: Address,
+    q_norm: Address,
+    cosine: Address,
+    sine: Address,
+    layer: u32,
+    group: u32,
+    scale: f32,
+    eps: f32,
+}
+
+// SAFETY: `PrefillArgs` of kernels/attend_prefill.cu: addresses, then an even number of words.
+unsafe impl KernelArgs for PrefillArgs {}
+
+#[allow(clippy::too_many_arguments)] // those of `attend_forward`
+fn prefill(
+    cuda: &Cuda,
+    a: Attend,
+    (q_norm, k_norm): (&Tensor, &Tensor),
+    table: &RopeTable,
+    batch: &Batch,
+    layer: usize,
+    heads: Heads,
+    eps: f32,
+) {
+    let Heads { n_heads, n_kv_heads, head_dim, scale } = heads;
+    let (append, attend) = match head_dim {
+        32 => ("squire_append_d32", "squire_attend_prefill_d32"),
+        64 => ("squire_append_d64", "squire_attend_prefill_d64"),
+        128 => ("squire_append_d128", "squire_attend_prefill_d128"),
+        d => panic!("there is no attention for heads of {d}"),
+    };
+    let (step, [cosine, sine], layer) = (batch.addresses(), table.addresses(), layer as u32);
+    let blocks = [batch.n_tiles() as u32, n_kv_heads as u32, 1];
+    let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), k_norm.address());
+    // The values of a tile, two elements more a row than it has.
+    let shared = TILE_COLUMNS * (head_dim + 2) * 2;
+    let args = AppendArgs { step, k, v, k_norm, cosine, sine, layer, eps };
+    cuda.launch(Launch::new(append, blocks, THREADS, shared), &args);
+    let (out, q, q_norm) = (a.out.address(), a.q_raw.address(), q_norm.address());
+    let group = (n_heads / n_kv_heads) as u32;
+    let args = PrefillArgs { step, out, q, q_norm, cosine, sine, layer, group, scale, eps };
+    // Keys and values of two pages.
+    let shared = 2 * 2 * PAGE * head_dim * 2;
+    cuda.launch(Launch::new(attend, blocks, THREADS, shared), &args);
 }
 
 #[cfg(test)]
