@@ -25,7 +25,7 @@ __device__ __forceinline__ u32 swiglu_pair(u32 gate, u32 up) {
 
 }  // namespace
 
-SQUIRE_KERNEL(squire_residual, kThreads, 8, ResidualArgs) {
+SQUIRE_KERNEL(squire_residual, kThreads, 4, ResidualArgs) {
   let_successor_begin();
   after_predecessor();
   const u64 i = (u64(blockIdx.x) * kThreads + threadIdx.x) * 8;
@@ -33,7 +33,7 @@ SQUIRE_KERNEL(squire_residual, kThreads, 8, ResidualArgs) {
   *reinterpret_cast<Quad*>(a.y + i) = add(load_quad(a.y + i), load_quad(a.x + i));
 }
 
-SQUIRE_KERNEL(squire_swiglu, kThreads, 8, SwigluArgs) {
+SQUIRE_KERNEL(squire_swiglu, kThreads, 4, SwigluArgs) {
   let_successor_begin();
   after_predecessor();
   const u64 i = (u64(blockIdx.x) * kThreads + threadIdx.x) * 8;

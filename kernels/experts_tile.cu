@@ -122,21 +122,22 @@ __device__ __forceinline__ void experts_gate_up(const ExpertsArgs& a) {
   let_successor_begin();
   after_predecessor();
   if (blockIdx.y >= *a.n_tiles) return;
-  const ExpertTile tile = a.tiles[blockIdx.y];
+  // Read again where it is wanted: what the long loop need not keep leaves it registers.
+  const ExpertTile* tile = a.tiles + blockIdx.y;
   const u32 first_output = blockIdx.x * kOutputs;
-  const bf16 *gate = a.w + tile.expert * a.stride, *up = a.up + tile.expert * a.stride;
+  const bf16 *gate = a.w + tile->expert * a.stride, *up = a.up + tile->expert * a.stride;
   auto weight_row = [&](u32 r) { return gate_up_row(gate, up, first_output, r, a.width, a.columns); };
   auto token_row = [&](u32 r) {
-    const bool here = r < tile.count;
-    return TileRow{a.x + (here ? size_t(a.order[tile.first + r] / a.top_k) * a.columns : 0), here};
+    const bool here = r < tile->count;
+    return TileRow{a.x + (here ? size_t(a.order[tile->first + r] / a.top_k) * a.columns : 0), here};
   };
   auto* s = shared<TileShared<TOKENS>>();
   TileSums<TOKENS> sums;
   tile_product(sums, s, a.columns, weight_row, token_row);
   stage_swiglu(sums, s);
   emit_staged<kOutputs>(s, [&](u32 token, u32 column, const Quad& v) {
-    if (token >= tile.count || first_output + column >= a.width) return;
-    *reinterpret_cast<Quad*>(a.y + size_t(tile.first + token) * a.width + first_output + column) = v;
+    if (token >= tile->count || first_output + column >= a.width) return;
+    *reinterpret_cast<Quad*>(a.y + size_t(tile->first + token) * a.width + first_output + column) = v;
   });
 }
 
@@ -146,24 +147,24 @@ __device__ __forceinline__ void experts_down(const ExpertsArgs& a) {
   let_successor_begin();
   after_predecessor();
   if (blockIdx.y >= *a.n_tiles) return;
-  const ExpertTile tile = a.tiles[blockIdx.y];
+  const ExpertTile* tile = a.tiles + blockIdx.y;
   const u32 first_row = blockIdx.x * kTileRows;
-  const bf16* w = a.w + tile.expert * a.stride;
+  const bf16* w = a.w + tile->expert * a.stride;
   auto weight_row = [&](u32 r) {
     const bool here = first_row + r < a.width;
     return TileRow{w + (here ? size_t(first_row + r) * a.columns : 0), here};
   };
   auto token_row = [&](u32 r) {
-    const bool here = r < tile.count;
-    return TileRow{a.x + (here ? size_t(tile.first + r) * a.columns : 0), here};
+    const bool here = r < tile->count;
+    return TileRow{a.x + (here ? size_t(tile->first + r) * a.columns : 0), here};
   };
   auto* s = shared<TileShared<TOKENS>>();
   TileSums<TOKENS> sums;
   tile_product(sums, s, a.columns, weight_row, token_row);
   stage_products(sums, s);
   emit_staged<kTileRows>(s, [&](u32 token, u32 column, const Quad& v) {
-    if (token >= tile.count || first_row + column >= a.width) return;
-    *reinterpret_cast<Quad*>(a.y + size_t(a.order[tile.first + token]) * a.width + first_row + column) = v;
+    if (token >= tile->count || first_row + column >= a.width) return;
+    *reinterpret_cast<Quad*>(a.y + size_t(a.order[tile->first + token]) * a.width + first_row + column) = v;
   });
 }
 

@@ -202,7 +202,7 @@ impl ExpertsTile {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tile::{self, GateUp};
+    use super::super::tile::{self, GateUpProduct};
     use super::super::{Buffer, Matmul};
     use super::*;
     use crate::backend::ops::claims::*;
@@ -387,7 +387,8 @@ mod tests {
                     let [gate, up, down] =
                         [&case.gate[e], &case.up[e], &case.down[e]].map(|w| w.to_device(&gpu).unwrap());
                     let (px, py) = (product.address(), y.address());
-                    let dense = GateUp { y: px, x: x.address(), gate: gate.address(), up: up.address(), n: m, f, k: c };
+                    let dense =
+                        GateUpProduct { y: px, x: x.address(), gate: gate.address(), up: up.address(), n: m, f, k: c };
                     let scratch = [(); 2].map(|_| Tensor::on(&gpu, Dtype::Bf16, &[m, f]).unwrap());
                     tile::gate_up(cuda, &dense, [scratch[0].address(), scratch[1].address()]);
                     tile::product(cuda, &Matmul { y: py, x: px, w: down.address(), n: m, m: c, k: f, y_stride: c });

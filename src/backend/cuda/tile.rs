@@ -105,7 +105,7 @@ unsafe impl KernelArgs for SwigluArgs {}
 
 /// y [n, f] = round(silu(round(x gate^T)) round(x up^T)) for x [n, k], gate and up [f, k].
 #[derive(Clone, Copy, Debug)]
-pub struct GateUp {
+pub struct GateUpProduct {
     /// [n, f]
     pub y: Address,
     /// [n, k]
@@ -141,8 +141,8 @@ pub fn product_residual(cuda: &Cuda, matmul: &Matmul, scratch: Address) {
     }
 }
 
-/// What `GateUp` says. Each of `scratch` has room for [n, f]; they are used where a library multiplies.
-pub fn gate_up(cuda: &Cuda, g: &GateUp, scratch: [Address; 2]) {
+/// What `GateUpProduct` says. Each of `scratch` has room for [n, f]; they are used where a library multiplies.
+pub fn gate_up(cuda: &Cuda, g: &GateUpProduct, scratch: [Address; 2]) {
     if cuda.api().has_matmul() {
         swiglu_apart(cuda, g, scratch);
     } else {
@@ -159,8 +159,8 @@ fn linear_tile(cuda: &Cuda, kernels: [&'static str; 2], matmul: &Matmul) {
     cuda.launch(width.launch(kernels, [n.div_ceil(width.tokens()), row_tiles]), &args);
 }
 
-fn swiglu_tile(cuda: &Cuda, g: &GateUp) {
-    let &GateUp { y, x, gate, up, n, f, k } = g;
+fn swiglu_tile(cuda: &Cuda, g: &GateUpProduct) {
+    let &GateUpProduct { y, x, gate, up, n, f, k } = g;
     assert!(k % 32 == 0 && f % 8 == 0, "gate and up of {f} outputs and {k} columns");
     let row_tiles = (2 * f).div_ceil(ROWS);
     let width = Width::of(cuda, n, row_tiles);
@@ -176,8 +176,8 @@ fn residual_apart(cuda: &Cuda, matmul: &Matmul, scratch: Address) {
     elementwise(cuda, "squire_residual", n * m, &ResidualArgs { y, x: scratch, n: (n * m) as u64 });
 }
 
-fn swiglu_apart(cuda: &Cuda, g: &GateUp, scratch: [Address; 2]) {
-    let &GateUp { y, x, gate, up, n, f, k } = g;
+fn swiglu_apart(cuda: &Cuda, g: &GateUpProduct, scratch: [Address; 2]) {
+    let &GateUpProduct { y, x, gate, up, n, f, k } = g;
     for (y, w) in scratch.into_iter().zip([gate, up]) {
         product(cuda, &Matmul { y, x, w, n, m: f, k, y_stride: f });
     }
@@ -207,10 +207,6 @@ mod tests {
             Device::Cuda(cuda) => cuda,
             Device::Cpu(_) => unreachable!("gpus() are"),
         }
-    }
-
-    fn rounded(t: &Tensor) -> Tensor {
-        stored(&Tensor::from_f32(t.shape().extents(), &stored(t, Dtype::Bf16).to_f32()).unwrap(), Dtype::F32)
     }
 
     /// The CPU path's product in bf16 compute.
@@ -322,11 +318,11 @@ mod tests {
             swiglu_forward(&device(), &mut wanted, &judge(&x, &gate), &judge(&x, &up), n, Compute::Bf16);
             for gpu in gpus() {
                 let [x, gate, up] = [&x, &gate, &up].map(|t| bf16_on(&gpu, t));
-                let of = |launch: fn(&Cuda, &GateUp, [Address; 2])| {
+                let of = |launch: fn(&Cuda, &GateUpProduct, [Address; 2])| {
                     let y = Tensor::on(&gpu, Dtype::Bf16, &[n, f]).unwrap();
                     let scratch = [(); 2].map(|_| Tensor::on(&gpu, Dtype::Bf16, &[n, f]).unwrap());
                     let [y_at, x, gate, up] = [&y, &x, &gate, &up].map(Tensor::address);
-                    let product = GateUp { y: y_at, x, gate, up, n, f, k };
+                    let product = GateUpProduct { y: y_at, x, gate, up, n, f, k };
                     launch(cuda(&gpu), &product, [scratch[0].address(), scratch[1].address()]);
                     read(&y)
                 };
