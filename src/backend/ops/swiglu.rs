@@ -72,7 +72,7 @@ fn gate_up_on(
         rows::swiglu(cuda, &SwigluProduct { y, x, norm, gate, up, n, f, c });
     } else {
         let scratch = [out.gate.bf16_address(), out.up.bf16_address()];
-        tile::gate_up(cuda, &tile::GateUp { y, x, gate, up, n, f, k: c }, scratch);
+        tile::gate_up(cuda, &tile::GateUpProduct { y, x, gate, up, n, f, k: c }, scratch);
     }
 }
 
