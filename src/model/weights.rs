@@ -196,24 +196,28 @@ impl Weights {
         }
     }
 
-    /// Random weights of the model's shapes: matrices uniform with the given standard deviation, norms 1.
-    /// For speed and for tests; the values are a function of the seed alone.
+    /// Random weights of the model's shapes where `device` computes: matrices uniform with the given standard deviation,
+    /// norms 1. For speed and for tests; the values are a function of the seed alone. On a GPU they are bf16 whatever
+    /// `dtype` is, and laid out as in `to_device`.
     pub fn random(config: &ModelConfig, device: &Device, dtype: Dtype, seed: u64, deviation: f32) -> Result<Weights> {
         let spread = 2.0 * 3f32.sqrt() * deviation;
+        let mut place = Arena::new(config, device)?;
         let mut number = 0;
         Weights::build(config, |_, shape| {
             number += 1;
-            if let &[n] = shape.extents() {
-                let mut ones = Tensor::zeros(dtype, &[n])?;
-                match dtype {
-                    Dtype::F32 => ones.f32_mut().fill(1.0),
-                    Dtype::Bf16 => ones.u16_mut().fill(half::bf16::ONE.to_bits()),
-                    Dtype::F16 => ones.u16_mut().fill(half::f16::ONE.to_bits()),
-                }
-                return ones.to_device(device);
+            let ones = match shape.extents() {
+                &[n] => Some(Tensor::from_f32(&[n], &vec![1.0; n])?),
+                _ => None,
+            };
+            let mut tensor = match &mut place {
+                Some(place) => place.take(shape),
+                None => Tensor::zeros(dtype, shape.extents())?,
+            };
+            match ones {
+                Some(ones) if tensor.is_on_gpu() => tensor.upload_as_bf16(&ones)?,
+                Some(ones) => ops::convert(device, &mut tensor, &ones),
+                None => ops::fill_random(device, &mut tensor, seed, number, spread),
             }
-            let mut tensor = Tensor::on(device, dtype, shape.extents())?;
-            ops::fill_random(device, &mut tensor, seed, number, spread);
             Ok(tensor)
         })
     }

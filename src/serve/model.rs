@@ -138,7 +138,6 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         config.check()?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        let weights = weights.to_device(&config, engine.device(), &mut |_, _| Ok(()))?;
         let documents = ModelDir {
             path: Default::default(),
             config: config.to_json(),

@@ -92,13 +92,7 @@ pub(super) fn logprobs_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, ids: &[i
 }
 
 /// `top_k` of a row on a GPU; beyond 1024 ids the row is ranked on the host. Waits.
-pub(super) fn top_k_on(
-    cuda: &Cuda,
-    logits: &Tensor,
-    stats: &Tensor,
-    row: usize,
-    k: usize,
-) -> Result<Vec<(i32, f32)>> {
+pub(super) fn top_k_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, row: usize, k: usize) -> Result<Vec<(i32, f32)>> {
     let v = logits.extent(1);
     assert!(row < logits.extent(0) && row < stats.extent(0), "row {row} of {logits:?}, {stats:?}");
     let k = k.min(v);
