@@ -150,11 +150,15 @@ fn a_decode_step_has_one_set_of_bits_whoever_decodes_beside_it() {
     for config in [dense(), sparse()] {
         let gpu = model(GPU, &config);
         let prompts: Vec<Vec<i32>> = (0..9).map(|i| ids(3 + 5 * i, i, config.vocab_size)).collect();
-        let alone: Vec<_> = prompts.iter().map(|p| generate(&session(&gpu, p), sampled(6, 3))).collect();
+        let prefilled = |p: &Vec<i32>| {
+            let s = session(&gpu, p);
+            s.prefill(&Cancel::default()).unwrap();
+            s
+        };
+        let alone: Vec<_> = prompts.iter().map(|p| generate(&prefilled(p), sampled(6, 3))).collect();
         for together in [2, 3, 8, 9] {
-            let sessions: Vec<Session> = prompts[..together].iter().map(|p| session(&gpu, p)).collect();
             // Each prompt is computed by itself, so that only decoding is shared.
-            sessions.iter().for_each(|s| s.prefill(&Cancel::default()).unwrap());
+            let sessions: Vec<Session> = prompts[..together].iter().map(prefilled).collect();
             let running: Vec<_> = sessions.iter().map(|s| s.generate(sampled(6, 3)).unwrap()).collect();
             running.into_iter().for_each(|g| drop(g.collect().unwrap()));
             for (i, s) in sessions.iter().enumerate() {

@@ -19,7 +19,7 @@ use crate::backend::Tensor;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
-use crate::model::{KvPool, Model, ModelConfig, Weights};
+use crate::model::{KvPool, Model, ModelConfig, Weights, context_of};
 use crate::tensor::Dtype;
 use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
@@ -136,7 +136,7 @@ impl ServedModel {
         seed: u64,
         max_context: usize,
     ) -> Result<ServedModel> {
-        config.check()?;
+        context_of(&config, engine.device(), max_context)?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
         let documents = ModelDir {
             path: Default::default(),
