@@ -119,26 +119,28 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
 
   // The step was uploaded before its first kernel began, so its indices may be followed while the predecessor runs.
   let_successor_begin();
-  const u32 n_items = a.step.counts->items;
+  const u32 n_items = load_constant(&a.step.counts->items);
   if (blockIdx.x >= n_items) {
     look_ahead(a, n_items);
     after_predecessor();
     return;
   }
-  const Item item = a.step.items[blockIdx.x];
+  const Item item = load_item(a.step.items + blockIdx.x);
   const u32* rows = a.step.item_rows + item.first;
   const u32 n_columns = item.count * a.group;
-  const u32 row0 = rows[0], newest = a.step.positions[row0];
+  const u32 row0 = load_constant(rows), newest = load_constant(a.step.positions + row0);
   const u32 n_keys = min(newest - item.split * kSplit + 1, kSplit);
   const bool appends = newest - item.split * kSplit < kSplit;
   const u32 page_of_newest = appends ? (n_keys - 1) / kPage : kPages, slot_of_newest = newest % kPage;
-  const u64* pages = a.step.pages + a.step.row_pages[row0] + item.split * kPages;
+  const u64* pages = a.step.pages + load_constant(a.step.row_pages + row0) + item.split * kPages;
   u64 page_at[kPages], own_page_at[2];
 #pragma unroll
-  for (u32 page = 0; page < kPages; ++page) page_at[page] = pages[page * kPage < n_keys ? page : 0];
+  for (u32 page = 0; page < kPages; ++page) page_at[page] = load_constant(pages + (page * kPage < n_keys ? page : 0));
 #pragma unroll
-  for (u32 i = 0; i < 2; ++i) own_page_at[i] = (2 * warp + i) * kPage < n_keys ? pages[2 * warp + i] : 0;
-  const u64 newest_page_at = appends ? pages[page_of_newest] : 0;
+  for (u32 i = 0; i < 2; ++i) {
+    own_page_at[i] = (2 * warp + i) * kPage < n_keys ? load_constant(pages + 2 * warp + i) : 0;
+  }
+  const u64 newest_page_at = appends ? load_constant(pages + page_of_newest) : 0;
   auto keys = [&](u64 page) { return page_keys(page, a.layer, g, n_kv_heads, D); };
   auto values = [&](u64 page) { return page_values(page, a.layer, g, n_kv_heads, D); };
   // Bringing a page to L2 reads nothing yet, so it need not wait: 64 D bytes of keys and of values.
@@ -157,7 +159,8 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
       head.clear();
       return nullptr;
     }
-    const u32 row = is_key ? row0 : rows[column / a.group], position = a.step.positions[row];
+    const u32 row = is_key ? row0 : load_constant(rows + column / a.group);
+    const u32 position = load_constant(a.step.positions + row);
     head.load_weights(is_key ? a.k_norm : a.q_norm, a.cosine + size_t(position) * (D / 2),
                       a.sine + size_t(position) * (D / 2));
     return is_key ? a.k + (size_t(row) * n_kv_heads + g) * D

@@ -52,7 +52,7 @@ __device__ __forceinline__ void append(const AppendArgs& a) {
   auto& sm = *shared<AppendShared<D>>();
   const u32 g = blockIdx.y, n_kv_heads = gridDim.y;
   let_successor_begin();
-  const Tile tile = a.step.tiles[blockIdx.x];
+  const Tile tile = load_tile(a.step.tiles + blockIdx.x);
   const u64* pages = a.step.pages + tile.pages;
   after_predecessor();
   for (u32 first = 4 * (threadIdx.x / 32); first < tile.count; first += kThreads / 8) {
@@ -131,7 +131,7 @@ __device__ __forceinline__ void prefill(const PrefillArgs& a) {
   const u32 g = blockIdx.y, n_kv_heads = gridDim.y, n_heads = a.group * n_kv_heads;
   let_successor_begin();
   // Long tiles first: the last to run should be short.
-  const Tile tile = a.step.tiles[gridDim.x - 1 - blockIdx.x];
+  const Tile tile = load_tile(a.step.tiles + (gridDim.x - 1 - blockIdx.x));
   const u64* pages = a.step.pages + tile.pages;
   const u32 n_queries = tile.count * a.group, last = tile.position + tile.count - 1, n_pages = last / kPage + 1;
   after_predecessor();

@@ -77,6 +77,16 @@ __device__ __forceinline__ Quad load_weights(const void* p) {
 #endif
 }
 
+// Small things that no kernel writes: norms, tables, what a step is told of its rows.
+template <class T>
+__device__ __forceinline__ T load_constant(const T* p) {
+#ifdef SQUIRE_SHIM
+  return shim::load<T>(p);
+#else
+  return __ldg(p);
+#endif
+}
+
 // Activations and KV: written by earlier kernels or by this one.
 __device__ __forceinline__ Quad load_quad(const void* p) {
 #ifdef SQUIRE_SHIM
@@ -177,7 +187,7 @@ __device__ __forceinline__ void let_successor_begin() {
 }
 
 // From here on all that earlier kernels wrote is visible. Every thread of every kernel passes here before its first
-// read or write of anything that another kernel writes or reads; weights may be loaded before.
+// read or write of anything that another kernel writes or reads; weights and other constants may be loaded before.
 __device__ __forceinline__ void after_predecessor() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -18,11 +18,11 @@ struct Head {
   __device__ __forceinline__ void load_weights(const bf16* weight, const float* cosines, const float* sines) {
     const u32 m = threadIdx.x % 8;
 #pragma unroll
-    for (int j = 0; j < D / 16; ++j) w[j] = *reinterpret_cast<const u32*>(weight + 16 * j + 2 * m);
+    for (int j = 0; j < D / 16; ++j) w[j] = load_constant(reinterpret_cast<const u32*>(weight + 16 * j + 2 * m));
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
-      cosine[j] = *reinterpret_cast<const float2*>(cosines + 16 * j + 2 * m);
-      sine[j] = *reinterpret_cast<const float2*>(sines + 16 * j + 2 * m);
+      cosine[j] = load_constant(reinterpret_cast<const float2*>(cosines + 16 * j + 2 * m));
+      sine[j] = load_constant(reinterpret_cast<const float2*>(sines + 16 * j + 2 * m));
     }
   }
 

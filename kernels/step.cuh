@@ -60,6 +60,14 @@ __device__ __forceinline__ bf16* page_elements(u64 page) {
 #endif
 }
 
+// A step is uploaded before its first kernel begins: kernels may read it before after_predecessor().
+__device__ __forceinline__ Item load_item(const Item* p) {
+  return {load_constant(&p->split), load_constant(&p->first), load_constant(&p->count), 0};
+}
+__device__ __forceinline__ Tile load_tile(const Tile* p) {
+  return {load_constant(&p->row), load_constant(&p->count), load_constant(&p->position), load_constant(&p->pages)};
+}
+
 // A page holds all layers: [L][keys [G, 32, D], values [G, D, 32]], bf16. Values stand transposed, so that both products
 // of attention read 16 contiguous bytes a lane in the form of mma32.
 __device__ __forceinline__ bf16* page_keys(u64 page, u32 layer, u32 g, u32 n_kv_heads, u32 d) {
