@@ -20,8 +20,9 @@ template <int ROWS>
 struct Linear {
   static constexpr u32 kHeight = ROWS < 16 ? 8 : 16;
 
+  // As loaded: what is done to it waits for it.
   struct Held {
-    float y[4];
+    bf16 y[4];
   };
 
   const LinearArgs& a;
@@ -45,11 +46,11 @@ struct Linear {
   }
   __device__ Held hold(u32 piece, u32 token) const {
     Held held = {};
-    if (a.adds) each(piece, token, [&](u32 i, const bf16* y) { held.y[i] = widen(*y); });
+    if (a.adds) each(piece, token, [&](u32 i, const bf16* y) { held.y[i] = *y; });
     return held;
   }
   __device__ void store(u32 piece, u32 token, const float (&d)[4], const Held& held) const {
-    each(piece, token, [&](u32 i, bf16* y) { *y = a.adds ? narrow(held.y[i] + rounded(d[i])) : narrow(d[i]); });
+    each(piece, token, [&](u32 i, bf16* y) { *y = a.adds ? narrow(widen(held.y[i]) + rounded(d[i])) : narrow(d[i]); });
   }
 };
 

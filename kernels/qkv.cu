@@ -1,4 +1,4 @@
-// QKV: the three projections of attention as one product, with the norm before it where there are at most 8 rows.
+// QKV: the three projections of attention as one product, for up to 64 rows; squire_qkv_normed8 normalises by itself.
 //
 // q [N, H D], k and v [N, G D], raw; weights [H D, C], [G D, C], [G D, C]; all bf16. The pieces of the three matrices
 // stand one behind another.
@@ -73,6 +73,7 @@ SQUIRE_KERNEL(squire_qkv_normed8, kRowsThreads, 4, QkvArgs) {
   Qkv op{a};
   normed_product<16>(op, a.x, nullptr, a.n, a.norm, a.c, a.eps);
 }
+SQUIRE_KERNEL(squire_qkv_rows8, kRowsThreads, 3, QkvArgs) { qkv<16, 1>(a); }
 SQUIRE_KERNEL(squire_qkv_rows16_by16, kRowsThreads, 2, QkvArgs) { qkv<16, 2>(a); }
 SQUIRE_KERNEL(squire_qkv_rows16_by32, kRowsThreads, 2, QkvArgs) { qkv<32, 2>(a); }
 SQUIRE_KERNEL(squire_qkv_rows32_by16, kRowsThreads, 2, QkvArgs) { qkv<16, 4>(a); }

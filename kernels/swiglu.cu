@@ -1,7 +1,7 @@
-// Norm, gate, up and SwiGLU for up to 64 rows: y = round(silu(round(Wg x)) round(Wu x)).
+// Gate, up and SwiGLU for up to 64 rows: y = round(silu(round(Wg x)) round(Wu x)).
 //
 // Wg, Wu [F, C], y [N, F]; all bf16. A piece is eight gate rows and the same eight up rows, so one lane holds the gate
-// and the up of an output. The norm is within where there are at most 8 rows.
+// and the up of an output. squire_swiglu_normed8 normalises by itself.
 #include "rows.cuh"
 
 namespace {
@@ -50,6 +50,7 @@ SQUIRE_KERNEL(squire_swiglu_normed8, kRowsThreads, 4, SwigluRowsArgs) {
   Swiglu op{a};
   normed_product<16>(op, a.x, nullptr, a.n, a.norm, a.c, a.eps);
 }
+SQUIRE_KERNEL(squire_swiglu_rows8, kRowsThreads, 3, SwigluRowsArgs) { swiglu_rows<16, 1>(a); }
 SQUIRE_KERNEL(squire_swiglu_rows16_by16, kRowsThreads, 2, SwigluRowsArgs) { swiglu_rows<16, 2>(a); }
 SQUIRE_KERNEL(squire_swiglu_rows16_by32, kRowsThreads, 2, SwigluRowsArgs) { swiglu_rows<32, 2>(a); }
 SQUIRE_KERNEL(squire_swiglu_rows32_by16, kRowsThreads, 2, SwigluRowsArgs) { swiglu_rows<16, 4>(a); }

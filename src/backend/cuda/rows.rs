@@ -5,8 +5,8 @@
 
 use super::{Address, Cuda, KernelArgs, Launch, Matmul};
 
-/// Rows that a product normalises by itself.
-pub const MAX_NORMED: usize = 8;
+/// Rows that a product may normalise by itself.
+const MAX_NORMED: usize = 8;
 
 const THREADS: u32 = 256;
 const WARPS: usize = 8;
@@ -44,7 +44,7 @@ const LINEAR: &[Form] = &[
     form("squire_linear_rows64_by32", 32, 64),
 ];
 const QKV: &[Form] = &[
-    normed("squire_qkv_normed8"),
+    form("squire_qkv_rows8", 16, 8),
     form("squire_qkv_rows16_by16", 16, 16),
     form("squire_qkv_rows16_by32", 32, 16),
     form("squire_qkv_rows32_by16", 16, 32),
@@ -53,7 +53,7 @@ const QKV: &[Form] = &[
     form("squire_qkv_rows64_by32", 32, 64),
 ];
 const SWIGLU: &[Form] = &[
-    normed("squire_swiglu_normed8"),
+    form("squire_swiglu_rows8", 16, 8),
     form("squire_swiglu_rows16_by16", 16, 16),
     form("squire_swiglu_rows16_by32", 32, 16),
     form("squire_swiglu_rows32_by16", 16, 32),
@@ -67,6 +67,8 @@ const HEAD: &[Form] = &[
     form("squire_head_rows32", 32, 32),
     form("squire_head_rows64", 32, 64),
 ];
+const QKV_NORMED: &[Form] = &[normed("squire_qkv_normed8")];
+const SWIGLU_NORMED: &[Form] = &[normed("squire_swiglu_normed8")];
 const HEAD_NORMED: &[Form] = &[normed("squire_head_normed8")];
 
 impl Form {
@@ -95,6 +97,13 @@ impl Form {
         let blocks = if tiles <= 3 * n_sms { tiles } else { 2 * n_sms };
         Launch::new(self.kernel, [blocks as u32, 1, 1], THREADS, ring + sums + norm)
     }
+}
+
+/// Whether products of n rows of c columns normalise them by themselves. Every block keeps all rows; where that would
+/// leave room for one block a multiprocessor, a launch of its own costs less.
+pub fn norms_within(cuda: &Cuda, n: usize, c: usize) -> bool {
+    let bytes = |n| HEAD_NORMED[0].launch(cuda, 16, n, c).shared;
+    n == 1 || n <= MAX_NORMED && 2 * bytes(n) <= cuda.facts().shared_bytes
 }
 
 /// Shared memory of kernels/norm.cuh for n rows of c columns.
@@ -223,7 +232,7 @@ pub struct QkvProduct {
     pub out: [Address; 3],
     /// [n, c]
     pub x: Address,
-    /// for at most MAX_NORMED rows, and for them always
+    /// where `norms_within`
     pub norm: Option<Norm>,
     /// matrices of q, k and v
     pub w: [Address; 3],
@@ -239,13 +248,13 @@ pub struct QkvProduct {
 
 /// What `QkvProduct` says.
 pub fn qkv(cuda: &Cuda, p: &QkvProduct) {
-    qkv_by(cuda, Form::choose(QKV, cuda, p.n, p.q_out + 2 * p.kv_out), p);
+    let forms = if p.norm.is_some() { QKV_NORMED } else { QKV };
+    qkv_by(cuda, Form::choose(forms, cuda, p.n, p.q_out + 2 * p.kv_out), p);
 }
 
 fn qkv_by(cuda: &Cuda, form: &Form, p: &QkvProduct) {
     let &QkvProduct { out: [q, k, v], x, norm, w: [wq, wk, wv], n, c, q_out, kv_out } = p;
     assert!(q_out.is_multiple_of(16) && kv_out.is_multiple_of(16), "projections to {q_out} and {kv_out}");
-    assert_eq!(form.normed, norm.is_some(), "{n} rows");
     let Norm { weight, eps } = norm.unwrap_or(Norm { weight: 0, eps: 0.0 });
     let launch = form.launch(cuda, q_out + 2 * kv_out, n, c);
     let [n, c, q_out, kv_out] = [n, c, q_out, kv_out].map(|extent| extent as u32);
@@ -259,7 +268,7 @@ pub struct SwigluProduct {
     pub y: Address,
     /// [n, c]
     pub x: Address,
-    /// for at most MAX_NORMED rows, and for them always
+    /// where `norms_within`
     pub norm: Option<Norm>,
     /// [f, c]
     pub gate: Address,
@@ -275,13 +284,13 @@ pub struct SwigluProduct {
 
 /// What `SwigluProduct` says.
 pub fn swiglu(cuda: &Cuda, p: &SwigluProduct) {
-    swiglu_by(cuda, Form::choose(SWIGLU, cuda, p.n, 2 * p.f), p);
+    let forms = if p.norm.is_some() { SWIGLU_NORMED } else { SWIGLU };
+    swiglu_by(cuda, Form::choose(forms, cuda, p.n, 2 * p.f), p);
 }
 
 fn swiglu_by(cuda: &Cuda, form: &Form, p: &SwigluProduct) {
     let &SwigluProduct { y, x, norm, gate, up, n, f, c } = p;
     assert!(f.is_multiple_of(8), "{f} gates");
-    assert_eq!(form.normed, norm.is_some(), "{n} rows");
     let Norm { weight, eps } = norm.unwrap_or(Norm { weight: 0, eps: 0.0 });
     let launch = form.launch(cuda, 2 * f, n, c);
     let [n, f, c] = [n, f, c].map(|extent| extent as u32);
@@ -299,7 +308,7 @@ pub struct HeadProduct {
     pub x: Address,
     /// [n] u32 rows of x; 0: the first n
     pub rows: Address,
-    /// for at most MAX_NORMED rows
+    /// where `norms_within`
     pub norm: Option<Norm>,
     /// [v, c]
     pub w: Address,
@@ -364,13 +373,13 @@ mod tests {
                 let norm = Norm { weight: norm.address(), eps: 1e-5 };
                 rmsnorm(cuda(&gpu), normed.address(), x, 0, norm, n, c);
                 let input = |form: &Form| if form.normed { (x, Some(norm)) } else { (normed.address(), None) };
-                assert_one_set_of_bits(SWIGLU, n, |form| {
+                assert_one_set_of_bits(&[SWIGLU, SWIGLU_NORMED].concat(), n, |form| {
                     let (y, (x, norm)) = (y(304), input(form));
                     let (gate, up) = (a.address(), b.address());
                     swiglu_by(cuda(&gpu), form, &SwigluProduct { y: y.address(), x, norm, gate, up, n, f: 304, c });
                     read(&y)
                 });
-                assert_one_set_of_bits(QKV, n, |form| {
+                assert_one_set_of_bits(&[QKV, QKV_NORMED].concat(), n, |form| {
                     let (q, k, v, (x, norm)) = (y(304), y(48), y(48), input(form));
                     let out = [&q, &k, &v].map(Tensor::address);
                     let w = [a.address(), b.address(), a.address()];

@@ -8,7 +8,7 @@ use super::draws::sample_row_on;
 use super::logprob::{logprobs_on, top_k_on};
 use super::{Sampled, Sampling, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, sample_token, top_k};
 use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::backend::cuda::rows::{self, HeadProduct, MAX_NORMED, Norm};
+use crate::backend::cuda::rows::{self, HeadProduct, Norm};
 use crate::backend::cuda::{Buffer, Cuda};
 use crate::backend::{Compute, Device, Tensor};
 use crate::error::Result;
@@ -170,7 +170,7 @@ fn head_on(cuda: &Cuda, head: &mut Head, x: &Tensor, norm: Option<(&Tensor, f32)
     if n == 0 {
         return;
     }
-    if norm.is_some() && n <= MAX_NORMED {
+    if norm.is_some() && rows::norms_within(cuda, n, c) {
         return rows::head(cuda, &few);
     }
     let mut of = few;

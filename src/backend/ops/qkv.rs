@@ -5,7 +5,7 @@
 
 use super::{linear_forward, rmsnorm_forward};
 use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::backend::cuda::rows::{self, MAX_NORMED, Norm, QkvProduct};
+use crate::backend::cuda::rows::{self, Norm, QkvProduct};
 use crate::backend::{Compute, Device, Tensor};
 
 /// Results of `qkv_forward`. A GPU may leave `normed` unwritten.
@@ -41,7 +41,7 @@ pub fn qkv_forward(
             assert!(w.extent(1) == c && y.extent(0) >= n && y.extent(1) == w.extent(0), "{y:?} of {w:?}");
         }
         assert!(stream.extent(0) >= n && stream.extent(1) == c && w.2.extent(0) == kv_out, "stream is {stream:?}");
-        let (x, norm) = if n <= MAX_NORMED {
+        let (x, norm) = if rows::norms_within(cuda, n, c) {
             (stream, Some(Norm { weight: norm.bf16_address(), eps }))
         } else {
             rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);

@@ -4,9 +4,9 @@
 
 use super::split::{Elementwise, launch_elementwise};
 use super::{linear_forward, rmsnorm_forward};
-use crate::backend::cpu::{Lanes, Shared, math};
 use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::backend::cuda::rows::{self, MAX_NORMED, Norm, SwigluProduct};
+use crate::backend::cpu::{Lanes, Shared, math};
+use crate::backend::cuda::rows::{self, Norm, SwigluProduct};
 use crate::backend::cuda::{Cuda, tile};
 use crate::backend::{Compute, Device, Tensor};
 
@@ -60,7 +60,7 @@ fn gate_up_on(
     assert!(gate.extent(1) == c && up.shape() == gate.shape(), "gate is {gate:?}, up {up:?}, the norm {norm:?}");
     assert!(stream.extent(0) >= n && stream.extent(1) == c, "stream is {stream:?}");
     assert!(out.product.extent(0) >= n && out.product.extent(1) == f, "product is {:?}", out.product);
-    let (x, norm) = if n <= MAX_NORMED {
+    let (x, norm) = if rows::norms_within(cuda, n, c) {
         (stream, Some(Norm { weight: norm.bf16_address(), eps }))
     } else {
         rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
