@@ -1,6 +1,6 @@
 // Linear: y = round(W x), or y += round(W x) rounded again (the residual stream), for up to 64 rows.
 //
-// W [O, K], x [N, K], y [N, O], all bf16. The grid is min(tiles, what the device holds at once); tiles of 8 rows are for
+// W [O, K], any O, x [N, K], y [N, O], all bf16. The grid is min(tiles, what the device holds at once); tiles of 8 rows are for
 // matrices of which 16-row tiles would leave multiprocessors idle, tiles of 32 halve the traffic of tokens through L2.
 #include "rows.cuh"
 
@@ -29,9 +29,9 @@ struct Linear {
   const bf16* x = nullptr;
   u32 x_stride = 0;
 
-  __device__ u32 pieces() const { return a.o / kHeight; }
+  __device__ u32 pieces() const { return (a.o + kHeight - 1) / kHeight; }
   __device__ const bf16* weights(u32 piece, u32 half) const {
-    return a.w + size_t(piece * kHeight + 8 * half + threadIdx.x % 32 / 4) * a.k;
+    return a.w + size_t(min(piece * kHeight + 8 * half + threadIdx.x % 32 / 4, a.o - 1)) * a.k;
   }
   __device__ const bf16* token(u32, u32 i) const { return x + size_t(min(i, a.n - 1)) * x_stride; }
 
@@ -41,7 +41,7 @@ struct Linear {
 #pragma unroll
     for (u32 i = 0; i < kHeight / 4; ++i) {
       const u32 row = piece * kHeight + threadIdx.x % 32 / 4 + i / 2 * 8;
-      if (token + i % 2 < a.n) f(i, a.y + size_t(token + i % 2) * a.o + row);
+      if (row < a.o && token + i % 2 < a.n) f(i, a.y + size_t(token + i % 2) * a.o + row);
     }
   }
   __device__ Held hold(u32 piece, u32 token) const {

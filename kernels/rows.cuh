@@ -237,6 +237,15 @@ __device__ __forceinline__ void plain_product(Op& op, const bf16* x, u32 k) {
   product.run();
 }
 
+// The product of tokens in global memory with weights that the predecessor chose.
+template <int ROWS, class Op>
+__device__ __forceinline__ void chosen_product(Op& op, u32 k) {
+  let_successor_begin();
+  after_predecessor();
+  RowsProduct<ROWS, 1, true, Op> product(op, k, shared<typename RowsShape<ROWS, 1, true>::Shared>());
+  product.run();
+}
+
 template <int ROWS>
 struct NormedShared {
   typename RowsShape<ROWS, 1, false>::Shared product;

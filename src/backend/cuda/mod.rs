@@ -9,6 +9,7 @@ pub mod api;
 mod driver;
 #[cfg(feature = "shim")]
 mod emulation;
+pub mod experts_rows;
 pub mod experts_tile;
 mod memory;
 mod pinned;

@@ -1,12 +1,13 @@
 //! Products of up to `MAX_DECODE_ROWS` rows: launches of kernels/{linear,qkv,swiglu,head,rmsnorm}.cu. Which shape of tile serves is
 //! chosen here; a row's bits do not depend on it.
 //!
-//! All matrices are bf16 and row-major; columns are a multiple of 32, outputs one of 16 (of a vocabulary any number).
+//! All matrices are bf16 and row-major; columns are a multiple of 32, outputs of a fused product one of 16.
 
 use super::{Address, Cuda, KernelArgs, Launch, Matmul};
+use crate::backend::batch::MAX_DECODE_ROWS;
 
 /// Rows that a product may normalise by itself.
-const MAX_NORMED: usize = 8;
+pub(super) const MAX_NORMED: usize = 8;
 
 const THREADS: u32 = 256;
 const WARPS: usize = 8;
@@ -15,17 +16,17 @@ const LINE: usize = 512;
 
 /// A compiled shape of tile.
 #[derive(Clone, Copy, Debug)]
-struct Form {
-    kernel: &'static str,
+pub(super) struct Form {
+    pub(super) kernel: &'static str,
     /// weight rows
-    height: usize,
+    pub(super) height: usize,
     /// tokens
-    width: usize,
+    pub(super) width: usize,
     /// whether tokens are normalised within
-    normed: bool,
+    pub(super) normed: bool,
 }
 
-const fn form(kernel: &'static str, height: usize, width: usize) -> Form {
+pub(super) const fn form(kernel: &'static str, height: usize, width: usize) -> Form {
     Form { kernel, height, width, normed: false }
 }
 
@@ -83,7 +84,7 @@ impl Form {
     }
 
     /// The launch for `outputs` weight rows of `k` columns and, where the tokens are normalised within, `n` of them.
-    fn launch(&self, cuda: &Cuda, outputs: usize, n: usize, k: usize) -> Launch {
+    pub(super) fn launch(&self, cuda: &Cuda, outputs: usize, n: usize, k: usize) -> Launch {
         assert!(k.is_multiple_of(32), "a product over {k} columns");
         let quads = self.height / 8;
         let travelling = if self.width == 8 && !self.normed { 1 } else { 0 };
@@ -103,7 +104,7 @@ impl Form {
 /// leave room for one block a multiprocessor, a launch of its own costs less.
 pub fn norms_within(cuda: &Cuda, n: usize, c: usize) -> bool {
     let bytes = |n| HEAD_NORMED[0].launch(cuda, 16, n, c).shared;
-    n == 1 || n <= MAX_NORMED && 2 * bytes(n) <= cuda.facts().shared_bytes
+    n == 1 || (n <= MAX_NORMED && 2 * bytes(n) <= cuda.facts().shared_bytes)
 }
 
 /// Shared memory of kernels/norm.cuh for n rows of c columns.
@@ -213,14 +214,18 @@ pub fn rmsnorm(cuda: &Cuda, y: Address, x: Address, rows: Address, norm: Norm, n
     cuda.launch(Launch::new("squire_rmsnorm", [n as u32, 1, 1], THREADS, norm_bytes(1, c)), &args);
 }
 
-/// y = round(x w^T), or y = round(y + round(x w^T)) where it `adds`.
-pub fn product(cuda: &Cuda, m: &Matmul, adds: bool) {
-    linear(cuda, Form::choose(LINEAR, cuda, m.n, m.m), m, adds);
+/// y = round(x w^T), or y = round(y + round(x w^T)) where it `adds`. Every MAX_DECODE_ROWS rows read the weights anew.
+pub fn product(cuda: &Cuda, all: &Matmul, adds: bool) {
+    for first in (0..all.n).step_by(MAX_DECODE_ROWS) {
+        let n = (all.n - first).min(MAX_DECODE_ROWS);
+        let (y, x) = (all.y + 2 * (first * all.m) as u64, all.x + 2 * (first * all.k) as u64);
+        linear(cuda, Form::choose(LINEAR, cuda, n, all.m), &Matmul { y, x, n, ..*all }, adds);
+    }
 }
 
 fn linear(cuda: &Cuda, form: &Form, matmul: &Matmul, adds: bool) {
     let &Matmul { y, x, w, n, m, k, y_stride } = matmul;
-    assert!(m.is_multiple_of(16) && y_stride == m, "a product of {m} outputs, {y_stride} apart");
+    assert_eq!(y_stride, m, "a product has no gaps");
     let args = LinearArgs { y, x, w, n: n as u32, o: m as u32, k: k as u32, adds: u32::from(adds) };
     cuda.launch(form.launch(cuda, m, n, k), &args);
 }

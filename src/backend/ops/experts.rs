@@ -8,8 +8,13 @@ use super::{
     GateUp, Routing, combine_forward, gate_up_forward, gather_rows, linear_forward, linear_residual_forward,
     residual_forward, rmsnorm_forward, route, scatter_rows, swiglu_forward,
 };
+use crate::backend::cuda::experts_rows::{self, Deal, ExpertsRows, Router};
+use crate::backend::cuda::experts_tile::{ExpertsTile, sorted_bytes};
+use crate::backend::cuda::rows::{Norm, norms_within};
+use crate::backend::cuda::{Buffer, Cuda};
 use crate::backend::{Compute, Device, Tensor};
 use crate::error::Result;
+use crate::tensor::Dtype;
 
 /// The matrices of one SwiGLU block.
 #[derive(Clone, Copy)]
@@ -42,6 +47,27 @@ pub struct ExpertActivations {
     pub slots: Tensor,
     /// each expert's own rows; one shared entry when serving
     pub blocks: Vec<ExpertBlock>,
+    /// in place of routing and blocks on a GPU
+    on_gpu: Option<ExpertsOnGpu>,
+}
+
+/// What a GPU keeps of a layer of experts: where rows go is known there alone.
+struct ExpertsOnGpu {
+    device: Cuda,
+    n_experts: usize,
+    width: usize,
+    /// rows there is room for
+    n: usize,
+    /// [N, k] u32, in a tensor of f32
+    ids: Tensor,
+    /// [N, k] f32
+    weights: Tensor,
+    /// [N*k, F] silu(gate) * up
+    product: Tensor,
+    /// slots by expert
+    sorted: Buffer,
+    /// u32: blocks that have come, 0 between launches
+    arrived: Tensor,
 }
 
 /// One expert's share of the batch, M rows.
@@ -92,21 +118,56 @@ impl ExpertBlock {
     }
 }
 
+impl ExpertsOnGpu {
+    /// Room for `n` rows of `k` experts each.
+    fn new(device: &Cuda, n_experts: usize, width: usize, n: usize, k: usize) -> Result<ExpertsOnGpu> {
+        let on = Device::Cuda(device.clone());
+        Ok(ExpertsOnGpu {
+            device: device.clone(),
+            n_experts,
+            width,
+            n,
+            ids: Tensor::on(&on, Dtype::F32, &[n, k])?,
+            weights: Tensor::on(&on, Dtype::F32, &[n, k])?,
+            product: Tensor::on(&on, Dtype::Bf16, &[n * k, width])?,
+            sorted: device.allocate(sorted_bytes(n * k, n_experts))?,
+            // Zero has the same bits in f32.
+            arrived: Tensor::zeros(Dtype::F32, &[1])?.to_device(&on)?,
+        })
+    }
+
+    fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
+        if self.n < n {
+            // As activations grow, so that all of them move in the same step.
+            *self = ExpertsOnGpu::new(&self.device, self.n_experts, self.width, n.next_multiple_of(16), k)?;
+        }
+        Ok(())
+    }
+}
+
 impl ExpertActivations {
     /// Empty activations of E experts of width `width`, with one block for each or one for all.
     pub fn new(device: &Device, hidden_size: usize, width: usize, n_experts: usize, keep: bool) -> Result<Self> {
         let on = |width: usize| Tensor::on(device, device.activation_dtype(), &[0, width]);
         let n_blocks = if keep { n_experts } else { 1 };
+        let on_gpu = match device {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => Some(ExpertsOnGpu::new(cuda, n_experts, width, 0, 1)?),
+        };
         Ok(ExpertActivations {
             logits: on(n_experts)?,
             routing: None,
             slots: on(hidden_size)?,
             blocks: (0..n_blocks).map(|_| ExpertBlock::new(device, hidden_size, width)).collect::<Result<_>>()?,
+            on_gpu,
         })
     }
 
     /// Makes room for `n` rows of `k` experts each.
     pub fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
+        if let Some(on_gpu) = &mut self.on_gpu {
+            on_gpu.reserve(n, k)?;
+        }
         self.logits.reserve_rows(n)?;
         self.slots.reserve_rows(n * k)
     }
@@ -147,6 +208,10 @@ pub fn experts_forward<'w>(
     keep: bool,
     compute: Compute,
 ) -> Result<()> {
+    if let Device::Cuda(cuda) = device {
+        experts_on_gpu(cuda, stream, normed, a, (norm, eps), router, expert, dealing, n);
+        return Ok(());
+    }
     let k = dealing.n_experts_per_token;
     rmsnorm_forward(device, normed, stream, norm, n, eps, compute);
     linear_forward(device, &mut a.logits, normed, router, n, compute);
@@ -175,4 +240,247 @@ pub fn experts_forward<'w>(
     combine_forward(device, branch, &a.slots, &routing.weights, n, k, compute);
     residual_forward(device, stream, branch, n, compute);
     Ok(())
+}
+
+#[allow(clippy::too_many_arguments)] // half a layer: its tensors
+fn experts_on_gpu<'w>(
+    cuda: &Cuda,
+    stream: &mut Tensor,
+    normed: &mut Tensor,
+    a: &mut ExpertActivations,
+    (norm, eps): (&Tensor, f32),
+    router: &Tensor,
+    expert: &dyn Fn(usize) -> FfnWeights<'w>,
+    dealing: Dealing,
+    n: usize,
+) {
+    let (k, e, c) = (dealing.n_experts_per_token, router.extent(0), norm.extent(0));
+    let g = a.on_gpu.as_ref().expect("activations are where the weights are");
+    assert!(stream.extent(0) >= n && stream.extent(1) == c && normed.shape() == stream.shape(), "stream is {stream:?}");
+    assert!(g.n >= n && g.ids.extent(1) == k && a.slots.extent(0) >= n * k, "room for {} rows of {k} experts", g.n);
+    let deal = Deal {
+        experts: g.ids.address(),
+        weights: g.weights.address(),
+        logits: a.logits.bf16_address(),
+        n,
+        e,
+        k,
+        norm_topk_prob: dealing.norm_topk_prob,
+    };
+    if norms_within(cuda, n, c) {
+        let norm = Norm { weight: norm.bf16_address(), eps };
+        let (normed, stream, w) = (normed.bf16_address(), stream.bf16_address(), router.bf16_address());
+        deal.route_normed(cuda, &Router { normed, stream, norm, w, c }, g.arrived.address());
+    } else {
+        let device = Device::Cuda(cuda.clone());
+        rmsnorm_forward(&device, normed, stream, norm, n, eps, Compute::Bf16);
+        linear_forward(&device, &mut a.logits, normed, router, n, Compute::Bf16);
+        deal.route(cuda);
+    }
+
+    let first = expert(0);
+    let (f, matrices) = (first.gate.extent(0), [first.gate, first.up, first.down].map(Tensor::bf16_address));
+    let stride = if e > 1 { (expert(1).gate.bf16_address() - matrices[0]) as usize / 2 } else { 0 };
+    let last = expert(e - 1);
+    for (first, last) in matrices.into_iter().zip([last.gate, last.up, last.down]) {
+        let distance = 2 * (stride * (e - 1)) as u64;
+        assert_eq!(last.bf16_address() - first, distance, "experts lie at equal distances");
+    }
+    let (stream, x, ids, weights) = (stream.bf16_address(), normed.bf16_address(), deal.experts, deal.weights);
+    let product = g.product.bf16_address();
+    if n <= experts_rows::MAX_ROWS {
+        ExpertsRows { stream, x, ids, weights, matrices, stride, n, k, c, f, product }.launch(cuda);
+    } else {
+        let [gate, up, down] = matrices;
+        let (sorted, slots) = (g.sorted.address(), a.slots.bf16_address());
+        let layer = ExpertsTile {
+            stream,
+            x,
+            ids,
+            weights,
+            gate,
+            up,
+            down,
+            stride,
+            n,
+            k,
+            n_experts: e,
+            c,
+            f,
+            sorted,
+            product,
+            slots,
+        };
+        layer.launch(cuda);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::*;
+
+    const EPS: f32 = 1e-5;
+
+    /// The matrices of experts in one allocation, as a model's.
+    struct Experts {
+        all: Vec<[Tensor; 3]>,
+    }
+
+    impl Experts {
+        fn new(n_experts: usize, c: usize, f: usize) -> Experts {
+            let matrix = |seed: usize, rows: usize, columns: usize| {
+                stored(&random(100 + seed as u64, &[rows, columns]), Dtype::Bf16)
+            };
+            let one = |e: usize| [matrix(3 * e, f, c), matrix(3 * e + 1, f, c), matrix(3 * e + 2, c, f)];
+            Experts { all: (0..n_experts).map(one).collect() }
+        }
+
+        fn on(&self, gpu: &Device) -> Experts {
+            let Device::Cuda(cuda) = gpu else { unreachable!("gpus() are") };
+            let bytes: Vec<u8> = self.all.iter().flatten().flat_map(|t| t.bytes()).copied().collect();
+            let buffer = cuda.allocate(bytes.len()).unwrap();
+            buffer.write(&bytes).unwrap();
+            let mut at = 0;
+            let mut take = |t: &Tensor| {
+                at += t.n_bytes();
+                Tensor::over(Dtype::Bf16, t.shape(), buffer.view(at - t.n_bytes(), t.n_bytes()))
+            };
+            Experts { all: self.all.iter().map(|e| e.each_ref().map(&mut take)).collect() }
+        }
+
+        fn get(&self, e: usize) -> FfnWeights<'_> {
+            let [gate, up, down] = &self.all[e];
+            FfnWeights { gate, up, down }
+        }
+    }
+
+    /// What the CPU makes of the rows when they go where a GPU sent them: near-equal logits may send them elsewhere.
+    fn judge(stream: &Tensor, normed: &Tensor, ids: &[u32], weights: &[f32], experts: &Experts, k: usize) -> Vec<f64> {
+        let (n, c) = (stream.extent(0), stream.extent(1));
+        let mut slots = Tensor::zeros(Dtype::F32, &[n * k, c]).unwrap();
+        for (slot, &e) in ids.iter().enumerate() {
+            let w = experts.get(e as usize);
+            let f = w.gate.extent(0);
+            let x = rows_of(normed, slot / k..slot / k + 1);
+            let [mut gate, mut up, mut product] = [f, f, f].map(|width| room(&device(), 1, width));
+            let mut y = room(&device(), 1, c);
+            linear_forward(&device(), &mut gate, &x, w.gate, 1, Compute::Bf16);
+            linear_forward(&device(), &mut up, &x, w.up, 1, Compute::Bf16);
+            swiglu_forward(&device(), &mut product, &gate, &up, 1, Compute::Bf16);
+            linear_forward(&device(), &mut y, &product, w.down, 1, Compute::Bf16);
+            scatter_rows(&device(), &mut slots, &y, &[slot]);
+        }
+        let (mut branch, mut sum) = (room(&device(), n, c), stored(stream, Dtype::F32));
+        combine_forward(&device(), &mut branch, &slots, weights, n, k, Compute::Bf16);
+        residual_forward(&device(), &mut sum, &branch, n, Compute::Bf16);
+        wide(&sum)
+    }
+
+    #[test]
+    fn experts_on_a_gpu_equal_the_cpu_and_do_not_depend_on_the_row_count() {
+        for (c, f, e, k, norm_topk_prob) in [(32, 32, 1, 1, true), (96, 64, 7, 2, false), (288, 96, 40, 8, true)] {
+            let stream = rounded(&random(1, &[70, c]));
+            let norm = stored(&random(2, &[c]), Dtype::Bf16);
+            let router = stored(&random(3, &[e, c]), Dtype::Bf16);
+            let experts = Experts::new(e, c, f);
+            let dealing = Dealing { n_experts_per_token: k, norm_topk_prob };
+            for gpu in gpus() {
+                let (norm, router, experts_there) = (bf16_on(&gpu, &norm), bf16_on(&gpu, &router), experts.on(&gpu));
+                let mut a = ExpertActivations::new(&gpu, c, f, e, false).unwrap();
+                let mut of = |rows: std::ops::Range<usize>| {
+                    let n = rows.len();
+                    a.reserve(n, k).unwrap();
+                    let mut y = bf16_on(&gpu, &rows_of(&stream, rows));
+                    let (mut normed, mut branch) = (room(&gpu, n, c), room(&gpu, n, c));
+                    let expert = |i: usize| experts_there.get(i);
+                    let scratch = (&mut normed, &mut branch);
+                    experts_forward(
+                        &gpu,
+                        &mut y,
+                        scratch,
+                        &mut a,
+                        &norm,
+                        &router,
+                        &expert,
+                        dealing,
+                        n,
+                        EPS,
+                        false,
+                        Compute::Bf16,
+                    )
+                    .unwrap();
+                    let g = a.on_gpu.as_ref().unwrap();
+                    let first = |t: &Tensor, len: usize| read(t)[..len].to_vec();
+                    let ids: Vec<u32> = first(&g.ids, n * k).iter().map(|id| id.to_bits()).collect();
+                    (read(&y), ids, first(&g.weights, n * k), first(&a.logits, n * e), read(&normed))
+                };
+                let (judge_y, judge_ids, judge_weights, logits, normed) = of(0..70);
+                let logits = Tensor::from_f32(&[70, e], &logits).unwrap();
+                let routing = route(&device(), &logits, 70, k, norm_topk_prob);
+                assert_eq!(judge_ids, routing.experts);
+                let weights: Vec<f64> = routing.weights.iter().map(|&w| w as f64).collect();
+                assert_close("weights", &judge_weights, &weights, 1e-5);
+                let normed = Tensor::from_f32(&[70, c], &normed).unwrap();
+                let wanted = judge(&stream, &normed, &judge_ids, &judge_weights, &experts, k);
+                assert_close("stream", &judge_y, &wanted, 1.0 / 64.0);
+                for n in [1, 2, 3, 8, 9, 17, 64] {
+                    let (y, ids, weights, _, _) = of(0..n);
+                    assert_eq!(ids, judge_ids[..n * k]);
+                    assert_same_bits("weights by the row count", &weights, &judge_weights[..n * k]);
+                    assert_same_bits("stream by the row count", &y, &judge_y[..n * c]);
+                }
+                let (y, ids, ..) = of(33..34);
+                assert_eq!(ids, judge_ids[33 * k..34 * k]);
+                assert_same_bits("a row alone", &y, &judge_y[33 * c..34 * c]);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_dealt_on_a_gpu_as_on_the_cpu_ties_included() {
+        for (n, e, k) in [(1, 1, 1), (9, 7, 2), (5, 17, 17), (20, 128, 8), (3, 600, 10)] {
+            // Coarse logits, so that there are ties.
+            let x: Vec<f32> = random(1, &[n, e]).f32().iter().map(|x| (8.0 * x).round() / 2.0).collect();
+            let logits = Tensor::from_f32(&[n, e], &x).unwrap();
+            for norm_topk_prob in [false, true] {
+                let wanted = route(&device(), &logits, n, k, norm_topk_prob);
+                for gpu in gpus() {
+                    let Device::Cuda(cuda) = &gpu else { unreachable!("gpus() are") };
+                    let logits = bf16_on(&gpu, &logits);
+                    let [ids, weights] = [(); 2].map(|()| Tensor::on(&gpu, Dtype::F32, &[n, k]).unwrap());
+                    let (experts, weights_at) = (ids.address(), weights.address());
+                    let deal = Deal { experts, weights: weights_at, logits: logits.address(), n, e, k, norm_topk_prob };
+                    deal.route(cuda);
+                    let ids: Vec<u32> = read(&ids).iter().map(|id| id.to_bits()).collect();
+                    assert_eq!(ids, wanted.experts);
+                    let wanted: Vec<f64> = wanted.weights.iter().map(|&w| w as f64).collect();
+                    assert_close("weights", &read(&weights), &wanted, 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_nan_logits_still_go_to_distinct_experts_on_a_gpu() {
+        let (n, e, k) = (3, 9, 4);
+        let mut x = random(1, &[n, e]).f32().to_vec();
+        x[..e].fill(f32::NAN);
+        x[e + 2] = f32::NAN;
+        x[2 * e + 1] = f32::INFINITY;
+        let logits = Tensor::from_f32(&[n, e], &x).unwrap();
+        for gpu in gpus() {
+            let Device::Cuda(cuda) = &gpu else { unreachable!("gpus() are") };
+            let logits = bf16_on(&gpu, &logits);
+            let [ids, weights] = [(); 2].map(|()| Tensor::on(&gpu, Dtype::F32, &[n, k]).unwrap());
+            let (experts, weights) = (ids.address(), weights.address());
+            Deal { experts, weights, logits: logits.address(), n, e, k, norm_topk_prob: true }.route(cuda);
+            for row in read(&ids).chunks(k) {
+                let mut row: Vec<u32> = row.iter().map(|id| id.to_bits()).collect();
+                row.sort_unstable();
+                row.dedup();
+                assert!(row.len() == k && row[k - 1] < e as u32, "{row:?}");
+            }
+        }
+    }
 }

@@ -63,6 +63,8 @@ fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, com
             let matmul = matmul(y, x, w, n);
             return match n {
                 0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, false),
+                // A router may have any number of experts; nothing else is so odd.
+                _ if !matmul.m.is_multiple_of(8) => rows::product(cuda, &matmul, false),
                 _ => tiles::product(cuda, &matmul),
             };
         }
