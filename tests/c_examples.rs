@@ -29,6 +29,24 @@ fn hello_continues_a_prompt() {
     assert!(!said.is_empty());
 }
 
+#[cfg(feature = "shim")]
+#[test]
+fn hello_says_on_a_gpu_what_it_says_on_the_processor() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("examples/c/hello.c"));
+    let model = program.folder.path().join("model");
+    folders::write_chat_model(&model, 1);
+    // A short context, so that what a shim has to run ends soon.
+    let config = model.join("config.json");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, text.replace("2048", "24")).expect("it can be written");
+    let say = |backend: &str| program.run([model.as_os_str(), "hello".as_ref(), backend.as_ref()]);
+    // Both draw by the same seed and positions, and random weights of this deviation leave clear margins.
+    let (on_gpu, on_cpu) = (say("cuda"), say("cpu"));
+    assert!(!on_gpu.is_empty());
+    assert_eq!(on_gpu.chars().next(), on_cpu.chars().next(), "{on_gpu:?} and {on_cpu:?}");
+    assert_eq!(say("best"), on_gpu, "the best there is is the GPU");
+}
+
 #[test]
 fn agent_teaches_a_teacher_and_lets_it_guide_a_student() {
     let program = cc::Program::compile("gcc", "c99", &cc::root().join("examples/c/agent.c"));

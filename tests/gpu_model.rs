@@ -1,5 +1,6 @@
 //! Whole models on a GPU, held against the CPU: on the host shim (feature `shim`), or on the machine's first device
-//! (feature `cuda`). In a build or on a machine without either every test says that it was skipped.
+//! (feature `cuda`). On a machine without one every test says that it was skipped.
+#![cfg(any(feature = "cuda", feature = "shim"))]
 
 use std::sync::Arc;
 

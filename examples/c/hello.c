@@ -1,4 +1,4 @@
-/* Loads a model folder and continues a prompt: hello FOLDER PROMPT
+/* Loads a model folder and continues a prompt: hello FOLDER PROMPT [cpu|cuda|best]
  * Build and start, in the repository:
  *   cargo build --release && ln -sf libsquire.so target/release/libsquire.so.0
  *   cc -Iinclude examples/c/hello.c -Ltarget/release -lsquire -Wl,-rpath,target/release -o hello
@@ -21,8 +21,10 @@ int main(int argc, char **argv) {
   squire_tokens *prompt;
   squire_gen *gen;
   size_t n;
-  if (argc != 3) return fprintf(stderr, "usage: hello FOLDER PROMPT\n"), 2;
+  if (argc != 3 && argc != 4) return fprintf(stderr, "usage: hello FOLDER PROMPT [cpu|cuda|best]\n"), 2;
   squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
+  if (argc == 4 && strcmp(argv[3], "cuda") == 0) eo.backend = SQUIRE_BACKEND_CUDA;
+  if (argc == 4 && strcmp(argv[3], "best") == 0) eo.backend = SQUIRE_BACKEND_BEST;
   squire_model_options_init(&mo, sizeof mo);
   squire_event_init(&event, sizeof event);
   mo.path = argv[1];

@@ -22,7 +22,7 @@ pub fn write_chat_model(folder: &Path, seed: u64) {
     let document = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 288, "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048,
+        "head_dim": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048,
         "tie_word_embeddings": true, "torch_dtype": "float32",
     });
     let config = ModelConfig::from_json(&document).expect("the configuration is right");
