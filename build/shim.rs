@@ -19,6 +19,8 @@ pub fn compile() {
         .flag("-fno-strict-aliasing")
         // What to unroll is said to nvcc alone.
         .flag("-Wno-unknown-pragmas")
+        // It does not see that what is loaded under a condition is used under the same one.
+        .flag("-Wno-maybe-uninitialized")
         // Nothing here is for the users of the shared library.
         .flag("-fvisibility=hidden")
         .define("SQUIRE_SHIM", None)

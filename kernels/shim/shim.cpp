@@ -370,6 +370,7 @@ void maybe_yield() {
 void touch(const void* p) {
   static thread_local volatile unsigned char sink;
   sink = *static_cast<const volatile unsigned char*>(p);
+  (void)sink;
 }
 
 // ---- the bridge

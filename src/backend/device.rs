@@ -86,8 +86,8 @@ impl Device {
         let group = e.n_heads / e.n_kv_heads.max(1);
         let experts = e.n_experts_per_token;
         let demands = [
-            (e.hidden_size % 32 == 0, format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
-            (e.ffn_size % 32 == 0, format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
+            (e.hidden_size.is_multiple_of(32), format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
+            (e.ffn_size.is_multiple_of(32), format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
             ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),
             (group <= 8, format!("at most 8 query heads a key head, not {group}")),
             (e.n_experts <= 256, format!("at most 256 experts, not {}", e.n_experts)),

@@ -109,7 +109,7 @@ pub fn norms_within(cuda: &Cuda, n: usize, c: usize) -> bool {
 
 /// Shared memory of kernels/norm.cuh for n rows of c columns.
 fn norm_bytes(n: usize, c: usize) -> usize {
-    4 * MAX_NORMED * WARPS + 2 * c + 2 * n * (c / 32 | 1) * 32
+    4 * MAX_NORMED * WARPS + 2 * c + 2 * n * ((c / 32) | 1) * 32
 }
 
 #[derive(Clone, Copy)]
