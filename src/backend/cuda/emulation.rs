@@ -342,3 +342,140 @@ impl Api for Emulation {
         self.state.lock().run_all()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Buffer, Cuda, KernelArgs};
+    use super::*;
+
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct FaultArgs {
+        out: Address,
+        fault: u32,
+        n: u32,
+    }
+    // SAFETY: the struct of kernels/shim/faults.cpp.
+    unsafe impl KernelArgs for FaultArgs {}
+
+    const SHARED: usize = 64 * 4 + 64 * 16;
+
+    fn device(seed: u64) -> Cuda {
+        Cuda::open(&CudaOptions { seed, no_pool: true, ..CudaOptions::default() }).unwrap()
+    }
+
+    /// 64 words that hold 7.
+    fn words(cuda: &Cuda) -> Buffer {
+        let out = cuda.allocate(256).unwrap();
+        out.write(&[7u32; 64].map(u32::to_ne_bytes).concat()).unwrap();
+        out
+    }
+
+    fn run(cuda: &Cuda, fault: u32, n: u32, launch: impl FnOnce(&mut Launch)) -> Result<Vec<u32>> {
+        let out = words(cuda);
+        let mut how = Launch::new("squire_fault", [1, 1, 1], 64, SHARED);
+        launch(&mut how);
+        cuda.launch(how, &FaultArgs { out: out.address(), fault, n });
+        let bytes = out.read()?;
+        Ok(bytes.chunks_exact(4).map(|b| u32::from_ne_bytes(b.try_into().unwrap())).collect())
+    }
+
+    fn found(fault: u32, n: u32, wanted: &str) {
+        let e = run(&device(1), fault, n, |_| {}).expect_err("the shim finds it");
+        assert_eq!(e.fault(), Fault::DeviceLost);
+        assert!(e.message().contains(wanted), "fault {fault}: {e}");
+    }
+
+    #[test]
+    fn what_is_right_runs_in_every_order() {
+        let wanted: Vec<u32> = (1..=64).rev().collect();
+        for seed in 0..8 {
+            assert_eq!(run(&device(seed), 0, 0, |_| {}).unwrap(), wanted);
+            let added: Vec<u32> = wanted.iter().map(|v| v + 7).collect();
+            assert_eq!(run(&device(seed), 7, 0, |_| {}).unwrap(), added);
+        }
+    }
+
+    #[test]
+    fn a_missing_barrier_shows_in_every_order() {
+        let wanted: Vec<u32> = (1..=64).rev().collect();
+        for seed in 0..8 {
+            assert_ne!(run(&device(seed), 1, 0, |_| {}).unwrap(), wanted, "poison is read before it is written");
+        }
+    }
+
+    #[test]
+    fn divergence_and_deadlocks_are_reported() {
+        found(2, 0, "barrier is divergent");
+        found(3, 0, "ended before a barrier");
+        found(4, 0, "warp is divergent");
+        found(5, 0, "deadlocked");
+    }
+
+    #[test]
+    fn a_copy_is_there_when_it_was_waited_for_and_not_before() {
+        let got = run(&device(1), 6, 0, |_| {});
+        // What is under way is poison; that it is never waited for is reported too.
+        assert!(got.unwrap_err().message().contains("never waited for"));
+        found(8, 0, "never waited for");
+    }
+
+    #[test]
+    fn writes_outside_are_found() {
+        found(9, (SHARED / 4) as u32, "shared memory");
+        found(10, 64, "outside a buffer of 256 bytes");
+        found(11, 0, "misaligned");
+    }
+
+    #[test]
+    fn a_launch_must_be_what_the_kernel_is() {
+        let refused = |launch: fn(&mut Launch)| run(&device(1), 0, 0, launch).unwrap_err().message().to_string();
+        assert!(refused(|l| l.threads = 32).contains("made for 64"));
+        assert!(refused(|l| l.shared = 64).contains("more shared memory"));
+        assert!(refused(|l| l.shared = 1 << 20).contains("asks for"));
+        assert!(refused(|l| l.kernel = "squire_nothing_of_the_kind").contains("no kernel"));
+        let cuda = device(1);
+        cuda.launch(Launch::new("squire_fault", [1, 1, 1], 64, SHARED), &Odd(0));
+        assert!(cuda.finish().unwrap_err().message().contains("bytes of arguments"));
+    }
+
+    #[repr(transparent)]
+    #[derive(Clone, Copy)]
+    struct Odd(u64);
+    // SAFETY: a number.
+    unsafe impl KernelArgs for Odd {}
+
+    #[test]
+    fn the_stream_runs_late_and_in_order() {
+        let cuda = device(3);
+        let out = words(&cuda);
+        let args = |fault| FaultArgs { out: out.address(), fault, n: 0 };
+        let event = cuda.api().event().unwrap();
+        cuda.launch(Launch::new("squire_fault", [1, 1, 1], 64, SHARED), &args(7));
+        cuda.api().record(event).unwrap();
+        cuda.api().wait(event).unwrap();
+        assert!(cuda.api().passed(event).unwrap());
+        let first = |bytes: Vec<u8>| u32::from_ne_bytes(bytes[..4].try_into().unwrap());
+        assert_eq!(first(out.read().unwrap()), 64 + 7);
+        // A graph is a list that is replayed: twice here, each reading what the one before wrote.
+        cuda.api().begin_capture().unwrap();
+        cuda.launch(Launch::new("squire_fault", [1, 1, 1], 64, SHARED), &args(7));
+        let graph = cuda.api().end_capture().unwrap();
+        assert_eq!(first(out.read().unwrap()), 64 + 7, "recording runs nothing");
+        // SAFETY: `out` is alive.
+        unsafe { cuda.api().replay(graph).unwrap() };
+        assert_eq!(first(out.read().unwrap()), 64 + 64 + 7);
+        cuda.api().drop_graph(graph);
+        cuda.api().drop_event(event);
+    }
+
+    #[test]
+    fn a_lost_device_stays_lost() {
+        let cuda = device(1);
+        assert!(run(&cuda, 2, 0, |_| {}).is_err());
+        let launch = Launch::new("squire_fault", [1, 1, 1], 64, SHARED);
+        cuda.launch(launch, &FaultArgs { out: 0, fault: 0, n: 0 });
+        assert_eq!(cuda.finish().unwrap_err().fault(), Fault::DeviceLost);
+        assert_eq!(cuda.check_present().unwrap_err().fault(), Fault::DeviceLost);
+    }
+}
