@@ -18,8 +18,7 @@ const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
 const CONTEXTS: [usize; 3] = [512, 2048, 8192];
 /// Rows of one prefill pass.
 const CHUNK: usize = 1024;
-/// Steps of one timing, and timings of which the median counts.
-const STEPS: usize = 40;
+/// Timings of which the median counts.
 const ROUNDS: usize = 5;
 
 /// A Qwen3 shape: name, hidden, layers, query and key heads, intermediate, tied, experts.
@@ -142,6 +141,9 @@ struct Bench {
     weights: Weights,
     bandwidth: f64,
     name: &'static str,
+    /// steps of one timing, and timings
+    steps: usize,
+    rounds: usize,
 }
 
 /// A cache that says it holds `n` positions; what they hold is whatever the pages' memory was filled with.
@@ -161,16 +163,16 @@ impl Bench {
     /// Microseconds a step of decode, the host running one step ahead as the engine does.
     fn decode(&self, cuda: &Cuda, batch: usize, context: usize) -> Result<f64> {
         let pool = KvPool::new(&self.device, self.model.page_shape(), u64::MAX);
-        let first = context.saturating_sub(STEPS * (ROUNDS + 1) + 1).max(1);
+        let first = context.saturating_sub(self.steps * (self.rounds + 1) + 1).max(1);
         let mut caches = (0..batch).map(|_| filled(&pool, first, cuda)).collect::<Result<Vec<_>>>()?;
         let mut activations = Activations::for_serving(&self.model)?;
         let draws = vec![(Sampling { temperature: 0.7, top_k: 20, top_p: 0.95 }, 0.3); batch];
         let mut ids: Vec<i32> = vec![1; batch];
         let mut times = Vec::new();
-        for round in 0..=ROUNDS {
+        for round in 0..=self.rounds {
             cuda.finish()?;
             let start = Instant::now();
-            for step in 0..STEPS {
+            for step in 0..self.steps {
                 let segments = caches.iter_mut().zip(&ids);
                 let mut segments: Vec<Segment> =
                     segments.map(|(kv, id)| Segment { ids: std::slice::from_ref(id), kv }).collect();
@@ -183,7 +185,7 @@ impl Bench {
             activations.draws.take()?;
             // The first round records the graph.
             if round > 0 {
-                times.push(start.elapsed().as_secs_f64() * 1e6 / STEPS as f64);
+                times.push(start.elapsed().as_secs_f64() * 1e6 / self.steps as f64);
             }
         }
         Ok(median(times))
@@ -212,7 +214,7 @@ impl Bench {
         let mut activations = Activations::for_serving(&self.model)?;
         let ids: Vec<i32> = (0..n).map(|i| ((i * 7919) % self.model.config.vocab_size) as i32).collect();
         let mut times = Vec::new();
-        for round in 0..4 {
+        for round in 0..=self.rounds.min(3) {
             let mut kv = KvCache::new(&pool);
             cuda.finish()?;
             let start = Instant::now();
@@ -268,13 +270,14 @@ fn run(tiny: bool, only: Option<&str>) -> Result<()> {
         unsafe { own.api().fill(counter.address(), 0, 4)? };
         println!("graph gap, overlap {}: {:.2} us", !no_overlap, graph_gap(&own, &counter)?);
     }
-    let (batches, contexts): (&[usize], &[usize]) = if tiny { (&[1, 3], &[300]) } else { (&BATCHES, &CONTEXTS) };
+    let (batches, contexts): (&[usize], &[usize]) = if tiny { (&[1, 3], &[100]) } else { (&BATCHES, &CONTEXTS) };
     for shape in SHAPES.into_iter().filter(|s| only.is_none_or(|name| name == s.0)) {
         let config = config(shape, tiny);
         let device = Device::Cuda(cuda.clone());
         let model = Model::new(config.clone(), device.clone(), Compute::Bf16, 0)?;
         let weights = Weights::random(&config, &device, Dtype::Bf16, 1, 0.02)?;
-        Bench { device, model, weights, bandwidth, name: shape.0 }.run(&cuda, batches, contexts)?;
+        let (steps, rounds) = if tiny { (2, 1) } else { (40, ROUNDS) };
+        Bench { device, model, weights, bandwidth, name: shape.0, steps, rounds }.run(&cuda, batches, contexts)?;
     }
     Ok(())
 }
