@@ -53,7 +53,8 @@ struct AttendShared {
   u32 key[D / 2];              // the newest
   float most[4][8 * NT];       // per warp
   float sum[4][8 * NT];
-  u32 last[8 * NT];            // per row of the item
+  u32 row[8 * NT];             // of the item
+  u32 n_splits[8 * NT];        // of each row; in the end 0 where others are yet to come
 };
 
 // Lanes of eight read rows d and d + 2 of 64 bytes each, which would be the same banks; with every other pair of rows
@@ -79,27 +80,44 @@ __device__ __forceinline__ u32 with_newest(u32 pair, int newest, bf16 value) {
   return low | high;
 }
 
-// out of one row and the group's heads: its splits in order, each weighed by its largest score.
+// out of one row and the group's heads: its splits in order, each weighed by the largest score so far. Eight splits are
+// asked for at once, weights and values together, so that most rows wait for memory once.
 template <int D>
 __device__ __forceinline__ void combine(const AttendArgs& a, u32 row, u32 n_splits) {
+  constexpr u32 kAtOnce = 8;
   const u32 n_heads = a.group * gridDim.y;
   for (u32 i = threadIdx.x; i < a.group * (D / 4); i += kThreads) {
     const size_t head = size_t(row) * n_heads + blockIdx.y * a.group + i / (D / 4);
     const u32 d = i % (D / 4) * 4;
     const float2* weight = a.weight + head * a.splits;
     const float* partial = a.partial + head * a.splits * D + d;
-    float most = kLowest;
-    for (u32 s = 0; s < n_splits; ++s) most = fmaxf(most, weight[s].x);
-    float sum = 0.0f, x = 0.0f, y = 0.0f, z = 0.0f, w = 0.0f;
-#pragma unroll 4
-    for (u32 s = 0; s < n_splits; ++s) {
-      const float4 o = *reinterpret_cast<const float4*>(partial + size_t(s) * D);
-      const float by = exp2f(weight[s].x - most);
-      sum = fmaf(by, weight[s].y, sum);
-      x = fmaf(by, o.x, x);
-      y = fmaf(by, o.y, y);
-      z = fmaf(by, o.z, z);
-      w = fmaf(by, o.w, w);
+    float most = kLowest, sum = 0.0f, x = 0.0f, y = 0.0f, z = 0.0f, w = 0.0f;
+#pragma unroll 1
+    for (u32 first = 0; first < n_splits; first += kAtOnce) {
+      float2 of[kAtOnce];
+      float4 o[kAtOnce];
+#pragma unroll
+      for (u32 s = 0; s < kAtOnce; ++s) {
+        const bool there = first + s < n_splits;
+        of[s] = there ? weight[first + s] : make_float2(kLowest, 0.0f);
+        o[s] = there ? *reinterpret_cast<const float4*>(partial + size_t(first + s) * D)
+                     : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      }
+      float high = most;
+#pragma unroll
+      for (u32 s = 0; s < kAtOnce; ++s) high = fmaxf(high, of[s].x);
+      const float before = exp2f(most - high);
+      sum *= before, x *= before, y *= before, z *= before, w *= before;
+#pragma unroll
+      for (u32 s = 0; s < kAtOnce; ++s) {
+        const float by = exp2f(of[s].x - high);
+        sum = fmaf(by, of[s].y, sum);
+        x = fmaf(by, o[s].x, x);
+        y = fmaf(by, o[s].y, y);
+        z = fmaf(by, o[s].z, z);
+        w = fmaf(by, o[s].w, w);
+      }
+      most = high;
     }
     const float by = 1.0f / sum;
     u32* out = reinterpret_cast<u32*>(a.out + head * D + d);
@@ -131,6 +149,12 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
   const u32 row0 = load_constant(rows), newest = load_constant(a.step.positions + row0);
   const u32 n_keys = min(newest - item.split * kSplit + 1, kSplit);
   const bool appends = newest - item.split * kSplit < kSplit;
+  // What the end wants of the item's rows, so that it waits for no memory to know them.
+  if (threadIdx.x < item.count) {
+    const u32 row = load_constant(rows + threadIdx.x);
+    sm.row[threadIdx.x] = row;
+    sm.n_splits[threadIdx.x] = load_constant(a.step.positions + row) / kSplit + 1;
+  }
   const u32 page_of_newest = appends ? (n_keys - 1) / kPage : kPages, slot_of_newest = newest % kPage;
   const u64* pages = a.step.pages + load_constant(a.step.row_pages + row0) + item.split * kPages;
   u64 page_at[kPages], own_page_at[2];
@@ -350,7 +374,7 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
       for (u32 odd = 0; odd < 2; ++odd) {
         const u32 column = 8 * nt + 2 * t + odd;
         if (column >= n_columns) continue;
-        const size_t head = size_t(rows[column / a.group]) * n_heads + g * a.group + column % a.group;
+        const size_t head = size_t(sm.row[column / a.group]) * n_heads + g * a.group + column % a.group;
         const float by = 1.0f / sum(column);
 #pragma unroll
         for (u32 tile = 0; tile < kTiles; ++tile) {
@@ -370,23 +394,25 @@ __device__ __forceinline__ void attend(const AttendArgs& a) {
 
   if (threadIdx.x < n_columns) {
     const u32 column = threadIdx.x;
-    const size_t head = size_t(rows[column / a.group]) * n_heads + g * a.group + column % a.group;
+    const size_t head = size_t(sm.row[column / a.group]) * n_heads + g * a.group + column % a.group;
     a.weight[head * a.splits + item.split] = make_float2(most(column), sum(column));
   }
   // As last_to_arrive, for all rows of the item at once.
   __threadfence();
   __syncthreads();
   if (threadIdx.x < item.count) {
-    const u32 row = rows[threadIdx.x];
-    u32* counter = a.arrived + size_t(row) * n_kv_heads + g;
-    const bool last = atomicAdd(counter, 1u) == a.step.positions[row] / kSplit;
-    if (last) *counter = 0;
-    sm.last[threadIdx.x] = last;
+    u32* counter = a.arrived + size_t(sm.row[threadIdx.x]) * n_kv_heads + g;
+    const bool last = atomicAdd(counter, 1u) == sm.n_splits[threadIdx.x] - 1;
+    if (last) {
+      *counter = 0;
+    } else {
+      sm.n_splits[threadIdx.x] = 0;
+    }
   }
   __syncthreads();
   __threadfence();
   for (u32 i = 0; i < item.count; ++i) {
-    if (sm.last[i]) combine<D>(a, rows[i], a.step.positions[rows[i]] / kSplit + 1);
+    if (sm.n_splits[i] > 0) combine<D>(a, sm.row[i], sm.n_splits[i]);
   }
 }
 

@@ -2,6 +2,7 @@
 //
 // W [V, C] bf16, any V; rows beyond it are masked. For every 16 ids and every row also their maximum m and the sum of
 // e^(x - m), so that a sampler need not read the logits to normalise them. squire_head_normed8 normalises by itself.
+#include "logits.cuh"
 #include "rows.cuh"
 
 namespace {
@@ -41,10 +42,11 @@ struct Head {
 #pragma unroll
     for (u32 i = 0; i < 2; ++i) {
       const bool upper = id < a.v, lower = id + 8 < a.v;
-      float most = fmaxf(upper ? d[i] : kLowest, lower ? d[i + 2] : kLowest);
+      const float high = upper ? d[i] : -INFINITY, low = lower ? d[i + 2] : -INFINITY;
+      float most = fmaxf(fmaxf(high, low), -INFINITY);  // two NaN
       // Lanes 4 g + t hold one token's ids.
       for (u32 step = 4; step < 32; step *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-      float sum = (upper ? expf(d[i] - most) : 0.0f) + (lower ? expf(d[i + 2] - most) : 0.0f);
+      float sum = strip_term(high, most) + strip_term(low, most);
       for (u32 step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
       if (token + i >= a.n) continue;
       float* logits = a.logits + size_t(token + i) * a.v;

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
-use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
+use super::cuda::{Buffer, Cuda, GraphKey, Graphs, rows};
+use super::ops;
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -82,12 +83,21 @@ impl Device {
 
     /// Refuses, with `NoKernels`, extents that its kernels were not made for.
     pub fn check_extents(&self, e: &Extents) -> Result<()> {
-        let Device::Cuda(_) = self else { return Ok(()) };
+        let Device::Cuda(cuda) = self else { return Ok(()) };
+        let shared = cuda.facts().shared_bytes as usize;
         let group = e.n_heads / e.n_kv_heads.max(1);
         let experts = e.n_experts_per_token;
         let demands = [
-            (e.hidden_size.is_multiple_of(32), format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
-            (e.ffn_size.is_multiple_of(32), format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
+            (
+                e.hidden_size.is_multiple_of(32),
+                format!("a hidden size that is a multiple of 32, not {}", e.hidden_size),
+            ),
+            (
+                e.ffn_size.is_multiple_of(32),
+                format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size),
+            ),
+            (rows::norm_bytes(1, e.hidden_size) <= shared, format!("a smaller hidden size than {}", e.hidden_size)),
+            (ops::select_bytes(e.vocab_size) <= shared, format!("a smaller vocabulary than {} ids", e.vocab_size)),
             ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),
             (group <= 8, format!("at most 8 query heads a key head, not {group}")),
             (e.n_experts <= 256, format!("at most 256 experts, not {}", e.n_experts)),
@@ -136,6 +146,8 @@ pub struct Extents {
     pub hidden_size: usize,
     /// F, of every feed-forward block
     pub ffn_size: usize,
+    /// V
+    pub vocab_size: usize,
     /// D
     pub head_dim: usize,
     /// H

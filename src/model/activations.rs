@@ -29,6 +29,8 @@ pub struct Activations {
     pub(super) graphs: Graphs,
     /// where they lie
     device: Device,
+    /// rows that all buffers have room for
+    room: usize,
     /// the batch's generation that the graphs were recorded in
     generation: u64,
 }
@@ -144,16 +146,17 @@ impl Activations {
             draws: Draws::new(device)?,
             graphs: Graphs::default(),
             device: device.clone(),
+            room: 0,
             generation: 0,
         })
     }
 
-    /// Makes room for the batch's rows. Graphs over buffers that move are forgotten.
+    /// Makes room for the batch's rows. Graphs over buffers that move are forgotten, also where only some could move.
     pub(super) fn reserve(&mut self, model: &Model) -> Result<()> {
         let plan = self.batch.plan();
         let n = plan.rows;
         let n_slots = model.config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
-        if n > self.stream.extent(0) || self.generation != self.batch.generation() {
+        if n > self.room || self.generation != self.batch.generation() {
             self.graphs.clear();
             self.generation = self.batch.generation();
         }
@@ -162,10 +165,13 @@ impl Activations {
         }
         for layer in &mut self.layers {
             layer.reserve(n, self.keep, n_slots)?;
-            if layer.attend_scratch.reserve(&self.device, model.heads(), plan)? {
+            let moved = layer.attend_scratch.reserve(&self.device, model.heads(), plan);
+            if !matches!(moved, Ok(false)) {
                 self.graphs.clear();
             }
+            moved?;
         }
+        self.room = self.stream.extent(0);
         Ok(())
     }
 

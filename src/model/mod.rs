@@ -65,6 +65,7 @@ fn extents(config: &ModelConfig) -> Extents {
     Extents {
         hidden_size: config.hidden_size,
         ffn_size,
+        vocab_size: config.vocab_size,
         head_dim: config.head_dim,
         n_heads: config.n_heads,
         n_kv_heads: config.n_kv_heads,

@@ -104,11 +104,12 @@ impl Form {
 /// leave room for one block a multiprocessor, a launch of its own costs less.
 pub fn norms_within(cuda: &Cuda, n: usize, c: usize) -> bool {
     let bytes = |n| HEAD_NORMED[0].launch(cuda, 16, n, c).shared;
-    n == 1 || (n <= MAX_NORMED && 2 * bytes(n) <= cuda.facts().shared_bytes)
+    let shared = cuda.facts().shared_bytes;
+    (n == 1 && bytes(1) <= shared) || (n <= MAX_NORMED && 2 * bytes(n) <= shared)
 }
 
 /// Shared memory of kernels/norm.cuh for n rows of c columns.
-fn norm_bytes(n: usize, c: usize) -> usize {
+pub fn norm_bytes(n: usize, c: usize) -> usize {
     4 * MAX_NORMED * WARPS + 2 * c + 2 * n * ((c / 32) | 1) * 32
 }
 

@@ -218,10 +218,10 @@ fn look_ahead(cuda: &Cuda, next: &[&Tensor]) -> [Range; 2] {
     ranges
 }
 
-/// Bytes of `AttendShared`: values, q, p, the key, and three words a column for maxima, sums and who was last.
+/// Bytes of `AttendShared`: values, q, p, the key; a column's maxima and sums, a row's number and splits.
 fn decode_shared(head_dim: usize, columns: usize) -> usize {
     let warps = THREADS as usize / 32;
-    SPLIT * head_dim * 2 + columns * head_dim * 2 + columns * SPLIT * 2 + head_dim * 2 + columns * (2 * warps + 1) * 4
+    SPLIT * head_dim * 2 + columns * head_dim * 2 + columns * SPLIT * 2 + head_dim * 2 + columns * (2 * warps + 2) * 4
 }
 
 #[repr(C)]

@@ -49,7 +49,7 @@ pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32
 const ROW_THREADS: u32 = 1024;
 
 /// Bytes of shared memory of what selects from a row: sums, bins, a list of its strips of 16 ids.
-pub(super) fn select_bytes(v: usize) -> usize {
+pub fn select_bytes(v: usize) -> usize {
     ROW_BYTES + 2048 * 8 + 4 * v.div_ceil(16)
 }
 

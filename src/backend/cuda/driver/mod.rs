@@ -104,7 +104,16 @@ fn facts(library: &Library, device: sys::CUdevice) -> Result<Facts> {
         l2_bytes: u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver: library.version,
-        overlaps: capability >= 90,
+        overlaps: capability >= 90 && compiled_for(ARCHS, capability),
+    })
+}
+
+/// Whether one of the images serves the capability as it is. Else the driver compiles the PTX of 8.0, which waits for no
+/// predecessor, so such kernels must not overlap.
+fn compiled_for(archs: &[&str], capability: u32) -> bool {
+    archs.iter().filter_map(|arch| arch.strip_prefix("sm_")).any(|arch| match arch.strip_suffix('a') {
+        Some(exact) => exact.parse() == Ok(capability),
+        None => arch.parse::<u32>().is_ok_and(|least| least / 10 == capability / 10 && least <= capability),
     })
 }
 
