@@ -27,6 +27,8 @@ pub struct Activations {
     pub draws: Draws,
     /// Recorded decode steps over these buffers.
     pub(super) graphs: Graphs,
+    /// rows that everything has room for
+    n_rows: usize,
     /// where they lie
     device: Device,
     /// the batch's generation that the graphs were recorded in
@@ -143,6 +145,7 @@ impl Activations {
             head: None,
             draws: Draws::new(device)?,
             graphs: Graphs::default(),
+            n_rows: 0,
             device: device.clone(),
             generation: 0,
         })
@@ -153,7 +156,8 @@ impl Activations {
         let plan = self.batch.plan();
         let n = plan.rows;
         let n_slots = model.config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
-        if n > self.stream.extent(0) || self.generation != self.batch.generation() {
+        // Before anything moves: where there is room for half of it only, the rest must not be forgotten.
+        if n > self.n_rows || self.generation != self.batch.generation() {
             self.graphs.clear();
             self.generation = self.batch.generation();
         }
@@ -162,10 +166,12 @@ impl Activations {
         }
         for layer in &mut self.layers {
             layer.reserve(n, self.keep, n_slots)?;
-            if layer.attend_scratch.reserve(&self.device, model.heads(), plan)? {
+            if layer.attend_scratch.is_short(&self.device, model.heads(), plan) {
                 self.graphs.clear();
+                layer.attend_scratch.reserve(&self.device, model.heads(), plan)?;
             }
         }
+        self.n_rows = self.n_rows.max(n);
         Ok(())
     }
 
