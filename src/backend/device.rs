@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
-use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
+use super::cuda::{self, Buffer, Cuda, GraphKey, Graphs};
+use super::ops;
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -82,11 +83,19 @@ impl Device {
 
     /// Refuses, with `NoKernels`, extents that its kernels were not made for.
     pub fn check_extents(&self, e: &Extents) -> Result<()> {
-        let Device::Cuda(_) = self else { return Ok(()) };
+        let Device::Cuda(cuda) = self else { return Ok(()) };
         let group = e.n_heads / e.n_kv_heads.max(1);
         let experts = e.n_experts_per_token;
         let demands = [
             (e.hidden_size % 32 == 0, format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
+            (
+                cuda::rows::takes_columns(cuda, e.hidden_size),
+                format!("a hidden size of which a row fits into shared memory on this device, not {}", e.hidden_size),
+            ),
+            (
+                ops::selects_from(cuda, e.vocab_size),
+                format!("a vocabulary that its sampler can list on this device, not {} ids", e.vocab_size),
+            ),
             (e.ffn_size % 32 == 0, format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
             ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),
             (group <= 8, format!("at most 8 query heads a key head, not {group}")),
@@ -134,6 +143,8 @@ impl Device {
 pub struct Extents {
     /// C
     pub hidden_size: usize,
+    /// V
+    pub vocab_size: usize,
     /// F, of every feed-forward block
     pub ffn_size: usize,
     /// D

@@ -53,6 +53,11 @@ pub(super) fn select_bytes(v: usize) -> usize {
     ROW_BYTES + 2048 * 8 + 4 * v.div_ceil(16)
 }
 
+/// Whether a block has room to select from a row of `v` logits.
+pub fn selects_from(cuda: &Cuda, v: usize) -> bool {
+    select_bytes(v) <= cuda.facts().shared_bytes as usize
+}
+
 /// Bytes of shared memory of what sums a row up.
 const ROW_BYTES: usize = 280;
 

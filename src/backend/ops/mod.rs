@@ -42,7 +42,7 @@ pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_
 pub use linear::{
     linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
 };
-pub use logprob::{logit_stats, logprobs_of, logsumexp, top_k};
+pub use logprob::{logit_stats, logprobs_of, logsumexp, selects_from, top_k};
 pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, qkv_forward};
 pub use random::fill_random;
