@@ -19,11 +19,11 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"
 part tests_ops 90 "$bin/squire" backend:: --test-threads 4 --nocapture
 part tests_model 60 "$bin/gpu_model" --test-threads 2 --nocapture
 for model in 0.6B 1.7B 4B 8B 30B-A3B; do
-  part "bench_$model" 75 "$bin/bench" --only "$model"
+  part "bench_$model" 55 "$bin/bench" --only "$model"
 done
 if command -v compute-sanitizer >/dev/null; then
-  part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/gpu_model" a_stop_token
-  part racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/gpu_model" a_stop_token
+  part memcheck 55 compute-sanitizer --tool memcheck --error-exitcode 9 "$bin/gpu_model" a_stop_token
+  part racecheck 55 compute-sanitizer --tool racecheck --error-exitcode 9 "$bin/gpu_model" a_stop_token
 fi
 
 echo "== $(cat "$out/card.txt"), commit $(cat $bin/commit), $(date -u +%F)"

@@ -42,6 +42,13 @@ pub struct Plan {
     pub decodes: bool,
 }
 
+impl Plan {
+    /// One step of `n` rows on a GPU, of which the longest reaches `context` positions.
+    pub fn of_decode(n: usize, context: usize) -> Plan {
+        Plan { rows: n.next_power_of_two(), context: context_bucket(context), columns: 8, decodes: true }
+    }
+}
+
 /// The rows of one forward pass.
 pub struct Batch {
     facts: Facts,
@@ -98,9 +105,8 @@ impl Batch {
             f.item_rows.clear();
             f.tiles.clear();
             if decodes {
-                self.plan.rows = n.next_power_of_two();
-                self.plan.context = context_bucket(longest);
-                self.plan.columns = list_items(f, segments, group);
+                let columns = list_items(f, segments, group);
+                self.plan = Plan { columns, ..Plan::of_decode(n, longest) };
             } else {
                 list_tiles(f, &self.segments, group);
             }

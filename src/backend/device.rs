@@ -144,10 +144,10 @@ impl Device {
 pub struct Extents {
     /// C
     pub hidden_size: usize,
-    /// F, of every feed-forward block
-    pub ffn_size: usize,
     /// V
     pub vocab_size: usize,
+    /// F, of every feed-forward block
+    pub ffn_size: usize,
     /// D
     pub head_dim: usize,
     /// H

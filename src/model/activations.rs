@@ -27,10 +27,10 @@ pub struct Activations {
     pub draws: Draws,
     /// Recorded decode steps over these buffers.
     pub(super) graphs: Graphs,
+    /// rows that everything has room for
+    n_rows: usize,
     /// where they lie
     device: Device,
-    /// rows that all buffers have room for
-    room: usize,
     /// the batch's generation that the graphs were recorded in
     generation: u64,
 }
@@ -145,8 +145,8 @@ impl Activations {
             head: None,
             draws: Draws::new(device)?,
             graphs: Graphs::default(),
+            n_rows: 0,
             device: device.clone(),
-            room: 0,
             generation: 0,
         })
     }
@@ -156,7 +156,8 @@ impl Activations {
         let plan = self.batch.plan();
         let n = plan.rows;
         let n_slots = model.config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
-        if n > self.room || self.generation != self.batch.generation() {
+        // Before anything moves: where there is room for half of it only, the rest must not be forgotten.
+        if n > self.n_rows || self.generation != self.batch.generation() {
             self.graphs.clear();
             self.generation = self.batch.generation();
         }
@@ -165,13 +166,12 @@ impl Activations {
         }
         for layer in &mut self.layers {
             layer.reserve(n, self.keep, n_slots)?;
-            let moved = layer.attend_scratch.reserve(&self.device, model.heads(), plan);
-            if !matches!(moved, Ok(false)) {
+            if layer.attend_scratch.is_short(&self.device, model.heads(), plan) {
                 self.graphs.clear();
+                layer.attend_scratch.reserve(&self.device, model.heads(), plan)?;
             }
-            moved?;
         }
-        self.room = self.stream.extent(0);
+        self.n_rows = self.n_rows.max(n);
         Ok(())
     }
 

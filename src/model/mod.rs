@@ -16,6 +16,7 @@ pub use config::{ModelConfig, Moe};
 pub use kv_cache::{KvCache, KvPool};
 pub use weights::Weights;
 
+use crate::backend::batch::{MAX_DECODE_ROWS, Plan};
 use crate::backend::page::PageShape;
 use crate::backend::{Compute, Device, Extents, ops};
 use crate::error::{Error, Fault, Result};
@@ -55,6 +56,23 @@ pub fn page_shape(config: &ModelConfig, compute: Compute) -> PageShape {
         head_dim: config.head_dim,
         dtype: if compute.rounds() { Dtype::Bf16 } else { Dtype::F32 },
     }
+}
+
+/// The extents of the attention heads of `config`.
+pub fn heads(config: &ModelConfig) -> ops::Heads {
+    ops::Heads {
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        scale: 1.0 / (config.head_dim as f32).sqrt(),
+    }
+}
+
+/// Bytes of a GPU's memory that a model's first calls take besides weights, pages and the rows of a batch: the head of
+/// a full round, and the parts of attention of one timeline that fills `max_context`.
+pub fn step_bytes_on_gpu(config: &ModelConfig, max_context: usize) -> u64 {
+    let attention = ops::AttendScratch::bytes(heads(config), Plan::of_decode(1, max_context));
+    ops::Head::bytes(MAX_DECODE_ROWS, config.hidden_size, config.vocab_size) + attention
 }
 
 fn extents(config: &ModelConfig) -> Extents {
@@ -126,12 +144,7 @@ impl Model {
 
     /// The extents of its attention heads.
     pub fn heads(&self) -> ops::Heads {
-        ops::Heads {
-            n_heads: self.config.n_heads,
-            n_kv_heads: self.config.n_kv_heads,
-            head_dim: self.config.head_dim,
-            scale: 1.0 / (self.config.head_dim as f32).sqrt(),
-        }
+        heads(&self.config)
     }
 }
 

@@ -203,7 +203,7 @@ impl Weights {
         let spread = 2.0 * 3f32.sqrt() * deviation;
         let mut place = Arena::new(config, device)?;
         let mut number = 0;
-        Weights::build(config, |_, shape| {
+        let weights = Weights::build(config, |_, shape| {
             number += 1;
             let ones = match shape.extents() {
                 &[n] => Some(Tensor::from_f32(&[n], &vec![1.0; n])?),
@@ -219,7 +219,9 @@ impl Weights {
                 None => ops::fill_random(device, &mut tensor, seed, number, spread),
             }
             Ok(tensor)
-        })
+        })?;
+        device.check()?;
+        Ok(weights)
     }
 
     /// What tells weights on a GPU from others there; 0 in host memory.

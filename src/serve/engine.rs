@@ -26,7 +26,7 @@ use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
 use crate::format::ModelDir;
-use crate::model::{ModelConfig, Weights, context_of, page_shape};
+use crate::model::{ModelConfig, Weights, context_of, page_shape, step_bytes_on_gpu};
 use crate::tensor::Dtype;
 
 /// How to make an engine.
@@ -399,7 +399,11 @@ impl Engine {
         let logit_bytes = 32 * 4 * c.vocab_size as u64;
         // On a GPU weights become bf16, activations are bf16, and everything comes out of its memory.
         let free = self.0.device.free_bytes()?;
-        let on_gpu = Weights::bytes_on_gpu(c) + table_bytes + activation_bytes * 2 + logit_bytes + page.bytes() as u64;
+        let on_gpu = Weights::bytes_on_gpu(c)
+            + table_bytes
+            + activation_bytes * 2
+            + step_bytes_on_gpu(c, max_context)
+            + page.bytes() as u64;
         Ok(json!({
             "parameters": parameters,
             "weight_bytes": weight_bytes,

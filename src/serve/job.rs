@@ -120,8 +120,8 @@ impl Job {
         match &work {
             // A score that failed leaves the timeline as it was.
             Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),
-            // Pages reserved for rows that did not come go back.
-            _ => timeline.kv.truncate(timeline.kv.len()),
+            // Pages reserved for rows that did not come go back, and rows of tokens that nobody learned.
+            _ => timeline.kv.truncate(timeline.len()),
         }
         session.put_back(timeline);
         drop((session, revision));

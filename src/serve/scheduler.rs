@@ -217,7 +217,6 @@ impl Scheduler {
             let Work::Generate(g) = work else { continue };
             let position = timeline.kv.len() + 1;
             let u = uniform(Stream::Sample, &[g.options.seed, position as u64]);
-            timeline.n_computed += 1;
             let segment = Segment { ids: &ids[row..row + 1], kv: &mut timeline.kv };
             rows.push((row, segment, (g.options.sampling, u)));
         }
@@ -228,13 +227,16 @@ impl Scheduler {
             segments.push(segment);
             draws.push(draw);
         }
-        add(&counters.rounds, 1);
-        add(&counters.rows, draws.len() as u64);
         let scratch = match self.scratch.get_mut(&(Arc::as_ptr(model) as usize)) {
             Some(scratch) => scratch,
             None => unreachable!("whoever launches made the scratch"),
         };
-        decode(model, &revision.weights, &mut segments, &draws, &mut scratch.activations)
+        decode(model, &revision.weights, &mut segments, &draws, &mut scratch.activations)?;
+        add(&counters.rounds, 1);
+        add(&counters.rows, draws.len() as u64);
+        let fed = self.jobs.iter_mut().filter(|job| jobs.contains(&job.id));
+        fed.for_each(|job| job.parts().0.n_computed += 1);
+        Ok(())
     }
 
     /// Takes the draws of a round and gives them to the jobs that are still there.
@@ -282,11 +284,13 @@ impl Scheduler {
         let launched = self.launch(&model, &ahead.revision, &jobs, &ids, counters);
         let mut ends = Vec::new();
         let delivered = self.deliver(&ahead, counters, &mut ends);
+        // Whoever failed, draws that were asked for are taken: they must not be the next round's.
+        let is_under_way = launched.is_ok();
+        let next = Ahead { revision: ahead.revision, model, jobs };
         if let Err(e) = delivered.and(launched) {
-            ends.extend(jobs.iter().map(|&id| (id, End::Failed(e.again()))));
-        } else {
-            self.ahead = Some(Ahead { revision: ahead.revision, model, jobs });
+            ends.extend(next.jobs.iter().map(|&id| (id, End::Failed(e.again()))));
         }
+        self.ahead = is_under_way.then_some(next);
         self.end_each(ends);
         if self.jobs.is_empty() {
             self.take_ahead(counters);

@@ -133,9 +133,10 @@ pub trait Api: Send + Sync {
     /// The matrices are valid; `has_matmul` said yes.
     unsafe fn matmul(&self, matmul: &Matmul) -> Result<()>;
 
-    /// From here on calls are recorded instead of run.
+    /// From here on what this thread asks for is recorded instead of run; it must not wait meanwhile. What other threads
+    /// ask for (they load and save models) goes to the stream as ever.
     fn begin_capture(&self) -> Result<()>;
-    /// Ends the recording. After an error in between nothing was recorded and the stream is usable again.
+    /// Ends this thread's recording. After an error in between nothing was recorded.
     fn end_capture(&self) -> Result<Graph>;
     /// Runs a recording.
     ///
@@ -159,4 +160,6 @@ pub trait Api: Send + Sync {
     fn drop_event(&self, event: Event);
     /// Waits for all that was asked.
     fn synchronize(&self) -> Result<()>;
+    /// Why nothing will work again, once that is so.
+    fn lost(&self) -> Option<String>;
 }

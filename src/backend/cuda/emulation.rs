@@ -5,6 +5,7 @@
 //! early, a result that is read too early, memory that is freed too early are found. For tests only.
 
 use std::collections::HashMap;
+use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
 
@@ -77,7 +78,8 @@ struct State {
     seed: u64,
     n_launches: u64,
     queue: Vec<Work>,
-    capture: Option<Vec<Work>>,
+    /// who records, and what so far
+    capture: Option<(ThreadId, Vec<Work>)>,
     graphs: HashMap<u64, Vec<Work>>,
     /// event: the number of works asked for before its mark
     events: HashMap<u64, u64>,
@@ -132,13 +134,23 @@ impl State {
             return Err(lost(why));
         }
         match &mut self.capture {
-            Some(recorded) => recorded.push(work),
-            None => {
+            Some((thread, recorded)) if *thread == thread::current().id() => recorded.push(work),
+            _ => {
                 self.queue.push(work);
                 self.n_asked += 1;
             }
         }
         Ok(())
+    }
+
+    /// Who waits while he records breaks the recording off on a device.
+    fn may_wait(&self) -> Result<()> {
+        match &self.capture {
+            Some((thread, _)) if *thread == thread::current().id() => {
+                Err(Error::new(Fault::DeviceError, "a thread waits for the device while it records"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Does the work up to number `until`. What a kernel does wrong loses the device, as it would a real one.
@@ -277,13 +289,17 @@ impl Api for Emulation {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        self.state.lock().capture = Some(Vec::new());
+        let mut state = self.state.lock();
+        if state.capture.is_some() {
+            return Err(Error::new(Fault::DeviceError, "a recording is under way"));
+        }
+        state.capture = Some((thread::current().id(), Vec::new()));
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Graph> {
         let mut state = self.state.lock();
-        let Some(recorded) = state.capture.take() else {
+        let Some((_, recorded)) = state.capture.take() else {
             return Err(Error::new(Fault::DeviceError, "no recording was begun"));
         };
         let id = state.id();
@@ -317,6 +333,7 @@ impl Api for Emulation {
 
     fn passed(&self, event: Event) -> Result<bool> {
         let mut state = self.state.lock();
+        state.may_wait()?;
         let mark = state.events.get(&event.0).copied().unwrap_or(0);
         // One piece of work a question, so that who asks again and again gets on.
         let next = (state.n_done + 1).min(state.n_asked);
@@ -326,6 +343,7 @@ impl Api for Emulation {
 
     fn wait(&self, event: Event) -> Result<()> {
         let mut state = self.state.lock();
+        state.may_wait()?;
         let mark = state.events.get(&event.0).copied().unwrap_or(0);
         state.run(mark)
     }
@@ -339,7 +357,13 @@ impl Api for Emulation {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.state.lock().run_all()
+        let mut state = self.state.lock();
+        state.may_wait()?;
+        state.run_all()
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.state.lock().lost.as_deref().map(|why| lost(why).message().to_string())
     }
 }
 

@@ -1,8 +1,9 @@
 //! The CUDA device: device memory, launches in order on one stream, graphs of recorded launches.
 //!
-//! Ops launch and do not wait. A failure is kept and told by the next `check`: the first one counts, as with the
-//! device's own sticky errors. A lost device refuses everything from then on. The layer compiles in every build;
-//! what is behind it depends on the features (`api`).
+//! Ops launch and do not wait. A failure is kept and told by the next `check` of the same thread: the first one counts.
+//! One thread steps while others load and save, and none of them hears of another's failures, but for the loss of the
+//! device, which refuses everything from then on. The layer compiles in every build; what is behind it depends on the
+//! features (`api`).
 
 pub mod api;
 #[cfg(all(feature = "cuda", not(feature = "shim")))]
@@ -20,6 +21,7 @@ pub mod tile;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
 
@@ -55,7 +57,15 @@ struct Inner {
     api: Box<dyn Api>,
     overlap: bool,
     pool: Mutex<Pool>,
-    failure: Mutex<Option<(Fault, String)>>,
+    failures: Mutex<Failures>,
+}
+
+/// What went wrong and was not told yet.
+#[derive(Default)]
+struct Failures {
+    lost: Option<String>,
+    /// the first of each thread
+    of: HashMap<ThreadId, (Fault, String)>,
 }
 
 impl Drop for Inner {
@@ -105,7 +115,7 @@ impl Cuda {
             api,
             overlap,
             pool: Mutex::new(Pool::new(options.budget, !options.no_pool)),
-            failure: Mutex::new(None),
+            failures: Mutex::default(),
         }))
     }
 
@@ -150,27 +160,25 @@ impl Cuda {
 
     /// Keeps a failure for `check`; the first one counts.
     pub fn keep(&self, result: Result<()>) {
-        if let Err(e) = result {
-            self.0.failure.lock().get_or_insert((e.fault(), e.message().to_string()));
+        let Err(e) = result else { return };
+        let (mut failures, message) = (self.0.failures.lock(), e.message().to_string());
+        match e.fault() {
+            Fault::DeviceLost => drop(failures.lost.get_or_insert(message)),
+            fault => drop(failures.of.entry(thread::current().id()).or_insert((fault, message))),
         }
     }
 
-    /// The first failure since the last `check`. One of a lost device stays.
+    /// This thread's first failure since its last `check`. That of a lost device is everybody's and stays.
     pub fn check(&self) -> Result<()> {
-        let mut failure = self.0.failure.lock();
-        let Some((fault, message)) = failure.clone() else { return Ok(()) };
-        if fault != Fault::DeviceLost {
-            *failure = None;
-        }
-        Err(Error::new(fault, message))
+        let failure = self.0.failures.lock().of.remove(&thread::current().id());
+        self.check_present()?;
+        failure.map_or(Ok(()), |(fault, message)| Err(Error::new(fault, message)))
     }
 
     /// Refuses, with `DeviceLost`, once the device is gone.
     pub fn check_present(&self) -> Result<()> {
-        match &*self.0.failure.lock() {
-            Some((Fault::DeviceLost, message)) => Err(Error::new(Fault::DeviceLost, message.clone())),
-            _ => Ok(()),
-        }
+        let lost = self.0.failures.lock().lost.clone().or_else(|| self.0.api.lost());
+        lost.map_or(Ok(()), |message| Err(Error::new(Fault::DeviceLost, message)))
     }
 
     /// Waits for all that was launched and tells the first failure.
@@ -187,20 +195,38 @@ impl Cuda {
             Some(&graph) => graph,
             None => {
                 self.check()?;
-                self.0.api.begin_capture()?;
-                let recorded = record();
-                let graph = self.0.api.end_capture();
-                if let Err(e) = recorded.and(self.check()) {
-                    graph.into_iter().for_each(|graph| self.0.api.drop_graph(graph));
-                    return Err(e);
-                }
-                let graph = graph?;
+                let recording = Recording::begin(self.api())?;
+                // The recording ends also where this panics or fails.
+                record()?;
+                self.check()?;
+                let graph = recording.end()?;
                 graphs.known.insert(key, graph);
                 graph
             }
         };
         // SAFETY: whoever owns the graphs clears them before it lets go of memory that they name.
         unsafe { self.0.api.replay(graph) }
+    }
+}
+
+/// A recording under way; dropped before its end, it is forgotten.
+struct Recording<'a>(Option<&'a dyn Api>);
+
+impl<'a> Recording<'a> {
+    fn begin(api: &'a dyn Api) -> Result<Recording<'a>> {
+        api.begin_capture().map(|()| Recording(Some(api)))
+    }
+
+    fn end(mut self) -> Result<Graph> {
+        self.0.take().expect("a recording ends once").end_capture()
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if let Some(api) = self.0.take() {
+            api.end_capture().into_iter().for_each(|graph| api.drop_graph(graph));
+        }
     }
 }
 

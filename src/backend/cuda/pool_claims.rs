@@ -119,6 +119,9 @@ impl Api for Counting {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
+    fn lost(&self) -> Option<String> {
+        None
+    }
 }
 
 #[test]

@@ -83,20 +83,25 @@ impl Form {
         tall.or(fit().min_by_key(|f| f.height)).expect("a form of this width")
     }
 
-    /// The launch for `outputs` weight rows of `k` columns and, where the tokens are normalised within, `n` of them.
-    pub(super) fn launch(&self, cuda: &Cuda, outputs: usize, n: usize, k: usize) -> Launch {
-        assert!(k.is_multiple_of(32), "a product over {k} columns");
+    /// Bytes of shared memory where `n` tokens of `k` columns are multiplied.
+    fn shared(&self, n: usize, k: usize) -> usize {
         let quads = self.height / 8;
         let travelling = if self.width == 8 && !self.normed { 1 } else { 0 };
         let ring = WARPS * (8 / quads) * (quads + travelling) * LINE;
         let fragments = quads.div_ceil(2) * self.width / 8;
         let sums = if fragments <= 4 { 2 } else { 1 } * WARPS * fragments * LINE;
         let norm = if self.normed { norm_bytes(n, k) } else { 0 };
+        ring + sums + norm
+    }
+
+    /// The launch for `outputs` weight rows of `k` columns and, where the tokens are normalised within, `n` of them.
+    pub(super) fn launch(&self, cuda: &Cuda, outputs: usize, n: usize, k: usize) -> Launch {
+        assert!(k.is_multiple_of(32), "a product over {k} columns");
         // More tiles than the device holds at once: two blocks a multiprocessor stay and share them, and leave room for
         // the first blocks of the next kernel.
         let (tiles, n_sms) = (outputs.div_ceil(self.height), cuda.facts().n_sms as usize);
         let blocks = if tiles <= 3 * n_sms { tiles } else { 2 * n_sms };
-        Launch::new(self.kernel, [blocks as u32, 1, 1], THREADS, ring + sums + norm)
+        Launch::new(self.kernel, [blocks as u32, 1, 1], THREADS, self.shared(n, k))
     }
 }
 

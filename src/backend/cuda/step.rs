@@ -11,8 +11,9 @@ use crate::error::Result;
 /// Positions in a split of attention.
 pub const SPLIT: usize = 256;
 
-/// Staging buffers: how many steps the host may run ahead of the device, and one more.
-const STAGES: usize = 4;
+/// Staging buffers. A step is asked for while two more at most are under way: enough to keep the device busy, and
+/// whoever cancels a prompt waits for no more than these.
+const STAGES: usize = 2;
 
 /// A piece of decode attention: the positions of one split for rows that hold the same pages there.
 #[repr(C)]

@@ -43,25 +43,43 @@ pub struct AttendScratch {
 }
 
 impl AttendScratch {
-    /// Makes room for a plan. Returns whether something moved, so that graphs which name it are void.
-    pub fn reserve(&mut self, device: &Device, heads: Heads, plan: Plan) -> Result<bool> {
-        if !plan.decodes || matches!(device, Device::Cpu(_)) {
-            return Ok(false);
-        }
-        let n_counters = plan.rows * heads.n_kv_heads;
-        let n_parts = parts(heads, plan) * (heads.head_dim + 2);
-        let short = |t: &Option<Tensor>, n: usize| t.as_ref().is_none_or(|t| t.extent(0) < n);
-        let moves = (short(&self.parts, n_parts), short(&self.counters, n_counters));
-        if moves.0 {
+    /// Bytes of a plan.
+    pub fn bytes(heads: Heads, plan: Plan) -> u64 {
+        4 * (n_parts(heads, plan) + n_counters(heads, plan)) as u64
+    }
+
+    /// Whether a plan needs more room. Making it voids the graphs that name what is there.
+    pub fn is_short(&self, device: &Device, heads: Heads, plan: Plan) -> bool {
+        plan.decodes
+            && matches!(device, Device::Cuda(_))
+            && (short(&self.parts, n_parts(heads, plan)) || short(&self.counters, n_counters(heads, plan)))
+    }
+
+    /// Makes room for a plan.
+    pub fn reserve(&mut self, device: &Device, heads: Heads, plan: Plan) -> Result<()> {
+        let (n_parts, n_counters) = (n_parts(heads, plan), n_counters(heads, plan));
+        if short(&self.parts, n_parts) {
             self.parts = None;
             self.parts = Some(Tensor::on(device, Dtype::F32, &[n_parts])?);
         }
-        if moves.1 {
+        if short(&self.counters, n_counters) {
             // Zero has the same bits in f32.
             self.counters = Some(Tensor::zeros(Dtype::F32, &[n_counters])?.to_device(device)?);
         }
-        Ok(moves.0 || moves.1)
+        Ok(())
     }
+}
+
+fn short(t: &Option<Tensor>, n: usize) -> bool {
+    t.as_ref().is_none_or(|t| t.extent(0) < n)
+}
+
+fn n_parts(heads: Heads, plan: Plan) -> usize {
+    parts(heads, plan) * (heads.head_dim + 2)
+}
+
+fn n_counters(heads: Heads, plan: Plan) -> usize {
+    plan.rows * heads.n_kv_heads
 }
 
 /// Parts of attention that the rows of a plan have.
@@ -177,8 +195,8 @@ fn decode(
     };
     let room = "room was made for the parts of attention";
     let (all_parts, counters) = (a.scratch.parts.as_ref().expect(room), a.scratch.counters.as_ref().expect(room));
-    let n_parts = parts(heads, plan);
-    assert!(all_parts.extent(0) >= n_parts * (head_dim + 2) && counters.extent(0) >= plan.rows * n_kv_heads, "{room}");
+    let parts = parts(heads, plan);
+    assert!(all_parts.extent(0) >= n_parts(heads, plan) && counters.extent(0) >= n_counters(heads, plan), "{room}");
     let [cosine, sine] = table.addresses();
     let args = DecodeArgs {
         step: batch.addresses(),
@@ -191,7 +209,7 @@ fn decode(
         cosine,
         sine,
         partial: all_parts.address(),
-        weight: all_parts.address() + (n_parts * head_dim * size_of::<f32>()) as u64,
+        weight: all_parts.address() + (parts * head_dim * size_of::<f32>()) as u64,
         arrived: counters.address(),
         ahead: look_ahead(cuda, next),
         ahead_lines: AHEAD_LINES,

@@ -93,6 +93,12 @@ impl Head {
         })
     }
 
+    /// Bytes of it on a GPU.
+    pub fn bytes(n_rows: usize, hidden_size: usize, vocab_size: usize) -> u64 {
+        let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
+        (n_rows * (2 * hidden_size * bf16 + (vocab_size + 2 * vocab_size.div_ceil(STATS_IDS)) * f32)) as u64
+    }
+
     /// The statistics of a head on a GPU.
     pub fn stats(&self) -> &Tensor {
         self.stats.as_ref().expect("a head on a GPU has statistics")

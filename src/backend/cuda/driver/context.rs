@@ -37,6 +37,11 @@ impl Context {
         &self.library.calls
     }
 
+    /// Why it is lost, once it is.
+    pub fn lost(&self) -> Option<String> {
+        self.lost.get().cloned()
+    }
+
     /// Makes it the thread's current one until the result goes. Refused once the device is lost.
     pub fn enter(&self) -> Result<Current> {
         match self.lost.get() {

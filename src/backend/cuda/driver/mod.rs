@@ -10,6 +10,7 @@ mod library;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -121,14 +122,28 @@ fn compiled_for(archs: &[&str], capability: u32) -> bool {
 pub(super) struct Driver {
     facts: Facts,
     stream: sys::CUstream,
+    /// What is recorded goes here, so that whoever uses the stream meanwhile is neither recorded nor in the way.
+    recorder: sys::CUstream,
     /// As modules and not as libraries of the driver: a module picks its image when it is loaded, so a device without
     /// one is refused when it is opened and not at the first launch.
     modules: Vec<sys::CUmodule>,
     kernels: Mutex<HashMap<&'static str, Kernel>>,
-    /// While calls are recorded: what is to be freed after them, since nothing may be waited for before.
-    recording: Mutex<Option<Vec<Address>>>,
+    recording: Mutex<Option<Recording>>,
     matmul: Option<CublasLt>,
     context: Context,
+}
+
+/// Calls of one thread that are recorded.
+struct Recording {
+    thread: ThreadId,
+    /// what that thread frees; it may not wait for anything before the end
+    later: Vec<Address>,
+}
+
+impl Recording {
+    fn is_here(&self) -> bool {
+        self.thread == thread::current().id()
+    }
 }
 
 // SAFETY: the driver's handles may be used from any thread, and its calls by several at once.
@@ -169,6 +184,7 @@ impl Driver {
         let mut driver = Driver {
             facts,
             stream: std::ptr::null_mut(),
+            recorder: std::ptr::null_mut(),
             modules: Vec::with_capacity(MODULES.len()),
             kernels: Mutex::default(),
             recording: Mutex::default(),
@@ -177,6 +193,7 @@ impl Driver {
         };
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         call!(driver.context, cuStreamCreate(&mut driver.stream, flags))?;
+        call!(driver.context, cuStreamCreate(&mut driver.recorder, flags))?;
         for (file, image) in MODULES {
             let mut module = std::ptr::null_mut();
             call!(driver.context, cuModuleLoadData(&mut module, image.as_ptr().cast())).map_err(|e| {
@@ -187,6 +204,12 @@ impl Driver {
         }
         driver.matmul = CublasLt::open(&driver.context);
         Ok(driver)
+    }
+
+    /// Where this thread's calls go.
+    fn stream(&self) -> sys::CUstream {
+        let records = self.recording.lock().as_ref().is_some_and(Recording::is_here);
+        if records { self.recorder } else { self.stream }
     }
 
     /// Does what a recording by this thread would otherwise forbid, and what leaves the stream alone.
@@ -268,6 +291,9 @@ impl Drop for Driver {
             if !self.stream.is_null() {
                 (calls.cuStreamDestroy_v2)(self.stream);
             }
+            if !self.recorder.is_null() {
+                (calls.cuStreamDestroy_v2)(self.recorder);
+            }
         }
     }
 }
@@ -305,10 +331,10 @@ impl Api for Driver {
     }
 
     fn free(&self, at: Address) {
-        match &mut *self.recording.lock() {
-            Some(later) => later.push(at),
-            None => self.free_now(at),
+        if let Some(recording) = self.recording.lock().as_mut().filter(|recording| recording.is_here()) {
+            return recording.later.push(at);
         }
+        self.free_now(at);
     }
 
     fn pin(&self, bytes: usize) -> Result<*mut u8> {
@@ -330,19 +356,19 @@ impl Api for Driver {
     }
 
     unsafe fn upload(&self, to: Address, from: *const u8, bytes: usize) -> Result<()> {
-        call!(self.context, cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream))
+        call!(self.context, cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream()))
     }
 
     unsafe fn download(&self, to: *mut u8, from: Address, bytes: usize) -> Result<()> {
-        call!(self.context, cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.stream))
+        call!(self.context, cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.stream()))
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        call!(self.context, cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream))
+        call!(self.context, cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream()))
     }
 
     unsafe fn fill(&self, at: Address, byte: u8, bytes: usize) -> Result<()> {
-        call!(self.context, cuMemsetD8Async(at, byte, bytes, self.stream))
+        call!(self.context, cuMemsetD8Async(at, byte, bytes, self.stream()))
     }
 
     unsafe fn launch(&self, launch: &Launch, args: &[u8]) -> Result<()> {
@@ -373,7 +399,7 @@ impl Api for Driver {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: launch.shared,
-            hStream: self.stream,
+            hStream: self.stream(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
@@ -393,23 +419,26 @@ impl Api for Driver {
         let library = library.ok_or_else(|| Error::new(Fault::DeviceError, "there is no cuBLASLt"))?;
         let _current = self.context.enter()?;
         // SAFETY: passed on; the stream is this context's.
-        unsafe { library.run(matmul, self.stream) }
+        unsafe { library.run(matmul, self.stream()) }
     }
 
     fn begin_capture(&self) -> Result<()> {
         let mut recording = self.recording.lock();
-        // Of this thread only: what other engines do meanwhile is no concern of this recording.
+        if recording.is_some() {
+            return Err(Error::new(Fault::DeviceError, "a recording is under way"));
+        }
+        // Of this thread only: what others do meanwhile is no concern of this recording.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        call!(self.context, cuStreamBeginCapture_v2(self.stream, mode))?;
-        *recording = Some(Vec::new());
+        call!(self.context, cuStreamBeginCapture_v2(self.recorder, mode))?;
+        *recording = Some(Recording { thread: thread::current().id(), later: Vec::new() });
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Graph> {
-        let later = self.recording.lock().take();
         let mut graph = std::ptr::null_mut();
-        // Also where a call in between failed: this is what makes the stream usable again.
-        let ended = call!(self.context, cuStreamEndCapture(self.stream, &mut graph));
+        // Also where a call in between failed: this is what makes the recorder usable again.
+        let ended = call!(self.context, cuStreamEndCapture(self.recorder, &mut graph));
+        let later = self.recording.lock().take().map(|recording| recording.later);
         later.into_iter().flatten().for_each(|at| self.free_now(at));
         ended?;
         let mut ready = std::ptr::null_mut();
@@ -435,7 +464,7 @@ impl Api for Driver {
     }
 
     fn record(&self, event: Event) -> Result<()> {
-        call!(self.context, cuEventRecord(event.0 as sys::CUevent, self.stream))
+        call!(self.context, cuEventRecord(event.0 as sys::CUevent, self.stream()))
     }
 
     fn passed(&self, event: Event) -> Result<bool> {
@@ -463,5 +492,9 @@ impl Api for Driver {
 
     fn synchronize(&self) -> Result<()> {
         call!(self.context, cuStreamSynchronize(self.stream))
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.context.lost()
     }
 }
