@@ -2,8 +2,6 @@
 //! (feature `cuda`). On a machine without one every test says that it was skipped.
 #![cfg(any(feature = "cuda", feature = "shim"))]
 
-use std::sync::Arc;
-
 use serde_json::json;
 use squire::backend::cuda::{Cuda, CudaOptions};
 use squire::backend::ops::Sampling;
@@ -358,21 +356,6 @@ fn what_the_device_cannot_do_is_refused_by_name() {
 }
 
 #[test]
-fn a_cancelled_prefill_ends_between_its_chunks() {
-    if !has_gpu() {
-        return;
-    }
-    let config = dense();
-    let gpu = engine(GPU, |o| o.max_batch_tokens = 32).random_model(config.clone(), Dtype::Bf16, 5, 0).unwrap();
-    let s = session(&gpu, &ids(400, 1, config.vocab_size));
-    let cancel = Cancel::default();
-    cancel.set();
-    assert_eq!(s.prefill(&cancel).unwrap_err().fault(), Fault::Cancelled);
-    let computed = s.n_computed().unwrap();
-    assert!(computed < 400, "{computed} rows were computed");
-}
-
-#[test]
 fn a_saved_model_of_the_device_is_the_one_that_was_loaded() {
     if !has_gpu() {
         return;
@@ -385,21 +368,4 @@ fn a_saved_model_of_the_device_is_the_one_that_was_loaded() {
         let bytes = |path: &std::path::Path| std::fs::read(path.join("model.safetensors")).unwrap();
         assert!(bytes(&first) == bytes(&second));
     }
-}
-
-#[test]
-fn a_kernel_that_goes_astray_loses_its_engine_and_no_other() {
-    if !cfg!(feature = "shim") {
-        eprintln!("skipped: only the host shim survives it");
-        return;
-    }
-    let config = dense();
-    let (lost, other) = (model(GPU, &config), model(GPU, &config));
-    let Device::Cuda(cuda) = lost.engine().device() else { panic!("it is on a GPU") };
-    cuda.keep(Err(squire::error::Error::new(Fault::DeviceLost, "the device fell off")));
-    let s = session(&lost, &[1, 2, 3]);
-    assert_eq!(s.prefill(&Cancel::default()).unwrap_err().fault(), Fault::DeviceLost);
-    assert_eq!(lost.engine().check_alive().unwrap_err().fault(), Fault::DeviceLost);
-    assert_eq!(generate(&session(&other, &[1, 2, 3]), greedy(2)).0.len(), 2);
-    let _ = Arc::new(lost);
 }

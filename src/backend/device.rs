@@ -130,6 +130,14 @@ impl Device {
         }
     }
 
+    /// Waits for all that was launched and tells the first failure.
+    pub fn finish(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.finish(),
+        }
+    }
+
     /// Tells the first failure of what was launched so far. Ops on a GPU launch and do not wait.
     pub fn check(&self) -> Result<()> {
         match self {

@@ -123,7 +123,9 @@ impl Scheduler {
         self.end_jobs(|job| {
             let (timeline, work) = job.parts();
             let pending = timeline.len() - timeline.kv.len();
-            (pending == 0 && !matches!(work, Work::Generate(_))).then_some(End::Done)
+            let done = pending == 0 && !matches!(work, Work::Generate(_));
+            // What was asked for must have come about before anybody is told that it did.
+            done.then(|| job.model().model().device.finish().map_or_else(End::Failed, |()| End::Done))
         });
         let shares = self.plan();
         // Jobs of one revision share a round; on some devices those that decode have one of their own.
