@@ -3,12 +3,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mkdir -p target/gpu
-built() { # the executable that cargo names for a target
+built() { # the test or bench executable that cargo names for a target; the program `squire` shares the library's name
   python3 -c '
 import json, sys
 for line in sys.stdin:
     m = json.loads(line)
-    if m.get("reason") == "compiler-artifact" and m.get("executable") and m["target"]["name"] == sys.argv[1]:
+    if m.get("executable") and m["target"]["name"] == sys.argv[1] and m["target"]["kind"] != ["bin"]:
         print(m["executable"])' "$1" | tail -n 1
 }
 cargo test --release --features cuda --lib --test gpu_model --no-run --message-format=json >target/gpu/tests.json

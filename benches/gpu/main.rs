@@ -6,12 +6,14 @@
 use std::time::Instant;
 
 use serde_json::json;
+use squire::backend::batch::BatchSegment;
 use squire::backend::cuda::{Buffer, Cuda, CudaOptions, KernelArgs, Launch};
-use squire::backend::ops::Sampling;
-use squire::backend::{Compute, Device};
+use squire::backend::ops::{self, Sampling};
+use squire::backend::{Batch, Compute, Device, Tensor};
 use squire::error::Result;
 use squire::model::forward::{Segment, decode, forward};
 use squire::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
+use squire::random::{Stream, uniform};
 use squire::tensor::Dtype;
 
 const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
@@ -82,7 +84,7 @@ struct NothingArgs {
 unsafe impl KernelArgs for NothingArgs {}
 
 /// Microseconds of what `run` launches, by the device's own clock.
-fn device_us(cuda: &Cuda, run: impl Fn() -> Result<()>) -> Result<f64> {
+fn device_us(cuda: &Cuda, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
     let api = cuda.api();
     let (from, to) = (api.event()?, api.event()?);
     let mut times = Vec::new();
@@ -229,6 +231,32 @@ impl Bench {
         Ok(n as f64 / median(times))
     }
 
+    /// Microseconds of drawing one token, by the device's clock; logits are spread as a model's are.
+    fn sampler(&self, cuda: &Cuda, sampling: Sampling) -> Result<f64> {
+        let (c, v) = (self.model.config.hidden_size, self.model.config.vocab_size);
+        let mut head = ops::Head::new(&self.device, 1, c, v)?;
+        let mut logits = Tensor::zeros(Dtype::F32, &[1, v])?;
+        for (i, x) in logits.f32_mut().iter_mut().enumerate() {
+            let u = |key| f64::from(uniform(Stream::World, &[key, i as u64])).max(1e-9);
+            // Normal with deviation 3, by Box and Muller.
+            *x = 3.0 * ((-2.0 * u(1).ln()).sqrt() * (std::f64::consts::TAU * u(2)).cos()) as f32;
+        }
+        head.logits = logits.to_device(&self.device)?;
+        if let Some(stats) = &mut head.stats {
+            ops::logit_stats(&self.device, stats, &head.logits, 1);
+        }
+        let pool = KvPool::new(&self.device, self.model.page_shape(), u64::MAX);
+        let mut kv = KvCache::new(&pool);
+        kv.reserve(1)?;
+        let (mut batch, mut draws) = (Batch::default(), ops::Draws::new(&self.device)?);
+        let row = BatchSegment { ids: &[1], start: 0, pages: kv.pages() };
+        batch.set(&self.device, &[row], &[(sampling, 0.3)], self.model.heads())?;
+        device_us(cuda, || {
+            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3)], &batch);
+            Ok(())
+        })
+    }
+
     fn run(&self, cuda: &Cuda, batches: &[usize], contexts: &[usize]) -> Result<()> {
         for &context in contexts {
             for &batch in batches {
@@ -243,6 +271,12 @@ impl Bench {
                     Err(e) => println!("decode {:8} batch {batch:2} context {context:5}: {e}", self.name),
                 }
             }
+        }
+        for (name, temperature, top_k, top_p) in
+            [("greedy", 0.0, 0, 1.0), ("temperature 0.7", 0.7, 0, 1.0), ("top-k 20, top-p 0.95", 0.7, 20, 0.95)]
+        {
+            let us = self.sampler(cuda, Sampling { temperature, top_k, top_p })?;
+            println!("sampler {:7} {name}: {us:.1} us", self.name);
         }
         for &n in contexts {
             println!("prefill {:7} {n:5} tokens: {:9.0} tokens a second", self.name, self.prefill(cuda, n)?);
@@ -277,7 +311,16 @@ fn run(tiny: bool, only: Option<&str>) -> Result<()> {
         let model = Model::new(config.clone(), device.clone(), Compute::Bf16, 0)?;
         let weights = Weights::random(&config, &device, Dtype::Bf16, 1, 0.02)?;
         let (steps, rounds) = if tiny { (2, 1) } else { (40, ROUNDS) };
-        Bench { device, model, weights, bandwidth, name: shape.0, steps, rounds }.run(&cuda, batches, contexts)?;
+        let mut bench = Bench { device, model, weights, bandwidth, name: shape.0, steps, rounds };
+        bench.run(&cuda, batches, contexts)?;
+        drop(bench.weights);
+        // Stage 1: the same graph, launched plainly.
+        let plain = Cuda::open(&CudaOptions { no_overlap: true, ..CudaOptions::default() })?;
+        bench.device = Device::Cuda(plain.clone());
+        bench.model = Model::new(config.clone(), bench.device.clone(), Compute::Bf16, 0)?;
+        bench.weights = Weights::random(&config, &bench.device, Dtype::Bf16, 1, 0.02)?;
+        let us = bench.decode(&plain, 1, contexts[0])?;
+        println!("decode {:8} batch  1 context {:5}: {us:9.1} us a step without overlap", bench.name, contexts[0]);
     }
     Ok(())
 }

@@ -33,4 +33,4 @@ for name in tests_ops tests_model memcheck racecheck; do
     "$(grep -c '^skipped' "$out/$name.txt")"
 done
 cat "$out"/bench_*.txt | grep -E '^(read|graph)' | sort -u | head -n 12
-cat "$out"/bench_*.txt | grep -E '^(decode|prefill)'
+cat "$out"/bench_*.txt | grep -E '^(decode|prefill|sampler)'
