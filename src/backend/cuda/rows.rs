@@ -204,10 +204,10 @@ struct RmsnormArgs {
 // SAFETY: the struct of kernels/rmsnorm.cu, four words of 8 bytes and two of 4.
 unsafe impl KernelArgs for RmsnormArgs {}
 
-/// A norm's weight [C] and epsilon.
+/// A norm's weight `[C]` and epsilon.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
-    /// [C]
+    /// `[C]`
     pub weight: Address,
     /// epsilon
     pub eps: f32,
@@ -317,7 +317,7 @@ pub struct HeadProduct {
     pub stats: Address,
     /// [., c]
     pub x: Address,
-    /// [n] u32 rows of x; 0: the first n
+    /// `[n]` u32 rows of x; 0: the first n
     pub rows: Address,
     /// where `norms_within`
     pub norm: Option<Norm>,

@@ -62,9 +62,9 @@ pub struct Draw {
 pub struct Facts {
     /// A token, or -1 - j: what draw j of the last step chose.
     pub ids: Vec<i32>,
-    /// [N]
+    /// `[N]`
     pub positions: Vec<u32>,
-    /// [N] where the row's timeline's pages begin in `pages`
+    /// `[N]` where the row's timeline's pages begin in `pages`
     pub row_pages: Vec<u32>,
     /// Addresses of pages, timeline by timeline.
     pub pages: Vec<Address>,
@@ -97,11 +97,11 @@ pub struct Capacity {
 pub struct Addresses {
     /// Rows, items, tiles in use.
     pub counts: Address,
-    /// i32 [N]
+    /// i32 `[N]`
     pub ids: Address,
-    /// u32 [N]
+    /// u32 `[N]`
     pub positions: Address,
-    /// u32 [N]
+    /// u32 `[N]`
     pub row_pages: Address,
     /// u64
     pub pages: Address,
@@ -111,7 +111,7 @@ pub struct Addresses {
     pub item_rows: Address,
     /// Tiles.
     pub tiles: Address,
-    /// Draws [N]
+    /// Draws `[N]`
     pub draws: Address,
 }
 
