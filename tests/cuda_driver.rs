@@ -174,7 +174,10 @@ fn what_is_written_is_read_and_all_is_given_back_in_order() {
     ] {
         assert_eq!(count(taken), count(given), "{taken}");
     }
-    let end: Vec<_> = heard.iter().rev().take(6).rev().map(String::as_str).collect();
+    // One module for each file of kernels.
+    let mut last: Vec<_> = heard.iter().map(String::as_str).collect();
+    last.dedup_by(|a, b| a == b && *a == "cuModuleUnload");
+    let end = last.split_off(last.len() - 6);
     let streams = ["cuStreamDestroy_v2"; 2];
     let wanted = ["cuMemFree_v2", "cuStreamSynchronize", "cuModuleUnload", streams[0], streams[1]];
     assert_eq!(end, [&wanted[..], &["cuDevicePrimaryCtxRelease_v2"]].concat());
@@ -248,7 +251,13 @@ fn launches_carry_their_attributes_and_recordings_are_replayed() {
     ];
     assert_eq!(of("cuLaunchKernelEx"), wanted);
     assert_eq!(of("cuFuncSetAttribute"), ["cuFuncSetAttribute 8 102400"], "raised once, and never lowered");
-    assert_eq!(of("cuModuleGetFunction").len(), 3, "a kernel is looked up once; one that is not there, each time");
+    let n_modules = of("cuModuleLoadData").len();
+    let lookups = 1 + 2 * n_modules;
+    assert_eq!(
+        of("cuModuleGetFunction").len(),
+        lookups,
+        "a kernel is looked up once; one that is not there, each time"
+    );
     assert_eq!(of("cuGraphLaunch").len(), 2);
     assert_eq!(of("cuGraphInstantiateWithFlags").len(), of("cuGraphExecDestroy").len());
     assert_eq!(of("cuGraphInstantiateWithFlags").len(), of("cuGraphDestroy").len());

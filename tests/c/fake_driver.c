@@ -65,7 +65,7 @@ int cuCtxSetCurrent(handle context) { return current = context, 0; }
 int cuModuleLoadData(handle *module, const void *image) {
   CALLED("");
   *module = &current;
-  return image == NULL || (size_t)image % 64 != 0;
+  return image == NULL || (size_t)image % 16 != 0;
 }
 int cuModuleUnload(handle module) {
   CALLED("");
