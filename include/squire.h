@@ -448,6 +448,7 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
  * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
+ * chat_templates (their names),
  * history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids. Keys may be added. Any thread. */
 squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
 

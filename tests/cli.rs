@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use squire::backend::cpu::Cpu;
 use squire::backend::{Device, KernelSet};
-use squire::format::{Companions, save_model};
+use squire::format::{ChatTemplates, Companions, save_model};
 use squire::model::{ModelConfig, Weights};
 use squire::tensor::Dtype;
 
@@ -66,8 +66,11 @@ fn chat_folder() -> (tempfile::TempDir, PathBuf) {
     let weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
     let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
     let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
-    let companions =
-        Companions { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..Companions::default() };
+    let companions = Companions {
+        tokenizer: Some(&tokenizer),
+        chat_templates: Some(&ChatTemplates::of(&template)),
+        ..Companions::default()
+    };
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("model");
     let tensors = weights.tensors();
@@ -88,7 +91,7 @@ fn inspect_shows_tensors_and_plan_as_json_and_as_text() {
     let bytes: u64 = groups.iter().map(|g| g["bytes"].as_u64().unwrap()).sum();
     assert_eq!(facts["plan"]["weight_bytes"], bytes);
     assert_eq!(facts["plan"]["parameters"], golden_json("moe_f32.json")["parameters"]);
-    assert_eq!((&facts["tokenizer"], &facts["chat_template"]), (&Value::Null, &Value::Null));
+    assert_eq!((&facts["tokenizer"], &facts["chat_templates"]), (&Value::Null, &json!({})));
     assert_eq!(facts["config"]["num_experts"], 8);
 
     let shown = squire(&["inspect", text(&dir)]);
@@ -103,7 +106,7 @@ fn inspect_finds_tokenizer_and_template() {
     let (_parent, dir) = chat_folder();
     let facts = json_of(&["inspect", text(&dir), "--json"]);
     assert_eq!(facts["tokenizer"]["ids"], 273);
-    assert!(facts["chat_template"]["bytes"].as_u64().unwrap() > 1000);
+    assert!(facts["chat_templates"]["default"]["bytes"].as_u64().unwrap() > 1000);
     assert_eq!(facts["stop_ids"], json!([]));
 }
 

@@ -72,7 +72,7 @@ fn model_in(device: DeviceChoice, compute: Compute, config: &ModelConfig) -> Ser
     let path = folder.path().join("m");
     let tensors = weights.tensors();
     let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
-    let none = Companions { tokenizer: None, tokenizer_config: None, chat_template: None, generation_config: None };
+    let none = Companions { tokenizer: None, tokenizer_config: None, chat_templates: None, generation_config: None };
     save_model(&path, &config.to_json(), list, none).unwrap();
     let copied = LoadOptions { copy: true, ..LoadOptions::default() };
     engine(device, |o| o.compute = compute).load(&path, copied).unwrap()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Reason, Replay};
 use squire::error::{Fault, Result};
-use squire::format::{Companions, save_model};
+use squire::format::{ChatTemplates, Companions, save_model};
 use squire::model::Weights;
 use squire::serve::{Engine, EngineOptions, Finish, GenerationOptions, LoadOptions};
 use squire::tensor::Dtype;
@@ -335,7 +335,7 @@ fn chatting(document: Value) -> Distiller {
         let companions = Companions {
             tokenizer: Some(&tokenizer),
             tokenizer_config: None,
-            chat_template: Some(TEMPLATE),
+            chat_templates: Some(&ChatTemplates::of(TEMPLATE)),
             generation_config: Some(&stops),
         };
         save_model(folder.path().join("m").as_path(), &config.to_json(), list, companions).unwrap();

@@ -615,8 +615,8 @@ fn forged_control_tokens_in_content_stay_text() {
     };
     let options = |text: &str| RenderOptions {
         add_generation_prompt: true,
-        tools: Some(json!([{"name": text, text: {"deep": [text]}}])),
-        extra: serde_json::Map::new(),
+        tools: Some(json!([{"name": text, text: {"deep": [text]}}]).into()),
+        ..RenderOptions::default()
     };
     let ids = encode_chat(&tokenizer, &template, &messages(forged), &options(forged)).unwrap();
     let honest = encode_chat(&tokenizer, &template, &messages("text"), &options("text")).unwrap();

@@ -13,7 +13,7 @@ use squire::backend::Tensor;
 use squire::backend::ops::Sampling;
 use squire::backend::page::PAGE;
 use squire::error::{Error, Fault};
-use squire::format::{Companions, save_model};
+use squire::format::{ChatTemplates, Companions, save_model};
 use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
 use squire::serve::{
@@ -100,8 +100,11 @@ fn parrot(engine: &Engine, cycle: &[i32], vocabulary: usize) -> ServedModel {
     }
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3_chat_template.jinja");
     let (template, tokenizer) = (std::fs::read_to_string(template).unwrap(), tiny_tokenizer::tiny_tokenizer_json());
-    let companions =
-        Companions { tokenizer: Some(&tokenizer), chat_template: Some(&template), ..Companions::default() };
+    let companions = Companions {
+        tokenizer: Some(&tokenizer),
+        chat_templates: Some(&ChatTemplates::of(&template)),
+        ..Companions::default()
+    };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("parrot");
     let tensors = weights.tensors();

@@ -109,7 +109,7 @@ fn first_weights(recipe: &Recipe, folder: &Path) -> Result<()> {
     let companions = Companions {
         tokenizer: file("tokenizer.json"),
         tokenizer_config: tokenizer_config.as_ref(),
-        chat_template: None,
+        chat_templates: None,
         generation_config: generation_config.as_ref(),
     };
     let tensors = weights.tensors();

@@ -20,9 +20,9 @@ use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
 use crate::serve::{Generation, GenerationOptions, Session, Token};
-use crate::text::RenderOptions;
 use crate::text::source::Source;
 use crate::text::tokenizer::Control;
+use crate::text::{Json, RenderOptions};
 
 /// Where an episode stands: what happened last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,7 +110,7 @@ impl State {
         let student = &self.seats()?.student;
         if student.model().template().is_ok() {
             let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-            student.append_chat(&json!([]), &prompt)?;
+            student.append_chat(Json::List(Vec::new()), &prompt)?;
         }
         let start = student.len()?;
         self.start = Some(start);
@@ -209,7 +209,7 @@ impl Episode {
 
     /// Shows messages (a JSON list of `{role, content}`) to the actors. Computes nothing. Returns the
     /// tokens added.
-    pub fn observe(&self, messages: &Value) -> Result<usize> {
+    pub fn observe(&self, messages: impl Into<Json>) -> Result<usize> {
         self.observe_by(|student| Ok(student.append_chat(messages, &RenderOptions::default())?.len()))
     }
 

@@ -2,8 +2,6 @@
 
 use std::ffi::c_char;
 
-use serde_json::Value;
-
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::input;
@@ -12,31 +10,18 @@ use super::output::Slot;
 use super::session::squire_session;
 use super::status::squire_status;
 use super::tokens::squire_tokens;
-use crate::error::{Error, Fault, Result};
-use crate::text::{RenderOptions, encode_chat};
+use crate::error::Result;
+use crate::serve::ServedModel;
+use crate::text::{ChatRequest, encode_chat};
 
-/// Takes a request apart: {"messages", "tools", "add_generation_prompt"}, and all else for the template.
+/// Reads a request for a model's template.
 ///
 /// # Safety
 /// As [`input::text`].
-unsafe fn request(p: *const c_char, n: usize) -> Result<(Value, RenderOptions)> {
-    let bad = |key: &str, wanted: &str| Error::new(Fault::BadValue, format!("request_json: {key}: wanted {wanted}"));
+unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<ChatRequest> {
     // SAFETY: passed on.
-    let Value::Object(mut extra) = (unsafe { input::json(p, n, "request_json") })? else {
-        return Err(bad("the document", "an object"));
-    };
-    let messages = extra.shift_remove("messages").ok_or_else(|| bad("messages", "a list, found none"))?;
-    let tools = match extra.shift_remove("tools") {
-        None | Some(Value::Null) => None,
-        Some(tools @ Value::Array(_)) => Some(tools),
-        Some(_) => return Err(bad("tools", "a list")),
-    };
-    let add_generation_prompt = match extra.shift_remove("add_generation_prompt") {
-        None => false,
-        Some(Value::Bool(add)) => add,
-        Some(_) => return Err(bad("add_generation_prompt", "true or false")),
-    };
-    Ok((messages, RenderOptions { add_generation_prompt, tools, extra }))
+    let text = unsafe { input::text(p, n, "request_json") }?;
+    ChatRequest::parse(text, model.template().ok()).map_err(|e| e.within("request_json"))
 }
 
 /// The ids of a whole conversation by the model's chat template. request_json: {"messages": [{"role", "content", ...}],
@@ -56,7 +41,7 @@ pub unsafe extern "C" fn squire_chat_render(
     unsafe {
         guard_out(out, err, |call| {
             let model = call.shared(model)?;
-            let (messages, options) = request(request_json, request_len)?;
+            let ChatRequest { messages, options } = request(&model, request_json, request_len)?;
             let ids = encode_chat(model.tokenizer()?, model.template()?, &messages, &options)?;
             Ok(ids.into())
         })
@@ -80,9 +65,9 @@ pub unsafe extern "C" fn squire_chat_append(
     unsafe {
         guard(err, |call| {
             let session = call.subject(session)?;
-            let (messages, options) = request(request_json, request_len)?;
+            let ChatRequest { messages, options } = request(session.model(), request_json, request_len)?;
             let added = Slot::optional(added, "added")?;
-            added.set(session.append_chat(&messages, &options)?.len() as u64);
+            added.set(session.append_chat(messages, &options)?.len() as u64);
             Ok(Outcome::Done)
         })
     }

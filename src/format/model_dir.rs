@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::chat_templates::{self, ChatTemplates};
 use super::durable;
 use super::mmap::{fault_at, open_regular};
 use super::safetensors::{self, StoredTensor, TensorToWrite};
@@ -25,7 +26,6 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// An opened model folder.
@@ -41,8 +41,8 @@ pub struct ModelDir {
     pub tokenizer: Option<Vec<u8>>,
     /// tokenizer_config.json, an object.
     pub tokenizer_config: Option<Value>,
-    /// The chat template: chat_template.jinja, else the default one of tokenizer_config.json.
-    pub chat_template: Option<String>,
+    /// The chat templates, of files or of tokenizer_config.json.
+    pub chat_templates: ChatTemplates,
     /// generation_config.json, an object.
     pub generation_config: Option<Value>,
 }
@@ -54,8 +54,8 @@ pub struct Companions<'a> {
     pub tokenizer: Option<&'a [u8]>,
     /// tokenizer_config.json.
     pub tokenizer_config: Option<&'a Value>,
-    /// chat_template.jinja.
-    pub chat_template: Option<&'a str>,
+    /// The chat templates; those in files are written.
+    pub chat_templates: Option<&'a ChatTemplates>,
     /// generation_config.json.
     pub generation_config: Option<&'a Value>,
 }
@@ -75,26 +75,20 @@ impl ModelDir {
     /// Opens a folder.
     ///
     /// Errors: `MissingFile` for config.json or weights; `ConfigForm`, `TokenizerConfigForm`,
-    /// `GenerationConfigForm`, `IndexForm` where a document is not a JSON object or too long;
+    /// `GenerationConfigForm`, `IndexForm` where a document is not a JSON object or too long; `TemplateForm`;
     /// `IndexPath`, `IndexTensor`, `TensorExtra` and `SafetensorsDuplicate` where index and shards
     /// disagree; what [`safetensors::read`] returns.
     pub fn open(path: &Path) -> Result<ModelDir> {
         let config = required(read_object(&path.join(CONFIG), Fault::ConfigForm)?, path, CONFIG)?;
         let tokenizer_config = read_object(&path.join(TOKENIZER_CONFIG), Fault::TokenizerConfigForm)?;
-        let chat_template = match read_document(&path.join(CHAT_TEMPLATE), Fault::TemplateForm)? {
-            Some(bytes) => Some(
-                String::from_utf8(bytes)
-                    .map_err(|e| Error::new(Fault::TemplateForm, format!("{CHAT_TEMPLATE}: not UTF-8: {e}")))?,
-            ),
-            None => template_of(tokenizer_config.as_ref())?,
-        };
+        let chat_templates = ChatTemplates::read(path, tokenizer_config.as_ref())?;
         Ok(ModelDir {
             path: path.to_path_buf(),
             config,
             tensors: read_weights(path)?,
             tokenizer: read_document(&path.join(TOKENIZER), Fault::TokenizerForm)?,
             tokenizer_config,
-            chat_template,
+            chat_templates,
             generation_config: read_object(&path.join(GENERATION_CONFIG), Fault::GenerationConfigForm)?,
         })
     }
@@ -104,7 +98,7 @@ impl ModelDir {
         Companions {
             tokenizer: self.tokenizer.as_deref(),
             tokenizer_config: self.tokenizer_config.as_ref(),
-            chat_template: self.chat_template.as_deref(),
+            chat_templates: Some(&self.chat_templates),
             generation_config: self.generation_config.as_ref(),
         }
     }
@@ -166,17 +160,17 @@ pub fn save_model<'a>(
     tensors: impl IntoIterator<Item = TensorToWrite<'a>>,
     companions: Companions,
 ) -> Result<()> {
-    let ours = [CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
+    let ours = [CONFIG, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG];
     durable::replace_folder(
         dir,
-        |name| ours.contains(&name),
+        |name| ours.contains(&name) || chat_templates::is_ours(dir, name),
         |dir| {
             let text = |name: &str, bytes: &[u8]| durable::write_file(&dir.join(name), |file| file.write_all(bytes));
             let document = |name: &str, value: &Value| text(name, format!("{value:#}\n").as_bytes());
             document(CONFIG, config)?;
             companions.tokenizer.map_or(Ok(()), |bytes| text(TOKENIZER, bytes))?;
             companions.tokenizer_config.map_or(Ok(()), |value| document(TOKENIZER_CONFIG, value))?;
-            companions.chat_template.map_or(Ok(()), |template| text(CHAT_TEMPLATE, template.as_bytes()))?;
+            companions.chat_templates.map_or(Ok(()), |templates| templates.write(dir))?;
             companions.generation_config.map_or(Ok(()), |value| document(GENERATION_CONFIG, value))?;
             safetensors::write(&dir.join(WEIGHTS), tensors)
         },
@@ -184,7 +178,7 @@ pub fn save_model<'a>(
 }
 
 /// Reads a whole document, or None where there is none; one that is too long is `fault`.
-fn read_document(path: &Path, fault: Fault) -> Result<Option<Vec<u8>>> {
+pub(super) fn read_document(path: &Path, fault: Fault) -> Result<Option<Vec<u8>>> {
     let file = match open_regular(path) {
         Err(e) if e.fault() == Fault::MissingFile => return Ok(None),
         file => file?,
@@ -209,29 +203,6 @@ fn read_object(path: &Path, fault: Fault) -> Result<Option<Value>> {
 
 fn required<T>(found: Option<T>, dir: &Path, name: &str) -> Result<T> {
     found.ok_or_else(|| Error::new(Fault::MissingFile, format!("{}: there is no {name}", dir.display())))
-}
-
-/// The template of tokenizer_config.json: a string, or the one named "default" of a list.
-fn template_of(tokenizer_config: Option<&Value>) -> Result<Option<String>> {
-    let wrong = || {
-        let why = format!("{TOKENIZER_CONFIG}: chat_template: wanted a string or a list of {{name, template}}");
-        Error::new(Fault::TokenizerConfigForm, why)
-    };
-    match tokenizer_config.and_then(|c| c.get("chat_template")) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(template)) => Ok(Some(template.clone())),
-        Some(Value::Array(list)) => {
-            for entry in list {
-                let name = entry.get("name").and_then(Value::as_str).ok_or_else(wrong)?;
-                let template = entry.get("template").and_then(Value::as_str).ok_or_else(wrong)?;
-                if name == "default" {
-                    return Ok(Some(template.to_string()));
-                }
-            }
-            Ok(None)
-        }
-        Some(_) => Err(wrong()),
-    }
 }
 
 fn read_weights(dir: &Path) -> Result<BTreeMap<String, StoredTensor>> {
@@ -322,7 +293,7 @@ mod tests {
         let companions = Companions {
             tokenizer: Some(b"{}"),
             tokenizer_config: Some(&tokenizer_config),
-            chat_template: Some("new"),
+            chat_templates: Some(&ChatTemplates::of("new")),
             generation_config: Some(&generation),
         };
         let config = json!({"model_type": "qwen3", "eos_token_id": 9});
@@ -331,7 +302,7 @@ mod tests {
         assert_eq!(opened.config, config);
         assert_eq!(opened.tensors["t"].bytes.as_slice(), [1, 2, 3, 4]);
         assert_eq!(opened.tokenizer.as_deref(), Some(&b"{}"[..]));
-        assert_eq!(opened.chat_template.as_deref(), Some("new"));
+        assert_eq!(opened.chat_templates, ChatTemplates::of("new"));
         assert_eq!(opened.stop_ids().unwrap(), [3, 4]);
         // A second generation takes the companions of the first, and the open maps stay valid.
         save_model(&dir, &config, [tensor("t", &[5, 6, 7, 8])], opened.companions()).unwrap();
@@ -352,7 +323,7 @@ mod tests {
         let opened = ModelDir::open(dir.path()).unwrap();
         assert_eq!(opened.tensors.keys().collect::<Vec<_>>(), ["x", "y"]);
         assert_eq!(opened.stop_ids().unwrap(), [7]);
-        assert!(opened.tokenizer.is_none() && opened.chat_template.is_none());
+        assert!(opened.tokenizer.is_none() && opened.chat_templates.by_name.is_empty());
     }
 
     #[cfg(unix)]
@@ -370,17 +341,6 @@ mod tests {
     }
 
     #[test]
-    fn the_template_is_found_in_each_place_it_may_lie() {
-        assert_eq!(template_of(None).unwrap(), None);
-        assert_eq!(template_of(Some(&json!({"chat_template": "t"}))).unwrap().as_deref(), Some("t"));
-        let list = json!({"chat_template": [
-            {"name": "tool_use", "template": "u"}, {"name": "default", "template": "d"}]});
-        assert_eq!(template_of(Some(&list)).unwrap().as_deref(), Some("d"));
-        let wrong = template_of(Some(&json!({"chat_template": 1}))).unwrap_err();
-        assert_eq!(wrong.fault(), Fault::TokenizerConfigForm);
-    }
-
-    #[test]
     fn sampling_defaults_are_read_and_their_ranges_checked() {
         let with = |generation: Value| ModelDir {
             path: PathBuf::new(),
@@ -388,7 +348,7 @@ mod tests {
             tensors: BTreeMap::new(),
             tokenizer: None,
             tokenizer_config: None,
-            chat_template: None,
+            chat_templates: ChatTemplates::default(),
             generation_config: Some(generation),
         };
         let defaults = with(json!({"temperature": 0.6, "top_k": 20, "top_p": 0.95})).generation_defaults().unwrap();

@@ -144,7 +144,7 @@ impl ServedModel {
             tensors: BTreeMap::new(),
             tokenizer: None,
             tokenizer_config: None,
-            chat_template: None,
+            chat_templates: Default::default(),
             generation_config: None,
         };
         ServedModel::assemble(engine, documents, config, weights, max_context)
@@ -165,7 +165,8 @@ impl ServedModel {
             let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
             return Err(Error::new(Fault::VocabularySize, why));
         }
-        let mut template = documents.chat_template.as_deref().map(ChatTemplate::compile).transpose()?;
+        let templates = &documents.chat_templates.by_name;
+        let mut template = (!templates.is_empty()).then(|| ChatTemplate::compile_all(templates)).transpose()?;
         if let Some(named) = &documents.tokenizer_config {
             template = template.map(|t| t.with_special_tokens(named));
         }
@@ -311,6 +312,7 @@ impl ServedModel {
             "revisions_alive": self.n_revisions_alive(),
             "tokenizer": self.0.tokenizer.is_some(),
             "chat_template": self.0.template.is_some(),
+            "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
             "history": "keep",
             "stop_ids": self.0.stop_ids,
         })

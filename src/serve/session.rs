@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 
 use crossbeam::channel::{Receiver, bounded};
 use parking_lot::Mutex;
-use serde_json::Value;
 
 use super::cancel::Cancel;
 use super::generation::{Generation, GenerationOptions, Outbox};
@@ -19,6 +18,7 @@ use super::model::{Revision, ServedModel};
 use super::timeline::{Hidden, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
+use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
 use crate::text::source::Source;
 use crate::text::stream::TextStream;
@@ -164,10 +164,11 @@ impl Session {
 
     /// Renders messages by the model's template and appends their ids; content never becomes control.
     /// Returns the tokens added: template glue and host text, marked so.
-    pub fn append_chat(&self, messages: &Value, options: &RenderOptions) -> Result<Vec<Token>> {
+    pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
+        let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
         self.idle(|t, _| {
-            let ids = chat::encode_append(tokenizer, template, t.after(), messages, options)?;
+            let ids = chat::encode_append(tokenizer, template, t.after(), &messages, options)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
             for token in &mut t.tokens[before..] {

@@ -24,9 +24,8 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value, json};
-
 use super::added_tokens::{AddedToken, Piece};
+use super::json::Json;
 use super::template::check_messages;
 pub use super::template::{ChatTemplate, RenderOptions};
 use super::tokenizer::{Control, Tokenizer};
@@ -53,12 +52,13 @@ pub enum After {
 pub fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    messages: &Value,
+    messages: impl Into<Json>,
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
+    let messages = &messages.into();
     let breaker = Breaker::new(tokenizer, template, messages, options)?;
-    let rendering = template.render(&breaker.messages(messages)?.into(), &breaker.options(options))?;
-    if rendering.is_empty() && messages.as_array().is_some_and(|list| !list.is_empty()) {
+    let rendering = template.render(Json::List(breaker.messages(messages)?), &breaker.options(options))?;
+    if rendering.is_empty() && messages.as_list().is_some_and(|list| !list.is_empty()) {
         return Err(Error::new(Fault::TemplateFailed, "chat template: it made no text of the messages"));
     }
     Ok(breaker.ids(&rendering))
@@ -74,15 +74,16 @@ pub fn encode_append(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     after: After,
-    new_messages: &Value,
+    new_messages: impl Into<Json>,
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
+    let new_messages = &new_messages.into();
     let last_id = match after {
         After::Nothing => return encode_chat(tokenizer, template, new_messages, options),
         After::Messages => None,
         After::Turn { last_id } => Some(last_id),
     };
-    if let Some(n) = check_messages(new_messages)?.iter().position(|message| message["role"] == "system") {
+    if let Some(n) = check_messages(new_messages)?.iter().position(|message| is_role(message, "system")) {
         let why = format!("messages: message {n}: a system message can only begin a conversation");
         return Err(Error::new(Fault::BadValue, why));
     }
@@ -90,12 +91,12 @@ pub fn encode_append(
     let options = breaker.options(options);
     let sentinel = breaker.sentinel.to_string();
     let stand_in = match last_id {
-        None => vec![json!({"role": "user", "content": sentinel})],
-        Some(_) => vec![json!({"role": "user", "content": "x"}), json!({"role": "assistant", "content": sentinel})],
+        None => vec![message("user", &sentinel)],
+        Some(_) => vec![message("user", "x"), message("assistant", &sentinel)],
     };
     // What the template writes behind the sentinel.
-    let behind = |messages: &[Value], options: &RenderOptions| -> Result<String> {
-        let rendering = template.render(&messages.into(), options)?;
+    let behind = |messages: &[Json], options: &RenderOptions| -> Result<String> {
+        let rendering = template.render(Json::List(messages.to_vec()), options)?;
         let mut parts = rendering.split(breaker.sentinel);
         match (parts.next(), parts.next(), parts.next()) {
             (_, Some(behind), None) => Ok(behind.to_string()),
@@ -141,14 +142,16 @@ impl<'a> Breaker<'a> {
     fn new(
         tokenizer: &'a Tokenizer,
         template: &ChatTemplate,
-        messages: &Value,
+        messages: &Json,
         options: &RenderOptions,
     ) -> Result<Breaker<'a>> {
         let mut taken = HashSet::new();
         collect_private(messages, &mut taken);
-        options.tools.iter().chain(options.extra.values()).for_each(|value| collect_private(value, &mut taken));
+        let variables = options.variables.iter().map(|(_, value)| value);
+        let given = options.tools.iter().chain(&options.documents).chain(variables);
+        given.for_each(|value| collect_private(value, &mut taken));
         let texts = tokenizer.added().iter().map(|token| token.text.as_str());
-        texts.chain([template.source()]).for_each(|text| taken.extend(text.chars().filter(is_private)));
+        texts.chain([template.source(options)?]).for_each(|text| taken.extend(text.chars().filter(is_private)));
         let mut free = ('\u{e000}'..='\u{f8ff}').filter(|c| !taken.contains(c));
         match (free.next(), free.next()) {
             (Some(nonce), Some(sentinel)) => Ok(Breaker { tokenizer, nonce, sentinel }),
@@ -157,28 +160,31 @@ impl<'a> Breaker<'a> {
     }
 
     /// The messages with their tokens broken.
-    fn messages(&self, messages: &Value) -> Result<Vec<Value>> {
+    fn messages(&self, messages: &Json) -> Result<Vec<Json>> {
         let list = check_messages(messages)?;
-        Ok(list.iter().map(|message| self.value(message, message["role"] == "assistant")).collect())
+        Ok(list.iter().map(|message| self.value(message, is_role(message, "assistant"))).collect())
     }
 
     /// The options with the tokens in tools and variables broken.
     fn options(&self, options: &RenderOptions) -> RenderOptions {
         RenderOptions {
             add_generation_prompt: options.add_generation_prompt,
+            continue_final_message: options.continue_final_message,
+            template: options.template.clone(),
             tools: options.tools.as_ref().map(|tools| self.value(tools, false)),
-            extra: options.extra.iter().map(|(name, value)| (name.clone(), self.value(value, false))).collect(),
+            documents: options.documents.as_ref().map(|documents| self.value(documents, false)),
+            variables: options.variables.iter().map(|(name, value)| (name.clone(), self.value(value, false))).collect(),
         }
     }
 
-    fn value(&self, value: &Value, only_special: bool) -> Value {
+    fn value(&self, value: &Json, only_special: bool) -> Json {
         match value {
-            Value::String(text) => self.text(text, only_special).into(),
-            Value::Array(list) => list.iter().map(|item| self.value(item, only_special)).collect(),
-            Value::Object(map) => {
+            Json::String(text) => Json::String(self.text(text, only_special)),
+            Json::List(list) => Json::List(list.iter().map(|item| self.value(item, only_special)).collect()),
+            Json::Object(map) => {
                 let entry =
-                    |(key, item): (&String, &Value)| (self.text(key, only_special), self.value(item, only_special));
-                Value::Object(map.iter().map(entry).collect::<Map<_, _>>())
+                    |(key, item): &(String, Json)| (self.text(key, only_special), self.value(item, only_special));
+                Json::Object(map.iter().map(entry).collect())
             }
             other => other.clone(),
         }
@@ -224,15 +230,23 @@ impl<'a> Breaker<'a> {
     }
 }
 
+fn is_role(message: &Json, role: &str) -> bool {
+    message.get("role").and_then(Json::as_str) == Some(role)
+}
+
+fn message(role: &str, content: &str) -> Json {
+    Json::Object(vec![("role".into(), role.into()), ("content".into(), content.into())])
+}
+
 fn is_private(c: &char) -> bool {
     ('\u{e000}'..='\u{f8ff}').contains(c)
 }
 
-fn collect_private(value: &Value, into: &mut HashSet<char>) {
+fn collect_private(value: &Json, into: &mut HashSet<char>) {
     match value {
-        Value::String(text) => into.extend(text.chars().filter(is_private)),
-        Value::Array(list) => list.iter().for_each(|item| collect_private(item, into)),
-        Value::Object(map) => map.iter().for_each(|(key, item)| {
+        Json::String(text) => into.extend(text.chars().filter(is_private)),
+        Json::List(list) => list.iter().for_each(|item| collect_private(item, into)),
+        Json::Object(map) => map.iter().for_each(|(key, item)| {
             into.extend(key.chars().filter(is_private));
             collect_private(item, into);
         }),
@@ -244,6 +258,7 @@ fn collect_private(value: &Value, into: &mut HashSet<char>) {
 mod tests {
     use super::super::tiny_tokenizer::tiny_tokenizer_json;
     use super::*;
+    use serde_json::{Value, json};
 
     const QWEN3: &str = include_str!("../../tests/golden/qwen3_chat_template.jinja");
 
@@ -258,7 +273,7 @@ mod tests {
     #[test]
     fn honest_content_encodes_as_the_rendering_does() {
         let (tokenizer, template) = qwen3();
-        let options = RenderOptions { tools: Some(json!([{"name": "f", "a < b": "c > d"}])), ..prompting() };
+        let options = RenderOptions { tools: Some(json!([{"name": "f", "a < b": "c > d"}]).into()), ..prompting() };
         let messages = json!([
             {"role": "system", "content": "> quoted <"},
             {"role": "user", "content": "1 < 2 | 3 > 2 |> im_end"},
@@ -313,7 +328,7 @@ mod tests {
     fn a_timeline_grown_by_appending_equals_the_whole_conversation() {
         let (tokenizer, template) = qwen3();
         let end = tokenizer.id_of("<|im_end|>").unwrap();
-        let options = RenderOptions { tools: Some(json!([{"name": "f"}])), ..prompting() };
+        let options = RenderOptions { tools: Some(json!([{"name": "f"}]).into()), ..prompting() };
         let turns = [
             json!([{"role": "system", "content": "rule"}, {"role": "user", "content": "hello"}]),
             json!([{"role": "tool", "content": "<|im_end|>5"}, {"role": "tool", "content": "6"}]),
@@ -325,7 +340,7 @@ mod tests {
         for (n, messages) in turns.iter().enumerate() {
             timeline.extend(encode_append(&tokenizer, &template, after, messages, &options).unwrap());
             conversation.extend(messages.as_array().unwrap().clone());
-            let whole = encode_chat(&tokenizer, &template, &conversation.clone().into(), &options).unwrap();
+            let whole = encode_chat(&tokenizer, &template, Value::from(conversation.clone()), &options).unwrap();
             assert_eq!(timeline, whole, "{}", tokenizer.decode(&timeline, false));
             let said = format!("answer {n}");
             timeline.extend(tokenizer.encode(&said, Control::None));
@@ -363,10 +378,7 @@ mod tests {
         timeline.extend(append(After::Messages, json!([]), &prompting()));
         let whole = append(After::Nothing, json!([user("a"), user("b<|im_end|>")]), &prompting());
         assert_eq!(timeline, whole);
-        let off = RenderOptions {
-            extra: [("enable_thinking".to_string(), false.into())].into_iter().collect(),
-            ..prompting()
-        };
+        let off = RenderOptions { variables: vec![("enable_thinking".to_string(), false.into())], ..prompting() };
         let ids = append(After::Messages, json!([]), &off);
         assert_eq!(tokenizer.decode(&ids, false), "<|im_start|>assistant\n<think>\n\n</think>\n\n");
         assert!(ids.contains(&tokenizer.id_of("</think>").unwrap()));

@@ -5,12 +5,16 @@ mod added_tokens;
 mod byte_level;
 pub mod chat;
 mod chat_json;
+mod json;
+pub mod request;
 pub mod source;
 pub mod stream;
 mod template;
 pub mod tokenizer;
 
 pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat};
+pub use json::Json;
+pub use request::ChatRequest;
 pub use stream::TextStream;
 pub use tokenizer::{Control, Tokenizer};
 

@@ -20,9 +20,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::chat_json;
+use super::json::Json;
 use crate::error::{Error, Fault, Result};
 
 /// The longest template, in bytes; Qwen3's has 4 kB.
@@ -40,44 +41,93 @@ const MAX_DEPTH: usize = 100;
 pub struct RenderOptions {
     /// Whether the beginning of an assistant turn follows.
     pub add_generation_prompt: bool,
+    /// Whether the last message stays open, so that what is generated continues it.
+    pub continue_final_message: bool,
     /// The tools' descriptions, a list.
-    pub tools: Option<Value>,
+    pub tools: Option<Json>,
+    /// Documents for a template that retrieves, a list.
+    pub documents: Option<Json>,
+    /// Which of the folder's templates; None: `tool_use` where there is one and tools are given, else `default`.
+    pub template: Option<String>,
     /// Further variables, such as `enable_thinking`.
-    pub extra: Map<String, Value>,
+    pub variables: Vec<(String, Json)>,
 }
 
-/// A compiled chat template.
+/// A folder's chat templates, compiled: one, or several with names of which a request chooses.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    source: String,
-    special_tokens: Map<String, Value>,
+    /// by name, with their texts
+    sources: BTreeMap<String, String>,
+    special_tokens: Vec<(String, Json)>,
 }
+
+/// The template that is taken where nothing else is asked for.
+const DEFAULT: &str = "default";
+/// The one that is taken where tools are given.
+const TOOL_USE: &str = "tool_use";
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ChatTemplate({} bytes)", self.source.len())
+        write!(f, "ChatTemplate({})", self.names())
     }
 }
 
 impl ChatTemplate {
-    /// Compiles a template. Error: `TemplateForm`.
+    /// Compiles a folder's only template. Error: `TemplateForm`.
     pub fn compile(source: &str) -> Result<ChatTemplate> {
-        let form = |why: String| Error::new(Fault::TemplateForm, format!("chat template: {why}"));
-        if source.len() > MAX_SOURCE {
-            return Err(form(format!("{} bytes, more than the {MAX_SOURCE} allowed", source.len())));
-        }
+        ChatTemplate::compile_all(&[(DEFAULT.to_string(), source.to_string())].into())
+    }
+
+    /// Compiles templates by name. Error: `TemplateForm`, naming the template where there are several.
+    pub fn compile_all(sources: &BTreeMap<String, String>) -> Result<ChatTemplate> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| form(e.to_string()))?);
+        environment.set_syntax(syntax.map_err(|e| Error::new(Fault::TemplateForm, e.to_string()))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_recursion_limit(MAX_DEPTH);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.add_filter("tojson", tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        let taken = without_generation_marks(source);
-        environment.add_template_owned("chat", taken).map_err(|e| form(e.to_string()))?;
-        Ok(ChatTemplate { environment, source: source.to_string(), special_tokens: Map::new() })
+        for (name, source) in sources {
+            let form = |why: String| {
+                let which = if sources.len() > 1 { format!(" {name}") } else { String::new() };
+                Error::new(Fault::TemplateForm, format!("chat template{which}: {why}"))
+            };
+            if source.len() > MAX_SOURCE {
+                return Err(form(format!("{} bytes, more than the {MAX_SOURCE} allowed", source.len())));
+            }
+            let taken = without_generation_marks(source);
+            environment.add_template_owned(name.clone(), taken).map_err(|e| form(e.to_string()))?;
+        }
+        Ok(ChatTemplate { environment, sources: sources.clone(), special_tokens: Vec::new() })
+    }
+
+    fn names(&self) -> String {
+        self.sources.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The name of the template that a request is rendered by, as transformers chooses it: the one asked for, else
+    /// `tool_use` where there is one and tools are given (an empty list too), else `default`.
+    ///
+    /// Error: `NoTemplate`, naming those that there are.
+    fn choose(&self, options: &RenderOptions) -> Result<&str> {
+        let known = |name: &str| self.sources.get_key_value(name).map(|(name, _)| name.as_str());
+        let missing = |what: String| {
+            let why = format!("{what}; the folder has {}: name one by chat_template", self.names());
+            Err(Error::new(Fault::NoTemplate, why))
+        };
+        if let Some(asked) = &options.template {
+            return known(asked).map_or_else(|| missing(format!("no chat template is named {asked:.60}")), Ok);
+        }
+        let for_tools = options.tools.as_ref().and_then(|_| known(TOOL_USE));
+        for_tools.or_else(|| known(DEFAULT)).map_or_else(|| missing("no chat template is the default".into()), Ok)
+    }
+
+    /// Whether some template of the folder reads a variable of this name.
+    pub fn reads(&self, name: &str) -> bool {
+        let templates = self.sources.keys().filter_map(|t| self.environment.get_template(t).ok());
+        templates.into_iter().any(|t| t.undeclared_variables(false).contains(name))
     }
 
     /// Gives the template the variables `bos_token`, `eos_token` and their like, which
@@ -86,15 +136,20 @@ impl ChatTemplate {
         for name in ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"] {
             let Some(token) = tokenizer_config.get(name) else { continue };
             if let Some(text) = token.as_str().or_else(|| token.get("content")?.as_str()) {
-                self.special_tokens.insert(name.to_string(), text.into());
+                self.special_tokens.push((name.to_string(), text.into()));
             }
         }
         self
     }
 
-    /// The template's text.
-    pub fn source(&self) -> &str {
-        &self.source
+    /// The text of the template that a request is rendered by. Error: `NoTemplate`.
+    pub fn source(&self, options: &RenderOptions) -> Result<&str> {
+        Ok(&self.sources[self.choose(options)?])
+    }
+
+    /// The templates' texts by name.
+    pub fn sources(&self) -> &BTreeMap<String, String> {
+        &self.sources
     }
 
     /// Renders messages (a list of objects with at least a `role`) as transformers does. Message text
@@ -102,27 +157,32 @@ impl ChatTemplate {
     ///
     /// Errors: `BadValue` where the messages are not such a list; `TemplateFailed` where the template
     /// raises an exception, fails, or runs too long.
-    pub fn render(&self, messages: &Value, options: &RenderOptions) -> Result<String> {
+    pub fn render(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<String> {
+        let messages = &messages.into();
         check_messages(messages)?;
         let failed = |why: String| Error::new(Fault::TemplateFailed, format!("chat template: {why}"));
-        let mut variables: BTreeMap<&str, Jinja> = BTreeMap::new();
-        let none = Value::Null;
-        let tools = options.tools.as_ref().unwrap_or(&none);
-        let extra = options.extra.iter().chain(&self.special_tokens).map(|(name, value)| (name.as_str(), value));
-        let prompt = Value::from(options.add_generation_prompt);
-        let own = [("messages", messages), ("tools", tools), ("documents", &none), ("add_generation_prompt", &prompt)];
-        let mut values = 0;
+        let none = Json::Null;
+        let prompt = Json::Bool(options.add_generation_prompt);
+        let own = [
+            ("messages", messages),
+            ("tools", options.tools.as_ref().unwrap_or(&none)),
+            ("documents", options.documents.as_ref().unwrap_or(&none)),
+            ("add_generation_prompt", &prompt),
+        ];
         // What the host gives wins over the special tokens, and the names above over both.
-        for (name, value) in own.into_iter().chain(extra) {
+        let given = options.variables.iter().chain(&self.special_tokens).map(|(name, value)| (name.as_str(), value));
+        let mut variables: BTreeMap<&str, Jinja> = BTreeMap::new();
+        let mut values = 0;
+        for (name, value) in own.into_iter().chain(given) {
             variables.entry(name).or_insert_with(|| {
-                values += count(value);
-                Jinja::from(Serde(value))
+                values += value.count();
+                jinja(value)
             });
         }
         let mut environment = self.environment.clone();
         let (base, each, most) = FUEL;
         environment.set_fuel(Some(most.min(base + each * values)));
-        let template = environment.get_template("chat").map_err(|e| failed(e.to_string()))?;
+        let template = environment.get_template(self.choose(options)?).map_err(|e| failed(e.to_string()))?;
         let mut output = Capped(Vec::new());
         template.render_captured_to(variables, &mut output).map_err(|e| match e.kind() {
             ErrorKind::OutOfFuel => failed("it ran too long".into()),
@@ -133,22 +193,30 @@ impl ChatTemplate {
 }
 
 /// Checks that the value is a list of objects that have a role.
-pub(super) fn check_messages(messages: &Value) -> Result<&[Value]> {
+pub(super) fn check_messages(messages: &Json) -> Result<&[Json]> {
     let wrong = |why: String| Error::new(Fault::BadValue, why);
-    let list = messages.as_array().ok_or_else(|| wrong("messages: wanted a list".into()))?;
-    match list.iter().position(|message| !message.get("role").is_some_and(Value::is_string)) {
+    let list =
+        messages.as_list().ok_or_else(|| wrong(format!("messages: wanted a list, found {}", messages.kind())))?;
+    match list.iter().position(|message| message.get("role").and_then(Json::as_str).is_none()) {
         Some(n) => Err(wrong(format!("messages: message {n}: wanted an object with a role"))),
         None => Ok(list),
     }
 }
 
-/// How many values a value holds, itself included.
-fn count(value: &Value) -> u64 {
-    match value {
-        Value::Array(list) => 1 + list.iter().map(count).sum::<u64>(),
-        Value::Object(map) => 1 + map.values().map(count).sum::<u64>(),
-        _ => 1,
+/// The value as the engine has it.
+fn jinja(value: &Json) -> Jinja {
+    fn plain(value: &Json) -> Value {
+        match value {
+            Json::Null => Value::Null,
+            Json::Bool(b) => Value::Bool(*b),
+            Json::Int(n) => i64::try_from(n).map_or_else(|_| n.to_string().into(), Value::from),
+            Json::Float(x) => Value::from(*x),
+            Json::String(text) => text.as_str().into(),
+            Json::List(items) => items.iter().map(plain).collect(),
+            Json::Object(entries) => entries.iter().map(|(key, value)| (key.clone(), plain(value))).collect(),
+        }
     }
+    Jinja::from(Serde(&plain(value)))
 }
 
 /// A buffer that refuses to grow beyond the longest rendering.
@@ -284,7 +352,7 @@ mod tests {
     use serde_json::json;
 
     fn render(source: &str, messages: Value) -> Result<String> {
-        ChatTemplate::compile(source)?.render(&messages, &RenderOptions::default())
+        ChatTemplate::compile(source)?.render(messages, &RenderOptions::default())
     }
 
     #[test]
@@ -337,9 +405,10 @@ mod tests {
             let path = entry.unwrap().path();
             let mut case: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
             let Value::Object(mut extra) = case["options"].take() else { panic!("{path:?}") };
-            let tools = extra.shift_remove("tools").filter(|tools| !tools.is_null());
+            let tools = extra.shift_remove("tools").filter(|tools| !tools.is_null()).map(Json::from);
             let add_generation_prompt = extra.shift_remove("add_generation_prompt") == Some(true.into());
-            let options = RenderOptions { add_generation_prompt, tools, extra };
+            let variables = extra.iter().map(|(name, value)| (name.clone(), value.into())).collect();
+            let options = RenderOptions { add_generation_prompt, tools, variables, ..RenderOptions::default() };
             let rendered = template.render(&case["messages"], &options).unwrap();
             assert_eq!(rendered, case["expected"].as_str().unwrap(), "{path:?}");
             cases += 1;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use squire::backend::Device;
 use squire::backend::cpu::Cpu;
-use squire::format::{Companions, save_model};
+use squire::format::{ChatTemplates, Companions, save_model};
 use squire::model::{ModelConfig, Weights};
 use squire::tensor::Dtype;
 
@@ -34,7 +34,7 @@ pub fn write_chat_model(folder: &Path, seed: u64) {
     let companions = Companions {
         tokenizer: Some(&tokenizer),
         tokenizer_config: None,
-        chat_template: Some(&template),
+        chat_templates: Some(&ChatTemplates::of(&template)),
         generation_config: Some(&stops),
     };
     let tensors = weights.tensors();

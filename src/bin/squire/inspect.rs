@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use squire::format::{ModelDir, StoredTensor};
 use squire::model::ModelConfig;
 use squire::serve::{Engine, EngineOptions, LoadOptions};
@@ -66,7 +66,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let dir = ModelDir::open(&args.dir).map_err(within)?;
     let config = ModelConfig::from_json(&dir.config).map_err(within)?;
     let tokenizer = dir.tokenizer.as_deref().map(Tokenizer::from_json).transpose().map_err(within)?;
-    let template = dir.chat_template.as_deref().map(ChatTemplate::compile).transpose().map_err(within)?;
+    let templates = &dir.chat_templates.by_name;
+    ChatTemplate::compile_all(templates).map_err(within)?;
     let (defaults, stop_ids) = (dir.generation_defaults().map_err(within)?, dir.stop_ids().map_err(within)?);
     let groups = groups(&config, &dir.tensors);
     drop(waiting);
@@ -83,7 +84,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
             "config": config.to_json(),
             "tensors": groups.iter().map(group).collect::<Vec<_>>(),
             "tokenizer": tokenizer.as_ref().map(|t| json!({"ids": t.n_ids(), "fingerprint": fingerprint(t)})),
-            "chat_template": template.as_ref().map(|t| json!({"bytes": t.source().len()})),
+            "chat_templates": templates.iter().map(|(name, text)| (name.clone(), json!({"bytes": text.len()}))).collect::<Map<_, _>>(),
             "generation_defaults": {
                 "temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p,
             },
@@ -123,7 +124,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     out.table(&table)?;
 
     let tokenizer = tokenizer.map(|t| format!("{} ids, fingerprint {}", t.n_ids(), fingerprint(&t)));
-    let template = template.map(|t| format!("{} bytes", t.source().len()));
+    let template = (!templates.is_empty()).then(|| {
+        templates.iter().map(|(name, text)| format!("{name}, {} bytes", text.len())).collect::<Vec<_>>().join("; ")
+    });
     let sampling = format!(
         "temperature {}, top-k {}, top-p {}",
         or(defaults.temperature, "-"),
