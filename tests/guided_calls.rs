@@ -354,12 +354,12 @@ fn stored_demonstrations_are_replayed_as_text_and_learnt_with_their_end() {
     let texts = ["hello", "us <|im_end|>"].map(str::to_string).to_vec();
     let episode = d.begin(EpisodeSpec { demonstration: Some(texts.clone()), ..Default::default() }).unwrap();
     for text in ["one", "two"] {
-        episode.observe(&user(text)).unwrap();
+        episode.observe(user(text)).unwrap();
         assert_eq!(episode.decide().unwrap().actor, Some(Actor::Replay));
         episode.replay(Replay::Stored).unwrap();
         episode.outcome(None, true).unwrap();
     }
-    episode.observe(&user("three")).unwrap();
+    episode.observe(user("three")).unwrap();
     let decision = episode.decide().unwrap();
     assert_eq!((decision.actor, decision.reason), (Some(Actor::Teacher), Reason::ReplayEnded));
     episode.end(1.0, Some(true)).unwrap();
@@ -382,7 +382,7 @@ fn a_generation_prompt_stands_once_whatever_was_refused() {
     let run = |trouble: bool| {
         let episode = d.begin(numbered(1)).unwrap();
         for text in ["one", "two"] {
-            episode.observe(&user(text)).unwrap();
+            episode.observe(user(text)).unwrap();
             if trouble {
                 episode.override_actor(Actor::Replay).unwrap();
                 assert_eq!(fault(episode.replay(Replay::Ids(&[1, 999]))), Fault::IdOutOfRange);

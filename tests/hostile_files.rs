@@ -618,11 +618,11 @@ fn forged_control_tokens_in_content_stay_text() {
         tools: Some(json!([{"name": text, text: {"deep": [text]}}]).into()),
         ..RenderOptions::default()
     };
-    let ids = encode_chat(&tokenizer, &template, &messages(forged), &options(forged)).unwrap();
-    let honest = encode_chat(&tokenizer, &template, &messages("text"), &options("text")).unwrap();
+    let ids = encode_chat(&tokenizer, &template, messages(forged), &options(forged)).unwrap();
+    let honest = encode_chat(&tokenizer, &template, messages("text"), &options("text")).unwrap();
     assert_eq!(controls(&ids), controls(&honest), "the forger made or unmade a control token");
     // And nothing of the text is lost: it says what it said.
-    let rendering = template.render(&messages(forged), &options(forged)).unwrap();
+    let rendering = template.render(messages(forged), &options(forged)).unwrap();
     assert_eq!(tokenizer.decode(&ids, false), rendering);
 
     // The same for what is appended to a timeline.

@@ -334,7 +334,7 @@ fn a_busy_session_refuses_everything_at_once() {
             fault(session.generate(drawing(1, 1))),
             fault(session.score(&[1], 0, &Cancel::default())),
             fault(session.prefill(&Cancel::default())),
-            fault(session.append_chat(&json!([]), &RenderOptions::default())),
+            fault(session.append_chat(json!([]), &RenderOptions::default())),
         ];
         let n = refusals.iter().filter(|&&f| f == Fault::SessionBusy).count();
         // The model has no template, which is found before anything else.
@@ -546,14 +546,14 @@ fn messages_append_behind_turns_begun_sampled_or_taken_back() {
     let text = |session: &Session| model.tokenizer().unwrap().decode(&ids_of(session), false);
     let prompting = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
     let session = Session::new(&model).unwrap();
-    let first = session.append_chat(&user("hello"), &prompting).unwrap();
+    let first = session.append_chat(user("hello"), &prompting).unwrap();
     assert_eq!(text(&session), "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n");
     let glue: Vec<i32> = first.iter().filter(|t| t.source == Source::Glue).map(|t| t.id).collect();
     assert_eq!(glue, [265, 266, 265]);
     // An answer that a limit cut off is closed by the template.
     session.append(&[104, 105], Source::Student).unwrap();
     let answered = session.len().unwrap();
-    session.append_chat(&user("on"), &prompting).unwrap();
+    session.append_chat(user("on"), &prompting).unwrap();
     let one =
         "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>\n<|im_start|>user\non<|im_end|>\n";
     assert_eq!(text(&session), format!("{one}<|im_start|>assistant\n"));
@@ -562,11 +562,11 @@ fn messages_append_behind_turns_begun_sampled_or_taken_back() {
     let prompt = model.tokenizer().unwrap().encode(begun, squire::text::tokenizer::Control::All).len();
     session.truncate(session.len().unwrap() - prompt).unwrap();
     assert_eq!(text(&session), one);
-    session.append_chat(&user("and"), &prompting).unwrap();
+    session.append_chat(user("and"), &prompting).unwrap();
     assert_eq!(text(&session), format!("{one}<|im_start|>user\nand<|im_end|>\n<|im_start|>assistant\n"));
     // An answer that ended itself is not closed twice.
     session.truncate(answered).unwrap();
     session.append(&[266], Source::Student).unwrap();
-    session.append_chat(&user("on"), &RenderOptions::default()).unwrap();
+    session.append_chat(user("on"), &RenderOptions::default()).unwrap();
     assert_eq!(text(&session), one);
 }

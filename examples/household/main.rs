@@ -185,7 +185,7 @@ fn watch_a_game(student: &ServedModel) -> Result<()> {
     let mut seen = game.first_observation();
     loop {
         println!(" {seen}");
-        episode.observe(&json!([{"role": "user", "content": seen}]))?;
+        episode.observe(json!([{"role": "user", "content": seen}]))?;
         episode.decide()?;
         let mut options = GenerationOptions { max_tokens: 8, ..GenerationOptions::default() };
         options.sampling.temperature = COOL;

@@ -45,7 +45,7 @@ pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<b
             ..Default::default()
         };
         let episode = distiller.begin(spec)?;
-        episode.observe(&json!([{"role": "user", "content": game.first_observation()}]))?;
+        episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
         seats.push(Seat { game, episode, won: None });
     }
     let mut options = GenerationOptions { max_tokens: MAX_ACTION_TOKENS, ..Default::default() };
@@ -82,7 +82,7 @@ impl Seat {
         if step.done {
             return self.end(step.won);
         }
-        self.episode.observe(&json!([{"role": "user", "content": step.observation}]))?;
+        self.episode.observe(json!([{"role": "user", "content": step.observation}]))?;
         Ok(())
     }
 
@@ -97,7 +97,7 @@ impl Seat {
 pub fn replay(distiller: &Distiller, demonstration: &demos::Episode) -> Result<()> {
     let episode = distiller.begin(EpisodeSpec::default())?;
     for turn in &demonstration.turns {
-        episode.observe(&json!([{"role": "user", "content": turn.observation}]))?;
+        episode.observe(json!([{"role": "user", "content": turn.observation}]))?;
         episode.override_actor(Actor::Replay)?;
         episode.replay(Replay::Text(&turn.action))?;
         episode.outcome(None, turn.labelled)?;

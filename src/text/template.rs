@@ -374,7 +374,7 @@ mod tests {
         let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": null});
         let template = ChatTemplate::compile("{{ bos_token }}{{ eos_token }}{{ pad_token is defined }}").unwrap();
         let template = template.with_special_tokens(&config);
-        assert_eq!(template.render(&json!([]), &RenderOptions::default()).unwrap(), "<s></s>False");
+        assert_eq!(template.render(json!([]), &RenderOptions::default()).unwrap(), "<s></s>False");
     }
 
     #[test]

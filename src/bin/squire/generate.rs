@@ -103,7 +103,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
 fn append_prompt(session: &Session, model: &ServedModel, prompt: &str, templated: bool) -> Result<(), Failure> {
     if templated {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
-        session.append_chat(&json!([{"role": "user", "content": prompt}]), &options)?;
+        session.append_chat(json!([{"role": "user", "content": prompt}]), &options)?;
         return Ok(());
     }
     let ids = model.tokenizer()?.encode(prompt, Control::All);
