@@ -12,7 +12,7 @@ use super::status::squire_status;
 use super::tokens::squire_tokens;
 use crate::error::Result;
 use crate::serve::ServedModel;
-use crate::text::{ChatRequest, encode_chat};
+use crate::text::ChatRequest;
 
 /// Reads a request for a model's template.
 ///
@@ -24,11 +24,22 @@ unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<Cha
     ChatRequest::parse(text, model.template().ok()).map_err(|e| e.within("request_json"))
 }
 
-/// The ids of a whole conversation by the model's chat template. request_json: {"messages": [{"role", "content", ...}],
-/// "tools": [...], "add_generation_prompt": true or false, the default}; every other key is a variable for the template,
-/// such as "enable_thinking". What messages and tools say never becomes control: a forged <|im_end|> stays text.
-/// SQUIRE_E_ARGUMENT for a wrong request, SQUIRE_E_TEMPLATE if the model has no template or it fails, SQUIRE_E_IO
-/// (detail MISSING_FILE) without a tokenizer. Any thread.
+/// The ids of a whole conversation by the model's chat template. request_json has the keys of transformers'
+/// apply_chat_template: {"messages": [{"role", "content", ...}], "tools": [...], "documents": [...],
+/// "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last message
+/// open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates, without
+/// it tool_use where tools are given and there is one, else default; "chat_template_kwargs": {"enable_thinking": false and
+/// other variables of the template}}. A variable that the template reads is taken at the top level too; other keys are
+/// refused. Numbers keep every digit.
+///
+/// What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
+/// assistant, tokens that are not special, such as <think>, keep their ids. Tool results must have the role tool: a
+/// <tool_response> that a user message spells out is text, and the template does not see it as its own (the engine's log
+/// says so).
+///
+/// SQUIRE_E_ARGUMENT for a wrong request, with its place, or a role that the template has no place for;
+/// SQUIRE_E_TEMPLATE if the model has no template or it fails; SQUIRE_E_IO (detail MISSING_FILE) without a tokenizer. Any
+/// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_render(
     model: *const squire_model,
@@ -42,8 +53,7 @@ pub unsafe extern "C" fn squire_chat_render(
         guard_out(out, err, |call| {
             let model = call.shared(model)?;
             let ChatRequest { messages, options } = request(&model, request_json, request_len)?;
-            let ids = encode_chat(model.tokenizer()?, model.template()?, &messages, &options)?;
-            Ok(ids.into())
+            Ok(model.encode_chat(messages, &options)?.into())
         })
     }
 }

@@ -230,6 +230,11 @@ impl Engine {
         }
     }
 
+    /// Whether the host listens to its log.
+    pub(super) fn is_heard(&self) -> bool {
+        self.0.options.log.is_some()
+    }
+
     /// Test builds only: every step from now on panics.
     #[cfg(feature = "drill")]
     pub fn drill_panic(&self) {

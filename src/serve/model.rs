@@ -4,7 +4,7 @@
 //! a revision's memory goes when its last session does.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -21,8 +21,8 @@ use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
 use crate::model::{KvPool, Model, ModelConfig, Weights, context_of};
 use crate::tensor::Dtype;
-use crate::text::chat::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
+use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, notices};
 
 /// One set of weights, never changed.
 pub struct Revision {
@@ -72,9 +72,14 @@ pub(super) struct Inner {
     stop_ids: Vec<i32>,
     defaults: GenerationDefaults,
     revisions: Mutex<Revisions>,
+    /// what the host was told of its requests
+    told: Mutex<HashSet<String>>,
     /// tells models apart
     id: u64,
 }
+
+/// Distinct lines that a host is told of its requests.
+const MAX_TOLD: usize = 64;
 
 struct Revisions {
     current: Arc<Revision>,
@@ -189,6 +194,7 @@ impl ServedModel {
             stop_ids,
             defaults,
             revisions: Mutex::new(Revisions { alive: vec![Arc::downgrade(&current)], current }),
+            told: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         })))
     }
@@ -228,6 +234,32 @@ impl ServedModel {
     pub fn template(&self) -> Result<&ChatTemplate> {
         let missing = || Error::new(Fault::NoTemplate, "the model folder has no chat template");
         self.0.template.as_ref().ok_or_else(missing)
+    }
+
+    /// The ids of a whole conversation by the model's template.
+    ///
+    /// Errors: `MissingFile` without a tokenizer, `NoTemplate`, and those of [`encode_chat`].
+    pub fn encode_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<i32>> {
+        let messages = messages.into();
+        let ids = encode_chat(self.tokenizer()?, self.template()?, &messages, options)?;
+        self.tell_of(&messages, options)?;
+        Ok(ids)
+    }
+
+    /// Tells the host, once each, what it should hear of a request that is rendered.
+    pub(super) fn tell_of(&self, messages: &Json, options: &RenderOptions) -> Result<()> {
+        let engine = &self.0.engine;
+        if !engine.is_heard() {
+            return Ok(());
+        }
+        for notice in notices(self.tokenizer()?, self.template()?, messages, options)? {
+            let mut told = self.0.told.lock();
+            if told.len() < MAX_TOLD && told.insert(notice.clone()) {
+                drop(told);
+                engine.log(Level::Warning, "chat", &notice);
+            }
+        }
+        Ok(())
     }
 
     /// Ids that end a turn.

@@ -167,7 +167,7 @@ impl Session {
     pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
         let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
-        self.idle(|t, _| {
+        let added = self.idle(|t, _| {
             let ids = chat::encode_append(tokenizer, template, t.after(), &messages, options)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
@@ -176,9 +176,12 @@ impl Session {
                     token.source = Source::Glue;
                 }
             }
-            t.turn_begun_at = options.add_generation_prompt.then_some(t.len());
+            let begun = options.add_generation_prompt || options.continue_final_message;
+            t.turn_begun_at = begun.then_some(t.len());
             Ok(t.tokens[before..].to_vec())
-        })
+        })?;
+        self.model.tell_of(&messages, options)?;
+        Ok(added)
     }
 
     /// Keeps the first `len` tokens. More than there are is refused.

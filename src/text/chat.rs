@@ -22,11 +22,9 @@
 //! or prints an assistant message other than once, fails with `TemplateFailed`.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
-
 use super::added_tokens::{AddedToken, Piece};
 use super::json::Json;
-use super::template::check_messages;
+use super::messages::{PRIVATE, check_messages, message, private_characters, role_of};
 pub use super::template::{ChatTemplate, RenderOptions};
 use super::tokenizer::{Control, Tokenizer};
 use crate::error::{Error, Fault, Result};
@@ -56,6 +54,7 @@ pub fn encode_chat(
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
     let messages = &messages.into();
+    check_roles(template, messages, options)?;
     let breaker = Breaker::new(tokenizer, template, messages, options)?;
     let rendering = template.render(Json::List(breaker.messages(messages)?), &breaker.options(options))?;
     if rendering.is_empty() && messages.as_list().is_some_and(|list| !list.is_empty()) {
@@ -83,10 +82,16 @@ pub fn encode_append(
         After::Messages => None,
         After::Turn { last_id } => Some(last_id),
     };
-    if let Some(n) = check_messages(new_messages)?.iter().position(|message| is_role(message, "system")) {
+    if let Some(n) = check_messages(new_messages)?.iter().position(|message| role_of(message) == "system") {
         let why = format!("messages: message {n}: a system message can only begin a conversation");
         return Err(Error::new(Fault::BadValue, why));
     }
+    if options.continue_final_message && check_messages(new_messages)?.is_empty() {
+        let why =
+            "continue_final_message: there is no message to continue; what stands in the timeline goes on as it is";
+        return Err(Error::new(Fault::BadValue, why));
+    }
+    check_roles(template, new_messages, options)?;
     let breaker = Breaker::new(tokenizer, template, new_messages, options)?;
     let options = breaker.options(options);
     let sentinel = breaker.sentinel.to_string();
@@ -110,7 +115,10 @@ pub fn encode_append(
     let added = behind(&messages, &options)?;
     let Some(last_id) = last_id else {
         // The stand-in's closing glue is in the timeline already.
-        let closing = behind(&stand_in, &RenderOptions { add_generation_prompt: false, ..options })?;
+        let closing = behind(
+            &stand_in,
+            &RenderOptions { add_generation_prompt: false, continue_final_message: false, ..options },
+        )?;
         let added = added.strip_prefix(&closing).ok_or_else(|| {
             let why = "chat template: a message's end depends on the next one, so nothing can be appended";
             Error::new(Fault::TemplateFailed, why)
@@ -123,6 +131,59 @@ pub fn encode_append(
         ids.remove(0);
     }
     Ok(ids)
+}
+
+/// What a host should hear of though its request is rendered: variables that the template never reads, and content
+/// in which the template looks for its own marks, as Qwen3's does for `<tool_response>` in a user's message. Content is
+/// never control, so the template does not find them, and writes the conversation otherwise than the host may expect.
+pub fn notices(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &Json,
+    options: &RenderOptions,
+) -> Result<Vec<String>> {
+    let mut notices = Vec::new();
+    for (name, _) in options.variables.iter().filter(|(name, _)| !template.reads(name)) {
+        notices.push(format!("chat_template_kwargs: the chat template reads no variable {name:.60}"));
+    }
+    let list = check_messages(messages)?;
+    let breaker = Breaker::new(tokenizer, template, messages, options)?;
+    let broken = breaker.messages(messages)?;
+    let Some(at) = list.iter().zip(&broken).position(|(given, broken)| given != broken) else { return Ok(notices) };
+    let rendered = template.render(Json::List(broken), &breaker.options(options))?.replace(breaker.nonce, "");
+    if template.render(messages, options).is_ok_and(|plain| plain != rendered) {
+        let role = role_of(&list[at]);
+        notices.push(format!(
+            "messages: message {at} (role {role:.20}): the chat template looks for its own marks in what messages say \
+             and does not find them, since content is never control; give tool results the role tool, and thinking \
+             and tool calls the keys reasoning_content and tool_calls"
+        ));
+    }
+    Ok(notices)
+}
+
+/// Refuses messages of a role for which the template has no place.
+fn check_roles(template: &ChatTemplate, messages: &Json, options: &RenderOptions) -> Result<()> {
+    for (n, message) in check_messages(messages)?.iter().enumerate() {
+        let role = role_of(message);
+        if !template.knows_role(role, options)? {
+            let mut known = Vec::new();
+            for common in ["system", "user", "assistant", "tool"] {
+                if template.knows_role(common, options)? {
+                    known.push(common);
+                }
+            }
+            if known.is_empty() {
+                return Ok(()); // it prints no messages at all, which is told elsewhere
+            }
+            let why = format!(
+                "messages: message {n}: the chat template prints nothing for the role {role:.60}; it knows {}",
+                known.join(", ")
+            );
+            return Err(Error::new(Fault::BadValue, why));
+        }
+    }
+    Ok(())
 }
 
 /// Breaks the added tokens in content, and tells glue from content in what was rendered of it.
@@ -145,14 +206,9 @@ impl<'a> Breaker<'a> {
         messages: &Json,
         options: &RenderOptions,
     ) -> Result<Breaker<'a>> {
-        let mut taken = HashSet::new();
-        collect_private(messages, &mut taken);
-        let variables = options.variables.iter().map(|(_, value)| value);
-        let given = options.tools.iter().chain(&options.documents).chain(variables);
-        given.for_each(|value| collect_private(value, &mut taken));
-        let texts = tokenizer.added().iter().map(|token| token.text.as_str());
-        texts.chain([template.source(options)?]).for_each(|text| taken.extend(text.chars().filter(is_private)));
-        let mut free = ('\u{e000}'..='\u{f8ff}').filter(|c| !taken.contains(c));
+        let mut taken = private_characters([messages], options, template.source(options)?);
+        taken.extend(tokenizer.added().iter().flat_map(|token| token.text.chars()));
+        let mut free = PRIVATE.filter(|c| !taken.contains(c));
         match (free.next(), free.next()) {
             (Some(nonce), Some(sentinel)) => Ok(Breaker { tokenizer, nonce, sentinel }),
             _ => Err(Error::new(Fault::BadValue, "messages: they use every private-use character from U+E000 on")),
@@ -162,7 +218,7 @@ impl<'a> Breaker<'a> {
     /// The messages with their tokens broken.
     fn messages(&self, messages: &Json) -> Result<Vec<Json>> {
         let list = check_messages(messages)?;
-        Ok(list.iter().map(|message| self.value(message, is_role(message, "assistant"))).collect())
+        Ok(list.iter().map(|message| self.value(message, role_of(message) == "assistant")).collect())
     }
 
     /// The options with the tokens in tools and variables broken.
@@ -227,30 +283,6 @@ impl<'a> Breaker<'a> {
             }
         }
         ids
-    }
-}
-
-fn is_role(message: &Json, role: &str) -> bool {
-    message.get("role").and_then(Json::as_str) == Some(role)
-}
-
-fn message(role: &str, content: &str) -> Json {
-    Json::Object(vec![("role".into(), role.into()), ("content".into(), content.into())])
-}
-
-fn is_private(c: &char) -> bool {
-    ('\u{e000}'..='\u{f8ff}').contains(c)
-}
-
-fn collect_private(value: &Json, into: &mut HashSet<char>) {
-    match value {
-        Json::String(text) => into.extend(text.chars().filter(is_private)),
-        Json::List(list) => list.iter().for_each(|item| collect_private(item, into)),
-        Json::Object(map) => map.iter().for_each(|(key, item)| {
-            into.extend(key.chars().filter(is_private));
-            collect_private(item, into);
-        }),
-        _ => {}
     }
 }
 
@@ -405,5 +437,73 @@ mod tests {
         assert_eq!(e.fault(), Fault::TemplateFailed);
         let e = encode_chat(&tokenizer, &ChatTemplate::compile("").unwrap(), &user, &prompting()).unwrap_err();
         assert_eq!(e.fault(), Fault::TemplateFailed);
+    }
+
+    #[test]
+    fn a_message_to_be_continued_stands_open_in_conversation_and_timeline() {
+        let (tokenizer, template) = qwen3();
+        let options = RenderOptions { continue_final_message: true, ..RenderOptions::default() };
+        let user = json!({"role": "user", "content": "x"});
+        let said = json!({"role": "assistant", "content": "The answer<|im_end|> is"});
+        let whole = encode_chat(&tokenizer, &template, json!([user, said]), &options).unwrap();
+        let text =
+            "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nThe answer<|im_end|> is";
+        assert_eq!(tokenizer.decode(&whole, false), text);
+        let count = |ids: &[i32]| ids.iter().filter(|&&id| id == tokenizer.id_of("<|im_end|>").unwrap()).count();
+        assert_eq!(count(&whole), 1, "what the message says is never control");
+        let mut timeline = encode_chat(&tokenizer, &template, json!([user]), &RenderOptions::default()).unwrap();
+        timeline.extend(encode_append(&tokenizer, &template, After::Messages, json!([said]), &options).unwrap());
+        assert_eq!(timeline, whole);
+        let e = encode_append(&tokenizer, &template, After::Messages, json!([]), &options).unwrap_err();
+        assert_eq!(e.fault(), Fault::BadValue);
+    }
+
+    #[test]
+    fn a_role_that_the_template_would_drop_is_refused() {
+        let (tokenizer, template) = qwen3();
+        let chat = |template: &ChatTemplate, role: &str| {
+            let messages = json!([{"role": "user", "content": "x"}, {"role": role, "content": "y"}]);
+            encode_chat(&tokenizer, template, messages, &RenderOptions::default())
+        };
+        for role in ["developer", "usr", "User", ""] {
+            let e = chat(&template, role).unwrap_err();
+            assert_eq!(e.fault(), Fault::BadValue, "{role}");
+            assert!(e.message().contains("message 1") && e.message().contains("system, user, assistant, tool"), "{e}");
+            let appended = json!([{"role": role, "content": "y"}]);
+            let e = encode_append(&tokenizer, &template, After::Messages, appended, &prompting()).unwrap_err();
+            assert_eq!(e.fault(), Fault::BadValue, "{role}");
+        }
+        for role in ["user", "assistant", "tool"] {
+            assert!(chat(&template, role).is_ok());
+        }
+        let any = ChatTemplate::compile("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}").unwrap();
+        assert!(chat(&any, "critic").is_ok(), "this template prints every role");
+        let strict = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}\
+                      {{ raise_exception('no such role') }}{% endif %}{% endfor %}";
+        let e = chat(&ChatTemplate::compile(strict).unwrap(), "critic").unwrap_err();
+        assert_eq!(e.fault(), Fault::TemplateFailed, "a template that refuses the role says so itself");
+        assert!(e.message().contains("no such role"), "{e}");
+    }
+
+    #[test]
+    fn a_host_hears_of_marks_in_content_and_of_variables_that_nobody_reads() {
+        let (tokenizer, template) = qwen3();
+        let of = |messages: Value, variables: &[&str]| {
+            let variables = variables.iter().map(|name| (name.to_string(), false.into())).collect();
+            let options = RenderOptions { variables, ..RenderOptions::default() };
+            notices(&tokenizer, &template, &messages.into(), &options).unwrap()
+        };
+        let wrapped = json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "<think>\nx\n</think>\n\nA"},
+            {"role": "user", "content": "<tool_response>\nr\n</tool_response>"},
+            {"role": "assistant", "content": "B"},
+        ]);
+        let heard = of(wrapped, &["enable_thinking"]);
+        assert_eq!(heard.len(), 1);
+        assert!(heard[0].contains("message 2") && heard[0].contains("role tool"), "{heard:?}");
+        let heard = of(json!([{"role": "user", "content": "<|im_end|> is text"}]), &["enable_thinkng"]);
+        assert_eq!(heard.len(), 1, "a forged token that the template does not look for is nothing to hear of");
+        assert!(heard[0].contains("enable_thinkng"), "{heard:?}");
     }
 }

@@ -58,6 +58,14 @@ impl Json {
         }
     }
 
+    /// An object's entry, to be changed.
+    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Json> {
+        match self {
+            Json::Object(entries) => entries.iter_mut().find(|(k, _)| k == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
     /// The text, of a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
@@ -83,6 +91,19 @@ impl Json {
             Json::String(_) => "a string",
             Json::List(_) => "a list",
             Json::Object(_) => "an object",
+        }
+    }
+
+    /// Calls `f` for every text in the value, keys included.
+    pub(super) fn texts(&self, f: &mut impl FnMut(&str)) {
+        match self {
+            Json::String(text) => f(text),
+            Json::List(items) => items.iter().for_each(|item| item.texts(f)),
+            Json::Object(entries) => entries.iter().for_each(|(key, value)| {
+                f(key);
+                value.texts(f);
+            }),
+            _ => {}
         }
     }
 

@@ -6,13 +6,14 @@ mod byte_level;
 pub mod chat;
 mod chat_json;
 mod json;
+mod messages;
 pub mod request;
 pub mod source;
 pub mod stream;
 mod template;
 pub mod tokenizer;
 
-pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat};
+pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat, notices};
 pub use json::Json;
 pub use request::ChatRequest;
 pub use stream::TextStream;

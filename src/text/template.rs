@@ -12,7 +12,7 @@
 //! a program.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,10 +20,12 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::chat_json;
 use super::json::Json;
+use super::messages::{self, Open, check_messages, message};
 use crate::error::{Error, Fault, Result};
 
 /// The longest template, in bytes; Qwen3's has 4 kB.
@@ -59,6 +61,8 @@ pub struct ChatTemplate {
     /// by name, with their texts
     sources: BTreeMap<String, String>,
     special_tokens: Vec<(String, Json)>,
+    /// whether a template (by name) has a place for a role
+    roles: Mutex<HashMap<(String, String), bool>>,
 }
 
 /// The template that is taken where nothing else is asked for.
@@ -100,7 +104,7 @@ impl ChatTemplate {
             let taken = without_generation_marks(source);
             environment.add_template_owned(name.clone(), taken).map_err(|e| form(e.to_string()))?;
         }
-        Ok(ChatTemplate { environment, sources: sources.clone(), special_tokens: Vec::new() })
+        Ok(ChatTemplate { environment, sources: sources.clone(), special_tokens: Vec::new(), roles: Mutex::default() })
     }
 
     fn names(&self) -> String {
@@ -139,6 +143,14 @@ impl ChatTemplate {
                 self.special_tokens.push((name.to_string(), text.into()));
             }
         }
+        // Names of the model's own, such as image_token.
+        if let Some(named) = tokenizer_config.get("extra_special_tokens").and_then(Value::as_object) {
+            let text = |(name, token): (&String, &Value)| {
+                let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+                Some((name.clone(), text.into()))
+            };
+            self.special_tokens.extend(named.iter().filter_map(text));
+        }
         self
     }
 
@@ -158,8 +170,10 @@ impl ChatTemplate {
     /// Errors: `BadValue` where the messages are not such a list; `TemplateFailed` where the template
     /// raises an exception, fails, or runs too long.
     pub fn render(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<String> {
-        let messages = &messages.into();
-        check_messages(messages)?;
+        let given = messages.into();
+        let mut messages = messages::plain(check_messages(&given)?);
+        let open = Open::mark(&mut messages, options, self.source(options)?)?;
+        let messages = &Json::List(messages);
         let failed = |why: String| Error::new(Fault::TemplateFailed, format!("chat template: {why}"));
         let none = Json::Null;
         let prompt = Json::Bool(options.add_generation_prompt);
@@ -188,20 +202,44 @@ impl ChatTemplate {
             ErrorKind::OutOfFuel => failed("it ran too long".into()),
             _ => failed(e.to_string()),
         })?;
-        String::from_utf8(output.0).map_err(|e| failed(e.to_string()))
+        let rendering = String::from_utf8(output.0).map_err(|e| failed(e.to_string()))?;
+        match open {
+            Some(open) => open.cut(rendering),
+            None => Ok(rendering),
+        }
+    }
+
+    /// Whether the template that a request is rendered by has a place for messages of a role: it names the role, or
+    /// prints the text of such a message, or refuses it by itself. Templates drop a message of a role that they do not
+    /// know without a word.
+    pub(super) fn knows_role(&self, role: &str, options: &RenderOptions) -> Result<bool> {
+        let name = self.choose(options)?;
+        let source = &self.sources[name];
+        let named = [format!("'{role}'"), format!("\"{role}\"")].iter().any(|literal| source.contains(literal));
+        if named && !role.is_empty() {
+            return Ok(true);
+        }
+        let key = (name.to_string(), role.to_string());
+        if let Some(&known) = self.roles.lock().get(&key) {
+            return Ok(known);
+        }
+        let probe = "\u{e000}";
+        let options = RenderOptions { template: Some(name.to_string()), ..RenderOptions::default() };
+        let alone = vec![message(role, probe)];
+        let behind = vec![message("user", "x"), message(role, probe)];
+        let renderings = [alone, behind].map(|messages| self.render(Json::List(messages), &options));
+        let known = renderings.iter().all(Result::is_err)
+            || renderings.iter().flatten().any(|rendering| rendering.contains(probe));
+        let mut roles = self.roles.lock();
+        if roles.len() < MAX_ROLES {
+            roles.insert(key, known);
+        }
+        Ok(known)
     }
 }
 
-/// Checks that the value is a list of objects that have a role.
-pub(super) fn check_messages(messages: &Json) -> Result<&[Json]> {
-    let wrong = |why: String| Error::new(Fault::BadValue, why);
-    let list =
-        messages.as_list().ok_or_else(|| wrong(format!("messages: wanted a list, found {}", messages.kind())))?;
-    match list.iter().position(|message| message.get("role").and_then(Json::as_str).is_none()) {
-        Some(n) => Err(wrong(format!("messages: message {n}: wanted an object with a role"))),
-        None => Ok(list),
-    }
-}
+/// Roles whose answer is remembered.
+const MAX_ROLES: usize = 64;
 
 /// The value as the engine has it.
 fn jinja(value: &Json) -> Jinja {
