@@ -253,7 +253,7 @@ faults! {
     DeviceLost = 1601 => DeviceLost,
     /// The local teacher failed.
     TeacherFailed = 1701 => Teacher,
-    /// The loss or a gradient is not finite.
+    /// The loss, a gradient, or the logits of a row are not finite.
     NotFinite = 1801 => Diverged,
     /// The object was poisoned by an earlier panic.
     Poisoned = 1901 => Poisoned,

@@ -19,7 +19,7 @@ use super::trajectory::{Action, Heading, Outcome, Trajectory};
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Generation, GenerationOptions, Session, Token};
+use crate::serve::{Ending, Generation, GenerationOptions, Session, Token};
 use crate::text::source::Source;
 use crate::text::tokenizer::Control;
 use crate::text::{Json, RenderOptions};
@@ -35,6 +35,8 @@ enum Phase {
     Decided(Decision),
     /// The actor generates, or has generated.
     Acting(Decision),
+    /// The actor's generation failed after it had said something, which stands.
+    Broken(Decision),
     /// The turn is written down: its outcome is due.
     Acted,
     /// It ended.
@@ -53,6 +55,7 @@ impl Phase {
                 None => "end",
             },
             Phase::Acting(_) => "outcome, once the generation has ended, or act again where it was cancelled",
+            Phase::Broken(_) => "act again, override, outcome of what was said before the failure, or end without it",
             Phase::Acted => "outcome",
             Phase::Ended => "nothing: the episode has ended",
         }
@@ -72,6 +75,8 @@ struct State {
     seats: Option<Seats>,
     /// where the turn under way starts, once its generation prompt stands
     start: Option<usize>,
+    /// how the last generation ended
+    ending: Option<Ending>,
     spec: EpisodeSpec,
     max_turns: u32,
     turn: u32,
@@ -90,12 +95,15 @@ impl State {
         self.seats.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
     }
 
-    /// The phase. A generation that ended before its first token leaves the turn to be acted still.
+    /// The phase. A generation that ended before its first token leaves the turn to be acted still; one that failed later
+    /// leaves what was said, to be gone on with or dropped.
     fn phase(&mut self) -> Result<Phase> {
         if let Phase::Acting(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() == start {
                 self.phase = Phase::Decided(decision);
+            } else if self.ending.as_ref().is_some_and(Ending::failed) {
+                self.phase = Phase::Broken(decision);
             }
         }
         Ok(self.phase)
@@ -117,12 +125,24 @@ impl State {
         Ok(start)
     }
 
+    /// Drops what was said in the turn under way; the generation prompt stays.
+    fn unsay(&self) -> Result<()> {
+        let (Some(start), Seats { student, teacher }) = (self.start, self.seats()?) else { return Ok(()) };
+        for actor in teacher.iter().chain([student]) {
+            if actor.len()? > start {
+                actor.truncate(start)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The timeline with what the actor has said in the turn under way, and where that starts.
     fn timeline(&self) -> Result<(Vec<Token>, usize)> {
         let Seats { student, teacher } = self.seats()?;
         let mut tokens = student.tokens()?;
         let start = self.start.unwrap_or(tokens.len());
-        if let (Phase::Acting(Decision { actor: Some(Actor::Teacher), .. }), Some(teacher)) = (self.phase, teacher) {
+        let teacher_said = matches!(self.phase, Phase::Acting(d) | Phase::Broken(d) if d.actor == Some(Actor::Teacher));
+        if let (true, Some(teacher)) = (teacher_said, teacher) {
             let said = teacher.tokens()?;
             tokens.extend_from_slice(&said[tokens.len().min(said.len())..]);
         }
@@ -145,7 +165,7 @@ impl State {
     /// The record, with the turn under way as far as it is said. Refused as busy while it is being said.
     fn view(&self, config: &Config) -> Result<Trajectory> {
         let mut trajectory = self.trajectory.clone();
-        if let Phase::Acting(decision) = self.phase {
+        if let Phase::Acting(decision) | Phase::Broken(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
                 record(&mut trajectory, &tokens, start, &decision, config)?;
@@ -184,6 +204,7 @@ impl Episode {
             trajectory: Trajectory::new(heading),
             seats: Some(Seats { student, teacher }),
             start: None,
+            ending: None,
             max_turns: spec.max_turns.unwrap_or(distiller.config().max_turns),
             spec,
             turn: 0,
@@ -235,7 +256,7 @@ impl Episode {
         let mut state = self.state.lock();
         match state.phase()? {
             Phase::Observed => self.decide_for(&mut state, None),
-            Phase::Decided(decision) => Ok(decision),
+            Phase::Decided(decision) | Phase::Broken(decision) => Ok(decision),
             phase => Err(out_of_order("decide", phase)),
         }
     }
@@ -245,6 +266,11 @@ impl Episode {
         let mut state = self.state.lock();
         match state.phase()? {
             Phase::Observed | Phase::Decided(_) => self.decide_for(&mut state, Some(actor)),
+            Phase::Broken(_) => {
+                let decision = self.decide_for(&mut state, Some(actor))?;
+                state.unsay()?;
+                Ok(decision)
+            }
             phase => Err(out_of_order("override", phase)),
         }
     }
@@ -270,11 +296,11 @@ impl Episode {
 
     /// Starts the decided actor's turn. Temperature and cuts come from the settings in training and from
     /// `options` in evaluation; seed and author are the episode's own in both. The generation's ids are
-    /// the turn. After a cancelled generation `act` may be called again and goes on from where it stopped.
+    /// the turn. After a cancelled or failed generation `act` may be called again and goes on from where it stopped.
     pub fn act(&self, options: &GenerationOptions) -> Result<Generation> {
         let mut state = self.state.lock();
         let decision = match state.phase {
-            Phase::Decided(decision) | Phase::Acting(decision) => decision,
+            Phase::Decided(decision) | Phase::Acting(decision) | Phase::Broken(decision) => decision,
             phase => return Err(out_of_order("act", phase)),
         };
         let teacher_acts = match decision.actor {
@@ -314,6 +340,7 @@ impl Episode {
             }
         }
         let generation = actor.generate(options)?;
+        state.ending = Some(generation.ending());
         state.phase = Phase::Acting(decision);
         Ok(generation)
     }
@@ -362,7 +389,7 @@ impl Episode {
     pub fn outcome(&self, reward: Option<f64>, executed: bool) -> Result<()> {
         let mut state = self.state.lock();
         match state.phase()? {
-            Phase::Acting(decision) => state.write_down(decision, self.distiller.config())?,
+            Phase::Acting(decision) | Phase::Broken(decision) => state.write_down(decision, self.distiller.config())?,
             Phase::Acted => {}
             phase => return Err(out_of_order("outcome", phase)),
         }
@@ -381,7 +408,7 @@ impl Episode {
     pub fn end(&self, score: f64, success: Option<bool>) -> Result<()> {
         let mut state = self.state.lock();
         match state.phase()? {
-            Phase::Open | Phase::Observed | Phase::Decided(_) => {}
+            Phase::Open | Phase::Observed | Phase::Decided(_) | Phase::Broken(_) => {}
             phase => return Err(out_of_order("end", phase)),
         }
         let mut trajectory = state.trajectory.clone();
@@ -408,9 +435,10 @@ impl Episode {
 
     /// The record so far.
     pub fn trace(&self) -> Result<Value> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        let phase = state.phase()?;
         let mut trace = state.view(self.distiller.config())?.to_json();
-        trace["phase"] = json!(state.phase.expected());
+        trace["phase"] = json!(phase.expected());
         Ok(trace)
     }
 

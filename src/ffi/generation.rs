@@ -127,6 +127,8 @@ pub const SQUIRE_FINISH_LENGTH: i32 = 2;
 pub const SQUIRE_FINISH_CONTEXT_FULL: i32 = 3;
 /// finish: it was cancelled; the timeline stands at the last whole token.
 pub const SQUIRE_FINISH_CANCELLED: i32 = 4;
+/// finish: it failed, as the call before said; the timeline stands at the last whole token.
+pub const SQUIRE_FINISH_FAILED: i32 = 5;
 
 /// What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
 /// squire_gen_next, or its release.
@@ -234,8 +236,10 @@ pub(crate) unsafe fn gen_options(options: *const squire_gen_options) -> Result<G
 /// Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
 /// with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
 /// SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
-/// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_PANIC or
-/// SQUIRE_E_POISONED if the engine failed. After an error the generation has ended. Any thread.
+/// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
+/// where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
+/// the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
+/// sampled before. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_next(
     generation: *mut squire_gen,
@@ -267,6 +271,7 @@ pub unsafe extern "C" fn squire_gen_next(
                         Finish::Length => SQUIRE_FINISH_LENGTH,
                         Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
                         Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
+                        Finish::Failed => SQUIRE_FINISH_FAILED,
                     };
                     event.set(squire_event { kind: SQUIRE_EVENT_END, finish, actor, ..squire_event::defaults() });
                     Ok(Outcome::End)

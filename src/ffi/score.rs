@@ -12,7 +12,8 @@ use super::status::squire_status;
 /// Appends ids to the session as the host's and gives each one's log-prob, given all before it, with the top_k (0 for
 /// none) likeliest tokens there: one row an id. ids_len times top_k may be 16777216 at most, otherwise SQUIRE_E_ARGUMENT
 /// (detail BAD_OPTION). Blocks; set cancel (may be NULL) to stop it with SQUIRE_CANCELLED. The session must not be
-/// empty: SQUIRE_E_STATE (detail EMPTY_SESSION). Other errors as squire_session_sync. A call that fails or is cancelled
+/// empty: SQUIRE_E_STATE (detail EMPTY_SESSION). SQUIRE_E_DIVERGED (detail NOT_FINITE) where a row of logits is NaN or
+/// infinite. Other errors as squire_session_sync. A call that fails or is cancelled
 /// leaves the timeline as it was. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_score(

@@ -69,6 +69,8 @@ pub enum Finish {
     ContextFull = 3,
     /// It was cancelled.
     Cancelled = 4,
+    /// It failed, and the error was told before; the timeline stands at the last whole token.
+    Failed = 5,
 }
 
 /// What was sampled since the last pull.
@@ -111,6 +113,8 @@ struct State {
     waiting: Chunk,
     /// whether the engine is done with it
     ended: bool,
+    /// whether it ended with an error
+    failed: bool,
     /// how it ended, until that was pulled
     end: Option<Result<Finish>>,
     finish: Option<Finish>,
@@ -133,7 +137,7 @@ impl Outbox {
     pub(super) fn end(&self, tail: &str, end: Result<Finish>) {
         let mut state = self.state.lock();
         state.waiting.text.push_str(tail);
-        (state.ended, state.end) = (true, Some(end));
+        (state.ended, state.failed, state.end) = (true, end.is_err(), Some(end));
         self.changed.notify_all();
     }
 
@@ -151,7 +155,7 @@ impl Outbox {
                 Some(Ok(Next::End(finish)))
             }
             Err(e) => {
-                state.finish = Some(Finish::Cancelled);
+                state.finish = Some(Finish::Failed);
                 Some(Err(e))
             }
         }
@@ -171,6 +175,11 @@ impl Generation {
     /// Who writes the tokens.
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// What tells later how it ended, whoever pulls it.
+    pub(crate) fn ending(&self) -> Ending {
+        Ending(self.outbox.clone())
     }
 
     /// Waits up to `timeout` (None: as long as it takes) for new tokens. In caller-driven mode it steps
@@ -223,6 +232,17 @@ impl Generation {
     /// Asks it to stop at the next whole token. Any thread, any time.
     pub fn cancel(&self) {
         self.cancel.set();
+    }
+}
+
+/// How a generation ended, for somebody else than who pulls it.
+#[derive(Clone)]
+pub(crate) struct Ending(Arc<Outbox>);
+
+impl Ending {
+    /// Whether it ended with an error.
+    pub(crate) fn failed(&self) -> bool {
+        self.0.state.lock().failed
     }
 }
 

@@ -18,6 +18,7 @@ mod timeline;
 pub use cancel::Cancel;
 pub use device::DeviceChoice;
 pub use engine::{Engine, EngineOptions};
+pub(crate) use generation::Ending;
 pub use generation::{Chunk, Finish, Generation, GenerationOptions, Next};
 pub use job::ScoreRow;
 pub use log::{Level, Log};

@@ -19,7 +19,7 @@ use super::timeline::{Timeline, Token};
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::backend::ops;
 use crate::backend::page::PAGE;
-use crate::error::{Error, Result};
+use crate::error::{Error, Fault, Result};
 use crate::model::forward::{Segment, decode, forward, head};
 use crate::model::{Activations, Model};
 use crate::random::{Stream, uniform};
@@ -246,10 +246,7 @@ impl Scheduler {
         let sampled = self.scratch(&ahead.model)?.activations.draws.take()?;
         for (&id, sampled) in ahead.jobs.iter().zip(sampled) {
             let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else { continue };
-            add(&counters.sampled, 1);
-            if let Some(finish) = give(job, &ahead.model, ahead.revision.number, sampled) {
-                ends.push((id, End::Finished(finish)));
-            }
+            ends.extend(give(job, &ahead.model, ahead.revision.number, sampled, counters).map(|end| (id, end)));
         }
         Ok(())
     }
@@ -412,19 +409,21 @@ impl Scheduler {
                 let (timeline, work) = job.parts();
                 match work {
                     Work::Feed { .. } => {}
-                    Work::Score { top_k, rows, .. } => {
+                    Work::Score { top_k, rows, from, .. } => {
                         let logprob = logprobs[i];
+                        if logprob.is_nan() {
+                            let position = *from + rows.len();
+                            ends.push((job.id, End::Failed(not_finite(position, revision.number))));
+                            continue;
+                        }
                         let top =
                             if *top_k == 0 { Vec::new() } else { ops::top_k_of_head(&model.device, head, i, *top_k)? };
                         rows.push(ScoreRow { logprob, top });
                     }
                     Work::Generate(g) => {
-                        add(&counters.sampled, 1);
                         let u = uniform(Stream::Sample, &[g.options.seed, timeline.len() as u64]);
                         let sampled = ops::sample_row(&model.device, head, i, g.options.sampling, u)?;
-                        if let Some(finish) = give(job, &model, revision.number, sampled) {
-                            ends.push((job.id, End::Finished(finish)));
-                        }
+                        ends.extend(give(job, &model, revision.number, sampled, counters).map(|end| (job.id, end)));
                     }
                 }
             }
@@ -455,12 +454,30 @@ fn keep_hidden(
     Ok(())
 }
 
-/// Appends a sampled token to its timeline and delivers it; returns why the generation ends, if it does.
-fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled) -> Option<Finish> {
+/// Why a row gives no token and no score. Its log-sum-exp is NaN where a logit is NaN or +inf, or all are -inf, and with
+/// it every log-prob of the row: argmax and draws would give an id all the same.
+fn not_finite(position: usize, revision: u64) -> Error {
+    let why = format!(
+        "the logits for position {position} are not finite under revision {revision}: wanted a distribution, found NaN \
+         or infinity; the weights hold such values or overflow in this compute: load weights that are finite, go on \
+         from an earlier checkpoint, or use compute f32"
+    );
+    Error::new(Fault::NotFinite, why)
+}
+
+/// Appends a sampled token to its timeline and delivers it; returns how the generation ends, if it does. A row without
+/// a distribution gives no token.
+fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled, counters: &Counters) -> Option<End> {
     let tokenizer = job.model().0.tokenizer.clone();
     let (timeline, work) = job.parts();
     let Work::Generate(g) = work else { return None };
     let position = timeline.len() as u64;
+    if !sampled.logprob.is_finite() {
+        // Whoever tries again computes the row again, and a hidden state that predicts nothing goes.
+        timeline.forget_computed(timeline.len().saturating_sub(1));
+        return Some(End::Failed(not_finite(timeline.len(), revision)));
+    }
+    add(&counters.sampled, 1);
     let (id, logprob, sampled_logprob) = (sampled.id, sampled.logprob, sampled.sampled_logprob);
     timeline.push(Token { id, source: g.options.source, logprob, sampled_logprob, revision });
     g.n_sampled += 1;
@@ -468,11 +485,11 @@ fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled) -> O
     let text = bytes.map(|b| g.text.push(b)).unwrap_or_default();
     g.outbox.push(id, (logprob, sampled_logprob), &text, position, revision);
     if g.stop_ids.contains(&id) {
-        Some(Finish::Stop)
+        Some(End::Finished(Finish::Stop))
     } else if g.n_sampled == g.options.max_tokens {
-        Some(Finish::Length)
+        Some(End::Finished(Finish::Length))
     } else if timeline.len() >= model.max_context() {
-        Some(Finish::ContextFull)
+        Some(End::Finished(Finish::ContextFull))
     } else {
         None
     }

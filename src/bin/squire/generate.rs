@@ -142,5 +142,6 @@ fn name_of(finish: Finish) -> &'static str {
         Finish::Length => "length",
         Finish::ContextFull => "context-full",
         Finish::Cancelled => "cancelled",
+        Finish::Failed => "failed",
     }
 }
