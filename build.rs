@@ -14,6 +14,10 @@ fn main() {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libsquire.so.0");
         // `no_mangle` functions of dependencies leave a cdylib too; only squire_ names may.
         println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
+        #[cfg(unix)]
+        if let Err(why) = link_soname() {
+            println!("cargo:warning=programs linked with -lsquire will not start: no libsquire.so.0 beside it: {why}");
+        }
     }
     #[cfg(any(feature = "cuda", feature = "shim"))]
     println!("cargo:rerun-if-changed=kernels");
@@ -24,6 +28,23 @@ fn main() {
     }
     #[cfg(feature = "shim")]
     shim::compile();
+}
+
+/// Puts a link of the library's SONAME where cargo will put the library: a program that was linked with -lsquire asks for
+/// that name when it starts.
+#[cfg(unix)]
+fn link_soname() -> std::io::Result<()> {
+    // PROFILE/build/squire-HASH/out
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo names it to build scripts"));
+    let profile = out.ancestors().nth(3).expect("cargo's folders lie so deep");
+    let (link, name) = (profile.join("libsquire.so.0"), std::path::Path::new("libsquire.so"));
+    if std::fs::read_link(&link).is_ok_and(|to| to == name) {
+        return Ok(());
+    }
+    match std::fs::remove_file(&link) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => std::os::unix::fs::symlink(name, &link),
+    }
 }
 
 /// The files directly in `kernels` that end so, in order of name.

@@ -6,6 +6,9 @@
 //! Flood 2014) chained over the words of the key.
 #![forbid(unsafe_code)]
 
+use std::hash::{BuildHasher, RandomState};
+use std::time::{SystemTime, UNIX_EPOCH};
+
 /// What a draw is for; part of the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
@@ -20,6 +23,14 @@ pub enum Stream {
     Weights = 4,
     /// Whatever an example or a test draws for itself.
     World = 5,
+}
+
+/// A seed that differs from run to run and from call to call: the only draw here that is no function of a key. Below
+/// 2^53, so that every reader of JSON keeps it.
+pub fn fresh_seed() -> u64 {
+    // The standard library's hasher is keyed by the operating system; a process made by fork() has the same keys.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+    RandomState::new().hash_one((now, std::process::id())) >> 11
 }
 
 /// SplitMix64's finaliser: a bijection of 64 bits with good avalanche.
@@ -55,6 +66,13 @@ mod tests {
         assert_eq!(a, bits(Stream::Sample, &[1, 2]));
         assert_ne!(a, bits(Stream::Actor, &[1, 2]));
         assert_ne!(a, bits(Stream::Sample, &[2, 1]));
+    }
+
+    #[test]
+    fn fresh_seeds_differ_and_are_whole_in_json() {
+        let seeds: std::collections::HashSet<u64> = (0..1000).map(|_| fresh_seed()).collect();
+        assert_eq!(seeds.len(), 1000);
+        assert!(seeds.iter().all(|&seed| seed < 1 << 53));
     }
 
     #[test]

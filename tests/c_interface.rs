@@ -28,6 +28,17 @@ fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
 }
 
 #[test]
+fn a_c_program_asks_for_what_embedders_miss() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/embedding.c"));
+    let at = |name: &str| program.folder.path().join(name);
+    folders::write_chat_model(&at("chat"), 1);
+    folders::advise(&at("chat"), serde_json::json!({"temperature": 0.6, "top_k": 20, "top_p": 0.95}));
+    folders::write_broken_model(&at("broken"));
+    std::fs::create_dir(at("scratch")).expect("a folder to write into");
+    program.run([folders::golden("dense_f32"), at("chat"), at("broken"), at("scratch")]);
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
         run_with_models("g++", standard, "wrapper.cpp");

@@ -22,3 +22,10 @@ fn the_soname_names_the_abi() {
     let dynamic = cc::run(Command::new("readelf").arg("-d").arg(cc::library()));
     assert!(dynamic.contains("Library soname: [libsquire.so.0]"), "{dynamic}");
 }
+
+#[test]
+fn cargo_leaves_a_link_of_the_soname_beside_the_library() {
+    let profile = cc::library().ancestors().nth(2).expect("the tests lie in PROFILE/deps").to_owned();
+    let link = std::fs::read_link(profile.join("libsquire.so.0")).expect("the build script makes it");
+    assert_eq!(link.to_str(), Some("libsquire.so"));
+}

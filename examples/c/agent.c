@@ -8,8 +8,9 @@
  * With the household's models both win none before and all 18 after 120 updates; after 40 they win some.
  *
  * Build and start, in the repository:
- *   cargo build --release && ln -sf libsquire.so target/release/libsquire.so.0
- *   cc -DSQUIRE_EXPERIMENTAL -Iinclude examples/c/agent.c -Ltarget/release -lsquire -Wl,-rpath,target/release -o agent
+ *   cargo build --release
+ *   cc -DSQUIRE_EXPERIMENTAL -Iinclude examples/c/agent.c -Ltarget/release -lsquire -Wl,-rpath,"$PWD/target/release" \
+ *     -o agent
  *   ./agent STUDENT TEACHER OUT 120 */
 #ifndef SQUIRE_EXPERIMENTAL
 #define SQUIRE_EXPERIMENTAL

@@ -100,7 +100,7 @@ pub struct Learnt {
 pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Result<(Distiller, Learnt)> {
     let config = Config::from_value(&plan.method.settings(plan.updates, plan.seed))?;
     let distiller = match &plan.checkpoint {
-        Some(folder) if Distiller::has_checkpoint(folder)? => {
+        Some(folder) if Distiller::checkpoint(folder)?.is_some() => {
             Distiller::resume(student, Some(teacher), config, folder)?
         }
         _ => Distiller::new(student, Some(teacher), config)?,

@@ -91,9 +91,17 @@ impl Distiller {
         Ok(())
     }
 
-    /// Whether the folder `path` holds a checkpoint; one that is not there holds none.
-    pub fn has_checkpoint(path: &Path) -> Result<bool> {
-        Ok(!checkpoints(path)?.is_empty())
+    /// The step of the newest checkpoint in the folder `path`, None where it holds none or is not there. Its state and the
+    /// headers of its tensors are read: `CheckpointForm` where they are broken.
+    pub fn checkpoint(path: &Path) -> Result<Option<u64>> {
+        let Some(newest) = checkpoints(path)?.into_iter().max() else { return Ok(None) };
+        let step = State::read(&newest)?.counters.0;
+        for name in TENSORS {
+            // The message names the file.
+            let form = |e: Error| Error::new(Fault::CheckpointForm, e.message());
+            safetensors::read(&newest.folder.join(name)).map_err(form)?;
+        }
+        Ok(Some(step))
     }
 
     /// Resumes from the newest checkpoint in the folder `path`: the student gets the checkpoint's weights
@@ -105,15 +113,9 @@ impl Distiller {
         path: &Path,
     ) -> Result<Distiller> {
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
-        let Checkpoint { step, folder, .. } = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
-        let form = |why: String| Error::new(Fault::CheckpointForm, format!("{}: {why}", folder.display()));
-        let state_path = folder.join(STATE);
-        let text = fs::read_to_string(&state_path).map_err(|e| form(format!("{STATE}: {e}")))?;
-        let state: Value = serde_json::from_str(&text).map_err(|e| form(format!("{STATE}: {e}")))?;
-        let number = |key: &str| state[key].as_u64().ok_or_else(|| form(format!("{STATE}: {key} is no whole number")));
-        if number("version")? != VERSION {
-            return Err(form(format!("{STATE}: version {} is not known, {VERSION} is", state["version"])));
-        }
+        let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
+        let State { document, counters, revision, published } = State::read(&newest)?;
+        let folder = newest.folder;
         let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
         let wanted = [
             ("model", student.config().to_json()),
@@ -124,25 +126,14 @@ impl Distiller {
         ];
         for (key, value) in wanted {
             // Read back as the checkpoint's was: reading may lose a number's last bit.
-            let value: Value = serde_json::from_str(&value.to_string()).map_err(|e| form(format!("{key}: {e}")))?;
-            if state[key] != value {
-                let why =
-                    format!("{}: its {key} is not this run's: {}", folder.display(), difference(&state[key], &value));
+            let value: Value =
+                serde_json::from_str(&value.to_string()).map_err(|e| broken(&folder, &format!("{key}: {e}")))?;
+            if document[key] != value {
+                let what = difference(&document[key], &value);
+                let why = format!("{}: its {key} is not this run's: {what}", folder.display());
                 return Err(Error::new(Fault::CheckpointMismatch, why));
             }
         }
-        let counters = (number("step")?, number("next_episode")?, number("next_evaluation")?);
-        let revision = number("revision")?;
-        for (what, n) in [("step", counters.0), ("revision", revision)] {
-            if n > LARGEST {
-                return Err(form(format!("{STATE}: {what} {n} is beyond {LARGEST}")));
-            }
-        }
-        if counters.0 != step {
-            return Err(form(format!("{STATE}: step {} in the folder of step {step}", counters.0)));
-        }
-        let published =
-            state["published"].as_bool().ok_or_else(|| form(format!("{STATE}: published is no truth value")))?;
         let [masters, m, v] = TENSORS.map(|name| read(student.config(), &folder.join(name)));
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
         let distiller = Distiller::new(student, teacher, config)?;
@@ -153,6 +144,44 @@ impl Distiller {
         distiller.set_counters(counters);
         distiller.learning()?.learner = Some(learner);
         Ok(distiller)
+    }
+}
+
+fn broken(folder: &Path, why: &str) -> Error {
+    Error::new(Fault::CheckpointForm, format!("{}: {why}", folder.display()))
+}
+
+/// What a checkpoint's state document says.
+struct State {
+    document: Value,
+    /// (step, next episode, next evaluation)
+    counters: (u64, u64, u64),
+    revision: u64,
+    published: bool,
+}
+
+impl State {
+    fn read(checkpoint: &Checkpoint) -> Result<State> {
+        let Checkpoint { step, folder, .. } = checkpoint;
+        let form = |why: String| broken(folder, &format!("{STATE}: {why}"));
+        let text = fs::read_to_string(folder.join(STATE)).map_err(|e| form(e.to_string()))?;
+        let document: Value = serde_json::from_str(&text).map_err(|e| form(e.to_string()))?;
+        let number = |key: &str| document[key].as_u64().ok_or_else(|| form(format!("{key} is no whole number")));
+        if number("version")? != VERSION {
+            return Err(form(format!("version {} is not known, {VERSION} is", document["version"])));
+        }
+        let counters = (number("step")?, number("next_episode")?, number("next_evaluation")?);
+        let revision = number("revision")?;
+        for (what, n) in [("step", counters.0), ("revision", revision)] {
+            if n > LARGEST {
+                return Err(form(format!("{what} {n} is beyond {LARGEST}")));
+            }
+        }
+        if counters.0 != *step {
+            return Err(form(format!("step {} in the folder of step {step}", counters.0)));
+        }
+        let published = document["published"].as_bool().ok_or_else(|| form("published is no truth value".into()))?;
+        Ok(State { document, counters, revision, published })
     }
 }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
 use crate::error::{Error, Fault, Result};
 use crate::model::Weights;
-use crate::serve::{Cancel, ServedModel};
+use crate::serve::{Cancel, Level, ServedModel};
 
 /// A distiller. Cheap to clone; clones are the same distiller.
 #[derive(Clone)]
@@ -229,6 +230,15 @@ impl Distiller {
             Some(e) => Err(e),
             None => self.build_from(&mut learning, &finished, cancel, progress),
         };
+        drop(learning);
+        if let Ok(update) = &result {
+            let (step, Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. }) =
+                (update.step, update.report());
+            self.log(&format!(
+                "update of step {step} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
+                 norm {gradient_norm:.4}, {seconds:.3} s"
+            ));
+        }
         if result.is_err() {
             back.extend(finished.into_iter().map(|(episode, whole)| (episode, Ended::Whole(whole))));
             self.0.book.lock().ended.extend(back);
@@ -273,6 +283,7 @@ impl Distiller {
         if !Arc::ptr_eq(&self.0, &update.distiller.0) {
             return Err(Error::new(Fault::ForeignHandle, "the update belongs to another distiller"));
         }
+        let begun = Instant::now();
         let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         let step = self.step();
@@ -293,6 +304,10 @@ impl Distiller {
         let mut book = self.0.book.lock();
         book.step += 1;
         book.totals.updates += 1;
+        drop((book, learning));
+        let (rate, steps) = (self.0.config.optimizer.learning_rate_at(step, self.0.config.steps), self.0.config.steps);
+        let seconds = begun.elapsed().as_secs_f64();
+        self.log(&format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1));
         Ok(())
     }
 
@@ -339,6 +354,11 @@ impl Distiller {
             "thrown_away": totals.thrown_away,
             "waiting": book.ended.len(),
         })
+    }
+
+    /// Tells the host, if it listens. With no lock held.
+    fn log(&self, message: &str) {
+        self.0.student.engine().log(Level::Info, "distill", message);
     }
 
     /// The learner's lock, for checkpoints.

@@ -114,6 +114,33 @@ pub unsafe extern "C" fn squire_distiller_resume(
     }
 }
 
+/// Whether a folder holds a checkpoint that squire_distiller_resume could go on from: SQUIRE_OK, and the newest one's step
+/// in *step unless step is NULL, or SQUIRE_END where there is none or no such folder. Looks at its documents and the
+/// headers of its tensors, not at their values. SQUIRE_E_FORMAT if the newest is broken, SQUIRE_E_IO if the folder cannot
+/// be read. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_checkpoint_probe(
+    path: *const c_char,
+    path_len: usize,
+    step: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |_| {
+            let path = input::path(path, path_len, "path")?;
+            let slot = Slot::optional(step, "step")?;
+            match Distiller::checkpoint(path)? {
+                None => Ok(Outcome::End),
+                Some(step) => {
+                    slot.set(step);
+                    Ok(Outcome::Done)
+                }
+            }
+        })
+    }
+}
+
 /// Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
 /// newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
 /// squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any thread.

@@ -259,8 +259,9 @@ pub unsafe extern "C" fn squire_episode_override(
 }
 
 /// Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
-/// Temperature, top_k and top_p are the settings' in training and those of options in evaluation; the seed is the
-/// episode's own. After a cancelled generation, act may be called again and goes on where it stopped. Errors as
+/// Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
+/// the seed is the episode's own. After a cancelled or failed generation, act may be called again and goes on where it
+/// stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
 /// squire_gen_start, and SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_act(
@@ -273,7 +274,8 @@ pub unsafe extern "C" fn squire_episode_act(
     unsafe {
         guard_out(out, err, |call| {
             let episode = call.subject(episode)?;
-            Ok(Pulled::new(episode.act(&gen_options(options)?)?))
+            let options = gen_options(options, episode.distiller().student())?;
+            Ok(Pulled::new(episode.act(&options)?))
         })
     }
 }

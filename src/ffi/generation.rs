@@ -10,13 +10,15 @@ use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
+use super::model::squire_model;
 use super::options::{self, Versioned};
+use super::output::Slot;
 use super::session::squire_session;
 use super::status::squire_status;
 use super::text::CText;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
-use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next};
+use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
 use crate::text::source::Source;
 
 /// One running generation. Freed by squire_gen_release, which cancels it.
@@ -51,23 +53,31 @@ impl Object for squire_gen {
 /// Of squire_gen_options: the model's own stop ids do not end the generation.
 pub const SQUIRE_GEN_IGNORE_MODEL_STOPS: u32 = 1;
 
-/// How to generate. Set up by squire_gen_options_init.
+/// Of temperature, top_k and top_p: as the model's makers advise, and where they do not, 1, 0 and 1.
+pub const SQUIRE_GEN_UNSET: i32 = -1;
+/// Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was.
+pub const SQUIRE_GEN_RANDOM_SEED: u64 = 0xffff_ffff_ffff_ffff;
+
+/// How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
+/// shows what that is. Each field that is set counts for itself.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct squire_gen_options {
     /// Set by _init.
     pub struct_size: u32,
-    /// SQUIRE_GEN_IGNORE_MODEL_STOPS or 0.
+    /// SQUIRE_GEN_IGNORE_MODEL_STOPS or 0, the default.
     pub flags: u32,
     /// Most tokens to sample; 0, the default: as many as the context holds.
     pub max_tokens: i32,
-    /// Only the k likeliest tokens are sampled from; 0, the default: all.
+    /// Only the k likeliest tokens are sampled from; 0: all. SQUIRE_GEN_UNSET, the default: the model's.
     pub top_k: i32,
-    /// 0 takes the likeliest token; 1 is the default, 10000 the most.
+    /// 0 takes the likeliest token; 10000 is the most. SQUIRE_GEN_UNSET, the default: the model's.
     pub temperature: f32,
-    /// Only the likeliest tokens that make up this share are sampled from; above 0, at most 1, the default.
+    /// Only the likeliest tokens that make up this share are sampled from; above 0, at most 1. SQUIRE_GEN_UNSET, the
+    /// default: the model's.
     pub top_p: f32,
     /// Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound.
+    /// SQUIRE_GEN_RANDOM_SEED, the default: another one each time.
     pub seed: u64,
     /// Ids that end the generation besides the model's own. The id that ends it is part of the timeline.
     pub stop_ids: *const i32,
@@ -81,15 +91,14 @@ unsafe impl Versioned for squire_gen_options {
     const FIRST_SIZE: usize = size_of::<squire_gen_options>();
 
     fn defaults() -> squire_gen_options {
-        let GenerationOptions { sampling, max_tokens, seed, .. } = GenerationOptions::default();
         squire_gen_options {
             struct_size: size_of::<squire_gen_options>() as u32,
             flags: 0,
-            max_tokens: max_tokens as i32,
-            top_k: sampling.top_k as i32,
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            seed,
+            max_tokens: 0,
+            top_k: SQUIRE_GEN_UNSET,
+            temperature: SQUIRE_GEN_UNSET as f32,
+            top_p: SQUIRE_GEN_UNSET as f32,
+            seed: SQUIRE_GEN_RANDOM_SEED,
             stop_ids: null(),
             stop_ids_len: 0,
         }
@@ -97,15 +106,26 @@ unsafe impl Versioned for squire_gen_options {
 }
 
 impl squire_gen_options {
+    /// The fields that are set over the model's own.
+    ///
     /// # Safety
     /// The stop ids are readable for their length.
-    pub(crate) unsafe fn convert(&self) -> Result<GenerationOptions> {
+    pub(crate) unsafe fn convert(&self, model: &ServedModel) -> Result<GenerationOptions> {
         let flags = options::flags(self.flags, "flags", SQUIRE_GEN_IGNORE_MODEL_STOPS)?;
-        let top_k = options::count(self.top_k, "top_k")? as u32;
+        let own = model.generation_options();
+        let set = |field: f32, own: f32| if field == SQUIRE_GEN_UNSET as f32 { own } else { field };
+        let top_k = match self.top_k {
+            SQUIRE_GEN_UNSET => own.sampling.top_k,
+            top_k => options::count(top_k, "top_k")? as u32,
+        };
         Ok(GenerationOptions {
             max_tokens: options::count(self.max_tokens, "max_tokens")?,
-            sampling: Sampling { temperature: self.temperature, top_k, top_p: self.top_p },
-            seed: self.seed,
+            sampling: Sampling {
+                temperature: set(self.temperature, own.sampling.temperature),
+                top_k,
+                top_p: set(self.top_p, own.sampling.top_p),
+            },
+            seed: if self.seed == SQUIRE_GEN_RANDOM_SEED { own.seed } else { self.seed },
             // SAFETY: passed on.
             stop_ids: unsafe { input::ids(self.stop_ids, self.stop_ids_len, "stop_ids") }?.to_vec(),
             ignore_model_stops: flags & SQUIRE_GEN_IGNORE_MODEL_STOPS != 0,
@@ -201,7 +221,29 @@ pub unsafe extern "C" fn squire_event_init(event: *mut squire_event, size: usize
     unsafe { options::init(event, size) }
 }
 
-/// Starts to generate after the session's last token; options may be NULL for the defaults. The session is busy until
+/// Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k and
+/// top_p as the folder's generation_config.json advises and the neutral 1, 0 and 1 where it does not, and every other field
+/// its default. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_options_for(
+    model: *const squire_model,
+    options: *mut squire_gen_options,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let model = call.shared(model)?;
+            let to = options::fill(options)?;
+            let Sampling { temperature, top_k, top_p } = model.generation_options().sampling;
+            let top_k = i32::try_from(top_k).unwrap_or(i32::MAX);
+            to.set(squire_gen_options { temperature, top_k, top_p, ..squire_gen_options::defaults() });
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
 /// the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
 /// SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
 /// options out of range. Any thread.
@@ -216,21 +258,41 @@ pub unsafe extern "C" fn squire_gen_start(
     unsafe {
         guard_out(out, err, |call| {
             let session = call.subject(session)?;
-            Ok(Pulled::new(session.generate(gen_options(options)?)?))
+            let options = gen_options(options, session.model())?;
+            Ok(Pulled::new(session.generate(options)?))
         })
     }
 }
 
-/// The host's options, or the defaults for NULL.
+/// The host's options over the model's, or the model's for NULL.
 ///
 /// # Safety
 /// As [`options::read`], and the stop ids are readable.
-pub(crate) unsafe fn gen_options(options: *const squire_gen_options) -> Result<GenerationOptions> {
+pub(crate) unsafe fn gen_options(options: *const squire_gen_options, model: &ServedModel) -> Result<GenerationOptions> {
     if options.is_null() {
-        return Ok(GenerationOptions::default());
+        return Ok(model.generation_options());
     }
     // SAFETY: passed on.
-    unsafe { options::read(options)?.convert() }
+    unsafe { options::read(options)?.convert(model) }
+}
+
+/// The seed of the generation's draws, in *seed: given again with the same ids, options and revision, it repeats the run.
+/// Never waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_seed(
+    generation: *const squire_gen,
+    seed: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let pulled = call.shared(generation)?;
+            let seed = Slot::required(seed, "seed")?;
+            seed.set(pulled.generation.seed());
+            Ok(Outcome::Done)
+        })
+    }
 }
 
 /// Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK

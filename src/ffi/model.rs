@@ -12,6 +12,7 @@ use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
 use super::options::{self, Versioned};
+use super::output::Slot;
 use super::status::squire_status;
 use super::text::{CText, squire_text};
 use super::tokens::squire_tokens;
@@ -174,7 +175,7 @@ pub unsafe extern "C" fn squire_model_revision(
     unsafe {
         guard(err, |call| {
             let model = call.shared(model)?;
-            let revision = super::output::Slot::required(revision, "revision")?;
+            let revision = Slot::required(revision, "revision")?;
             revision.set(model.current().number);
             Ok(Outcome::Done)
         })
@@ -183,8 +184,9 @@ pub unsafe extern "C" fn squire_model_revision(
 
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
 /// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
-/// chat_templates (their names),
-/// history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids. Keys may be added. Any thread.
+/// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+/// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told). Keys may be added.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_info(
     model: *const squire_model,
@@ -193,6 +195,43 @@ pub unsafe extern "C" fn squire_model_info(
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe { guard_out(out, err, |call| Ok(CText::new(&call.shared(model)?.info().to_string()))) }
+}
+
+/// How large the model is: *vocabulary (ids from 0 that it takes and says), *max_context (tokens that a session may hold)
+/// and *tokenizer_ids (ids that its tokenizer gives meaning to, from 0; 0 without a tokenizer). Each out-parameter may be
+/// NULL if not wanted. Never waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_model_sizes(
+    model: *const squire_model,
+    vocabulary: *mut u64,
+    max_context: *mut u64,
+    tokenizer_ids: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let model = call.shared(model)?;
+            let vocabulary = Slot::optional(vocabulary, "vocabulary")?;
+            let max_context = Slot::optional(max_context, "max_context")?;
+            let tokenizer_ids = Slot::optional(tokenizer_ids, "tokenizer_ids")?;
+            vocabulary.set(model.config().vocab_size as u64);
+            max_context.set(model.model().max_context() as u64);
+            tokenizer_ids.set(model.tokenizer().map_or(0, |tokenizer| tokenizer.n_ids() as u64));
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The ids that end a generation, unless SQUIRE_GEN_IGNORE_MODEL_STOPS is set. Never waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_model_stop_ids(
+    model: *const squire_model,
+    out: *mut *mut squire_tokens,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard_out(out, err, |call| Ok(call.shared(model)?.stop_ids().into())) }
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model

@@ -1,7 +1,12 @@
 //! Sessions: one timeline of token ids each, bound to a revision of a model.
 
+use std::ffi::c_void;
+use std::ops::ControlFlow;
+
 use serde_json::json;
 
+use super::callbacks::{Progress, squire_progress_fn};
+use super::cancel::squire_cancel;
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
@@ -141,6 +146,58 @@ pub unsafe extern "C" fn squire_session_rebase(
             let session = call.subject(session)?;
             let revision = Slot::optional(revision, "revision")?;
             revision.set(session.rebase()?);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// How far the timeline reaches, in tokens: *length, *room (how many still fit into the context) and *pending (of length,
+/// those that are not computed yet). Each out-parameter may be NULL if not wanted. SQUIRE_E_BUSY while a generation runs.
+/// Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_session_length(
+    session: *const squire_session,
+    length: *mut u64,
+    room: *mut u64,
+    pending: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let session = call.shared(session)?;
+            let (length, room) = (Slot::optional(length, "length")?, Slot::optional(room, "room")?);
+            let pending = Slot::optional(pending, "pending")?;
+            let extent = session.extent()?;
+            length.set(extent.len as u64);
+            room.set(extent.room as u64);
+            pending.set(extent.pending as u64);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Computes what is pending, so that forks made afterwards share it: a system prompt that many sessions begin with is
+/// computed once. Blocks. progress (may be NULL) hears of the tokens (phase "prefill") on the calling thread; it and
+/// cancel (may be NULL) stop it with SQUIRE_CANCELLED between two chunks, and what is computed by then stays. Nothing
+/// pending is no failure. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_BUDGET if the KV budget runs out; the ids stay.
+/// Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_session_prefill(
+    session: *mut squire_session,
+    cancel: *const squire_cancel,
+    progress: squire_progress_fn,
+    progress_user: *mut c_void,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let session = call.subject(session)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            let progress = Progress::new(progress, progress_user);
+            let mut tell = |done, all| progress.tell("prefill", done, all) == ControlFlow::Continue(());
+            session.prefill_watched(&cancel, &mut tell)?;
             Ok(Outcome::Done)
         })
     }

@@ -6,16 +6,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A shared flag. Clones are the same flag; once set it stays set.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    flag: Arc<AtomicBool>,
+    /// a flag that counts as this one too
+    outer: Option<Arc<Cancel>>,
+}
 
 impl Cancel {
     /// Asks whoever watches the flag to stop at the next whole token.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.flag.store(true, Ordering::Release);
     }
 
     /// Whether it was set.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.flag.load(Ordering::Acquire) || self.outer.as_ref().is_some_and(|outer| outer.is_set())
+    }
+
+    /// A flag that is set with this one, and that set alone leaves this one as it is.
+    pub(crate) fn inner(&self) -> Cancel {
+        Cancel { flag: Arc::default(), outer: Some(Arc::new(self.clone())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inner_flag_hears_of_the_outer_one_and_not_the_other_way_round() {
+        let outer = Cancel::default();
+        let (first, second) = (outer.inner(), outer.inner());
+        first.set();
+        assert!(first.is_set() && !outer.is_set() && !second.is_set());
+        outer.set();
+        assert!(second.is_set());
     }
 }

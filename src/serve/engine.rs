@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use parking_lot::Mutex;
@@ -223,8 +224,13 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Tells the host of a phase of loading that began at `begun` and is over.
+    pub(super) fn log_phase(&self, phase: &str, what: &str, begun: Instant) {
+        self.log(Level::Info, "model", &format!("{phase}: {what}, {:.3} s", begun.elapsed().as_secs_f64()));
+    }
+
     /// Tells the host, if it listens. Call it with no lock held.
-    pub(super) fn log(&self, level: Level, target: &str, message: &str) {
+    pub(crate) fn log(&self, level: Level, target: &str, message: &str) {
         if let Some(Log(log)) = &self.0.options.log {
             log(level, target, message);
         }
@@ -336,6 +342,7 @@ impl Engine {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<ServedModel> {
         self.check_alive()?;
+        let begun = Instant::now();
         let context = |e: Error| e.within(path.display());
         if self.0.options.host_budget > 0 || self.0.device.free_bytes()?.is_some() {
             let plan = self.plan(path, options)?;
@@ -356,8 +363,11 @@ impl Engine {
             Err(Error::new(Fault::Cancelled, "loading was cancelled"))
         };
         let model = ServedModel::load(self, path, options, go_on).map_err(context)?;
-        let (parameters, at) = (model.current().weights.n_parameters(), path.display());
-        self.log(Level::Info, "model", &format!("loaded {at}: {parameters} parameters"));
+        let (weights, at) = (&model.current().weights, path.display());
+        let (parameters, bytes) = (weights.n_parameters(), weights.bytes());
+        let context = model.model().max_context();
+        let what = format!("{at}, {parameters} parameters in {bytes} bytes, context of {context} tokens");
+        self.log_phase("ready", &what, begun);
         Ok(model)
     }
 

@@ -12,7 +12,8 @@ use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::text::source::Source;
 
-/// How to generate.
+/// How to generate. The default is the distribution itself under seed 0, the same in every run;
+/// `ServedModel::generation_options` has what a model's makers advise and a fresh seed.
 #[derive(Clone, Debug)]
 pub struct GenerationOptions {
     /// Most tokens to sample; 0: up to the context.
@@ -169,9 +170,15 @@ pub struct Generation {
     pub(super) outbox: Arc<Outbox>,
     pub(super) cancel: Cancel,
     pub(super) source: Source,
+    pub(super) seed: u64,
 }
 
 impl Generation {
+    /// The seed of its draws: the same seed, ids, options and weights give the same tokens.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Who writes the tokens.
     pub fn source(&self) -> Source {
         self.source

@@ -25,8 +25,9 @@ pub struct ScoreRow {
 
 /// What a job is for.
 pub(super) enum Work {
-    /// Compute all pending ids; `next` wrote the token that follows them, if it is known.
-    Feed { next: Option<Source>, reply: Sender<Result<()>> },
+    /// Compute all pending ids; `next` wrote the token that follows them, if it is known. `told` hears after each round how
+    /// many ids are computed.
+    Feed { next: Option<Source>, told: Option<Sender<usize>>, reply: Sender<Result<()>> },
     /// Compute all pending ids and score those from position `from` on.
     Score { from: usize, top_k: usize, rows: Vec<ScoreRow>, reply: Sender<Result<Vec<ScoreRow>>> },
     /// Compute all pending ids, then sample.

@@ -24,5 +24,5 @@ pub use job::ScoreRow;
 pub use log::{Level, Log};
 pub use metrics::Metrics;
 pub use model::{LoadOptions, Revision, ServedModel};
-pub use session::{MAX_SCORE_ENTRIES, Session};
+pub use session::{Extent, MAX_SCORE_ENTRIES, Session};
 pub use timeline::{Hidden, Token};

@@ -8,18 +8,22 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::engine::Engine;
+use super::generation::GenerationOptions;
 use super::log::Level;
 use super::timeline::check_ids;
 use crate::backend::Tensor;
+use crate::backend::ops::Sampling;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
 use crate::model::{KvPool, Model, ModelConfig, Weights, context_of};
+use crate::random::fresh_seed;
 use crate::tensor::Dtype;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, notices};
@@ -111,8 +115,12 @@ impl ServedModel {
         options: LoadOptions,
         go_on: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<ServedModel> {
+        let begun = Instant::now();
         let mut dir = ModelDir::open(path)?;
         let config = ModelConfig::from_json(&dir.config)?;
+        let tensors = dir.tensors.len();
+        engine.log_phase("documents", &format!("{tensors} tensors in the headers"), begun);
+        let begun = Instant::now();
         let mut weights = Weights::from_stored(&config, &dir.tensors)?;
         dir.tensors.clear();
         let (mut done, all) = (0, weights.bytes());
@@ -126,10 +134,17 @@ impl ServedModel {
                 go_on(done, all)?;
             }
         }
-        // Only what is at most copied to host memory was told of so far.
-        let copied = done;
-        let go_on = &mut |done, all| if copied == 0 { go_on(done, all) } else { Ok(()) };
-        let weights = weights.to_device(&config, engine.device(), go_on)?;
+        let (weights, copied) = (weights.to_device(&config, engine.device(), go_on)?, done > 0);
+        let place = match engine.device().free_bytes()? {
+            Some(_) => "on the device",
+            None if copied => "copied",
+            None => {
+                // They are there at once.
+                go_on(all, all)?;
+                "mapped"
+            }
+        };
+        engine.log_phase("weights", &format!("{all} bytes {place}"), begun);
         ServedModel::assemble(engine, dir, config, weights, options.max_context)
     }
 
@@ -162,6 +177,7 @@ impl ServedModel {
         weights: Weights,
         max_context: usize,
     ) -> Result<ServedModel> {
+        let begun = Instant::now();
         let tokenizer = documents.tokenizer.as_deref().map(Tokenizer::from_json).transpose()?.map(Arc::new);
         if let Some(t) = &tokenizer
             && t.n_ids() > config.vocab_size
@@ -174,6 +190,10 @@ impl ServedModel {
         let mut template = (!templates.is_empty()).then(|| ChatTemplate::compile_all(templates)).transpose()?;
         if let Some(named) = &documents.tokenizer_config {
             template = template.map(|t| t.with_special_tokens(named));
+        }
+        if let Some(t) = &tokenizer {
+            let (ids, bytes) = (t.n_ids(), documents.tokenizer.as_ref().map_or(0, |text| text.len()));
+            engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
         }
         let stop_ids = documents.stop_ids()?;
         check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
@@ -272,6 +292,16 @@ impl ServedModel {
         self.0.defaults
     }
 
+    /// How a generation goes where nobody says otherwise: as the folder advises, what it leaves open neutral, with a seed
+    /// drawn for this call.
+    pub fn generation_options(&self) -> GenerationOptions {
+        let GenerationDefaults { temperature, top_k, top_p } = self.0.defaults;
+        let mut options = GenerationOptions { seed: fresh_seed(), ..GenerationOptions::default() };
+        let Sampling { temperature: t, top_k: k, top_p: p } = &mut options.sampling;
+        (*t, *k, *p) = (temperature.unwrap_or(*t), top_k.unwrap_or(*k), top_p.unwrap_or(*p));
+        options
+    }
+
     /// Pages of KV cache that its sessions hold.
     pub fn kv_pages(&self) -> usize {
         self.0.pool.pages_in_use()
@@ -331,6 +361,9 @@ impl ServedModel {
     /// What the model is: extents, dtypes, revision, vocabulary, template, bytes.
     pub fn info(&self) -> Value {
         let (revision, model) = (self.current(), &self.0.model);
+        let Sampling { temperature, top_k, top_p } = self.generation_options().sampling;
+        // 0.6, and not what f32 makes of it in f64.
+        let short = |x: f32| x.to_string().parse::<f64>().unwrap_or(x.into());
         json!({
             "config": model.config.to_json(),
             "parameters": revision.weights.n_parameters(),
@@ -347,6 +380,7 @@ impl ServedModel {
             "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
             "history": "keep",
             "stop_ids": self.0.stop_ids,
+            "generation_defaults": { "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p) },
         })
     }
 }

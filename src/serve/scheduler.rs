@@ -385,6 +385,10 @@ impl Scheduler {
             let (timeline, work) = self.jobs[share.job].parts();
             timeline.n_computed += share.n as u64;
             keep_hidden(&model, &scratch.activations, timeline, work, share)?;
+            if let Work::Feed { told: Some(told), .. } = work {
+                // Who no longer listens has gone on without the answer.
+                let _ = told.send(timeline.kv.len());
+            }
             for i in 0..share.n {
                 let predicts = share.start + i + 1;
                 let want = match work {

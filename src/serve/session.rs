@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, bounded, unbounded};
 use parking_lot::Mutex;
 
 use super::cancel::Cancel;
@@ -30,6 +30,17 @@ pub const MAX_SCORE_ENTRIES: usize = 1 << 24;
 pub struct Session {
     model: ServedModel,
     shared: Arc<Shared>,
+}
+
+/// How far a timeline reaches, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Tokens in it.
+    pub len: usize,
+    /// Of them, those that are not computed yet.
+    pub pending: usize,
+    /// Tokens that still fit into the context.
+    pub room: usize,
 }
 
 /// What a session shares with a running job.
@@ -115,6 +126,15 @@ impl Session {
     /// Whether the timeline is empty.
     pub fn is_empty(&self) -> Result<bool> {
         self.idle(|t, _| Ok(t.len() == 0))
+    }
+
+    /// How long the timeline is, how much of it is still to be computed, and how much fits behind it.
+    pub fn extent(&self) -> Result<Extent> {
+        let context = self.model.0.model.max_context();
+        self.idle(|t, _| {
+            let len = t.len();
+            Ok(Extent { len, pending: len - t.kv.len(), room: context.saturating_sub(len) })
+        })
     }
 
     /// All tokens with what is known of them.
@@ -233,7 +253,7 @@ impl Session {
         let cancel = Cancel::default();
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
-        let source = options.source;
+        let (source, seed) = (options.source, options.seed);
         let generating =
             Generating { options, stop_ids, n_sampled: 0, text: TextStream::new(), outbox: outbox.clone() };
         self.submit(&cancel, |t| {
@@ -248,7 +268,7 @@ impl Session {
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))
         })?;
-        Ok(Generation { engine: self.model.engine().clone(), outbox, cancel, source })
+        Ok(Generation { engine: self.model.engine().clone(), outbox, cancel, source, seed })
     }
 
     /// Appends `ids` as the host's and gives each one's log-prob, given all before it, with the `top_k`
@@ -282,17 +302,41 @@ impl Session {
         self.wait(answer)?
     }
 
-    /// Computes all pending ids. Blocks.
+    /// Computes all pending ids, so that forks made afterwards share what was computed. Blocks. Cancelled, it keeps what
+    /// is computed already.
     pub fn prefill(&self, cancel: &Cancel) -> Result<()> {
-        let answer = self.start_prefill(cancel, None)?;
-        self.wait(answer)?
+        self.prefill_watched(cancel, &mut |_, _| true)
+    }
+
+    /// The same; `progress` is told ids computed and in all, on the calling thread, and may stop it by returning false.
+    pub fn prefill_watched(&self, cancel: &Cancel, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+        let Extent { pending, len, .. } = self.extent()?;
+        let (cancel, first) = (cancel.inner(), len - pending);
+        let mut stopped = false;
+        let mut tell = |computed: usize| {
+            if !progress(computed.saturating_sub(first).min(pending) as u64, pending as u64) {
+                stopped = true;
+                cancel.set();
+            }
+        };
+        tell(first);
+        let (told, computed) = unbounded();
+        let (reply, answer) = bounded(1);
+        self.submit(&cancel, |_| Ok(Work::Feed { next: None, told: Some(told), reply }))?;
+        // It ends with the job, or with the engine, of which the answer tells.
+        while let Ok(computed) = self.wait(computed.clone()) {
+            tell(computed);
+        }
+        self.wait(answer)??;
+        // Stopped at the last moment: the engine may have been done already, and the caller is told what he asked for.
+        if stopped { Err(cancelled()) } else { Ok(()) }
     }
 
     /// Starts to compute all pending ids; the answer comes when they are. `next` wrote the token that follows
     /// the timeline, where it is known though not appended: its row's hidden state is kept as an action's.
     pub(crate) fn start_prefill(&self, cancel: &Cancel, next: Option<Source>) -> Result<Receiver<Result<()>>> {
         let (reply, answer) = bounded(1);
-        self.submit(cancel, |_| Ok(Work::Feed { next, reply }))?;
+        self.submit(cancel, |_| Ok(Work::Feed { next, told: None, reply }))?;
         Ok(answer)
     }
 
@@ -320,6 +364,10 @@ impl Session {
 
 fn busy() -> Error {
     Error::new(Fault::SessionBusy, "the session is being worked on; wait for its generation to end, or cancel it")
+}
+
+fn cancelled() -> Error {
+    Error::new(Fault::Cancelled, "the call was cancelled")
 }
 
 fn lost() -> Error {

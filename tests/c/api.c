@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-#include "check.h"
+#include "helpers.h"
 
 #ifdef SQUIRE_DRILL
 size_t squire_drill_live_handles(void);
@@ -40,101 +40,6 @@ static int32_t hear_progress(void *user, const char *phase, size_t phase_len, ui
 static int32_t stop_at_once(void *user, const char *phase, size_t phase_len, uint64_t done, uint64_t total) {
   (void)user, (void)phase, (void)phase_len, (void)done, (void)total;
   return 1;
-}
-
-static squire_engine *make_engine(int32_t drive) {
-  squire_engine_options o;
-  squire_engine *engine = NULL;
-  squire_engine_options_init(&o, sizeof o, SQUIRE_ABI);
-  o.compute = SQUIRE_COMPUTE_F32;
-  o.threads = 2;
-  o.drive = drive;
-  DONE(squire_engine_create(&o, &engine, &err));
-  return engine;
-}
-
-static squire_model *load(squire_engine *engine, const char *folder, uint64_t max_context) {
-  squire_model_options o;
-  squire_model *model = NULL;
-  squire_model_options_init(&o, sizeof o);
-  o.path = folder;
-  o.path_len = strlen(folder);
-  o.max_context = max_context;
-  DONE(squire_model_load(engine, &o, NULL, &model, &err));
-  return model;
-}
-
-static squire_session *session_of(squire_model *model) {
-  squire_session *session = NULL;
-  DONE(squire_session_create(model, &session, &err));
-  return session;
-}
-
-/* Copies at most `room` ids of a session's timeline and gives their number. */
-static size_t timeline(const squire_session *session, int32_t *ids, size_t room) {
-  squire_tokens *tokens = NULL;
-  size_t n = 0;
-  DONE(squire_session_tokens(session, &tokens, &err));
-  const int32_t *data = squire_tokens_data(tokens, &n);
-  for (size_t i = 0; i < n && i < room; i++) {
-    ids[i] = data[i];
-  }
-  squire_tokens_release(tokens);
-  return n;
-}
-
-/* Whether the JSON in a text has a piece; releases the text. */
-static int says(squire_text *text, const char *piece) {
-  const int found = text != NULL && strstr(squire_text_data(text, NULL), piece) != NULL;
-  if (!found) {
-    fprintf(stderr, "no %s in %s\n", piece, text ? squire_text_data(text, NULL) : "nothing");
-  }
-  squire_text_release(text);
-  return found;
-}
-
-static int metrics_say(const squire_engine *engine, const char *piece) {
-  squire_text *text = NULL;
-  DONE(squire_engine_metrics(engine, &text, &err));
-  return says(text, piece);
-}
-
-static squire_gen_options greedy(int32_t n) {
-  squire_gen_options o;
-  squire_gen_options_init(&o, sizeof o);
-  o.temperature = 0;
-  o.max_tokens = n;
-  return o;
-}
-
-/* Pulls a generation to its end; gives the number of tokens, and of them at most `room` ids and log-probs. */
-static size_t pull(squire_gen *gen, int32_t finish, int32_t actor, int32_t *ids, float *logprobs, size_t room) {
-  size_t n = 0;
-  for (;;) {
-    squire_error *err = NULL;
-    squire_event e;
-    squire_event_init(&e, sizeof e);
-    const squire_status status = squire_gen_next(gen, -1, &e, &err);
-    if (status == SQUIRE_END) {
-      CHECK(e.kind == SQUIRE_EVENT_END && e.finish == finish && e.ids_len == 0 && e.text == NULL);
-      CHECK(squire_gen_next(gen, 0, &e, NULL) == SQUIRE_END); /* again and again */
-      return n;
-    }
-    CHECK(status == SQUIRE_OK && e.kind == SQUIRE_EVENT_TOKENS && e.finish == 0 && e.actor == actor);
-    CHECK(e.ids_len > 0 && e.position > 0 && e.revision > 0 && e.text[e.text_len] == 0);
-    if (status != SQUIRE_OK) {
-      fprintf(stderr, "%s\n", squire_error_message(err, NULL));
-      squire_error_release(err);
-      return n;
-    }
-    for (size_t i = 0; i < e.ids_len; i++, n++) {
-      CHECK(e.logprobs[i] <= 0 && e.sampled_logprobs[i] <= 0);
-      if (n < room) {
-        ids[n] = e.ids[i];
-        logprobs[n] = e.logprobs[i];
-      }
-    }
-  }
 }
 
 /* ---- engine and model ----------------------------------------------------------------------------------------- */
@@ -247,7 +152,7 @@ static void models_load_report_save_and_stop(void) {
   o.progress = hear_progress;
   o.progress_user = &heard;
   DONE(squire_model_load(engine, &o, NULL, &model, &err));
-  CHECK(heard.progresses > 2 && heard.lines == 2 && heard.worst == 2 && heard.inside == SQUIRE_E_STATE);
+  CHECK(heard.progresses > 2 && heard.lines == 6 && heard.worst == 2 && heard.inside == SQUIRE_E_STATE);
 
   uint64_t revision = 0;
   DONE(squire_model_revision(model, &revision, &err));
@@ -349,9 +254,10 @@ static void generations_tell_what_they_sampled(squire_model *model) {
   o.field = value;                                                                                                     \
   REFUSED(squire_gen_start(session, &o, &gen, &err), SQUIRE_E_ARGUMENT, detail)
   const int32_t beyond[] = {VOCABULARY};
-  WITH(temperature, -1.0f, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(temperature, -2.0f, SQUIRE_DETAIL_BAD_OPTION);
   WITH(top_p, 0.0f, SQUIRE_DETAIL_BAD_OPTION);
-  WITH(top_k, -1, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(top_p, -2.0f, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(top_k, -2, SQUIRE_DETAIL_BAD_OPTION);
   WITH(max_tokens, -1, SQUIRE_DETAIL_BAD_OPTION);
   WITH(flags, 2, SQUIRE_DETAIL_BAD_OPTION);
   WITH(stop_ids_len, 1, SQUIRE_DETAIL_NULL_POINTER);
@@ -420,6 +326,8 @@ static void a_session_that_generates_is_busy(squire_model *model) {
   BUSY(squire_session_tokens(session, &tokens, &err));
   BUSY(squire_session_trace(session, &text, &err));
   BUSY(squire_score(session, ARRAY(ids), 0, NULL, &scores, &err));
+  BUSY(squire_session_length(session, &number, NULL, NULL, &err));
+  BUSY(squire_session_prefill(session, NULL, NULL, NULL, &err));
 #undef BUSY
   CHECK(number == 9 && fork == NULL);
   squire_event e;

@@ -20,6 +20,10 @@ pub fn library() -> PathBuf {
 
 /// Runs a tool to its end and gives its standard output; panics with what it said if it fails or complains.
 pub fn run(command: &mut Command) -> String {
+    // cargo points it at the profile's folder, where a library of an earlier build may lie under the SONAME.
+    if !command.get_envs().any(|(name, _)| name == "LD_LIBRARY_PATH") {
+        command.env_remove("LD_LIBRARY_PATH");
+    }
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run: {e}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{command:?} ended with {}:\n{said}", output.status);

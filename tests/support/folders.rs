@@ -17,8 +17,30 @@ pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// Adds to a written folder's advice how to sample.
+#[allow(dead_code)] // not every test samples
+pub fn advise(folder: &Path, advice: serde_json::Value) {
+    let path = folder.join("generation_config.json");
+    let text = std::fs::read_to_string(&path).expect("the folder has advice");
+    let mut document: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    for (key, value) in advice.as_object().expect("an object") {
+        document[key] = value.clone();
+    }
+    std::fs::write(path, document.to_string()).expect("it can be written");
+}
+
+/// The same as `write_chat_model` with one NaN among its weights.
+#[allow(dead_code)] // one test is about it
+pub fn write_broken_model(folder: &Path) {
+    write_model(folder, 1, |weights| weights.embedding.f32_mut()[200] = f32::NAN);
+}
+
 /// Writes a model of random weights with a tokenizer of bytes and Qwen3's chat template; turns end with id 266.
 pub fn write_chat_model(folder: &Path, seed: u64) {
+    write_model(folder, seed, |_| {});
+}
+
+fn write_model(folder: &Path, seed: u64, change: impl FnOnce(&mut Weights)) {
     let document = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 288, "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -27,7 +49,8 @@ pub fn write_chat_model(folder: &Path, seed: u64) {
     });
     let config = ModelConfig::from_json(&document).expect("the configuration is right");
     let device = Device::Cpu(Cpu::new(1, None).expect("a processor"));
-    let weights = Weights::random(&config, &device, Dtype::F32, seed, 0.2).expect("memory");
+    let mut weights = Weights::random(&config, &device, Dtype::F32, seed, 0.2).expect("memory");
+    change(&mut weights);
     let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
     let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).expect("the template is there");
     let stops = json!({ "eos_token_id": [266] });

@@ -34,9 +34,9 @@ pub struct Args {
     /// Keep the likeliest tokens of this mass [default: the folder's, else 1]
     #[arg(long, value_name = "P", allow_hyphen_values = true)]
     top_p: Option<f32>,
-    /// Seed of the draws
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    seed: u64,
+    /// Seed of the draws; the same seed gives the same text [default: another one each run, printed with --json]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
     /// Continue the prompt as it is: no chat template, and control tokens in it count
     #[arg(long)]
     raw: bool,
@@ -55,14 +55,14 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     append_prompt(&session, &model, &args.prompt, templated)?;
     let prompt_ids: Vec<i32> = session.tokens()?.iter().map(|t| t.id).collect();
 
-    let defaults = model.generation_defaults();
+    let defaults = model.generation_options();
     let sampling = Sampling {
-        temperature: args.temperature.or(defaults.temperature).unwrap_or(1.0),
-        top_k: args.top_k.or(defaults.top_k).unwrap_or(0),
-        top_p: args.top_p.or(defaults.top_p).unwrap_or(1.0),
+        temperature: args.temperature.unwrap_or(defaults.sampling.temperature),
+        top_k: args.top_k.unwrap_or(defaults.sampling.top_k),
+        top_p: args.top_p.unwrap_or(defaults.sampling.top_p),
     };
-    let options =
-        GenerationOptions { max_tokens: args.max_tokens, sampling, seed: args.seed, ..GenerationOptions::default() };
+    let seed = args.seed.unwrap_or(defaults.seed);
+    let options = GenerationOptions { max_tokens: args.max_tokens, sampling, seed, ..defaults };
     let begun = Instant::now();
     let generation = session.generate(options)?;
     let mut all = Chunk::default();
@@ -92,7 +92,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         "prompt_ids": prompt_ids,
         "chat_template": templated,
         "sampling": {
-            "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": args.seed,
+            "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": seed,
         },
         "compute": args.engine.compute.name(),
         "seconds_to_first_token": first_token.as_secs_f64(),
