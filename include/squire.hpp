@@ -1,5 +1,10 @@
 /* squire.hpp: C++17 over squire.h, in this header alone. Handles end by themselves, move, and throw squire::error
- * where the C call gives an error. Compile the program against the same version of both headers. */
+ * where the C call gives an error. Every call of squire.h has its function here; a test compares. Compile the program
+ * against the same version of both headers.
+ *
+ * Callbacks are functions that are called with (phase, done, total), tensors or log lines and may throw: the exception
+ * waits until the C call is over and leaves the wrapper's function then, so that none crosses the library. A log
+ * callback comes on threads of the library and has nobody to throw to; it is noexcept. */
 #ifndef SQUIRE_HPP
 #define SQUIRE_HPP
 
@@ -9,8 +14,10 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -32,6 +39,14 @@ using engine_handle = handle<squire_engine, squire_engine_release>;
 using model_handle = handle<squire_model, squire_model_release>;
 using session_handle = handle<squire_session, squire_session_release>;
 using gen_handle = handle<squire_gen, squire_gen_release>;
+
+/* The name of a status, such as "SQUIRE_E_BUSY". */
+inline const char *status_name(squire_status status) noexcept { return squire_status_name(status); }
+
+/* Of the library at hand: its ABI (SQUIRE_ABI is the header's), its version, and what was built as a JSON object. */
+inline std::uint32_t abi_version() noexcept { return squire_abi_version(); }
+inline const char *version() noexcept { return squire_version(); }
+inline const char *build_json() noexcept { return squire_build_json(); }
 
 /* A failed call: its status, its detail code, its message. Copies share the error object. */
 class error : public std::exception {
@@ -73,6 +88,15 @@ template <class Handle, class F> Handle make(F &&f) {
   return Handle(out);
 }
 
+/* Another handle of the same object. */
+inline engine_handle share(const engine_handle &engine) noexcept {
+  return engine_handle(squire_engine_retain(engine.get()));
+}
+inline model_handle share(const model_handle &model) noexcept { return model_handle(squire_model_retain(model.get())); }
+inline session_handle share(const session_handle &session) noexcept {
+  return session_handle(squire_session_retain(session.get()));
+}
+
 /* The text of a result; it lives as long as the handle. */
 inline std::string_view view(const text_handle &text) noexcept {
   std::size_t len = 0;
@@ -89,7 +113,53 @@ public:
   squire_cancel *get() const noexcept { return flag_.get(); }
 
 private:
+  friend cancel adopt(squire_cancel *flag);
+  explicit cancel(squire_cancel *flag) : flag_(flag, squire_cancel_release) {}
+
   std::shared_ptr<squire_cancel> flag_;
+};
+
+/* A flag that came from C, with a reference of its own. */
+inline cancel adopt(squire_cancel *flag) { return cancel(squire_cancel_retain(flag)); }
+
+/* ---- callbacks: the function outlives the call that it is given to, its exception leaves after that call ---- */
+
+/* Whether F is bool(std::string_view phase, std::uint64_t done, std::uint64_t total). */
+template <class F>
+using if_progress =
+    std::enable_if_t<std::is_invocable_r_v<bool, F &, std::string_view, std::uint64_t, std::uint64_t>, int>;
+
+/* A function of progress for the C interface: f(phase, done, total) gives whether to go on. */
+template <class F> class progress_of {
+public:
+  explicit progress_of(F &f) noexcept : f_(&f) {}
+
+  void *user() noexcept { return this; }
+  static std::int32_t tell(void *user, const char *phase, std::size_t phase_len, std::uint64_t done,
+                           std::uint64_t total) noexcept {
+    auto *self = static_cast<progress_of *>(user);
+    try {
+      return (*self->f_)(std::string_view(phase, phase_len), done, total) ? 0 : 1;
+    } catch (...) {
+      self->thrown_ = std::current_exception();
+      return 1;
+    }
+  }
+  /* Throws what the function threw. */
+  void rethrow() const {
+    if (thrown_) {
+      std::rethrow_exception(thrown_);
+    }
+  }
+
+private:
+  F *f_;
+  std::exception_ptr thrown_;
+};
+
+/* What progress is where nobody listens. */
+struct unheard {
+  bool operator()(std::string_view, std::uint64_t, std::uint64_t) const noexcept { return true; }
 };
 
 /* ---- options with their defaults ---- */
@@ -106,10 +176,30 @@ inline squire_model_options model_options() noexcept {
   return o;
 }
 
+/* Every field left to the model. */
 inline squire_gen_options gen_options() noexcept {
   squire_gen_options o;
   squire_gen_options_init(&o, sizeof o);
   return o;
+}
+
+/* What a model makes of fields that are left to it. */
+inline squire_gen_options gen_options(const model_handle &model) {
+  squire_gen_options o = gen_options();
+  call([&](auto err) { return squire_gen_options_for(model.get(), &o, err); });
+  return o;
+}
+
+/* Lets log lines go to f(level, target, message), which must be noexcept, is called on any thread, and must live until
+ * the engine and all that was made from it are gone. */
+template <class F> void log_to(squire_engine_options &options, F &f) noexcept {
+  static_assert(std::is_nothrow_invocable_v<F &, std::int32_t, std::string_view, std::string_view>,
+                "wanted: void(std::int32_t level, std::string_view target, std::string_view message) noexcept");
+  options.log = [](void *user, std::int32_t level, const char *target, std::size_t target_len, const char *message,
+                   std::size_t message_len) {
+    (*static_cast<F *>(user))(level, std::string_view(target, target_len), std::string_view(message, message_len));
+  };
+  options.log_user = &f;
 }
 
 /* ---- the calls, with handles, strings and vectors ---- */
@@ -120,13 +210,63 @@ inline engine_handle create_engine(const squire_engine_options &options = engine
   return make<engine_handle>([&](auto out, auto err) { return squire_engine_create(&options, out, err); });
 }
 
-/* Loads a folder; path and path_len of the options are set here. */
+/* One round of an engine that the caller drives; whether there was work. */
+inline bool step(const engine_handle &engine) {
+  return call([&](auto err) { return squire_engine_step(engine.get(), err); }) == SQUIRE_OK;
+}
+
+inline text_handle metrics(const engine_handle &engine) {
+  return make<text_handle>([&](auto out, auto err) { return squire_engine_metrics(engine.get(), out, err); });
+}
+
+inline text_handle probe_devices() {
+  return make<text_handle>([&](auto out, auto err) { return squire_device_probe(out, err); });
+}
+
+/* What a folder would need; path and path_len of the options are set here. */
+inline text_handle plan(const engine_handle &engine, std::string_view folder,
+                        squire_model_options options = model_options()) {
+  options.path = folder.data();
+  options.path_len = folder.size();
+  return make<text_handle>([&](auto out, auto err) { return squire_model_plan(engine.get(), &options, out, err); });
+}
+
+/* Loads a folder; path and path_len of the options are set here. Empty where it was stopped. */
 inline model_handle load_model(const engine_handle &engine, std::string_view folder,
                                squire_model_options options = model_options(), const cancel *stop = nullptr) {
   options.path = folder.data();
   options.path_len = folder.size();
   squire_cancel *flag = stop ? stop->get() : nullptr;
   return make<model_handle>([&](auto out, auto err) { return squire_model_load(engine.get(), &options, flag, out, err); });
+}
+
+/* The same; progress(phase, done, total) hears of the weights and gives whether to go on. */
+template <class F, if_progress<F> = 0>
+model_handle load_model(const engine_handle &engine, std::string_view folder, F &&progress,
+                        squire_model_options options = model_options(), const cancel *stop = nullptr) {
+  progress_of<std::remove_reference_t<F>> heard(progress);
+  options.progress = heard.tell;
+  options.progress_user = heard.user();
+  model_handle model = load_model(engine, folder, options, stop);
+  heard.rethrow();
+  return model;
+}
+
+inline text_handle info(const model_handle &model) {
+  return make<text_handle>([&](auto out, auto err) { return squire_model_info(model.get(), out, err); });
+}
+
+/* In tokens; tokenizer_ids is 0 without a tokenizer. */
+struct model_sizes {
+  std::uint64_t vocabulary, max_context, tokenizer_ids;
+};
+
+inline model_sizes sizes(const model_handle &model) {
+  model_sizes s{};
+  call([&](auto err) {
+    return squire_model_sizes(model.get(), &s.vocabulary, &s.max_context, &s.tokenizer_ids, err);
+  });
+  return s;
 }
 
 inline void save_model(const model_handle &model, std::string_view folder) {
@@ -143,7 +283,18 @@ inline std::uint64_t revision(const model_handle &model) {
 inline ids list(const tokens_handle &tokens) {
   std::size_t n = 0;
   const std::int32_t *data = squire_tokens_data(tokens.get(), &n);
-  return ids(data, data + n);
+  return n ? ids(data, data + n) : ids();
+}
+
+inline ids stop_ids(const model_handle &model) {
+  return list(make<tokens_handle>([&](auto out, auto err) { return squire_model_stop_ids(model.get(), out, err); }));
+}
+
+/* The ids of a whole conversation. */
+inline ids render_chat(const model_handle &model, std::string_view request_json) {
+  return list(make<tokens_handle>([&](auto out, auto err) {
+    return squire_chat_render(model.get(), request_json.data(), request_json.size(), out, err);
+  }));
 }
 
 inline ids tokenize(const model_handle &model, std::string_view text, std::uint32_t flags = 0) {
@@ -186,6 +337,45 @@ inline std::uint64_t append_chat(const session_handle &session, std::string_view
   return added;
 }
 
+/* Keeps the first tokens. */
+inline void truncate(const session_handle &session, std::uint64_t keep) {
+  call([&](auto err) { return squire_session_truncate(session.get(), keep, err); });
+}
+
+/* Moves to the model's current revision and gives its number. */
+inline std::uint64_t rebase(const session_handle &session) {
+  std::uint64_t number = 0;
+  call([&](auto err) { return squire_session_rebase(session.get(), &number, err); });
+  return number;
+}
+
+/* In tokens: in the timeline, still to fit behind it, and of the former not computed yet. */
+struct session_length {
+  std::uint64_t length, room, pending;
+};
+
+inline session_length length(const session_handle &session) {
+  session_length l{};
+  call([&](auto err) { return squire_session_length(session.get(), &l.length, &l.room, &l.pending, err); });
+  return l;
+}
+
+/* Computes what is pending, so that forks share it; progress(phase, done, total) gives whether to go on. Whether it came
+ * to its end. */
+template <class F = unheard, if_progress<F> = 0>
+bool prefill(const session_handle &session, F &&progress = F(), const cancel *stop = nullptr) {
+  progress_of<std::remove_reference_t<F>> heard(progress);
+  const squire_status status = call([&](auto err) {
+    return squire_session_prefill(session.get(), stop ? stop->get() : nullptr, heard.tell, heard.user(), err);
+  });
+  heard.rethrow();
+  return status == SQUIRE_OK;
+}
+
+inline text_handle trace(const session_handle &session) {
+  return make<text_handle>([&](auto out, auto err) { return squire_session_trace(session.get(), out, err); });
+}
+
 inline ids timeline(const session_handle &session) {
   return list(make<tokens_handle>([&](auto out, auto err) { return squire_session_tokens(session.get(), out, err); }));
 }
@@ -194,21 +384,70 @@ inline gen_handle generate(const session_handle &session, const squire_gen_optio
   return make<gen_handle>([&](auto out, auto err) { return squire_gen_start(session.get(), &options, out, err); });
 }
 
+/* The seed of its draws. */
+inline std::uint64_t seed(const gen_handle &generation) {
+  std::uint64_t seed = 0;
+  call([&](auto err) { return squire_gen_seed(generation.get(), &seed, err); });
+  return seed;
+}
+
+/* Asks it to stop at the next token. */
+inline void stop(const gen_handle &generation) noexcept { squire_gen_cancel(generation.get()); }
+
+/* An event with nothing in it. */
+inline squire_event event() noexcept {
+  squire_event e;
+  squire_event_init(&e, sizeof e);
+  return e;
+}
+
+/* What came since the last time, waiting up to timeout_ms (-1: as long as it takes); SQUIRE_OK, SQUIRE_END or
+ * SQUIRE_TIMEOUT. */
+inline squire_status next(const gen_handle &generation, squire_event &e, std::int32_t timeout_ms = -1) {
+  return call([&](auto err) { return squire_gen_next(generation.get(), timeout_ms, &e, err); });
+}
+
 /* Pulls a generation to its end and shows each event of tokens to `see`; gives one of SQUIRE_FINISH_... */
 template <class F> std::int32_t pull(const gen_handle &generation, F &&see) {
-  squire_event event;
-  squire_event_init(&event, sizeof event);
-  while (call([&](auto err) { return squire_gen_next(generation.get(), -1, &event, err); }) == SQUIRE_OK) {
-    see(std::as_const(event));
+  squire_event e = event();
+  while (next(generation, e) == SQUIRE_OK) {
+    see(std::as_const(e));
   }
-  return event.finish;
+  return e.finish;
 }
 
 /* The rest of a generation's text. */
 inline std::string collect(const gen_handle &generation) {
   std::string text;
-  pull(generation, [&](const squire_event &event) { text.append(event.text, event.text_len); });
+  pull(generation, [&](const squire_event &e) { text.append(e.text, e.text_len); });
   return text;
+}
+
+/* Appends tokens and scores them, with the top_k likeliest at each; empty where it was stopped. */
+inline scores_handle score(const session_handle &session, const ids &tokens, std::int32_t top_k = 0,
+                           const cancel *stop = nullptr) {
+  squire_cancel *flag = stop ? stop->get() : nullptr;
+  return make<scores_handle>([&](auto out, auto err) {
+    return squire_score(session.get(), tokens.data(), tokens.size(), top_k, flag, out, err);
+  });
+}
+
+/* One token's score; the pointers live as long as the scores. */
+struct score_row {
+  double logprob;
+  const std::int32_t *top_ids;
+  const float *top_logprobs;
+  std::size_t k;
+};
+
+inline score_row row(const scores_handle &scores, std::size_t i) {
+  score_row r{};
+  float logprob = 0;
+  call([&](auto err) {
+    return squire_scores_row(scores.get(), i, &logprob, &r.top_ids, &r.top_logprobs, &r.k, err);
+  });
+  r.logprob = logprob;
+  return r;
 }
 
 #ifdef SQUIRE_EXPERIMENTAL
@@ -223,6 +462,45 @@ inline distiller_handle create_distiller(const model_handle &student, const mode
   return make<distiller_handle>([&](auto out, auto err) {
     return squire_distiller_create(student.get(), teacher.get(), settings_json.data(), settings_json.size(), out, err);
   });
+}
+
+/* Goes on from the newest checkpoint in a folder. */
+inline distiller_handle resume_distiller(const model_handle &student, const model_handle &teacher,
+                                         std::string_view settings_json, std::string_view folder) {
+  return make<distiller_handle>([&](auto out, auto err) {
+    return squire_distiller_resume(student.get(), teacher.get(), settings_json.data(), settings_json.size(),
+                                   folder.data(), folder.size(), out, err);
+  });
+}
+
+/* The step of the newest checkpoint in a folder, if it holds one. */
+inline std::optional<std::uint64_t> checkpoint(std::string_view folder) {
+  std::uint64_t step = 0;
+  const squire_status status =
+      call([&](auto err) { return squire_checkpoint_probe(folder.data(), folder.size(), &step, err); });
+  return status == SQUIRE_OK ? std::optional<std::uint64_t>(step) : std::nullopt;
+}
+
+inline void save(const distiller_handle &distiller, std::string_view folder) {
+  call([&](auto err) { return squire_distiller_save(distiller.get(), folder.data(), folder.size(), err); });
+}
+
+/* What settings will do over a run; 0 steps: as many as they say. */
+inline text_handle explain(std::string_view settings_json, std::uint64_t steps = 0) {
+  return make<text_handle>([&](auto out, auto err) {
+    return squire_distiller_explain(settings_json.data(), settings_json.size(), steps, out, err);
+  });
+}
+
+/* Throws ended episodes away and gives their number. */
+inline std::uint64_t discard(const distiller_handle &distiller) {
+  std::uint64_t thrown_away = 0;
+  call([&](auto err) { return squire_distiller_discard(distiller.get(), &thrown_away, err); });
+  return thrown_away;
+}
+
+inline text_handle metrics(const distiller_handle &distiller) {
+  return make<text_handle>([&](auto out, auto err) { return squire_distiller_metrics(distiller.get(), out, err); });
 }
 
 inline std::uint64_t publish(const distiller_handle &distiller) {
@@ -247,15 +525,41 @@ inline void observe(const episode_handle &episode, const ids &tokens) {
   call([&](auto err) { return squire_episode_observe_ids(episode.get(), tokens.data(), tokens.size(), err); });
 }
 
+/* A decision with nothing in it. */
+inline squire_decision decision() noexcept {
+  squire_decision d;
+  squire_decision_init(&d, sizeof d);
+  return d;
+}
+
+/* Lets one of SQUIRE_ACTOR_... act, whatever the curriculum says. */
+inline squire_decision override_actor(const episode_handle &episode, std::int32_t actor) {
+  squire_decision decision = squire::decision();
+  call([&](auto err) { return squire_episode_override(episode.get(), actor, &decision, err); });
+  return decision;
+}
+
 inline squire_decision decide(const episode_handle &episode) {
-  squire_decision decision;
-  squire_decision_init(&decision, sizeof decision);
+  squire_decision decision = squire::decision();
   call([&](auto err) { return squire_episode_decide(episode.get(), &decision, err); });
   return decision;
 }
 
 inline gen_handle act(const episode_handle &episode, const squire_gen_options &options = gen_options()) {
   return make<gen_handle>([&](auto out, auto err) { return squire_episode_act(episode.get(), &options, out, err); });
+}
+
+inline void replay(const episode_handle &episode, const ids &tokens) {
+  call([&](auto err) { return squire_episode_replay_ids(episode.get(), tokens.data(), tokens.size(), err); });
+}
+
+/* This turn's action of the demonstration in the episode's specification. */
+inline void replay(const episode_handle &episode) {
+  call([&](auto err) { return squire_episode_replay_stored(episode.get(), err); });
+}
+
+inline text_handle trace(const episode_handle &episode) {
+  return make<text_handle>([&](auto out, auto err) { return squire_episode_trace(episode.get(), out, err); });
 }
 
 inline void replay(const episode_handle &episode, std::string_view text) {
@@ -277,6 +581,55 @@ inline update_handle build(const distiller_handle &distiller, std::uint32_t max_
   return make<update_handle>([&](auto out, auto err) {
     return squire_update_build(distiller.get(), max_episodes, flag, nullptr, nullptr, out, err);
   });
+}
+
+/* The same; progress(phase, done, total) hears of the tokens and gives whether to go on. */
+template <class F, if_progress<F> = 0>
+update_handle build(const distiller_handle &distiller, F &&progress, std::uint32_t max_episodes = 0,
+                    const cancel *stop = nullptr) {
+  progress_of<std::remove_reference_t<F>> heard(progress);
+  squire_cancel *flag = stop ? stop->get() : nullptr;
+  update_handle update = make<update_handle>([&](auto out, auto err) {
+    return squire_update_build(distiller.get(), max_episodes, flag, heard.tell, heard.user(), out, err);
+  });
+  heard.rethrow();
+  return update;
+}
+
+/* A gradient: f32, its shape outermost first. It lives until the function that is shown it returns. */
+struct tensor {
+  std::string_view name;
+  const std::uint64_t *shape;
+  std::size_t rank;
+  const float *data;
+  std::size_t elements;
+};
+
+/* Shows every gradient to take(tensor), which gives whether to go on; whether all were shown. */
+template <class F> bool gradients(const update_handle &update, F &&take) {
+  struct shown {
+    std::remove_reference_t<F> *take;
+    std::exception_ptr thrown;
+  } shown{&take, nullptr};
+  const squire_tensor_fn show = [](void *user, const char *name, std::size_t name_len, std::int32_t,
+                                   const std::uint64_t *shape, std::size_t rank, const void *data,
+                                   std::size_t bytes) -> std::int32_t {
+    auto *to = static_cast<struct shown *>(user);
+    try {
+      const tensor t{std::string_view(name, name_len), shape, rank, static_cast<const float *>(data),
+                     bytes / sizeof(float)};
+      return (*to->take)(t) ? 0 : 1;
+    } catch (...) {
+      to->thrown = std::current_exception();
+      return 1;
+    }
+  };
+  const squire_status status =
+      call([&](auto err) { return squire_update_gradients(update.get(), show, &shown, err); });
+  if (shown.thrown) {
+    std::rethrow_exception(shown.thrown);
+  }
+  return status == SQUIRE_OK;
 }
 
 inline text_handle report(const update_handle &update) {

@@ -17,6 +17,27 @@ fn the_library_exports_the_committed_names_and_no_other() {
     assert!(names.iter().all(|name| name.starts_with("squire_")));
 }
 
+/// Identifiers of C or C++ outside comments.
+fn identifiers(code: &str) -> std::collections::BTreeSet<String> {
+    let mut text = String::new();
+    let mut rest = code;
+    while let Some((before, after)) = rest.split_once("/*") {
+        text.push_str(before);
+        rest = after.split_once("*/").expect("a comment ends").1;
+    }
+    text.push_str(rest);
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_owned).collect()
+}
+
+#[test]
+fn the_cpp_wrapper_has_every_export() {
+    let read = |name: &str| std::fs::read_to_string(cc::root().join(name)).expect("it is committed");
+    let wrapped = identifiers(&read("include/squire.hpp"));
+    let exports = read("tests/exports.txt");
+    let missing: Vec<_> = exports.lines().filter(|name| !wrapped.contains(*name)).collect();
+    assert!(missing.is_empty(), "include/squire.hpp has nothing for {missing:?}");
+}
+
 #[test]
 fn the_soname_names_the_abi() {
     let dynamic = cc::run(Command::new("readelf").arg("-d").arg(cc::library()));

@@ -46,13 +46,151 @@ static void a_student_serves_and_learns(char **argv) {
   CHECK(!squire::load_model(engine, argv[1], squire::model_options(), &stop)); /* cancelled is no exception */
 }
 
+/* What the wrapper gives of each section of the C header, and that exceptions of callbacks come out on this side. */
+static void every_section_is_wrapped(char **argv) {
+  CHECK(squire::abi_version() == SQUIRE_ABI && std::string(squire::version()) == SQUIRE_VERSION);
+  CHECK(std::string_view(squire::build_json()).find("\"kernel_sets\"") != std::string_view::npos);
+  CHECK(std::string(squire::status_name(SQUIRE_E_BUSY)) == "SQUIRE_E_BUSY");
+  CHECK(squire::view(squire::probe_devices()).find("\"cpu\"") != std::string_view::npos);
+
+  std::string lines;
+  auto hear = [&](std::int32_t, std::string_view target, std::string_view message) noexcept {
+    lines.append(target).append(": ").append(message).append("\n");
+  };
+  squire_engine_options options = squire::engine_options();
+  options.compute = SQUIRE_COMPUTE_F32;
+  options.drive = SQUIRE_DRIVE_CALLER;
+  squire::log_to(options, hear);
+  const squire::engine_handle engine = squire::create_engine(options), same = squire::share(engine);
+  CHECK(same.get() == engine.get() && !squire::step(engine));
+  CHECK(squire::view(squire::plan(engine, argv[1])).find("\"weight_bytes\"") != std::string_view::npos);
+  std::uint64_t told = 0, all = 1;
+  auto progress = [&](std::string_view phase, std::uint64_t done, std::uint64_t total) {
+    CHECK(phase == "weights" && done >= told);
+    told = done, all = total;
+    return true;
+  };
+  const squire::model_handle student = squire::load_model(engine, argv[1], progress);
+  const squire::model_handle twin = squire::share(student), chat = squire::load_model(engine, argv[3]);
+  CHECK(student && twin.get() == student.get() && told == all && all > 0);
+  CHECK(lines.find("model: ready: ") != std::string::npos);
+  auto refuse = [](std::string_view, std::uint64_t, std::uint64_t) { return false; };
+  CHECK(!squire::load_model(engine, argv[1], refuse));
+  struct thrown {};
+  auto fail = [](std::string_view, std::uint64_t, std::uint64_t) -> bool { throw thrown(); };
+  bool caught = false;
+  try {
+    squire::load_model(engine, argv[1], fail);
+  } catch (const thrown &) {
+    caught = true;
+  }
+  CHECK(caught);
+
+  CHECK(squire::view(squire::info(chat)).find("\"generation_defaults\"") != std::string_view::npos);
+  CHECK(squire::sizes(student).vocabulary == 259 && squire::sizes(student).tokenizer_ids == 0);
+  CHECK(squire::sizes(chat).tokenizer_ids > 256 && squire::sizes(chat).max_context == 2048);
+  CHECK(squire::stop_ids(chat) == squire::ids{266} && squire::stop_ids(student).size() < 2);
+  CHECK(squire::gen_options().temperature == SQUIRE_GEN_UNSET && squire::gen_options(chat).temperature == 1);
+  CHECK(squire::render_chat(chat, R"({"messages": [{"role": "user", "content": "hello"}]})").size() > 3);
+
+  const squire::session_handle session = squire::create_session(student), session_twin = squire::share(session);
+  CHECK(squire::sync(session, squire::ids{5, 6, 7, 8}) == 0);
+  caught = false;
+  try {
+    squire::prefill(session, fail);
+  } catch (const thrown &) {
+    caught = true;
+  }
+  CHECK(caught && !squire::prefill(session, refuse) && squire::prefill(session) && squire::prefill(session_twin));
+  const squire::session_length l = squire::length(session);
+  CHECK(l.length == 4 && l.pending == 0 && l.room == squire::sizes(student).max_context - 4);
+  squire::append(session, squire::ids{9});
+  squire::truncate(session, 4);
+  CHECK(squire::rebase(session) == 1 && squire::timeline(session) == (squire::ids{5, 6, 7, 8}));
+  const squire::scores_handle scores = squire::score(session, squire::ids{9, 10}, 2);
+  const squire::score_row best = squire::row(scores, 1);
+  CHECK(best.k == 2 && best.logprob <= 0 && best.top_logprobs[0] >= best.top_logprobs[1] && best.top_ids[0] >= 0);
+  CHECK(squire::view(squire::trace(session)).find("\"sources\"") != std::string_view::npos);
+  squire_gen_options drawing = squire::gen_options();
+  drawing.seed = 9;
+  const squire::gen_handle generation = squire::generate(session, drawing);
+  CHECK(squire::seed(generation) == 9);
+  squire_event e = squire::event();
+  CHECK(squire::next(generation, e, 0) == SQUIRE_TIMEOUT && squire::step(engine));
+  CHECK(squire::next(generation, e) == SQUIRE_OK && e.ids_len == 1);
+  squire::stop(generation);
+  CHECK(squire::pull(generation, [](const squire_event &) {}) == SQUIRE_FINISH_CANCELLED);
+  CHECK(squire::view(squire::metrics(engine)).find("\"rows\"") != std::string_view::npos);
+
+  const std::string folder = std::string(argv[4]) + "/checkpoints", saved = std::string(argv[4]) + "/student";
+  const char *const sft = R"({"preset": "sft", "steps": 3})";
+  CHECK(squire::view(squire::explain(sft)).find("\"steps\":3") != std::string_view::npos);
+  CHECK(!squire::checkpoint(folder));
+  squire::distiller_handle distiller = squire::create_distiller(chat, squire::model_handle(), sft);
+  auto play = [&](int way) {
+    const squire::episode_handle episode = squire::begin(distiller, R"({"demonstration": ["hello"]})");
+    squire::observe(episode, R"([{"role": "user", "content": "hello"}])");
+    CHECK(squire::override_actor(episode, SQUIRE_ACTOR_REPLAY).reason == SQUIRE_REASON_HOST_OVERRIDE);
+    if (way == 0) {
+      squire::replay(episode);
+    } else if (way == 1) {
+      squire::replay(episode, "hello");
+    } else {
+      squire::replay(episode, squire::ids{104, 266});
+    }
+    squire::outcome(episode, 1, SQUIRE_OUTCOME_HAS_REWARD);
+    CHECK(squire::view(squire::trace(episode)).find("\"actor\":\"replay\"") != std::string_view::npos);
+    squire::end(episode, 1, 1);
+  };
+  play(0), play(1), play(2);
+  CHECK(squire::discard(distiller) == 3);
+  play(0), play(1), play(2);
+  CHECK(!squire::build(distiller, refuse));
+  caught = false;
+  try {
+    squire::build(distiller, fail, 1);
+  } catch (const thrown &) {
+    caught = true;
+  }
+  CHECK(caught);
+  const squire::update_handle update = squire::build(distiller, 0);
+  std::size_t elements = 0;
+  CHECK(squire::gradients(update, [&](const squire::tensor &t) {
+    std::uint64_t n = 1;
+    for (std::size_t i = 0; i < t.rank; i++) {
+      n *= t.shape[i];
+    }
+    CHECK(n == t.elements && t.data != nullptr && t.name.substr(0, 6) == "model.");
+    elements += t.elements;
+    return true;
+  }));
+  CHECK(elements > 10000 && !squire::gradients(update, [](const squire::tensor &) { return false; }));
+  caught = false;
+  try {
+    squire::gradients(update, [](const squire::tensor &) -> bool { throw thrown(); });
+  } catch (const thrown &) {
+    caught = true;
+  }
+  CHECK(caught);
+  squire::apply(distiller, update);
+  CHECK(lines.find("distill: step 1 of 3 applied") != std::string::npos);
+  squire::save(distiller, folder);
+  CHECK(squire::checkpoint(folder) == 1u);
+  distiller = squire::resume_distiller(chat, squire::model_handle(), sft, folder);
+  CHECK(squire::view(squire::metrics(distiller)).find("\"step\":1,") != std::string_view::npos);
+  squire::save_model(chat, saved);
+  CHECK(squire::load_model(engine, saved) != nullptr);
+}
+
 int main(int argc, char **argv) {
   CHECK(argc == 5);
   a_student_serves_and_learns(argv);
+  every_section_is_wrapped(argv);
   squire::cancel flag;
   const squire::cancel same = flag;
   same.set();
   CHECK(flag.get() == same.get());
+  CHECK(squire::adopt(flag.get()).get() == flag.get());
 
   const squire_status status = squire::call([](squire_error **) -> squire_status { return SQUIRE_END; });
   CHECK(status == SQUIRE_END);
