@@ -3,7 +3,8 @@
 
 mod cc;
 
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -47,6 +48,51 @@ fn python_gives_the_ids_that_rust_gives() {
         python.arg(cc::root().join("bindings/python/smoke.py")).arg(cc::library()).arg(model());
         assert_eq!(cc::run(python.args(PROMPT.map(|id| id.to_string()))), expected());
     }
+}
+
+/// (struct, field) of the structs of the header that begin with `struct_size`, in its order.
+fn fields_of_the_header() -> Vec<(String, String)> {
+    let header = std::fs::read_to_string(cc::root().join("include/squire.h")).expect("the header is there");
+    let mut fields = Vec::new();
+    for body in header.split("typedef struct {").skip(1) {
+        let (body, rest) = body.split_once("\n} ").expect("a struct ends");
+        let name = rest.split(';').next().expect("a struct has a name");
+        let code = body.lines().filter(|line| line.ends_with(';'));
+        fields.extend(code.map(|line| {
+            let field = line.trim_end_matches(';').rsplit([' ', '*']).next().expect("type and name");
+            (name.to_owned(), field.to_owned())
+        }));
+    }
+    fields
+}
+
+#[test]
+fn the_structs_and_the_abi_that_python_knows_are_the_headers() {
+    if !have("python3", "--version") {
+        return;
+    }
+    let python = cc::run(Command::new("python3").arg(cc::root().join("bindings/python/smoke.py")).arg("layout"));
+    let mut wanted = String::from("  printf(\"abi %u\\n\", SQUIRE_ABI);\n");
+    let (mut last, mut n) = (String::new(), 0);
+    for (name, field) in fields_of_the_header() {
+        // An episode's decision is not among what the program uses.
+        if name == "squire_decision" {
+            continue;
+        }
+        if name != last {
+            writeln!(wanted, "  printf(\"{name} %zu\\n\", sizeof({name}));").expect("memory");
+        }
+        let (offset, size) = (format!("offsetof({name}, {field})"), format!("sizeof(({name} *)0)->{field}"));
+        writeln!(wanted, "  printf(\"{name}.{field} %zu %zu\\n\", {offset}, {size});").expect("memory");
+        (last, n) = (name, n + 1);
+    }
+    assert!(n > 40, "{wanted}");
+    let folder = tempfile::tempdir().expect("a folder for the program");
+    let source = folder.path().join("layout.c");
+    let text = format!("#include <stdio.h>\n#include \"squire.h\"\nint main(void) {{\n{wanted}  return 0;\n}}\n");
+    std::fs::write(&source, text).expect("the source can be written");
+    let header = cc::Program::compile("gcc", "c99", &source).run([""; 0]);
+    assert_eq!(python, header);
 }
 
 #[test]

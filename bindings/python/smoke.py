@@ -1,6 +1,12 @@
-"""Loads a model folder through the C interface and prints eight greedy tokens: smoke.py LIBRARY FOLDER ID..."""
+"""Loads a model folder through the C interface and prints eight greedy tokens: smoke.py LIBRARY FOLDER ID...
+
+smoke.py layout prints what this file knows of the header: its ABI, and each field of each struct with offset and size.
+"""
 import ctypes as c
 import sys
+
+# Of the header that the structs below were written from: never the library's, which would then agree with anything.
+ABI = 0 << 16 | 2
 
 
 class EngineOptions(c.Structure):
@@ -8,6 +14,7 @@ class EngineOptions(c.Structure):
     _fields_ += [(n, c.c_int32) for n in ("backend", "kernels", "compute", "drive", "threads", "max_sessions",
                                           "max_batch_tokens", "log_level")]
     _fields_ += [("host_budget", c.c_uint64), ("kv_budget", c.c_uint64), ("log", c.c_void_p), ("log_user", c.c_void_p)]
+    _fields_ += [("device_index", c.c_int32), ("reserved", c.c_uint32), ("device_budget", c.c_uint64)]
 
 
 class ModelOptions(c.Structure):
@@ -27,6 +34,15 @@ class Event(c.Structure):
                 ("sampled_logprobs", c.c_void_p), ("ids_len", c.c_size_t), ("position", c.c_uint64),
                 ("revision", c.c_uint64)]
 
+
+if sys.argv[1:] == ["layout"]:
+    print("abi", ABI)
+    for name, kind in (("engine_options", EngineOptions), ("model_options", ModelOptions),
+                       ("gen_options", GenOptions), ("event", Event)):
+        print(f"squire_{name}", c.sizeof(kind))
+        for field, _ in kind._fields_:
+            print(f"squire_{name}.{field}", getattr(kind, field).offset, getattr(kind, field).size)
+    sys.exit()
 
 squire = c.CDLL(sys.argv[1])
 squire.squire_error_message.restype = c.c_char_p
@@ -56,7 +72,7 @@ def options(kind, init, *more):
 
 prompt = [int(i) for i in sys.argv[3:]]
 folder = sys.argv[2].encode()
-engine_options = options(EngineOptions, "squire_engine_options_init", squire.squire_abi_version())
+engine_options = options(EngineOptions, "squire_engine_options_init", c.c_uint32(ABI))
 engine_options.compute = 0  # f32
 engine = made("squire_engine_create", c.byref(engine_options))
 model_options = options(ModelOptions, "squire_model_options_init")
