@@ -181,6 +181,20 @@ fn generate_answers_through_the_template_or_continues_raw_text() {
 }
 
 #[test]
+fn generate_draws_another_seed_each_run_and_repeats_one_that_is_given() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    let run = |rest: &[&str]| {
+        let answer = json_of(&[&["generate", dir, "hello", "--raw", "--max-tokens", "24", "--json"], rest].concat());
+        (answer["sampling"]["seed"].as_u64().expect("the seed is told"), answer["ids"].clone())
+    };
+    let (first, second) = (run(&[]), run(&[]));
+    assert!(first.0 != second.0 && first.1 != second.1);
+    assert_eq!(run(&["--seed", &first.0.to_string()]), first);
+    assert_eq!(run(&["--seed", "0"]), run(&["--seed", "0"]));
+}
+
+#[test]
 fn bench_measures_the_tiny_shape() {
     let facts = json_of(&["bench", "--shape", "tiny", "--prefill", "40", "--decode", "9", "--repeats", "2", "--json"]);
     assert_eq!(

@@ -452,6 +452,23 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_a_distribution_gives_nan_for_every_id_on_a_gpu_too() {
+        let whole: Vec<f32> = logits(1, 300).f32().to_vec();
+        let with = |bad: f32| whole.iter().enumerate().map(|(i, &x)| if i == 123 { bad } else { x }).collect();
+        for x in [with(f32::NAN), with(f32::INFINITY), vec![f32::NEG_INFINITY; 300]] {
+            let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
+            for id in [0, 123, 299] {
+                assert!(logprobs_of(&device(), &logits, &[id], 1)[0].is_nan());
+                for gpu in gpus() {
+                    let Device::Cuda(cuda) = &gpu else { unreachable!() };
+                    let (logits, stats) = on_gpu(&gpu, &logits);
+                    assert!(logprobs_on(cuda, &logits, &stats, &[id]).unwrap()[0].is_nan());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn top_k_on_a_gpu_is_the_cpus() {
         for (n, v) in [(1, 1), (2, 17), (1, 1000), (2, 4097)] {
             let fine = logits(n, v);
