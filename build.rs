@@ -42,7 +42,7 @@ fn link_soname() -> std::io::Result<()> {
         return Ok(());
     }
     match std::fs::remove_file(&link) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
         _ => std::os::unix::fs::symlink(name, &link),
     }
 }

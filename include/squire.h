@@ -54,7 +54,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 1 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 2 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -210,7 +210,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_DEVICE_ERROR 1501 /* The device or its driver reported an error. */
 #define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
 #define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The local teacher failed. */
-#define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss or a gradient is not finite. */
+#define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss, a gradient, or the logits of a row are not finite. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */
 #define SQUIRE_DETAIL_PANIC 2001 /* A panic was caught. */
 
@@ -448,9 +448,22 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
  * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
- * chat_templates (their names),
- * history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids. Keys may be added. Any thread. */
+ * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+ * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told). Keys may be added.
+ * Any thread. */
 squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
+
+/* How large the model is: *vocabulary (ids from 0 that it takes and says), *max_context (tokens that a session may hold)
+ * and *tokenizer_ids (ids that its tokenizer gives meaning to, from 0; 0 without a tokenizer). Each out-parameter may be
+ * NULL if not wanted. Never waits. Any thread. */
+squire_status squire_model_sizes(const squire_model *model,
+                                 uint64_t *vocabulary,
+                                 uint64_t *max_context,
+                                 uint64_t *tokenizer_ids,
+                                 squire_error **err);
+
+/* The ids that end a generation, unless SQUIRE_GEN_IGNORE_MODEL_STOPS is set. Never waits. Any thread. */
+squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **out, squire_error **err);
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
  * came with. It is written aside and renamed into place; a folder that is there already is replaced if it holds nothing
@@ -517,6 +530,26 @@ squire_status squire_session_fork(const squire_session *session, squire_session 
  * stay; what was computed is computed again when it is needed. SQUIRE_E_BUSY while a generation runs. Any thread. */
 squire_status squire_session_rebase(squire_session *session, uint64_t *revision, squire_error **err);
 
+/* How far the timeline reaches, in tokens: *length, *room (how many still fit into the context) and *pending (of length,
+ * those that are not computed yet). Each out-parameter may be NULL if not wanted. SQUIRE_E_BUSY while a generation runs.
+ * Any thread. */
+squire_status squire_session_length(const squire_session *session,
+                                    uint64_t *length,
+                                    uint64_t *room,
+                                    uint64_t *pending,
+                                    squire_error **err);
+
+/* Computes what is pending, so that forks made afterwards share it: a system prompt that many sessions begin with is
+ * computed once. Blocks. progress (may be NULL) hears of the tokens (phase "prefill") on the calling thread; it and
+ * cancel (may be NULL) stop it with SQUIRE_CANCELLED between two chunks, and what is computed by then stays. Nothing
+ * pending is no failure. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_BUDGET if the KV budget runs out; the ids stay.
+ * Any thread. */
+squire_status squire_session_prefill(squire_session *session,
+                                     const squire_cancel *cancel,
+                                     squire_progress_fn progress,
+                                     void *progress_user,
+                                     squire_error **err);
+
 /* The ids of the timeline, exactly as given and sampled. SQUIRE_E_BUSY while a generation runs. Any thread. */
 squire_status squire_session_tokens(const squire_session *session, squire_tokens **out, squire_error **err);
 
@@ -564,31 +597,37 @@ squire_status squire_chat_append(squire_session *session,
 /* ---- generation ------------------------------------------------------------------------------------------ */
 
 #define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
+#define SQUIRE_GEN_UNSET (-1) /* Of temperature, top_k and top_p: as the model's makers advise, and where they do not, 1, 0 and 1. */
+#define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
 #define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
 #define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
 #define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled. */
 #define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
 #define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
 #define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
+#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
 
 /* One running generation. Freed by squire_gen_release, which cancels it. */
 typedef struct squire_gen squire_gen;
 
-/* How to generate. Set up by squire_gen_options_init. */
+/* How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
+ * shows what that is. Each field that is set counts for itself. */
 typedef struct {
   /* Set by _init. */
   uint32_t struct_size;
-  /* SQUIRE_GEN_IGNORE_MODEL_STOPS or 0. */
+  /* SQUIRE_GEN_IGNORE_MODEL_STOPS or 0, the default. */
   uint32_t flags;
   /* Most tokens to sample; 0, the default: as many as the context holds. */
   int32_t max_tokens;
-  /* Only the k likeliest tokens are sampled from; 0, the default: all. */
+  /* Only the k likeliest tokens are sampled from; 0: all. SQUIRE_GEN_UNSET, the default: the model's. */
   int32_t top_k;
-  /* 0 takes the likeliest token; 1 is the default, 10000 the most. */
+  /* 0 takes the likeliest token; 10000 is the most. SQUIRE_GEN_UNSET, the default: the model's. */
   float temperature;
-  /* Only the likeliest tokens that make up this share are sampled from; above 0, at most 1, the default. */
+  /* Only the likeliest tokens that make up this share are sampled from; above 0, at most 1. SQUIRE_GEN_UNSET, the
+   * default: the model's. */
   float top_p;
-  /* Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound. */
+  /* Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound.
+   * SQUIRE_GEN_RANDOM_SEED, the default: another one each time. */
   uint64_t seed;
   /* Ids that end the generation besides the model's own. The id that ends it is part of the timeline. */
   const int32_t *stop_ids;
@@ -634,7 +673,14 @@ void squire_gen_options_init(squire_gen_options *options, size_t size);
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
 
-/* Starts to generate after the session's last token; options may be NULL for the defaults. The session is busy until
+/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k and
+ * top_p as the folder's generation_config.json advises and the neutral 1, 0 and 1 where it does not, and every other field
+ * its default. Any thread. */
+squire_status squire_gen_options_for(const squire_model *model,
+                                     squire_gen_options *options,
+                                     squire_error **err);
+
+/* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
  * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
  * SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
  * options out of range. Any thread. */
@@ -643,11 +689,17 @@ squire_status squire_gen_start(squire_session *session,
                                squire_gen **out,
                                squire_error **err);
 
+/* The seed of the generation's draws, in *seed: given again with the same ids, options and revision, it repeats the run.
+ * Never waits. Any thread. */
+squire_status squire_gen_seed(const squire_gen *generation, uint64_t *seed, squire_error **err);
+
 /* Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
  * with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
  * SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
- * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_PANIC or
- * SQUIRE_E_POISONED if the engine failed. After an error the generation has ended. Any thread. */
+ * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
+ * where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
+ * the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
+ * sampled before. Any thread. */
 squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire_event *event, squire_error **err);
 
 /* Asks the generation to stop at the next token, or between two chunks of the prompt. Its end comes with finish
@@ -664,7 +716,8 @@ void squire_gen_release(squire_gen *generation);
 /* Appends ids to the session as the host's and gives each one's log-prob, given all before it, with the top_k (0 for
  * none) likeliest tokens there: one row an id. ids_len times top_k may be 16777216 at most, otherwise SQUIRE_E_ARGUMENT
  * (detail BAD_OPTION). Blocks; set cancel (may be NULL) to stop it with SQUIRE_CANCELLED. The session must not be
- * empty: SQUIRE_E_STATE (detail EMPTY_SESSION). Other errors as squire_session_sync. A call that fails or is cancelled
+ * empty: SQUIRE_E_STATE (detail EMPTY_SESSION). SQUIRE_E_DIVERGED (detail NOT_FINITE) where a row of logits is NaN or
+ * infinite. Other errors as squire_session_sync. A call that fails or is cancelled
  * leaves the timeline as it was. Any thread. */
 squire_status squire_score(squire_session *session,
                            const int32_t *ids,
@@ -715,6 +768,12 @@ squire_status squire_distiller_resume(squire_model *student,
                                       size_t path_len,
                                       squire_distiller **out,
                                       squire_error **err);
+
+/* Whether a folder holds a checkpoint that squire_distiller_resume could go on from: SQUIRE_OK, and the newest one's step
+ * in *step unless step is NULL, or SQUIRE_END where there is none or no such folder. Looks at its documents and the
+ * headers of its tensors, not at their values. SQUIRE_E_FORMAT if the newest is broken, SQUIRE_E_IO if the folder cannot
+ * be read. Any thread. */
+squire_status squire_checkpoint_probe(const char *path, size_t path_len, uint64_t *step, squire_error **err);
 
 /* Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
  * newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
@@ -827,8 +886,9 @@ squire_status squire_episode_override(squire_episode *episode,
                                       squire_error **err);
 
 /* Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
- * Temperature, top_k and top_p are the settings' in training and those of options in evaluation; the seed is the
- * episode's own. After a cancelled generation, act may be called again and goes on where it stopped. Errors as
+ * Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
+ * the seed is the episode's own. After a cancelled or failed generation, act may be called again and goes on where it
+ * stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
  * squire_gen_start, and SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_act(squire_episode *episode,
                                  const squire_gen_options *options,
