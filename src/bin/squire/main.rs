@@ -1,4 +1,4 @@
-//! The program `squire`: look into model folders, generate, score, measure, and explain a distillation.
+//! The program `squire`: look into model folders, generate, chat, score, measure, and explain a distillation.
 //!
 //! Results go to stdout, as text or with `--json` as one object; everything else goes to stderr. It exits
 //! with 0, with 1 where something failed, with 2 where it was called wrongly.
@@ -6,11 +6,13 @@
 
 mod bandwidth;
 mod bench;
+mod chat;
 mod distill;
 mod generate;
 mod inspect;
 mod options;
 mod output;
+mod sampling;
 mod score;
 mod shapes;
 mod waiting;
@@ -34,6 +36,7 @@ struct Cli {
 enum Command {
     Inspect(inspect::Args),
     Generate(generate::Args),
+    Chat(chat::Args),
     Score(score::Args),
     Bench(bench::Args),
     Distill(distill::Args),
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let done = Cli::try_parse().map_err(Failure::from).and_then(|cli| match cli.command {
         Command::Inspect(args) => inspect::run(&args, &mut out),
         Command::Generate(args) => generate::run(&args, &mut out),
+        Command::Chat(args) => chat::run(&args, &mut out),
         Command::Score(args) => score::run(&args, &mut out),
         Command::Bench(args) => bench::run(&args, &mut out),
         Command::Distill(args) => distill::run(&args, &mut out),

@@ -13,7 +13,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = compute)]
     pub compute: Compute,
     /// Threads that compute; 0 takes one a core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub threads: usize,
     /// Instruction set: scalar, avx2, avx512 or avx512-bf16; the best of the machine if not given
     #[arg(long, value_name = "SET", value_parser = kernels)]
@@ -22,10 +22,10 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = ["cpu", "cuda", "best"])]
     pub backend: String,
     /// Which GPU, counted from 0, with --backend cuda
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub device: usize,
     /// Bytes of device memory that may be taken; 0 takes whatever is free
-    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    #[arg(long, value_name = "BYTES", default_value_t = 0, allow_negative_numbers = true)]
     pub device_budget: u64,
 }
 

@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "IDS", required = true, value_delimiter = ',', allow_hyphen_values = true)]
     ids: Vec<i32>,
     /// Also give the K likeliest tokens at each position
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, allow_negative_numbers = true)]
     top_k: usize,
     #[command(flatten)]
     engine: EngineArgs,

@@ -1,0 +1,126 @@
+//! Options of the subcommands that generate: how to sample, and what the chat template is told.
+#![forbid(unsafe_code)]
+
+use squire::backend::ops::Sampling;
+use squire::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
+use squire::text::{Json, RenderOptions, request};
+
+use crate::output::Failure;
+use crate::waiting::Waiting;
+
+/// How to sample.
+#[derive(clap::Args)]
+pub struct SamplingArgs {
+    /// Most tokens to generate; 0 and -1 go on to the end of the context
+    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = most)]
+    max_tokens: usize,
+    /// Divides the logits, 0 takes the likeliest token [default: the folder's, else 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Keep the K likeliest tokens, 0 and -1 keep all [default: the folder's, else 0]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = likeliest)]
+    top_k: Option<u32>,
+    /// Keep the likeliest tokens of this mass [default: the folder's, else 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Seed of the draws; the same seed gives the same text [default: another one each run, printed with --json]
+    #[arg(long, value_name = "SEED", allow_negative_numbers = true, value_parser = seed)]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The options of a generation: what was given, else the folder's.
+    pub fn options(&self, model: &ServedModel) -> GenerationOptions {
+        let defaults = model.generation_options();
+        let sampling = Sampling {
+            temperature: self.temperature.unwrap_or(defaults.sampling.temperature),
+            top_k: self.top_k.unwrap_or(defaults.sampling.top_k),
+            top_p: self.top_p.unwrap_or(defaults.sampling.top_p),
+        };
+        let seed = self.seed.unwrap_or(defaults.seed);
+        GenerationOptions { max_tokens: self.max_tokens, sampling, seed, ..defaults }
+    }
+}
+
+/// A number of which 0 and -1 mean "no limit".
+fn unlimited<T: TryFrom<i64> + Default>(text: &str, what: &str) -> Result<T, String> {
+    let wrong = || format!("wanted {what}, or 0 or -1 for no limit");
+    match text.parse::<i64>().map_err(|_| wrong())? {
+        -1 | 0 => Ok(T::default()),
+        n => T::try_from(n).map_err(|_| wrong()),
+    }
+}
+
+fn most(text: &str) -> Result<usize, String> {
+    unlimited(text, "a number of tokens")
+}
+
+fn likeliest(text: &str) -> Result<u32, String> {
+    unlimited(text, "a number of tokens to keep")
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "wanted a whole number from 0 to 18446744073709551615; leave it out for another each run".into())
+}
+
+/// What the chat template is told.
+#[derive(clap::Args)]
+pub struct TemplateArgs {
+    /// A system message before the first
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The template's variables, a JSON object such as '{"enable_thinking": false}'
+    #[arg(long, value_name = "JSON")]
+    chat_template_kwargs: Option<String>,
+}
+
+impl TemplateArgs {
+    /// Options of a rendering that an assistant's turn follows.
+    pub fn options(&self) -> Result<RenderOptions, Failure> {
+        let mut options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        if let Some(text) = &self.chat_template_kwargs {
+            let within = |e: squire::error::Error| e.within("--chat-template-kwargs");
+            request::take(&mut options, "chat_template_kwargs", &Json::parse(text).map_err(within)?)?;
+        }
+        Ok(options)
+    }
+
+    /// Refuses what only a template can use.
+    pub fn refuse(&self, why: &str) -> Result<(), Failure> {
+        let given = [("--system", &self.system), ("--chat-template-kwargs", &self.chat_template_kwargs)];
+        match given.iter().find(|(_, value)| value.is_some()) {
+            Some((name, _)) => Err(Failure::Usage(format!("{name} is for a chat template, and {why}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Hands every chunk to `take` until the end; the wait ends with the first.
+pub fn pull(
+    generation: &Generation,
+    waiting: Waiting,
+    mut take: impl FnMut(Chunk) -> Result<(), Failure>,
+) -> Result<Finish, Failure> {
+    let mut next = generation.next(None)?;
+    drop(waiting);
+    loop {
+        match next {
+            Next::Chunk(chunk) => take(chunk)?,
+            Next::End(finish) => return Ok(finish),
+            Next::Timeout => {}
+        }
+        next = generation.next(None)?;
+    }
+}
+
+/// The word for why a generation ended.
+pub fn name_of(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::ContextFull => "context-full",
+        Finish::Cancelled => "cancelled",
+        Finish::Failed => "failed",
+    }
+}
