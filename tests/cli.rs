@@ -60,10 +60,15 @@ fn text(path: &Path) -> &str {
 
 /// A folder with a tokenizer and a chat template: random weights of the shape of a golden model.
 fn chat_folder() -> (tempfile::TempDir, PathBuf) {
+    chat_folder_with(|_| {})
+}
+
+fn chat_folder_with(change: impl FnOnce(&mut Weights)) -> (tempfile::TempDir, PathBuf) {
     let mut config = ModelConfig::from_json(&golden_json("dense_f32/config.json")).unwrap();
     config.vocab_size = 273;
     let device = Device::Cpu(Cpu::new(1, None).unwrap());
-    let weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
+    let mut weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
+    change(&mut weights);
     let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
     let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
     let companions = Companions {
@@ -178,6 +183,21 @@ fn generate_answers_through_the_template_or_continues_raw_text() {
     assert_eq!((streamed.code, streamed.err.as_str()), (0, ""));
     let wanted = raw["text"].as_str().unwrap();
     assert_eq!(streamed.out.strip_suffix('\n').unwrap(), wanted.strip_suffix('\n').unwrap_or(wanted));
+}
+
+#[test]
+fn a_nan_in_the_weights_is_told_and_never_answered() {
+    // Of a broken merge or an overflow: every row of logits becomes NaN, of which argmax and draws would take id 0.
+    let (_parent, dir) = chat_folder_with(|weights| {
+        let named = weights.tensors().iter().position(|(name, _)| name == "model.layers.1.mlp.down_proj.weight");
+        weights.tensors_mut()[named.expect("it has two layers")].f32_mut()[7] = f32::NAN;
+    });
+    for temperature in ["0", "1"] {
+        let sampled = ["generate", text(&dir), "hello", "--max-tokens", "4", "--temperature", temperature];
+        refused(&sampled, 1, "not finite");
+        refused(&[&sampled[..], &["--json"]].concat(), 1, "not finite");
+    }
+    refused(&["score", text(&dir), "--ids", "5,6,7"], 1, "not finite");
 }
 
 #[test]

@@ -355,16 +355,18 @@ fn an_update_that_is_not_finite_is_refused_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_student_that_has_diverged_says_so_at_the_turns_end() {
+fn a_student_that_has_diverged_says_so_before_it_says_anything() {
     let d = plain(json!({"preset": "opd"}));
     d.student().restore(broken(d.student()), 1);
     let episode = d.begin(EpisodeSpec::default()).unwrap();
     episode.observe_ids(&[1, 2]).unwrap();
     episode.decide().unwrap();
-    episode.act(&options()).unwrap().collect().unwrap();
     for _ in 0..2 {
-        assert_eq!(fault(episode.outcome(None, true)), Fault::NotFinite);
+        assert_eq!(fault(episode.act(&options()).unwrap().collect()), Fault::NotFinite);
+        assert_eq!(fault(episode.outcome(None, true)), Fault::OutOfOrder);
     }
+    episode.end(0.0, None).unwrap();
+    assert!(episode.trajectory().unwrap().turns().is_empty());
 }
 
 #[test]

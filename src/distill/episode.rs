@@ -471,10 +471,6 @@ fn record(
     if actor != Actor::Replay {
         logprobs.extend(turn.iter().map(|t| t.logprob));
         sampled_logprobs.extend(turn.iter().map(|t| t.sampled_logprob));
-        if logprobs.iter().any(|p| !p.is_finite()) {
-            let why = format!("the {}'s log-probs are not finite: its weights have diverged", actor.name());
-            return Err(Error::new(Fault::NotFinite, why));
-        }
     }
     for run in context.chunk_by(|a, b| a.source == b.source) {
         trajectory.add_context(&run.iter().map(|t| t.id).collect::<Vec<_>>(), run[0].source)?;

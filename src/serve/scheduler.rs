@@ -476,7 +476,7 @@ fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled, coun
     let (timeline, work) = job.parts();
     let Work::Generate(g) = work else { return None };
     let position = timeline.len() as u64;
-    if !sampled.logprob.is_finite() {
+    if !(sampled.logprob.is_finite() && sampled.sampled_logprob.is_finite()) {
         // Whoever tries again computes the row again, and a hidden state that predicts nothing goes.
         timeline.forget_computed(timeline.len().saturating_sub(1));
         return Some(End::Failed(not_finite(timeline.len(), revision)));
