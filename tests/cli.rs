@@ -276,6 +276,109 @@ fn wrong_calls_exit_with_2() {
     refused(&["distill", "--explain", "opd", "--steps", "0"], 2, "--steps");
 }
 
+/// What the program answers to lines on stdin.
+fn squire_with(args: &[&str], stdin: &str) -> Ran {
+    use std::io::Write;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_squire"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that refuses its arguments reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn a_chat_keeps_what_was_said_and_renders_only_what_is_new() {
+    let (_parent, dir) = chat_folder();
+    let args = ["chat", text(&dir), "--max-tokens", "5", "--temperature", "0", "--system", "Be terse."];
+    let json = [&args[..], &["--json"]].concat();
+    let ran = squire_with(&json, "hello\nand now\n\nnever read\n");
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let answers: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 2, "an empty line ends it: {}", ran.out);
+    let first = json_of(&[
+        "generate",
+        text(&dir),
+        "hello",
+        "--system",
+        "Be terse.",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+        "--json",
+    ]);
+    assert_eq!((&answers[0]["ids"], &answers[0]["finish"]), (&first["ids"], &json!("length")));
+    assert_eq!(answers[0]["prompt_tokens"], first["prompt_ids"].as_array().unwrap().len());
+    // The second prompt is the turn's end, one message and the next turn's beginning: no system message again.
+    let wanted = "<|im_end|>\n<|im_start|>user\nand now<|im_end|>\n<|im_start|>assistant\n";
+    let tokenizer = squire::text::Tokenizer::from_json(&tiny_tokenizer::tiny_tokenizer_json()).unwrap();
+    let wanted = tokenizer.encode(wanted, squire::text::Control::All).len();
+    assert_eq!(answers[1]["prompt_tokens"], wanted);
+    let plain = squire_with(&args, "hello\n");
+    assert_eq!((plain.code, plain.err.as_str()), (0, ""));
+    assert_eq!(plain.out, format!("{}\n", answers[0]["text"].as_str().unwrap()));
+    let again =
+        squire_with(&[&json[..], &["--chat-template-kwargs", r#"{"enable_thinking": false}"#]].concat(), "hello\n");
+    let answer: Value = serde_json::from_str(&again.out).unwrap();
+    assert!(
+        answer["prompt_tokens"].as_u64() > answers[0]["prompt_tokens"].as_u64(),
+        "the empty thought is in the prompt"
+    );
+}
+
+#[test]
+fn a_near_miss_is_told_what_was_meant() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    for (args, meant) in [
+        (&["generat", dir, "hi"][..], "generate"),
+        (&["inspekt", dir], "inspect"),
+        (&["generate", dir, "hi", "--max-token", "5"], "--max-tokens"),
+        (&["generate", dir, "hi", "--temprature", "0"], "--temperature"),
+    ] {
+        refused(args, 2, meant);
+    }
+}
+
+#[test]
+fn negative_numbers_are_values_and_not_options() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    let run = |rest: &[&str]| {
+        let args = [&["generate", dir, "hi", "--raw", "--seed", "1", "--json"][..], rest].concat();
+        json_of(&args)["ids"].clone()
+    };
+    assert_eq!(run(&["--top-k", "-1", "--max-tokens", "9"]), run(&["--top-k", "0", "--max-tokens", "9"]));
+    let without_end = run(&["--max-tokens", "-1"]);
+    assert_eq!(without_end, run(&["--max-tokens", "0"]));
+    for (option, value, named) in [
+        ("--top-k", "-2", "0 or -1"),
+        ("--max-tokens", "-7", "0 or -1"),
+        ("--seed", "-1", "leave it out"),
+        ("--temperature", "-1", "temperature"),
+        ("--top-p", "-0.5", "top_p"),
+        ("--threads", "-1", "--threads"),
+        ("--device", "-1", "--device"),
+        ("--device-budget", "-1", "--device-budget"),
+    ] {
+        refused(&["generate", dir, "hi", option, value], 2, named);
+    }
+    refused(&["score", dir, "--ids", "5,6", "--top-k", "-1"], 2, "--top-k");
+}
+
+#[test]
+fn what_only_a_template_can_use_is_refused_without_one() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    refused(&["generate", dir, "hi", "--raw", "--system", "x"], 2, "--system");
+    refused(&["generate", dir, "hi", "--chat-template-kwargs", "{"], 2, "--chat-template-kwargs");
+    refused(&["generate", dir, "hi", "--chat-template-kwargs", "[]"], 2, "chat_template_kwargs");
+    refused(&["chat", text(&golden("dense_f32"))], 1, "tokenizer.json");
+}
+
 #[test]
 fn wrong_sampling_values_exit_with_2() {
     let (_parent, dir) = chat_folder();
