@@ -130,8 +130,7 @@ impl Tokens {
             let (mut start, mut stop) = (at, at + token.form.len());
             at = stop;
             let is_word = |c: Option<char>| c.is_some_and(regex_syntax::is_word_character);
-            if token.single_word
-                && (is_word(text[..start].chars().next_back()) || is_word(text[stop..].chars().next()))
+            if token.single_word && (is_word(text[..start].chars().next_back()) || is_word(text[stop..].chars().next()))
             {
                 continue;
             }
@@ -182,7 +181,9 @@ impl AddedTokens {
             let text = text.ok_or_else(|| form(format!("wanted a content, found {entry}; remove the entry")))?;
             if text.len() > MAX_TEXT {
                 let (n, begin) = (text.len(), text.chars().take(40).collect::<String>());
-                return Err(form(format!("{begin:?}...: wanted at most {MAX_TEXT} bytes, found {n}; shorten the token")));
+                return Err(form(format!(
+                    "{begin:?}...: wanted at most {MAX_TEXT} bytes, found {n}; shorten the token"
+                )));
             }
             let found = entry.get("id").unwrap_or(&Value::Null);
             let id = found.as_i64().filter(|id| (0..=max_id as i64).contains(id));
@@ -328,7 +329,9 @@ mod tests {
     #[test]
     fn the_beginning_of_a_token_is_known_and_the_whole_is_none() {
         let added = tokens(&[("<a>", 1, true), ("<a>b", 2, false), ("<abc>", 3, true)]);
-        for (text, begins) in [("<", true), ("<a", true), ("<a>", true), ("<a>b", false), ("<abc>", false), ("x", false)] {
+        for (text, begins) in
+            [("<", true), ("<a", true), ("<a>", true), ("<a>b", false), ("<abc>", false), ("x", false)]
+        {
             assert_eq!(added.begins_any(text, |_| true), begins, "{text}");
         }
         assert!(!added.begins_any("<a>", |token| token.special));

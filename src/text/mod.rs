@@ -11,6 +11,7 @@ mod messages;
 mod normalizer;
 mod pattern;
 mod pre_tokenizer;
+mod reading;
 pub mod request;
 pub mod source;
 pub mod stream;

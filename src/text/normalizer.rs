@@ -10,7 +10,7 @@ use serde_json::Value;
 use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 use unicode_normalization_alignments::{is_nfd_quick, is_nfkd_quick};
 
-use super::tokenizer::{form, list_of, type_of, unsupported};
+use super::reading::{form, list_of, type_of, unsupported};
 use crate::error::Result;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

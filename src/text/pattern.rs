@@ -16,7 +16,7 @@ use regex_automata::{Anchored, Input};
 use regex_syntax::ast::{self, Ast};
 use regex_syntax::hir::{Class, Hir, HirKind};
 
-use super::tokenizer::{form, unsupported};
+use super::reading::{form, unsupported};
 use crate::error::{Error, Result};
 
 /// The longest pattern, in bytes; Qwen3's has 130.
@@ -336,12 +336,8 @@ impl ast::Visitor for Oniguruma<'_> {
                 )),
             },
             Ast::Repetition(repetition) => {
-                let exactly = ast::RepetitionKind::Range(ast::RepetitionRange::Exactly(0));
-                let is_exact = std::mem::discriminant(&repetition.op.kind) == std::mem::discriminant(&exactly)
-                    && matches!(
-                        repetition.op.kind,
-                        ast::RepetitionKind::Range(ast::RepetitionRange::Exactly(_))
-                    );
+                let is_exact =
+                    matches!(repetition.op.kind, ast::RepetitionKind::Range(ast::RepetitionRange::Exactly(_)));
                 if matches!(*repetition.ast, Ast::Repetition(_)) || (is_exact && !repetition.greedy) {
                     let why = "wanted one repetition sign, found two, which engines read differently; put the first \
                                into a group, as in (?:a+)*";
@@ -366,6 +362,52 @@ impl ast::Visitor for Oniguruma<'_> {
         match op.kind {
             ast::ClassSetBinaryOpKind::Intersection => Ok(()),
             _ => Err(refused(self.pattern, "wanted no -- or ~~ in a class; write \\- or one ~")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Stream, below};
+
+    /// The splitting patterns of GPT-2, Qwen, Llama 3, o200k, DeepSeek V3 (its parts) and Ling.
+    const PATTERNS: [&str; 10] = [
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        super::super::tiny_tokenizer::PATTERN,
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[一-龥぀-ゟ゠-ヿ]+",
+        r"[!#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+        r"\s+(?=\n)|[a-z]+(?![!?])|\d+(?=x)",
+        r"\s*",
+        r" ?[^(\s|[.,!?…。])]+",
+    ];
+
+    /// Texts of what the patterns tell apart.
+    fn draw_text(case: u64) -> String {
+        let pool = [
+            " ", "  ", "\n", "\r\n", "\t", "\u{a0}", "\u{3000}", "a", "Bc", "x", "é", "\u{301}", "漢", "か", "1",
+            "234", "'s", "'LL", "ſ", "!", "?", "...", "/", "(", "|", "😀", "-ab",
+        ];
+        let draw = |i, n: usize| below(Stream::World, &[case, i], n as u64) as usize;
+        (0..draw(0, 14)).map(|i| pool[draw(i as u64 + 1, pool.len())]).collect()
+    }
+
+    #[test]
+    fn every_family_splits_as_a_backtracking_matcher_does() {
+        for source in PATTERNS {
+            let ours = Pattern::new(source).unwrap();
+            let theirs = tokenizers::utils::SysRegex::new(source).unwrap();
+            for case in 0..1500 {
+                let text = draw_text(case);
+                for (at, _) in text.char_indices() {
+                    let wanted = theirs.find_iter(&text[at..]).next();
+                    // What stands before is no part of the slice that the reference sees; no pattern here asks.
+                    assert_eq!(ours.find(&text[at..], 0), wanted, "{source} {text:?} {at}");
+                }
+            }
         }
     }
 }

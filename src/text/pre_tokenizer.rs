@@ -7,7 +7,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::pattern::Pattern;
-use super::tokenizer::{form, list_of, type_of, unsupported};
+use super::reading::{form, list_of, type_of, unsupported};
 use crate::error::Result;
 
 /// The most steps of a sequence; DeepSeek's has four.
@@ -53,8 +53,8 @@ impl PreTokenizer {
         let mut pre_tokenizer = PreTokenizer::default();
         pre_tokenizer.read(part)?;
         if !pre_tokenizer.ended {
-            let why = "pre_tokenizer: wanted ByteLevel as the last step, found none; squire reads byte-level BPE only: \
-                       use such a tokenizer, as Qwen3's is";
+            let why = "pre_tokenizer: wanted ByteLevel as the last step, found none; use a tokenizer of \
+                       byte-level BPE, as Qwen3's is";
             return Err(unsupported(why));
         }
         Ok(pre_tokenizer)
@@ -66,7 +66,8 @@ impl PreTokenizer {
         }
         let name = type_of(part, "pre_tokenizer")?;
         if self.ended && name != "Sequence" {
-            let why = format!("pre_tokenizer: wanted ByteLevel as the last step, found {name} behind it; remove that step");
+            let why =
+                format!("pre_tokenizer: wanted ByteLevel as the last step, found {name} behind it; remove that step");
             return Err(unsupported(why));
         }
         let flag = |key: &str, default: bool| part.get(key).and_then(Value::as_bool).unwrap_or(default);
@@ -224,6 +225,45 @@ impl Join<'_> {
         if self.pieces[first..].iter().any(Range::is_empty) {
             let kept: Vec<Range<usize>> = self.pieces.drain(first..).filter(|piece| !piece.is_empty()).collect();
             self.pieces.extend(kept);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Stream, below};
+    use serde_json::json;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper};
+
+    #[test]
+    fn every_behavior_cuts_as_the_reference_does() {
+        let pool = [" ", "-", "--", "a", "bc", "é", "1", "22", "½", "\n", "."];
+        for pattern in
+            [json!({"String": "-"}), json!({"String": ""}), json!({"Regex": r"\s|-+"}), json!({"Regex": "-*"})]
+        {
+            for behavior in ["Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"] {
+                for (invert, individual) in [(false, false), (true, true), (false, true), (true, false)] {
+                    let part = json!({"type": "Sequence", "pretokenizers": [
+                        {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert},
+                        {"type": "Digits", "individual_digits": individual},
+                        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": individual}]});
+                    let ours = PreTokenizer::from_json(&part).unwrap();
+                    let theirs: PreTokenizerWrapper = serde_json::from_value(part.clone()).unwrap();
+                    for case in 0..200 {
+                        let draw = |i, n: usize| below(Stream::World, &[case, i], n as u64) as usize;
+                        let text: String = (0..draw(0, 10)).map(|i| pool[draw(i as u64 + 1, pool.len())]).collect();
+                        let mut pieces = PreTokenizedString::from(text.as_str());
+                        theirs.pre_tokenize(&mut pieces).unwrap();
+                        let wanted: Vec<Range<usize>> = pieces
+                            .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                            .iter()
+                            .map(|(_, (start, stop), _)| *start..*stop)
+                            .collect();
+                        assert_eq!(ours.split(&text), wanted, "{part} {text:?}");
+                    }
+                }
+            }
         }
     }
 }

@@ -9,19 +9,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
 use super::added_tokens::{AddedTokens, Piece};
 use super::bpe::{Bpe, Merge, Scratch};
 use super::byte_level;
 use super::normalizer::Normalizer;
 use super::pre_tokenizer::PreTokenizer;
-use crate::error::{Error, Fault, Result};
+use super::reading::{DAMAGED, form, list_of, type_of, unsupported};
+use crate::error::Result;
 use crate::random::mix;
+use serde_json::Value;
 
 /// The largest id, a bound on the table that a hostile file can ask for.
 const MAX_ID: i32 = (1 << 22) - 1;
-/// What to do about a file that is not as it was written.
-const DAMAGED: &str = "fetch the file again, or save the tokenizer again";
 
 /// Which added tokens count when a text is encoded; the others are plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +43,6 @@ pub struct Tokenizer {
     bytes: Vec<u8>,
     windows: Vec<(u32, u32)>,
     special: Vec<bool>,
-}
-
-pub(super) fn form(why: impl Into<String>) -> Error {
-    Error::new(Fault::TokenizerForm, why)
-}
-
-pub(super) fn unsupported(why: impl Into<String>) -> Error {
-    Error::new(Fault::UnsupportedTokenizer, why)
 }
 
 impl Tokenizer {
@@ -212,8 +203,12 @@ impl Table {
         for (text, &id) in vocabulary {
             let bytes = text.chars().map(|c| by_char.get(c as usize).copied().flatten());
             let bytes: Option<Vec<u8>> = bytes.collect();
-            let bytes =
-                bytes.ok_or_else(|| unsupported(format!("model: token {text:?} is not in the byte alphabet")))?;
+            let bytes = bytes.ok_or_else(|| {
+                unsupported(format!(
+                    "model: token {text:?}: wanted characters of the byte alphabet only, found another; use a \
+                     tokenizer of byte-level BPE, or list the token under added_tokens"
+                ))
+            })?;
             table.place(id, text, &bytes)?;
         }
         for token in added.iter() {
@@ -233,21 +228,15 @@ impl Table {
     fn place(&mut self, id: i32, text: &str, bytes: &[u8]) -> Result<()> {
         let window = &mut self.windows[id as usize];
         if window.1 > 0 {
-            return Err(form(format!("token {text:?}: its id {id} belongs to another token too")));
+            return Err(form(format!(
+                "token {text:?}: wanted an id of its own, found {id}, which another token has too; {DAMAGED}"
+            )));
         }
-        let too_long = |_| form("the tokens have more than 4 GiB of text");
+        let too_long = |_| form("wanted less than 4 GiB of tokens, found more; use a smaller vocabulary");
         *window = (u32::try_from(self.bytes.len()).map_err(too_long)?, u32::try_from(bytes.len()).map_err(too_long)?);
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
-}
-
-pub(super) fn type_of<'a>(part: &'a Value, name: &str) -> Result<&'a str> {
-    part.get("type").and_then(Value::as_str).ok_or_else(|| form(format!("{name}: wanted an object with a type")))
-}
-
-pub(super) fn list_of<'a>(part: &'a Value, key: &str, name: &str) -> Result<&'a Vec<Value>> {
-    part.get(key).and_then(Value::as_array).ok_or_else(|| form(format!("{name}: wanted a list {key}")))
 }
 
 /// The decoder's whole effect is in the table; it must only be the one that the table assumes.
@@ -258,10 +247,14 @@ fn check_decoder(part: &Value) -> Result<()> {
             let parts = list_of(part, "decoders", "decoder")?;
             match parts.iter().find(|part| part.get("type").and_then(Value::as_str) != Some("ByteLevel")) {
                 None if !parts.is_empty() => Ok(()),
-                _ => Err(unsupported("decoder: a Sequence of other things than ByteLevel is not implemented")),
+                _ => Err(unsupported(
+                    "decoder: wanted ByteLevel, found a Sequence of something else; use a tokenizer of byte-level BPE",
+                )),
             }
         }
-        other => Err(unsupported(format!("decoder: wanted ByteLevel, found {other}"))),
+        other => {
+            Err(unsupported(format!("decoder: wanted ByteLevel, found {other}; use a tokenizer of byte-level BPE")))
+        }
     }
 }
 
@@ -269,7 +262,9 @@ fn check_decoder(part: &Value) -> Result<()> {
 fn check_model(model: &Value) -> Result<()> {
     match type_of(model, "model")? {
         "BPE" => {}
-        other => return Err(unsupported(format!("model: wanted BPE, found {other}"))),
+        other => {
+            return Err(unsupported(format!("model: wanted BPE, found {other}; use a tokenizer of byte-level BPE")));
+        }
     }
     let off = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
@@ -279,18 +274,23 @@ fn check_model(model: &Value) -> Result<()> {
     };
     for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"] {
         if !model.get(key).is_none_or(off) {
-            return Err(unsupported(format!("model: {key} is not implemented")));
+            return Err(unsupported(format!(
+                "model: wanted {key} unset, found {}; set it to null if the model was trained without it",
+                model[key]
+            )));
         }
     }
     Ok(())
 }
 
 fn read_vocabulary(part: &Value) -> Result<HashMap<String, i32>> {
-    let part = part.as_object().ok_or_else(|| form("model: wanted an object vocab"))?;
+    let part = part.as_object().ok_or_else(|| form(format!("model: wanted an object vocab, found none; {DAMAGED}")))?;
     let mut ids = HashMap::with_capacity(part.len());
     for (token, id) in part {
         let found = id.as_i64().filter(|id| (0..=MAX_ID as i64).contains(id) && !token.is_empty());
-        let wrong = || form(format!("model: token {token:?}: wanted an id up to {MAX_ID}, found {id}"));
+        let wrong = || {
+            form(format!("model: token {token:?}: wanted a text and an id from 0 to {MAX_ID}, found {id}; {DAMAGED}"))
+        };
         ids.insert(token.clone(), found.ok_or_else(wrong)? as i32);
     }
     Ok(ids)
@@ -333,7 +333,10 @@ fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Vec<Mer
 fn byte_ids(vocabulary: &HashMap<String, i32>) -> Result<Vec<i32>> {
     let id = |byte: u8| {
         let symbol = byte_level::char_of(byte).to_string();
-        vocabulary.get(&symbol).copied().ok_or_else(|| form(format!("model: byte {byte:#04x} has no token {symbol:?}")))
+        vocabulary
+            .get(&symbol)
+            .copied()
+            .ok_or_else(|| form(format!("model: byte {byte:#04x}: wanted its token {symbol:?}, found none; {DAMAGED}")))
     };
     (0..=255).map(id).collect()
 }
