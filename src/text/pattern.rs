@@ -85,6 +85,8 @@ struct Alternative<'p> {
     text: &'p str,
     /// The body of the look-ahead at its end, and whether it must not match.
     ahead: Option<(&'p str, bool)>,
+    /// Whether it is the whole pattern, where a flag at its beginning changes nothing else.
+    is_whole: bool,
 }
 
 /// Cuts a pattern at the bars that stand in no group.
@@ -94,11 +96,11 @@ fn alternatives(pattern: &str) -> Result<Vec<Alternative<'_>>> {
     let (mut groups, mut classes, mut at) = (0usize, 0usize, 0);
     let unbalanced = || broken(pattern, "a bracket has no partner; every ( needs a ), every [ a ]");
     let alternative = |from: usize, to: usize, ahead: Option<usize>| match ahead {
-        None => Ok(Alternative { text: &pattern[from..to], ahead: None }),
+        None => Ok(Alternative { text: &pattern[from..to], ahead: None, is_whole: to - from == pattern.len() }),
         // The group that looks ahead must be the alternative's last part.
         Some(open) if last_group(&bytes[open..to]) => {
             let body = (&pattern[open + 3..to - 1], bytes[open + 2] == b'!');
-            Ok(Alternative { text: &pattern[from..open], ahead: Some(body) })
+            Ok(Alternative { text: &pattern[from..open], ahead: Some(body), is_whole: false })
         }
         Some(_) => Err(look_around(pattern)),
     };
@@ -133,7 +135,7 @@ fn alternatives(pattern: &str) -> Result<Vec<Alternative<'_>>> {
     if found.len() > 1 && (pattern.starts_with("(?i)") || pattern.starts_with("(?-i)")) {
         // Such a flag holds for all alternatives, so they stay together.
         if found.iter().all(|(_, _, ahead)| ahead.is_none()) {
-            return Ok(vec![Alternative { text: pattern, ahead: None }]);
+            return Ok(vec![Alternative { text: pattern, ahead: None, is_whole: true }]);
         }
         return Err(refused(pattern, "a flag before a look-ahead; write (?i:...) around what it is meant for"));
     }
@@ -175,7 +177,7 @@ impl Alternative<'_> {
     /// Adds this alternative's automata, the one that is preferred first, each with whether the last
     /// character it matches is context.
     fn add_to(&self, automata: &mut Vec<(Hir, bool)>) -> Result<()> {
-        let body = hir(self.text)?;
+        let body = hir(self.text, self.is_whole)?;
         let Some((ahead, negative)) = self.ahead else {
             automata.push((body, false));
             return Ok(());
@@ -184,7 +186,7 @@ impl Alternative<'_> {
             HirKind::Repetition(run) if run.greedy && run.max.is_none() && run.min > 0 => class_of(&run.sub),
             _ => None,
         };
-        let (Some(_), Some(mut next)) = (run, class_of(&hir(ahead)?)) else {
+        let (Some(_), Some(mut next)) = (run, class_of(&hir(ahead, false)?)) else {
             return Err(look_around(&format!("{}(?{}{ahead})", self.text, if negative { '!' } else { '=' })));
         };
         if negative {
@@ -212,7 +214,7 @@ fn class_of(hir: &Hir) -> Option<Class> {
     }
 }
 
-fn hir(text: &str) -> Result<Hir> {
+fn hir(text: &str, is_whole: bool) -> Result<Hir> {
     let parse = |text: &str| ast::parse::Parser::new().parse(text);
     let parsed = parse(text).map_err(|e| {
         use ast::ErrorKind::{UnsupportedBackreference, UnsupportedLookAround};
@@ -227,7 +229,7 @@ fn hir(text: &str) -> Result<Hir> {
         plain.remove(plus);
     }
     let parsed = parse(&plain).map_err(|e| broken(text, &format!("{}; correct it", e.kind())))?;
-    ast::visit(&parsed, Oniguruma { pattern: text })?;
+    ast::visit(&parsed, Oniguruma { pattern: text, is_whole })?;
     translate(&plain, &parsed)
 }
 
@@ -299,6 +301,7 @@ fn is_optional(hir: &Hir) -> bool {
 /// Refuses what Oniguruma reads otherwise than the parser here.
 struct Oniguruma<'p> {
     pattern: &'p str,
+    is_whole: bool,
 }
 
 impl Oniguruma<'_> {
@@ -323,8 +326,8 @@ impl ast::Visitor for Oniguruma<'_> {
     fn visit_pre(&mut self, part: &Ast) -> Result<()> {
         use ast::AssertionKind::{EndLine, EndText, NotWordBoundary, StartText, WordBoundary};
         match part {
-            Ast::Flags(set) if set.span.start.offset > 0 => {
-                Err(refused(self.pattern, "wanted flags at the beginning only; write (?i:...)"))
+            Ast::Flags(set) if set.span.start.offset > 0 || !self.is_whole => {
+                Err(refused(self.pattern, "wanted a flag at the beginning of the whole pattern only; write (?i:...)"))
             }
             Ast::Flags(set) => self.flags(&set.flags),
             Ast::Group(group) => group.flags().map_or(Ok(()), |flags| self.flags(flags)),
@@ -372,7 +375,7 @@ mod tests {
     use crate::random::{Stream, below};
 
     /// The splitting patterns of GPT-2, Qwen, Llama 3, o200k, DeepSeek V3 (its parts) and Ling.
-    const PATTERNS: [&str; 10] = [
+    const PATTERNS: [&str; 11] = [
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
         super::super::tiny_tokenizer::PATTERN,
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -382,6 +385,7 @@ mod tests {
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
         r"\s+(?=\n)|[a-z]+(?![!?])|\d+(?=x)",
         r"\s*",
+        r"(?i)bc|[x-z]",
         r" ?[^(\s|[.,!?…。])]+",
     ];
 
