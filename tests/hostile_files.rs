@@ -510,6 +510,8 @@ fn tokenizer_that_lacks_a_byte() {
 #[test]
 fn tokenizer_parts_that_are_not_implemented_are_named() {
     let last = "/pre_tokenizer/pretokenizers/1";
+    let pattern = "/pre_tokenizer/pretokenizers/0/pattern/Regex";
+    let pieces = "/pre_tokenizer/pretokenizers";
     for (pointer, value, name) in [
         ("/model/type", json!("Unigram"), "Unigram"),
         ("/model/dropout", json!(0.1), "dropout"),
@@ -526,14 +528,28 @@ fn tokenizer_parts_that_are_not_implemented_are_named() {
         ("/decoder", json!(null), "no decoder"),
         ("/decoder", json!({"type": "WordPiece"}), "WordPiece"),
         ("/decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}]}), "Sequence"),
-        ("/added_tokens/3/lstrip", json!(true), "<think>"),
-        ("/added_tokens/3/rstrip", json!(true), "<think>"),
-        ("/added_tokens/3/single_word", json!(true), "<think>"),
-        ("/added_tokens/3/normalized", json!(true), "<think>"),
+        (pattern, json!("(?<=a)b"), "look-around"),
+        (pattern, json!("a(?=bc)"), "look-around"),
+        (pattern, json!("(?:a(?!b)|c)"), "look-around"),
+        (pattern, json!("(?>a+)b"), "look-around"),
+        (pattern, json!(r"(a)\1"), "look-around"),
+        (pattern, json!("a++a"), "possessive"),
+        (pattern, json!("(?s).|b"), "flag"),
+        (pattern, json!("a|(?i)b"), "flag"),
+        (pattern, json!("^a"), "^"),
+        (pattern, json!(r"\<"), r"\<"),
+        (pattern, json!("[[:alpha:]]"), ":alpha:"),
+        (pattern, json!("[a--b]"), "--"),
+        (pattern, json!("a{2}?"), "repetition"),
+        (pattern, json!("a+*"), "repetition"),
+        (pieces, json!([{"type": "ByteLevel", "add_prefix_space": false}, {"type": "Digits"}]), "Digits"),
     ] {
         let e = tokenizer_lie(pointer, value);
         assert_eq!(e.fault(), Fault::UnsupportedTokenizer, "{pointer}: {e}");
         assert!(e.message().contains(name), "{pointer}: {e}");
+        // Object, wanted, found; and behind the last semicolon what to do.
+        let remedy = ["; use ", "; write ", "; rewrite ", "; set ", "; put ", "; remove "];
+        assert!(remedy.iter().any(|verb| e.message().contains(verb)), "no remedy: {e}");
     }
     let mut document = tiny_tokenizer();
     document["model"]["vocab"]["漢"] = 300.into();

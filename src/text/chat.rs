@@ -195,7 +195,7 @@ struct Breaker<'a> {
 
 /// Whether a token can be told apart in a rendering: it takes two characters to be broken.
 fn breakable(token: &AddedToken) -> bool {
-    token.text.chars().nth(1).is_some()
+    token.form.chars().nth(1).is_some()
 }
 
 impl<'a> Breaker<'a> {
@@ -249,14 +249,15 @@ impl<'a> Breaker<'a> {
     /// A text with a nonce in every token and fragment of one, as the module's text says.
     fn text(&self, text: &str, only_special: bool) -> String {
         let added = self.tokenizer.added();
+        let text = &*added.searched(text);
         let wanted = |token: &AddedToken| breakable(token) && (token.special || !only_special);
         let telling = |fragment: &str| fragment.contains(|c: char| !c.is_alphanumeric());
         let ends_token = |token: &AddedToken| {
-            let suffixes = token.text.char_indices().skip(1).map(|(at, _)| &token.text[at..]);
+            let suffixes = token.form.char_indices().skip(1).map(|(at, _)| &token.form[at..]);
             wanted(token) && suffixes.into_iter().any(|suffix| text.starts_with(suffix) && telling(suffix))
         };
         let mut broken = String::with_capacity(text.len());
-        if added.iter().any(ends_token) {
+        if added.joins_before(text) || added.iter().any(ends_token) {
             broken.push(self.nonce);
         }
         for (at, c) in text.char_indices() {

@@ -2,11 +2,16 @@
 #![forbid(unsafe_code)]
 
 mod added_tokens;
+mod bpe;
 mod byte_level;
 pub mod chat;
 mod chat_json;
 mod json;
 mod messages;
+mod normalizer;
+mod pattern;
+mod pre_tokenizer;
+mod reading;
 pub mod request;
 pub mod source;
 pub mod stream;

@@ -1,31 +1,26 @@
 //! Text to token ids and back, for byte-level BPE as Qwen3 uses it.
 //!
-//! tokenizer.json is read and checked here; the merging is the `tokenizers` crate's, built without
-//! added tokens. Those are found by our own scan, because who wrote a text decides which of them may
-//! count: in what the host or the environment says, none does, so nobody can forge a control token.
-//! Ids go back to bytes through a table, and bytes to text wherever the caller has enough of them.
+//! tokenizer.json is read and checked here. A text is cut at the added tokens that may count, the rest
+//! normalised, cut into pieces, and each piece merged; the ids are those of Hugging Face's tokenizers,
+//! in time that grows no faster than n log n. Who wrote a text decides which added tokens may count: in
+//! what the host or the environment says, none does, so nobody can forge a control token. Ids go back
+//! to bytes through a table, and bytes to text wherever the caller has enough of them.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-
-use serde_json::Value;
-use tokenizers::models::bpe::{BPE, Merges};
-use tokenizers::normalizers::{NFC, NFD, NFKC, NFKD, NormalizerWrapper};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::SplitDelimiterBehavior;
+use std::collections::{HashMap, HashSet};
 
 use super::added_tokens::{AddedTokens, Piece};
+use super::bpe::{Bpe, Merge, Scratch};
 use super::byte_level;
-use crate::error::{Error, Fault, Result};
+use super::normalizer::Normalizer;
+use super::pre_tokenizer::PreTokenizer;
+use super::reading::{DAMAGED, form, list_of, type_of, unsupported};
+use crate::error::Result;
 use crate::random::mix;
+use serde_json::Value;
 
 /// The largest id, a bound on the table that a hostile file can ask for.
 const MAX_ID: i32 = (1 << 22) - 1;
-/// The longest pattern of a pre-tokenizer, in bytes; Qwen3's has 130.
-const MAX_PATTERN: usize = 4096;
 
 /// Which added tokens count when a text is encoded; the others are plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,23 +35,14 @@ pub enum Control {
 
 /// A tokenizer. Encoding is deterministic, takes `&self`, and uses no threads.
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
     added: AddedTokens,
+    pre_tokenizer: PreTokenizer,
+    bpe: Bpe,
     ids: HashMap<String, i32>,
     /// The bytes of all tokens, and each id's window in them; an empty window where there is no token.
     bytes: Vec<u8>,
     windows: Vec<(u32, u32)>,
     special: Vec<bool>,
-    /// The id of each single byte.
-    byte_ids: Vec<i32>,
-}
-
-fn form(why: impl Into<String>) -> Error {
-    Error::new(Fault::TokenizerForm, why)
-}
-
-fn unsupported(why: impl Into<String>) -> Error {
-    Error::new(Fault::UnsupportedTokenizer, why)
 }
 
 impl Tokenizer {
@@ -69,79 +55,77 @@ impl Tokenizer {
     }
 
     fn build(json: &[u8]) -> Result<Tokenizer> {
-        let mut document: Value = serde_json::from_slice(json).map_err(|e| form(e.to_string()))?;
+        // A mark that some editors put before UTF-8.
+        let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+        let parsed = serde_json::from_slice(json);
+        let mut document: Value = parsed.map_err(|e| form(format!("wanted JSON, found an error: {e}; {DAMAGED}")))?;
         if !document.is_object() {
-            return Err(form("wanted a JSON object"));
+            return Err(form(format!("wanted a JSON object, found something else; {DAMAGED}")));
         }
-        let mut normalizers = Vec::new();
-        read_normalizers(&document["normalizer"], &mut normalizers)?;
-        let mut pre_tokenizers = Vec::new();
-        read_pre_tokenizers(&document["pre_tokenizer"], &mut pre_tokenizers)?;
-        if !matches!(pre_tokenizers.last(), Some(PreTokenizerWrapper::ByteLevel(_))) {
-            return Err(unsupported("pre_tokenizer: wanted ByteLevel as the last step"));
-        }
+        let normalizer = Normalizer::from_json(&document["normalizer"])?;
+        let pre_tokenizer = PreTokenizer::from_json(&document["pre_tokenizer"])?;
         check_decoder(&document["decoder"])?;
-        let added = AddedTokens::from_json(&document["added_tokens"], !normalizers.is_empty(), MAX_ID)?;
+        let added = AddedTokens::from_json(&document["added_tokens"], normalizer, MAX_ID)?;
         let mut model = document["model"].take();
         check_model(&model)?;
         let mut ids = read_vocabulary(&model["vocab"])?;
-        // An added token that is also listed as a merged one must not be reachable by merges.
+        let merges = read_merges(model["merges"].take(), &ids)?;
+        let byte_ids = byte_ids(&ids)?;
+        // An added token that is listed in the vocabulary too is text only where text can make it by merges.
+        let made: HashSet<i32> = merges.iter().map(|merge| merge.made).chain(byte_ids.iter().copied()).collect();
         for token in added.iter() {
-            if ids.remove(&token.text).is_some_and(|id| id != token.id) {
-                return Err(form(format!("added token {:?} has another id in the vocabulary", token.text)));
+            let Some(&id) = ids.get(&token.text) else { continue };
+            if id != token.id {
+                return Err(form(format!(
+                    "added token {:?}: wanted its id {}, found {id} in the vocabulary; make both the same",
+                    token.text, token.id
+                )));
+            }
+            if !made.contains(&id) {
+                ids.remove(&token.text);
             }
         }
-        let merges = read_merges(model["merges"].take(), &ids)?;
-        let ignore_merges = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
-
-        let mut table = Table::new(&ids, &added)?;
-        let byte_ids = byte_ids(&ids)?;
-        let bpe = BPE::builder()
-            .vocab_and_merges(
-                ids.iter().map(|(t, &id)| (t.clone(), id as u32)).collect::<tokenizers::models::bpe::Vocab>(),
-                merges,
-            )
-            .ignore_merges(ignore_merges)
-            .build()
-            .map_err(|e| form(format!("model: {e}")))?;
-        let mut inner = tokenizers::Tokenizer::new(bpe);
-        if !normalizers.is_empty() {
-            let sequence = tokenizers::normalizers::Sequence::new(normalizers);
-            inner.with_normalizer(Some(sequence)).map_err(|e| form(format!("normalizer: {e}")))?;
+        let table = Table::new(&ids, &added)?;
+        let mut whole = HashMap::new();
+        if model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false) {
+            whole.extend(ids.values().map(|&id| (table.bytes_of(id).to_vec(), id)));
         }
-        let sequence = tokenizers::pre_tokenizers::sequence::Sequence::new(pre_tokenizers);
-        inner.with_pre_tokenizer(Some(sequence));
+        let bpe = Bpe::new(byte_ids, &merges, whole, &table.special);
         ids.extend(added.iter().map(|token| (token.text.clone(), token.id)));
-        table.special.shrink_to_fit();
         let Table { bytes, windows, special } = table;
-        Ok(Tokenizer { inner, added, ids, bytes, windows, special, byte_ids })
+        Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special })
     }
 
-    /// The ids of a text. Any text encodes; the bytes of the ids are the bytes of the normalised text.
+    /// The ids of a text. Any text encodes, of any length; the bytes of the ids are the bytes of the
+    /// normalised text, but for white space that an added token takes with it (`lstrip`, `rstrip`).
+    ///
+    /// A special token that is also made by merges (an ordinary word, added as special) is made by no text
+    /// for which special tokens do not count: it comes out as its parts. A single byte has none, and stays.
     pub fn encode(&self, text: &str, control: Control) -> Vec<i32> {
         let mut ids = Vec::new();
-        for piece in self.added.split(text, |token| match control {
-            Control::None => false,
-            Control::NotSpecial => !token.special,
-            Control::All => true,
-        }) {
+        let mut scratch = Scratch::default();
+        if control == Control::None {
+            self.encode_normal(&self.added.normal_form(text), false, &mut scratch, &mut ids);
+            return ids;
+        }
+        let special = control == Control::All;
+        for piece in self.added.split(text, |token| special || !token.special) {
             match piece {
                 Piece::Token(id) => ids.push(id),
-                Piece::Text(text) => self.encode_text(text, &mut ids),
+                Piece::Text(text) => self.encode_normal(&text, special, &mut scratch, &mut ids),
             }
         }
         ids
     }
 
-    fn encode_text(&self, text: &str, ids: &mut Vec<i32>) {
-        match self.inner.encode_fast(text, false) {
-            Ok(encoding) => ids.extend(encoding.get_ids().iter().map(|&id| id as i32)),
-            // No such failure is known: every byte has an id. If there were one, the text must not be lost.
-            Err(_) => ids.extend(text.bytes().map(|byte| self.byte_ids[byte as usize])),
+    fn encode_normal(&self, text: &str, special: bool, scratch: &mut Scratch, ids: &mut Vec<i32>) {
+        for piece in self.pre_tokenizer.split(text) {
+            self.bpe.encode(&text.as_bytes()[piece], special, scratch, ids);
         }
     }
 
-    /// The bytes of a token: for a merged one those it stands for, for an added one its text in UTF-8.
+    /// The bytes of a token: for a merged one those it stands for, for an added one its text in UTF-8 (the
+    /// normal form of it, where that is what is looked for).
     /// None where no token has this id.
     pub fn token_bytes(&self, id: i32) -> Option<&[u8]> {
         let &(start, len) = self.windows.get(usize::try_from(id).ok()?)?;
@@ -219,101 +203,40 @@ impl Table {
         for (text, &id) in vocabulary {
             let bytes = text.chars().map(|c| by_char.get(c as usize).copied().flatten());
             let bytes: Option<Vec<u8>> = bytes.collect();
-            let bytes =
-                bytes.ok_or_else(|| unsupported(format!("model: token {text:?} is not in the byte alphabet")))?;
+            let bytes = bytes.ok_or_else(|| {
+                unsupported(format!(
+                    "model: token {text:?}: wanted characters of the byte alphabet only, found another; use a \
+                     tokenizer of byte-level BPE, or list the token under added_tokens"
+                ))
+            })?;
             table.place(id, text, &bytes)?;
         }
         for token in added.iter() {
-            table.place(token.id, &token.text, token.text.as_bytes())?;
+            if !vocabulary.contains_key(&token.text) {
+                table.place(token.id, &token.text, token.form.as_bytes())?;
+            }
             table.special[token.id as usize] = token.special;
         }
         Ok(table)
     }
 
+    fn bytes_of(&self, id: i32) -> &[u8] {
+        let (start, len) = self.windows[id as usize];
+        &self.bytes[start as usize..(start + len) as usize]
+    }
+
     fn place(&mut self, id: i32, text: &str, bytes: &[u8]) -> Result<()> {
         let window = &mut self.windows[id as usize];
         if window.1 > 0 {
-            return Err(form(format!("token {text:?}: its id {id} belongs to another token too")));
+            return Err(form(format!(
+                "token {text:?}: wanted an id of its own, found {id}, which another token has too; {DAMAGED}"
+            )));
         }
-        let too_long = |_| form("the tokens have more than 4 GiB of text");
+        let too_long = |_| form("wanted less than 4 GiB of tokens, found more; use a smaller vocabulary");
         *window = (u32::try_from(self.bytes.len()).map_err(too_long)?, u32::try_from(bytes.len()).map_err(too_long)?);
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
-}
-
-fn type_of<'a>(part: &'a Value, name: &str) -> Result<&'a str> {
-    part.get("type").and_then(Value::as_str).ok_or_else(|| form(format!("{name}: wanted an object with a type")))
-}
-
-fn list_of<'a>(part: &'a Value, key: &str, name: &str) -> Result<&'a Vec<Value>> {
-    part.get(key).and_then(Value::as_array).ok_or_else(|| form(format!("{name}: wanted a list {key}")))
-}
-
-fn read_normalizers(part: &Value, into: &mut Vec<NormalizerWrapper>) -> Result<()> {
-    if part.is_null() {
-        return Ok(());
-    }
-    match type_of(part, "normalizer")? {
-        "NFC" => into.push(NFC.into()),
-        "NFD" => into.push(NFD.into()),
-        "NFKC" => into.push(NFKC.into()),
-        "NFKD" => into.push(NFKD.into()),
-        "Sequence" => {
-            for part in list_of(part, "normalizers", "normalizer")? {
-                read_normalizers(part, into)?;
-            }
-        }
-        other => return Err(unsupported(format!("normalizer: {other} is not implemented"))),
-    }
-    Ok(())
-}
-
-fn read_pre_tokenizers(part: &Value, into: &mut Vec<PreTokenizerWrapper>) -> Result<()> {
-    if part.is_null() {
-        return Ok(());
-    }
-    let flag = |key: &str, default: bool| part.get(key).and_then(Value::as_bool).unwrap_or(default);
-    match type_of(part, "pre_tokenizer")? {
-        "Sequence" => {
-            for part in list_of(part, "pretokenizers", "pre_tokenizer")? {
-                read_pre_tokenizers(part, into)?;
-            }
-        }
-        "ByteLevel" => {
-            if flag("add_prefix_space", true) {
-                return Err(unsupported("pre_tokenizer: ByteLevel with add_prefix_space is not implemented"));
-            }
-            into.push(ByteLevel::new(false, true, flag("use_regex", true)).into());
-        }
-        "Digits" => into.push(Digits::new(flag("individual_digits", false)).into()),
-        "Split" => into.push(read_split(part, flag("invert", false))?.into()),
-        other => return Err(unsupported(format!("pre_tokenizer: {other} is not implemented"))),
-    }
-    Ok(())
-}
-
-fn read_split(part: &Value, invert: bool) -> Result<Split> {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_string);
-    let pattern = part.get("pattern").unwrap_or(&Value::Null);
-    let pattern = match (text(pattern.get("Regex")), text(pattern.get("String"))) {
-        (Some(regex), None) => SplitPattern::Regex(regex),
-        (None, Some(string)) => SplitPattern::String(string),
-        _ => return Err(form("pre_tokenizer: Split: wanted a pattern, Regex or String")),
-    };
-    let (SplitPattern::Regex(source) | SplitPattern::String(source)) = &pattern;
-    if source.len() > MAX_PATTERN {
-        return Err(form(format!("pre_tokenizer: Split: a pattern of {} bytes, over {MAX_PATTERN}", source.len())));
-    }
-    let behavior = match part.get("behavior").and_then(Value::as_str).unwrap_or("") {
-        "Isolated" => SplitDelimiterBehavior::Isolated,
-        "MergedWithPrevious" => SplitDelimiterBehavior::MergedWithPrevious,
-        "MergedWithNext" => SplitDelimiterBehavior::MergedWithNext,
-        "Contiguous" => SplitDelimiterBehavior::Contiguous,
-        "Removed" => return Err(unsupported("pre_tokenizer: Split that removes text is not implemented")),
-        other => return Err(form(format!("pre_tokenizer: Split: behavior {other:?} is not known"))),
-    };
-    Split::new(pattern, behavior, invert).map_err(|e| form(format!("pre_tokenizer: Split: {e}")))
 }
 
 /// The decoder's whole effect is in the table; it must only be the one that the table assumes.
@@ -324,10 +247,14 @@ fn check_decoder(part: &Value) -> Result<()> {
             let parts = list_of(part, "decoders", "decoder")?;
             match parts.iter().find(|part| part.get("type").and_then(Value::as_str) != Some("ByteLevel")) {
                 None if !parts.is_empty() => Ok(()),
-                _ => Err(unsupported("decoder: a Sequence of other things than ByteLevel is not implemented")),
+                _ => Err(unsupported(
+                    "decoder: wanted ByteLevel, found a Sequence of something else; use a tokenizer of byte-level BPE",
+                )),
             }
         }
-        other => Err(unsupported(format!("decoder: wanted ByteLevel, found {other}"))),
+        other => {
+            Err(unsupported(format!("decoder: wanted ByteLevel, found {other}; use a tokenizer of byte-level BPE")))
+        }
     }
 }
 
@@ -335,7 +262,9 @@ fn check_decoder(part: &Value) -> Result<()> {
 fn check_model(model: &Value) -> Result<()> {
     match type_of(model, "model")? {
         "BPE" => {}
-        other => return Err(unsupported(format!("model: wanted BPE, found {other}"))),
+        other => {
+            return Err(unsupported(format!("model: wanted BPE, found {other}; use a tokenizer of byte-level BPE")));
+        }
     }
     let off = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
@@ -345,44 +274,57 @@ fn check_model(model: &Value) -> Result<()> {
     };
     for key in ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"] {
         if !model.get(key).is_none_or(off) {
-            return Err(unsupported(format!("model: {key} is not implemented")));
+            return Err(unsupported(format!(
+                "model: wanted {key} unset, found {}; set it to null if the model was trained without it",
+                model[key]
+            )));
         }
     }
     Ok(())
 }
 
 fn read_vocabulary(part: &Value) -> Result<HashMap<String, i32>> {
-    let part = part.as_object().ok_or_else(|| form("model: wanted an object vocab"))?;
+    let part = part.as_object().ok_or_else(|| form(format!("model: wanted an object vocab, found none; {DAMAGED}")))?;
     let mut ids = HashMap::with_capacity(part.len());
     for (token, id) in part {
         let found = id.as_i64().filter(|id| (0..=MAX_ID as i64).contains(id) && !token.is_empty());
-        let wrong = || form(format!("model: token {token:?}: wanted an id up to {MAX_ID}, found {id}"));
+        let wrong = || {
+            form(format!("model: token {token:?}: wanted a text and an id from 0 to {MAX_ID}, found {id}; {DAMAGED}"))
+        };
         ids.insert(token.clone(), found.ok_or_else(wrong)? as i32);
     }
     Ok(ids)
 }
 
-/// Reads the merges, in either spelling, and checks that each makes a token of the vocabulary; the
-/// crate behind takes that on trust.
-fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Merges> {
-    let Value::Array(list) = part else { return Err(form("model: wanted a list merges")) };
-    let wrong = |found: &Value| form(format!("model: a merge is two tokens, found {found}"));
+/// Reads the merges, in either spelling, and checks that each makes a token of the vocabulary.
+fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Vec<Merge>> {
+    let Value::Array(list) = part else {
+        return Err(form(format!("model: merges: wanted a list, found something else; {DAMAGED}")));
+    };
+    if list.len() > u32::MAX as usize {
+        return Err(form("model: merges: wanted fewer than 2^32; use a smaller vocabulary"));
+    }
+    let wrong = |found: &Value| form(format!("model: merges: wanted two tokens, found {found}; {DAMAGED}"));
     let mut merges = Vec::with_capacity(list.len());
-    for merge in list {
-        let (left, right) = match &merge {
-            Value::String(pair) => pair.split_once(' ').ok_or_else(|| wrong(&merge))?,
+    let mut made = String::new();
+    for merge in &list {
+        let (left, right) = match merge {
+            Value::String(pair) => pair.split_once(' ').ok_or_else(|| wrong(merge))?,
             Value::Array(pair) => match pair.as_slice() {
                 [Value::String(left), Value::String(right)] => (left.as_str(), right.as_str()),
-                _ => return Err(wrong(&merge)),
+                _ => return Err(wrong(merge)),
             },
-            _ => return Err(wrong(&merge)),
+            _ => return Err(wrong(merge)),
         };
-        for token in [left, right, &format!("{left}{right}")] {
-            if !vocabulary.contains_key(token) {
-                return Err(form(format!("model: merge {left:?} {right:?}: {token:?} is not in the vocabulary")));
-            }
-        }
-        merges.push((left.to_string(), right.to_string()));
+        let id = |token: &str| {
+            vocabulary.get(token).copied().ok_or_else(|| {
+                let why = "is not in the vocabulary, wanted it there; use the vocab and the merges of one tokenizer";
+                form(format!("model: merge {left:?} {right:?}: {token:?} {why}"))
+            })
+        };
+        made.clear();
+        made.extend([left, right]);
+        merges.push(Merge { left: id(left)?, right: id(right)?, made: id(&made)? });
     }
     Ok(merges)
 }
@@ -391,7 +333,10 @@ fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Merges>
 fn byte_ids(vocabulary: &HashMap<String, i32>) -> Result<Vec<i32>> {
     let id = |byte: u8| {
         let symbol = byte_level::char_of(byte).to_string();
-        vocabulary.get(&symbol).copied().ok_or_else(|| form(format!("model: byte {byte:#04x} has no token {symbol:?}")))
+        vocabulary
+            .get(&symbol)
+            .copied()
+            .ok_or_else(|| form(format!("model: byte {byte:#04x}: wanted its token {symbol:?}, found none; {DAMAGED}")))
     };
     (0..=255).map(id).collect()
 }
