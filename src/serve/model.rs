@@ -4,7 +4,7 @@
 //! a revision's memory goes when its last session does.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -117,7 +117,7 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         let begun = Instant::now();
         let mut dir = ModelDir::open(path)?;
-        let config = ModelConfig::from_json(&dir.config)?;
+        let config = ModelConfig::of_folder(&mut dir)?;
         let tensors = dir.tensors.len();
         engine.log_phase("documents", &format!("{tensors} tensors in the headers"), begun);
         let begun = Instant::now();
@@ -158,21 +158,13 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         context_of(&config, engine.device(), max_context)?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        let documents = ModelDir {
-            path: Default::default(),
-            config: config.to_json(),
-            tensors: BTreeMap::new(),
-            tokenizer: None,
-            tokenizer_config: None,
-            chat_templates: Default::default(),
-            generation_config: None,
-        };
+        let documents = ModelDir::of_config(config.to_json());
         ServedModel::assemble(engine, documents, config, weights, max_context)
     }
 
     fn assemble(
         engine: &Engine,
-        documents: ModelDir,
+        mut documents: ModelDir,
         config: ModelConfig,
         weights: Weights,
         max_context: usize,
@@ -183,7 +175,10 @@ impl ServedModel {
             && t.n_ids() > config.vocab_size
         {
             let (ids, rows) = (t.n_ids(), config.vocab_size);
-            let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
+            let why = format!(
+                "tokenizer.json: wanted at most {rows} ids, the rows of the model's vocabulary, found {ids}; take the \
+                 model's own tokenizer, or resize the model (resize_token_embeddings) and save it"
+            );
             return Err(Error::new(Fault::VocabularySize, why));
         }
         let templates = &documents.chat_templates.by_name;
@@ -197,7 +192,7 @@ impl ServedModel {
         }
         let stop_ids = documents.stop_ids()?;
         check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
-        let defaults = documents.generation_defaults()?;
+        let defaults = documents.generation_defaults();
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
         if engine.device().free_bytes()?.is_none() {
@@ -302,6 +297,11 @@ impl ServedModel {
         options
     }
 
+    /// What is not as it should be in the folder and was understood all the same.
+    pub fn warnings(&self) -> &[String] {
+        &self.0.documents.warnings
+    }
+
     /// Pages of KV cache that its sessions hold.
     pub fn kv_pages(&self) -> usize {
         self.0.pool.pages_in_use()
@@ -368,7 +368,7 @@ impl ServedModel {
             "config": model.config.to_json(),
             "parameters": revision.weights.n_parameters(),
             "weight_bytes": revision.weights.bytes(),
-            "weight_dtype": revision.weights.embedding.dtype().to_string(),
+            "weight_dtype": revision.weights.dtypes(),
             "compute": model.compute.name(),
             "max_context": model.max_context(),
             "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
@@ -381,6 +381,7 @@ impl ServedModel {
             "history": "keep",
             "stop_ids": self.0.stop_ids,
             "generation_defaults": { "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p) },
+            "warnings": self.0.documents.warnings,
         })
     }
 }
