@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use squire::backend::Compute;
+use squire::distill::{Config, Distiller, EpisodeSpec, Replay};
 use squire::error::Fault;
 use squire::format::safetensors;
+use squire::model::Weights;
 use squire::serve::{Cancel, Engine, EngineOptions, Level, LoadOptions, Log, ServedModel, Session};
 use squire::tensor::{Dtype, Shape};
 use squire::text::source::Source;
@@ -361,6 +363,56 @@ fn routers_stored_as_f32_among_bf16_load_in_bf16_compute() {
         .zip(of(&mixed))
         .map(|(a, b)| a.into_iter().map(|(id, p)| (p.exp() - b[&id].exp()).abs()).fold(0.0f32, f32::max));
     assert!(gaps.fold(0.0, f32::max) < 0.05);
+}
+
+#[test]
+fn a_training_step_of_mixed_dtypes_is_that_of_the_same_numbers() {
+    for document in [dense(), moe()] {
+        // f32 compute: there a product does not depend on the dtype that a matrix is stored in.
+        let engine = engine(|o| o.compute = Compute::F32);
+        let plain = Folder::new(&document, Dtype::Bf16);
+        let mixed = Folder::new(&document, Dtype::Bf16).with_tensors(|t| {
+            t.values_mut().step_by(2).for_each(|t| *t = t.as_f32());
+        });
+        let settings = Config::from_value(&json!({"preset": "sft", "optimizer": {"learning_rate": 1e-3}})).unwrap();
+        let step = |folder: &Folder| {
+            let student = folder.load(&engine);
+            let d = Distiller::new(&student, None, settings.clone()).unwrap();
+            let episode = d.begin(EpisodeSpec::default()).unwrap();
+            episode.observe_ids(&[5, 60, 200]).unwrap();
+            episode.decide().unwrap();
+            episode.replay(Replay::Ids(&[7, 300, 8, 9])).unwrap();
+            episode.outcome(None, true).unwrap();
+            episode.end(1.0, Some(true)).unwrap();
+            let mut update = d.build(0, &Cancel::default(), &mut |_, _| true).unwrap();
+            let bits = |w: &Weights| -> Vec<Vec<u32>> {
+                w.tensors().iter().map(|(_, t)| t.to_f32().iter().map(|x| x.to_bits()).collect()).collect()
+            };
+            let gradients = bits(update.gradients());
+            d.apply(&mut update).unwrap();
+            d.publish().unwrap();
+            let checkpoint = folder._root.path().join("run");
+            d.save(&checkpoint).unwrap();
+            (gradients, student, checkpoint)
+        };
+        let ((wanted, plain_student, run), (found, mixed_student, mixed_run)) = (step(&plain), step(&mixed));
+        assert!(found == wanted, "gradients");
+        let (a, b) = (plain_student.current(), mixed_student.current());
+        let mut kept = 0;
+        for ((name, a), (_, b)) in a.weights.tensors().into_iter().zip(b.weights.tensors()) {
+            let rounded: Vec<f32> = b.to_f32().iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+            assert!(rounded == a.to_f32(), "{name} is the same master, rounded to another dtype");
+            kept += usize::from(b.to_f32() != rounded);
+        }
+        assert!(kept > 3, "what is stored as f32 keeps the step's digits");
+        assert!(mixed_student.info()["weight_dtype"].as_str().unwrap().contains("bf16 x"));
+        let resumed = Distiller::resume(&mixed.load(&engine), None, settings.clone(), &mixed_run).unwrap();
+        for ((name, a), (_, b)) in resumed.student().current().weights.tensors().into_iter().zip(b.weights.tensors()) {
+            assert!((a.dtype(), a.bytes()) == (b.dtype(), b.bytes()), "{name} is resumed in its own dtype");
+        }
+        let other = Distiller::resume(&mixed.load(&engine), None, settings.clone(), &run).err().unwrap();
+        assert_eq!(other.fault(), Fault::CheckpointMismatch);
+    }
 }
 
 // fused experts
