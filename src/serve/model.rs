@@ -191,7 +191,8 @@ impl ServedModel {
             engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
         }
         let stop_ids = documents.stop_ids()?;
-        check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
+        check_ids(&stop_ids, config.vocab_size)
+            .map_err(|e| e.within("eos_token_id of generation_config.json or config.json, to be mended there"))?;
         let defaults = documents.generation_defaults();
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
@@ -241,13 +242,20 @@ impl ServedModel {
 
     /// The tokenizer, or a refusal where the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let missing = || Error::new(Fault::MissingFile, "the model folder has no tokenizer.json");
+        let missing = || {
+            Error::new(Fault::MissingFile, "the model folder has no tokenizer.json; put the model's there, or give ids")
+        };
         self.0.tokenizer.as_deref().ok_or_else(missing)
     }
 
     /// The chat template, or a refusal where the folder has none.
     pub fn template(&self) -> Result<&ChatTemplate> {
-        let missing = || Error::new(Fault::NoTemplate, "the model folder has no chat template");
+        let missing = || {
+            Error::new(
+                Fault::NoTemplate,
+                "the model folder has no chat template; put chat_template.jinja there, or give text or ids",
+            )
+        };
         self.0.template.as_ref().ok_or_else(missing)
     }
 
