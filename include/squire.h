@@ -174,6 +174,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_CANNOT_WRITE 603 /* A file could not be written, synced or renamed. */
 #define SQUIRE_DETAIL_CANNOT_MAP 604 /* A file could not be mapped. */
 #define SQUIRE_DETAIL_MISSING_FILE 605 /* The folder lacks a file that must be there. */
+#define SQUIRE_DETAIL_NOT_A_MODEL 606 /* The path leads to something else than a folder with a model in it. */
 #define SQUIRE_DETAIL_SAFETENSORS_HEADER_LENGTH 701 /* The safetensors header's length does not fit the file. */
 #define SQUIRE_DETAIL_SAFETENSORS_HEADER 702 /* The safetensors header is not valid JSON of the right form. */
 #define SQUIRE_DETAIL_SAFETENSORS_OFFSETS 703 /* A tensor's offsets lie outside the file or run backwards. */
@@ -191,13 +192,16 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_CHECKPOINT_FORM 715 /* A checkpoint is incomplete or broken. */
 #define SQUIRE_DETAIL_GENERATION_CONFIG_FORM 716 /* generation_config.json is broken. */
 #define SQUIRE_DETAIL_TOKENIZER_CONFIG_FORM 717 /* tokenizer_config.json is broken. */
+#define SQUIRE_DETAIL_NOT_THE_CONTENT 718 /* A file holds something else than its content: a Git LFS pointer, a web page, nothing. */
+#define SQUIRE_DETAIL_TENSOR_NAMES 719 /* Two tensors' names are one, or two models', once the prefixes of wrappers are taken off. */
 #define SQUIRE_DETAIL_TENSOR_MISSING 801 /* A tensor that the configuration asks for is missing. */
 #define SQUIRE_DETAIL_TENSOR_EXTRA 802 /* A tensor that the configuration does not know. */
 #define SQUIRE_DETAIL_TENSOR_SHAPE 803 /* A tensor's shape differs from the configuration's. */
-#define SQUIRE_DETAIL_TENSOR_DTYPE 804 /* Tensors that must share a dtype do not. */
+#define SQUIRE_DETAIL_TENSOR_DTYPE 804 /* Tensors that must share a dtype do not. Not told any more: each tensor has its own dtype. */
 #define SQUIRE_DETAIL_VOCABULARY_SIZE 805 /* The tokenizer has ids beyond the model's vocabulary. */
 #define SQUIRE_DETAIL_TEACHER_VOCABULARY 806 /* Teacher and student do not share one vocabulary. */
 #define SQUIRE_DETAIL_CHECKPOINT_MISMATCH 807 /* A checkpoint belongs to another model or configuration. */
+#define SQUIRE_DETAIL_UNMERGED_ADAPTER 808 /* The folder holds an adapter that is not merged into its base model. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
 #define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
@@ -418,14 +422,17 @@ typedef struct {
 void squire_model_options_init(squire_model_options *options, size_t size);
 
 /* What a model folder would need, as a JSON object, before anything is allocated: parameters, and in bytes
- * weight_bytes, kv_bytes_per_token, kv_bytes_per_full_session, activation_bytes, logit_bytes, training_bytes. Reads
- * the folder's documents and the headers of its weights. Keys may be added. Errors as squire_model_load. Any thread. */
+ * weight_bytes, kv_bytes_per_token, kv_bytes_per_full_session, activation_bytes, logit_bytes, training_bytes; of the
+ * tensors that the model uses. warnings: what is not as it should be in the folder and was understood all the same.
+ * Reads the folder's documents and the headers of its weights, and compares an output projection with the embedding
+ * where config.json says that they are one. Keys may be added. Errors as squire_model_load. Any thread. */
 squire_status squire_model_plan(const squire_engine *engine,
                                 const squire_model_options *options,
                                 squire_text **out,
                                 squire_error **err);
 
-/* Loads a model folder. Blocks; stops with SQUIRE_CANCELLED between tensors when cancel (may be NULL) is set or
+/* Loads a model folder. What is not as it should be in it and was understood all the same is logged as a warning and
+ * stands in squire_model_info. Blocks; stops with SQUIRE_CANCELLED between tensors when cancel (may be NULL) is set or
  * progress asks for it. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT and SQUIRE_E_MISMATCH for files
  * that are broken or contradict each other, SQUIRE_E_UNSUPPORTED for models that squire does not serve,
  * SQUIRE_E_BUDGET beyond host_budget. The model keeps the engine alive. Any thread. */
@@ -449,8 +456,8 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
  * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
  * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
- * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told). Keys may be added.
- * Any thread. */
+ * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
+ * loading). Keys may be added. Any thread. */
 squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
 
 /* How large the model is: *vocabulary (ids from 0 that it takes and says), *max_context (tokens that a session may hold)

@@ -175,6 +175,8 @@ faults! {
     CannotMap = 604 => Io,
     /// The folder lacks a file that must be there.
     MissingFile = 605 => Io,
+    /// The path leads to something else than a folder with a model in it.
+    NotAModel = 606 => Io,
 
     // 7xx: format
     /// The safetensors header's length does not fit the file.
@@ -211,6 +213,10 @@ faults! {
     GenerationConfigForm = 716 => Format,
     /// tokenizer_config.json is broken.
     TokenizerConfigForm = 717 => Format,
+    /// A file holds something else than its content: a Git LFS pointer, a web page, nothing.
+    NotTheContent = 718 => Format,
+    /// Two tensors' names are one, or two models', once the prefixes of wrappers are taken off.
+    TensorNames = 719 => Format,
 
     // 8xx: mismatch
     /// A tensor that the configuration asks for is missing.
@@ -219,7 +225,7 @@ faults! {
     TensorExtra = 802 => Mismatch,
     /// A tensor's shape differs from the configuration's.
     TensorShape = 803 => Mismatch,
-    /// Tensors that must share a dtype do not.
+    /// Tensors that must share a dtype do not. Not told any more: each tensor has its own dtype.
     TensorDtype = 804 => Mismatch,
     /// The tokenizer has ids beyond the model's vocabulary.
     VocabularySize = 805 => Mismatch,
@@ -227,6 +233,8 @@ faults! {
     TeacherVocabulary = 806 => Mismatch,
     /// A checkpoint belongs to another model or configuration.
     CheckpointMismatch = 807 => Mismatch,
+    /// The folder holds an adapter that is not merged into its base model.
+    UnmergedAdapter = 808 => Mismatch,
 
     // 9xx to 19xx: one block a status
     /// A buffer could not be allocated.

@@ -107,6 +107,30 @@ fn inspect_shows_tensors_and_plan_as_json_and_as_text() {
 }
 
 #[test]
+fn inspect_tells_the_warnings_and_counts_what_is_used() {
+    let (_parent, dir) = chat_folder();
+    let plan = json_of(&["inspect", text(&dir), "--json"]);
+    assert_eq!(plan["warnings"], json!([]));
+    assert!(!squire(&["inspect", text(&dir)]).out.contains("warnings"));
+    // The head that a tied folder stores as well is not counted, advice that nobody takes is told.
+    let file = dir.join("model.safetensors");
+    let stored: Vec<_> = squire::format::safetensors::read(&file).unwrap();
+    let head = stored.iter().find(|(name, _)| name == "model.embed_tokens.weight").unwrap().1.clone();
+    let all = stored.into_iter().chain([("lm_head.weight".to_string(), head)]).collect::<Vec<_>>();
+    let list = all.iter().map(|(name, t)| (name.as_str(), t.dtype, t.shape, t.bytes.as_slice()));
+    squire::format::safetensors::write(&file, list).unwrap();
+    std::fs::write(dir.join("generation_config.json"), r#"{"top_k": -1, "temperature": 0.5}"#).unwrap();
+    let facts = json_of(&["inspect", text(&dir), "--json"]);
+    for key in ["parameters", "weight_bytes"] {
+        assert_eq!(facts["plan"][key], plan["plan"][key], "{key}");
+    }
+    assert_eq!(facts["tensors"], plan["tensors"]);
+    assert_eq!((facts["warnings"].as_array().unwrap().len(), &facts["plan"]["warnings"]), (1, &facts["warnings"]));
+    let shown = squire(&["inspect", text(&dir)]);
+    assert!(shown.code == 0 && shown.out.contains("warnings") && shown.out.contains("top_k"), "{}", shown.out);
+}
+
+#[test]
 fn inspect_finds_tokenizer_and_template() {
     let (_parent, dir) = chat_folder();
     let facts = json_of(&["inspect", text(&dir), "--json"]);

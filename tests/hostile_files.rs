@@ -204,7 +204,7 @@ fn folder_with_documents_that_are_not_objects() {
     let with = |name: &'static str, bytes: &'static [u8]| {
         refused(&[("config.json", b"{}"), ("model.safetensors", &t), (name, bytes)]).fault()
     };
-    for broken in [&b""[..], b"[]", b"{", b"\xff\xfe", b"{} {}"] {
+    for broken in [&b"[]"[..], b"{", b"\xff\xfe", b"{} {}", b"NaN", b"{\"a\": nan}"] {
         assert_eq!(with("config.json", broken), Fault::ConfigForm);
         assert_eq!(with("tokenizer_config.json", broken), Fault::TokenizerConfigForm);
         assert_eq!(with("generation_config.json", broken), Fault::GenerationConfigForm);
@@ -213,6 +213,117 @@ fn folder_with_documents_that_are_not_objects() {
     assert_eq!(with("tokenizer_config.json", br#"{"chat_template": [{"name": 1}]}"#), Fault::TokenizerConfigForm);
     let deep = "[".repeat(100_000).leak().as_bytes();
     assert_eq!(with("config.json", deep), Fault::ConfigForm);
+}
+
+/// What broken downloads leave in place of a file: its first bytes, and what the refusal must say.
+const IN_PLACE: [(&[u8], &[&str]); 11] = [
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4665d0\nsize 1503300328\n",
+        &["Git LFS pointer", "git lfs pull"],
+    ),
+    (b"\xef\xbb\xbfversion https://git-lfs.github.com/spec/v1\r\noid sha256:4665d0\r\n", &["git lfs pull"]),
+    (b"<!DOCTYPE html>\n<html class=\"\"><head><title>Log in</title>", &["HTML page", "download it again"]),
+    (b"\n <html><body>429 Too Many Requests</body></html>", &["HTML page"]),
+    (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", &["XML answer", "download"]),
+    (b"{\"error\":\"Repository not found\"}", &["server's refusal", "signed in"]),
+    (b"Entry not found", &["server's refusal", "download"]),
+    (b"Invalid username or password.", &["server's refusal"]),
+    (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xed\xbd", &["gzip", "gunzip"]),
+    (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl", &["pickle", "safe_serialization=True"]),
+    (b"GGUF\x03\x00\x00\x00\x23\x01\x00\x00\x00\x00\x00\x00", &["GGUF"]),
+];
+
+#[test]
+fn folder_with_something_else_in_place_of_a_file() {
+    let t = weights("t");
+    let index = br#"{"weight_map": {"t": "s.safetensors"}}"#;
+    let documents = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+    let more = ["chat_template.jinja", "model.safetensors"];
+    let check = |dir: &Path, name: &str, words: &[&str]| {
+        let e = ModelDir::open(dir).unwrap_err();
+        assert_eq!(e.fault(), Fault::NotTheContent, "{name}: {e}");
+        let at = dir.join(name).display().to_string();
+        assert_eq!(e.message().matches(&at).count(), 1, "{e}");
+        assert!(words.iter().all(|word| e.message().contains(word)), "{name}: {e}");
+    };
+    for (bytes, words) in IN_PLACE {
+        for name in documents.into_iter().chain(more) {
+            let dir = folder(&[("config.json", b"{}"), ("model.safetensors", &t), (name, bytes)]);
+            check(dir.path(), name, words);
+        }
+        let sharded = [("config.json", &b"{}"[..]), ("s.safetensors", &t), ("model.safetensors.index.json", index)];
+        for name in ["s.safetensors", "model.safetensors.index.json"] {
+            let dir = folder(&sharded);
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+            check(dir.path(), name, words);
+        }
+    }
+    for name in documents.into_iter().chain(["model.safetensors"]) {
+        let dir = folder(&[("config.json", b"{}"), ("model.safetensors", &t), (name, b"")]);
+        check(dir.path(), name, &["is empty", "download it again"]);
+    }
+}
+
+#[test]
+fn paths_that_are_no_folder_of_a_model() {
+    let t = weights("t");
+    let said = |path: &Path, fault: Fault, words: &[&str]| {
+        let e = ModelDir::open(path).unwrap_err();
+        assert_eq!(e.fault(), fault, "{e}");
+        assert!(words.iter().all(|word| e.message().contains(word)), "{words:?}: {e}");
+    };
+    for name in ["Qwen/Qwen3-0.6B", "https://huggingface.co/Qwen/Qwen3-0.6B", "hf://Qwen/Qwen3-0.6B"] {
+        let wanted = ["no folder here", "download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"];
+        said(Path::new(name), Fault::MissingFile, &wanted);
+    }
+    said(Path::new("models/of/mine"), Fault::MissingFile, &["no folder here", "give the path"]);
+
+    let dir = folder(&[("config.json", b"{}"), ("model.safetensors", &t), ("q4.gguf", b"GGUF"), ("w.bin", b"PK")]);
+    let shown = dir.path().display().to_string();
+    for name in ["config.json", "model.safetensors"] {
+        said(&dir.path().join(name), Fault::NotAModel, &["is a file", "give the folder", &shown]);
+    }
+    said(&dir.path().join("q4.gguf"), Fault::NotAModel, &["GGUF", "safetensors"]);
+    said(&dir.path().join("w.bin"), Fault::NotAModel, &["pickle", "safe_serialization=True"]);
+
+    let within = |files: &[(&str, &[u8])], fault: Fault, words: &[&str]| said(folder(files).path(), fault, words);
+    within(&[], Fault::MissingFile, &["empty"]);
+    within(&[("q4.gguf", b"GGUF")], Fault::NotAModel, &["q4.gguf", "GGUF", "safetensors"]);
+    let config = ("config.json", &b"{}"[..]);
+    within(
+        &[config, ("pytorch_model.bin", b"PK")],
+        Fault::NotAModel,
+        &["pytorch_model.bin", "safe_serialization=True"],
+    );
+    within(&[config, ("model.onnx", b"")], Fault::NotAModel, &["model.onnx", "ONNX"]);
+    within(&[config, ("weights.npz", b"")], Fault::NotAModel, &["weights.npz", "MLX"]);
+    within(&[config, ("tf_model.h5", b"")], Fault::NotAModel, &["tf_model.h5", "save_pretrained"]);
+    let shard = ("model-00001-of-00002.safetensors", &t[..]);
+    within(&[config, shard], Fault::MissingFile, &[shard.0, "model.safetensors.index.json", "download"]);
+    within(&[config, ("a.safetensors.incomplete", b"")], Fault::MissingFile, &["broken off", "download"]);
+    within(&[("notes.txt", b"")], Fault::MissingFile, &["config.json", "notes.txt", "download"]);
+    let adapter = [("adapter_config.json", &b"{}"[..]), ("adapter_model.safetensors", &t)];
+    within(&adapter, Fault::UnmergedAdapter, &["adapter_config.json", "merge_and_unload"]);
+
+    let cache = tempfile::tempdir().unwrap();
+    let model = cache.path().join("models--Qwen--Qwen3-0.6B");
+    let snapshot = model.join("snapshots/abc123");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(model.join("snapshots/older")).unwrap();
+    std::fs::create_dir_all(model.join("refs")).unwrap();
+    let shown = snapshot.display().to_string();
+    for id in ["abc123", "abc123\n"] {
+        std::fs::write(model.join("refs/main"), id).unwrap();
+        said(&model, Fault::NotAModel, &["hub cache", &shown]);
+        said(cache.path(), Fault::NotAModel, &["hub cache", &shown]);
+    }
+    std::fs::write(model.join("refs/main"), "../../../etc").unwrap();
+    said(&model, Fault::NotAModel, &["hub cache", "snapshots"]);
+
+    let outer = tempfile::tempdir().unwrap();
+    std::fs::create_dir(outer.path().join("final")).unwrap();
+    std::fs::write(outer.path().join("final/config.json"), "{}").unwrap();
+    said(outer.path(), Fault::NotAModel, &["one folder down", &outer.path().join("final").display().to_string()]);
 }
 
 #[test]
@@ -259,17 +370,61 @@ fn index_that_names_a_file_outside_the_folder() {
     }
 }
 
+// A link out of the folder is followed (format/weight_files.rs): the index comes with a download and may name plain
+// files only, the link is the user's own. What it leads to is read as every file is.
 #[cfg(unix)]
 #[test]
-fn index_that_names_a_link_out_of_the_folder() {
-    let outside = folder(&[("secret.safetensors", &weights("t"))]);
+fn index_that_names_a_link_to_nothing_or_to_no_weights() {
+    let outside = folder(&[("passwd", b"root:x:0:0\n"), ("weights", &weights("t"))]);
     let dir = folder(&[
         ("config.json", b"{}"),
         ("model.safetensors.index.json", br#"{"weight_map": {"t": "s.safetensors"}}"#),
     ]);
-    let target = outside.path().join("secret.safetensors");
-    std::os::unix::fs::symlink(target, dir.path().join("s.safetensors")).unwrap();
-    assert_eq!(ModelDir::open(dir.path()).unwrap_err().fault(), Fault::IndexPath);
+    let link = dir.path().join("s.safetensors");
+    for (target, fault) in [
+        ("nothing", Some(Fault::MissingFile)),
+        ("passwd", Some(Fault::SafetensorsHeaderLength)),
+        (".", Some(Fault::CannotOpen)),
+        ("weights", None),
+    ] {
+        let target = outside.path().join(target);
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        match (ModelDir::open(dir.path()), fault) {
+            (Ok(dir), None) => assert_eq!(dir.tensors.len(), 1),
+            (Err(e), Some(fault)) => {
+                assert_eq!(e.fault(), fault, "{e}");
+                assert!(e.message().contains("s.safetensors"), "{e}");
+                assert!(fault != Fault::MissingFile || e.message().contains("nothing"), "the target is named: {e}");
+            }
+            (opened, wanted) => panic!("{opened:?} and not {wanted:?}"),
+        }
+        std::fs::remove_file(&link).unwrap();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn folder_with_links_to_nothing() {
+    let t = weights("t");
+    let files = [("config.json", &b"{}"[..]), ("model.safetensors", &t)];
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "chat_template.jinja"]
+    {
+        let dir = folder(&files);
+        let _ = std::fs::remove_file(dir.path().join(name));
+        std::os::unix::fs::symlink("../../blobs/none", dir.path().join(name)).unwrap();
+        let e = ModelDir::open(dir.path()).unwrap_err();
+        assert_eq!(e.fault(), Fault::MissingFile, "{e}");
+        assert!(e.message().contains(name) && e.message().contains("../../blobs/none"), "{e}");
+    }
+    let dir = folder(&files);
+    std::os::unix::fs::symlink("config.json", dir.path().join("tokenizer.json")).unwrap();
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    std::os::unix::fs::symlink("tokenizer.json", dir.path().join("config.json")).unwrap();
+    assert_eq!(ModelDir::open(dir.path()).unwrap_err().fault(), Fault::CannotOpen, "links in a circle");
+    let link = dir.path().join("model");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).unwrap();
+    let e = ModelDir::open(&link).unwrap_err();
+    assert!(e.fault() == Fault::MissingFile && e.message().contains("/nowhere/at/all"), "{e}");
 }
 
 #[test]
@@ -366,11 +521,12 @@ fn config_that_asks_for_what_is_not_computed() {
     config_lies(Fault::UnsupportedRope, &rope(json!({"rope_type": "default", "partial_rotary_factor": 0.5})));
     config_lies(Fault::UnsupportedRope, &rope(json!({"full_attention": {"rope_type": "default"}})));
     let sliding = json!(["full_attention", "sliding_attention"]);
-    let changes = [("use_sliding_window", json!(true)), ("layer_types", sliding)];
+    let changes = [("use_sliding_window", json!(true)), ("layer_types", sliding)]; // all layers of a sparse model slide
     config_lies(Fault::UnsupportedSlidingWindow, &changes);
     config_lies(Fault::UnsupportedBias, &[("attention_bias", json!(true))]);
     config_lies(Fault::UnsupportedActivation, &[("hidden_act", json!("gelu"))]);
-    config_lies(Fault::UnsupportedQuantisation, &[("quantization_config", json!({"quant_method": "fp8"}))]);
+    let (hub, mlx) = (json!({"quant_method": "fp8"}), json!({"group_size": 64, "bits": 4}));
+    config_lies(Fault::UnsupportedQuantisation, &[("quantization_config", hub), ("quantization", mlx)]);
     config_lies(Fault::UnsupportedDtype, &[("torch_dtype", json!("float64")), ("dtype", json!("int8"))]);
 }
 
@@ -412,9 +568,6 @@ fn config_that_contradicts_itself() {
             yarn(json!({"attention_factor": -1})),
         ],
     );
-    let mut document = config();
-    (document["torch_dtype"], document["dtype"]) = ("float16".into(), "bfloat16".into());
-    assert_eq!(ModelConfig::from_json(&document).unwrap_err().fault(), Fault::ConfigContradiction);
 }
 
 #[test]

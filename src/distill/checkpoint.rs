@@ -51,7 +51,7 @@ impl Distiller {
             "revision": student.current().number,
             "published": learning.unpublished.is_none(),
             "model": student.config().to_json(),
-            "dtype": student.current().weights.embedding.dtype().to_string(),
+            "dtype": student.current().weights.dtypes(),
             "compute": student.model().compute.name(),
             "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
             "settings": self.config().to_json(),
@@ -119,7 +119,7 @@ impl Distiller {
         let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
         let wanted = [
             ("model", student.config().to_json()),
-            ("dtype", json!(student.current().weights.embedding.dtype().to_string())),
+            ("dtype", json!(student.current().weights.dtypes())),
             ("compute", json!(student.model().compute.name())),
             ("vocabulary", json!(vocabulary)),
             ("settings", config.to_json()),

@@ -31,6 +31,8 @@ struct Inner {
     student: ServedModel,
     teacher: Option<ServedModel>,
     config: Config,
+    /// Ids that student and teacher share: one may have rows of padding that the other lacks.
+    vocabulary: usize,
     book: Mutex<Book>,
     /// held while an update is built or applied, and while a checkpoint is written
     learning: Mutex<Learning>,
@@ -90,7 +92,7 @@ impl Update {
 
 impl Distiller {
     /// A distiller of `student` towards `teacher` under `config`. Refused where the settings need a teacher
-    /// that is not there, where the two do not share one vocabulary, or (`UnsupportedBackend`) where one is on a GPU.
+    /// that is not there, where the two do not share one vocabulary (rows of padding aside), or (`UnsupportedBackend`) where one is on a GPU.
     pub fn new(student: &ServedModel, teacher: Option<&ServedModel>, config: Config) -> Result<Distiller> {
         for (role, model) in [("student", Some(student)), ("teacher", teacher)] {
             if model.is_some_and(|m| !m.model().device.trains()) {
@@ -112,12 +114,14 @@ impl Distiller {
                     return Err(Error::new(Fault::BadOption, why));
                 }
             }
-            Some(teacher) => check_vocabulary(student, teacher)?,
+            Some(teacher) => check_teacher(student, teacher)?,
         }
+        let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             student: student.clone(),
             teacher: teacher.cloned(),
             config,
+            vocabulary: teacher.map_or(usize::MAX, rows).min(rows(student)),
             book: Mutex::new(Book {
                 step: 0,
                 next_episode: 0,
@@ -142,6 +146,28 @@ impl Distiller {
     /// The settings.
     pub fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    /// The vocabulary that an actor draws from in training, 0 where it is the actor's own whole one.
+    pub(super) fn vocabulary_to_draw_from(&self, teacher_acts: bool) -> usize {
+        let actor = if teacher_acts { self.0.teacher.as_ref() } else { Some(&self.0.student) };
+        let whole = actor.is_none_or(|actor| actor.config().vocab_size == self.0.vocabulary);
+        if whole { 0 } else { self.0.vocabulary }
+    }
+
+    /// Refuses ids of the student's that the teacher has no row for.
+    pub(super) fn check_shared(&self, ids: &[i32]) -> Result<()> {
+        let (shared, rows) = (self.0.vocabulary, self.0.student.config().vocab_size);
+        match ids.iter().find(|&&id| id >= 0 && (shared..rows).contains(&(id as usize))) {
+            None => Ok(()),
+            Some(id) => {
+                let why = format!(
+                    "id {id}: wanted one of the {shared} that student and teacher share, found a row of the student's \
+                     padding, which is no token; leave it out"
+                );
+                Err(Error::new(Fault::IdOutOfRange, why))
+            }
+        }
     }
 
     /// Updates applied so far.
@@ -267,6 +293,7 @@ impl Distiller {
             revision,
             published: current.number,
             teacher: self.0.teacher.as_ref(),
+            vocabulary: self.0.vocabulary,
             config: &self.0.config,
         };
         let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
@@ -380,17 +407,32 @@ impl Distiller {
     }
 }
 
-/// Teacher and student must mean the same by every id: losses compare distributions over one vocabulary.
-fn check_vocabulary(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
+/// Whether a teacher can teach the student: the same meaning for every id, room for its episodes, one engine.
+///
+/// Losses compare distributions over one vocabulary. Where the tokenizers agree the tables may differ in rows: those
+/// beyond the shorter one are padding, which no id of the tokenizer has, and training leaves them out on both sides.
+fn check_teacher(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
     let (s, t) = (student.config().vocab_size, teacher.config().vocab_size);
-    if s != t {
-        let why = format!("the student's vocabulary has {s} rows, the teacher's {t}; they must be one");
-        return Err(Error::new(Fault::TeacherVocabulary, why));
-    }
-    if let (Ok(s), Ok(t)) = (student.tokenizer(), teacher.tokenizer())
-        && s.fingerprint() != t.fingerprint()
-    {
-        let why = "the tokenizers of student and teacher give ids different meanings";
+    let agree = match (student.tokenizer(), teacher.tokenizer()) {
+        (Ok(s), Ok(t)) => Some(s.fingerprint() == t.fingerprint()),
+        _ => None,
+    };
+    let (known, remedy) = match agree {
+        Some(true) => ("", ""),
+        Some(false) => (
+            "their tokenizers give ids different meanings",
+            "distil from a teacher of the student's tokenizer, since losses compare the two id by id",
+        ),
+        None => (
+            "whether ids mean the same in both is not known, since not both folders have a tokenizer.json",
+            "put the tokenizer beside both, or give both as many rows (resize_token_embeddings) and save them",
+        ),
+    };
+    if agree == Some(false) || (agree.is_none() && s != t) {
+        let why = format!(
+            "student and teacher: wanted one vocabulary, found {s} rows in the student's and {t} in the teacher's; \
+             {known}; {remedy}"
+        );
         return Err(Error::new(Fault::TeacherVocabulary, why));
     }
     if student.model().max_context() > teacher.model().max_context() {

@@ -236,6 +236,9 @@ impl Episode {
 
     /// The same with ids, for hosts that render for themselves.
     pub fn observe_ids(&self, ids: &[i32]) -> Result<usize> {
+        if !self.heading().evaluation {
+            self.distiller.check_shared(ids)?;
+        }
         self.observe_by(|student| student.append(ids, Source::Host).map(|()| ids.len()))
     }
 
@@ -320,6 +323,8 @@ impl Episode {
             sampling: if heading.evaluation { options.sampling } else { training },
             seed: bits(Stream::Rollout, &key),
             source: if teacher_acts { Source::Teacher } else { Source::Student },
+            // What one says in training the other must be able to read.
+            vocabulary: if heading.evaluation { 0 } else { self.distiller.vocabulary_to_draw_from(teacher_acts) },
             ..options.clone()
         };
         options.check()?;
@@ -377,6 +382,7 @@ impl Episode {
         if ids.is_empty() {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token"));
         }
+        self.distiller.check_shared(&ids)?;
         if state.begin_turn()? == 0 {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token before it"));
         }

@@ -4,6 +4,9 @@
 //! activations kept), and turns hidden states into losses a few rows at a time, so that no [T, V] buffer
 //! exists. The teacher's side of a row is its hidden state, kept when it scored the turn. Applying is
 //! AdamW on the masters; the student's weights are the masters rounded to their stored dtypes.
+//!
+//! Student and teacher may differ in rows of padding. Both distributions are then taken over the ids that they share:
+//! logits beyond have probability 0 and no gradient, so padding is neither taught nor unlearnt.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -107,6 +110,8 @@ pub struct Task<'a> {
     pub published: u64,
     /// The teacher, where a loss asks for one.
     pub teacher: Option<&'a ServedModel>,
+    /// Ids that student and teacher share.
+    pub vocabulary: usize,
     /// The settings.
     pub config: &'a Config,
 }
@@ -207,6 +212,7 @@ impl Task<'_> {
             let n = at.len();
             ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
             head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n);
+            leave_out(&mut pass.logits, self.vocabulary, n);
             let targets: Vec<i32> =
                 chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
             let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n);
@@ -217,14 +223,14 @@ impl Task<'_> {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }
-            let teacher_logits = pass.teacher_logits(self.teacher, finished, chunk)?;
+            let teacher_logits = pass.teacher_logits(self.teacher, self.vocabulary, finished, chunk)?;
             let specs: Vec<RowLoss> = chunk
                 .iter()
                 .zip(&targets)
                 .map(|((_, t), &target)| RowLoss { kind: kind_of(t.kernel), weight: t.weight as f32, target })
                 .collect();
             let teacher_logits =
-                teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(|s| &s.logits);
+                teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
             let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n);
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
@@ -236,6 +242,15 @@ impl Task<'_> {
         }
         let facts = (&pass.activations, ids.as_slice(), spans.as_slice());
         backward(model, self.weights, gradients, facts, &pass.dhidden, &mut pass.scratch)
+    }
+}
+
+/// Gives the ids from `vocabulary` on probability 0 in the first `n` rows of logits [N, V].
+fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
+    let v = logits.extent(1);
+    if vocabulary < v {
+        let rows = logits.f32_mut().chunks_exact_mut(v).take(n);
+        rows.for_each(|row| row[vocabulary..].fill(f32::NEG_INFINITY));
     }
 }
 
@@ -272,8 +287,17 @@ pub struct Pass {
 struct TeacherSide {
     /// [LOSS_ROWS, C of the teacher]
     hidden: Tensor,
-    /// [LOSS_ROWS, V]
+    /// [LOSS_ROWS, V of the teacher]
     logits: Tensor,
+    /// [LOSS_ROWS, V of the student], where that is another
+    in_students_rows: Option<Tensor>,
+}
+
+impl TeacherSide {
+    /// The logits as the student's are laid out.
+    fn compared(&self) -> &Tensor {
+        self.in_students_rows.as_ref().unwrap_or(&self.logits)
+    }
 }
 
 impl Pass {
@@ -284,7 +308,9 @@ impl Pass {
         let teacher_side = match teacher {
             None => None,
             Some(t) => {
-                Some(TeacherSide { hidden: zeros(t.config().hidden_size)?, logits: zeros(t.config().vocab_size)? })
+                let (c, v) = (t.config().hidden_size, t.config().vocab_size);
+                let other = (v != config.vocab_size).then(|| zeros(config.vocab_size)).transpose()?;
+                Some(TeacherSide { hidden: zeros(c)?, logits: zeros(v)?, in_students_rows: other })
             }
         };
         Ok(Pass {
@@ -303,6 +329,7 @@ impl Pass {
     fn teacher_logits(
         &mut self,
         teacher: Option<&ServedModel>,
+        vocabulary: usize,
         finished: &[&Finished],
         chunk: &[(usize, &TokenLoss)],
     ) -> Result<bool> {
@@ -329,6 +356,14 @@ impl Pass {
         }
         if let Some(weights) = weights {
             head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len());
+            if let Some(other) = &mut side.in_students_rows {
+                let (to, from) = (other.extent(1), side.logits.extent(1));
+                let rows = other.f32_mut().chunks_exact_mut(to).zip(side.logits.f32().chunks_exact(from));
+                for (to, from) in rows.take(chunk.len()) {
+                    to[..vocabulary].copy_from_slice(&from[..vocabulary]);
+                }
+                leave_out(other, vocabulary, chunk.len());
+            }
         }
         Ok(weights.is_some())
     }

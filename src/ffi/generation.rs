@@ -130,6 +130,7 @@ impl squire_gen_options {
             stop_ids: unsafe { input::ids(self.stop_ids, self.stop_ids_len, "stop_ids") }?.to_vec(),
             ignore_model_stops: flags & SQUIRE_GEN_IGNORE_MODEL_STOPS != 0,
             source: Source::Student,
+            vocabulary: 0,
         })
     }
 }

@@ -103,8 +103,10 @@ pub unsafe extern "C" fn squire_model_options_init(options: *mut squire_model_op
 }
 
 /// What a model folder would need, as a JSON object, before anything is allocated: parameters, and in bytes
-/// weight_bytes, kv_bytes_per_token, kv_bytes_per_full_session, activation_bytes, logit_bytes, training_bytes. Reads
-/// the folder's documents and the headers of its weights. Keys may be added. Errors as squire_model_load. Any thread.
+/// weight_bytes, kv_bytes_per_token, kv_bytes_per_full_session, activation_bytes, logit_bytes, training_bytes; of the
+/// tensors that the model uses. warnings: what is not as it should be in the folder and was understood all the same.
+/// Reads the folder's documents and the headers of its weights, and compares an output projection with the embedding
+/// where config.json says that they are one. Keys may be added. Errors as squire_model_load. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_plan(
     engine: *const squire_engine,
@@ -122,7 +124,8 @@ pub unsafe extern "C" fn squire_model_plan(
     }
 }
 
-/// Loads a model folder. Blocks; stops with SQUIRE_CANCELLED between tensors when cancel (may be NULL) is set or
+/// Loads a model folder. What is not as it should be in it and was understood all the same is logged as a warning and
+/// stands in squire_model_info. Blocks; stops with SQUIRE_CANCELLED between tensors when cancel (may be NULL) is set or
 /// progress asks for it. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT and SQUIRE_E_MISMATCH for files
 /// that are broken or contradict each other, SQUIRE_E_UNSUPPORTED for models that squire does not serve,
 /// SQUIRE_E_BUDGET beyond host_budget. The model keeps the engine alive. Any thread.
@@ -185,8 +188,8 @@ pub unsafe extern "C" fn squire_model_revision(
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
 /// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
 /// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
-/// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told). Keys may be added.
-/// Any thread.
+/// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
+/// loading). Keys may be added. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_info(
     model: *const squire_model,

@@ -104,10 +104,19 @@ impl fmt::Debug for Bytes {
 pub(super) fn open_regular(path: &Path) -> Result<File> {
     let failed = |e: std::io::Error| {
         let fault = if e.kind() == ErrorKind::NotFound { Fault::MissingFile } else { Fault::CannotOpen };
-        fault_at(fault, path, e)
+        match path.read_link() {
+            Ok(target) if fault == Fault::MissingFile => {
+                let why = "which is not there; download the file again, or bring back the disk that it lies on";
+                Error::new(fault, format!("{}: is a link to {}, {why}", path.display(), target.display()))
+            }
+            _ => fault_at(fault, path, e),
+        }
     };
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err(Error::new(Fault::CannotOpen, format!("{}: not a regular file", path.display())));
+    let at = path.metadata().map_err(failed)?;
+    if !at.is_file() {
+        let found = if at.is_dir() { "a folder" } else { "something else" };
+        let why = format!("{}: wanted a regular file, found {found}; put the file itself there", path.display());
+        return Err(Error::new(Fault::CannotOpen, why));
     }
     File::open(path).map_err(failed)
 }

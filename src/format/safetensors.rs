@@ -14,8 +14,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 
-use super::durable;
 use super::mmap::Bytes;
+use super::{durable, not_a_model};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::{Dtype, Shape};
 
@@ -71,11 +71,15 @@ impl<'de> Deserialize<'de> for Header {
 
 /// Maps a file and lists its tensors in the order of their bytes.
 ///
-/// Errors: `MissingFile`, `CannotOpen`, `CannotMap`, one of the `Safetensors…` faults, or
-/// `UnsupportedDtype` for a dtype that the format knows and squire does not compute with.
+/// Errors: `MissingFile`, `CannotOpen`, `CannotMap`, `NotTheContent` for a file that is something else, one of the
+/// `Safetensors…` faults, or `UnsupportedDtype` for a dtype that the format knows and squire does not compute with.
 pub fn read(path: &Path) -> Result<Vec<(String, StoredTensor)>> {
     let file = Bytes::map(path)?;
-    parse(&file).map_err(|e| e.within(path.display()))
+    // Looked at only once the parse has failed: eight bytes of a length could be the beginning of anything.
+    parse(&file).map_err(|e| match not_a_model::content_of(path) {
+        Some(what) => Error::new(Fault::NotTheContent, format!("{}: {what}", path.display())),
+        None => e.within(path.display()),
+    })
 }
 
 /// Lists the tensors of a file's bytes; what [`read`] does after mapping.
@@ -83,19 +87,29 @@ pub fn parse(file: &Bytes) -> Result<Vec<(String, StoredTensor)>> {
     let bytes = file.as_slice();
     let short = |what: String| Error::new(Fault::SafetensorsHeaderLength, what);
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(short(format!("the file has {} bytes, too few for a header length", bytes.len())));
+        return Err(short(format!(
+            "the file has {} bytes, too few for a header length; download it again",
+            bytes.len()
+        )));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
-        return Err(short(format!("the header claims {length} bytes, more than the {MAX_HEADER} allowed")));
+        return Err(short(format!(
+            "the header claims {length} bytes, more than the {MAX_HEADER} allowed; it is no safetensors file"
+        )));
     }
     if length > rest.len() as u64 {
-        return Err(short(format!("the header claims {length} bytes, but {} follow", rest.len())));
+        return Err(short(format!(
+            "the header claims {length} bytes, but {} follow; the file is cut short, download it again",
+            rest.len()
+        )));
     }
     let (header, data) = rest.split_at(length as usize);
     let data_start = bytes.len() - data.len();
 
-    let broken = |why: &dyn fmt::Display| Error::new(Fault::SafetensorsHeader, format!("header: {why}"));
+    let broken = |why: &dyn fmt::Display| {
+        Error::new(Fault::SafetensorsHeader, format!("header: {why}; the file is broken, download it again"))
+    };
     if header.first() != Some(&b'{') {
         return Err(broken(&"it does not begin with '{'"));
     }
@@ -107,20 +121,28 @@ pub fn parse(file: &Bytes) -> Result<Vec<(String, StoredTensor)>> {
     let mut end_of_last = 0;
     for (name, entry) in entries {
         if !seen.insert(name.clone()) {
-            return Err(Error::new(Fault::SafetensorsDuplicate, format!("tensor {name}: the name occurs twice")));
+            return Err(Error::new(
+                Fault::SafetensorsDuplicate,
+                format!("tensor {name}: the name occurs twice; save the file again"),
+            ));
         }
         let tensor = place(&entry, file, data_start).map_err(|e| e.within(format!("tensor {name}")))?;
         let begin = entry.data_offsets.0;
         if begin != end_of_last {
             let what = if begin < end_of_last { "overlaps the tensor before it" } else { "leaves a hole before it" };
-            let why = format!("tensor {name}: it begins at {begin} where {end_of_last} was due, so it {what}");
+            let why = format!(
+                "tensor {name}: it begins at {begin} where {end_of_last} was due, so it {what}; save the file again"
+            );
             return Err(Error::new(Fault::SafetensorsOverlap, why));
         }
         end_of_last = entry.data_offsets.1;
         tensors.push((name, tensor));
     }
     if end_of_last != data.len() as u64 {
-        let why = format!("the tensors end at {end_of_last}, but the file has {} bytes of data", data.len());
+        let why = format!(
+            "the tensors end at {end_of_last}, but the file has {} bytes of data; download it again",
+            data.len()
+        );
         return Err(Error::new(Fault::SafetensorsOverlap, why));
     }
     Ok(tensors)
@@ -135,8 +157,12 @@ fn place(entry: &Entry, file: &Bytes, data_start: usize) -> Result<StoredTensor>
         other => {
             let known = safetensors::Dtype::deserialize(serde_json::Value::from(other)).is_ok();
             let (fault, why) = match known {
-                true => (Fault::UnsupportedDtype, "is not computed with; F32, F16 and BF16 are"),
-                false => (Fault::SafetensorsDtype, "is not known"),
+                true => (
+                    Fault::UnsupportedDtype,
+                    "is not computed with; wanted F32, F16 or BF16: give the folder of the model that is not quantised, \
+                     or save it with torch_dtype=bfloat16",
+                ),
+                false => (Fault::SafetensorsDtype, "is not known; save the file again"),
             };
             return Err(Error::new(fault, format!("dtype {other:?} {why}")));
         }
@@ -144,7 +170,9 @@ fn place(entry: &Entry, file: &Bytes, data_start: usize) -> Result<StoredTensor>
     let (begin, end) = entry.data_offsets;
     let data_bytes = (file.len() - data_start) as u64;
     if begin > end || end > data_bytes {
-        let why = format!("offsets {begin}..{end} do not lie in the {data_bytes} bytes of data");
+        let why = format!(
+            "offsets {begin}..{end} do not lie in the {data_bytes} bytes of data; the file is cut short, download it again"
+        );
         return Err(Error::new(Fault::SafetensorsOffsets, why));
     }
     let shape = || -> Option<Shape> {
@@ -152,11 +180,15 @@ fn place(entry: &Entry, file: &Bytes, data_start: usize) -> Result<StoredTensor>
         Shape::new(&extents)
     };
     let shape = shape().ok_or_else(|| {
-        let why = format!("shape {:?} has more than three extents or too many elements", entry.shape);
+        let why = format!(
+            "shape {:?} has more than three extents or too many elements; it is no tensor of a Qwen3",
+            entry.shape
+        );
         Error::new(Fault::SafetensorsShape, why)
     })?;
     if shape.elements().checked_mul(dtype.size()).map(|n| n as u64) != Some(end - begin) {
-        let why = format!("shape {shape} of {dtype} does not fill its {} bytes exactly", end - begin);
+        let why =
+            format!("shape {shape} of {dtype} does not fill its {} bytes exactly; save the file again", end - begin);
         return Err(Error::new(Fault::SafetensorsShape, why));
     }
     // `end` is at most the file's length, checked above, so neither sum nor cast can overflow.

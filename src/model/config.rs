@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::config_fields::Fields;
+use super::config_fields::{Fields, shortened, whole};
 use crate::error::{Error, Fault, Result};
 use crate::format::StoredTensor;
 use crate::tensor::{Dtype, Shape};
@@ -38,7 +38,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// The rotary embedding.
     pub rope: Rope,
-    /// Positions the model was made for.
+    /// Positions the model serves: `max_position_embeddings`, or what YaRN makes of the positions before it if that is
+    /// more (model cards raise the factor and leave `max_position_embeddings` where it was).
     pub max_position: usize,
     /// Whether the output projection is the embedding.
     pub tied: bool,
@@ -93,11 +94,16 @@ pub struct Moe {
 
 /// The largest extent: indices inside the kernels are 32 bits.
 const MAX_EXTENT: usize = i32::MAX as usize;
+/// The input embedding's name.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output projection's name.
+pub(super) const HEAD: &str = "lm_head.weight";
 /// The most tensors a model may have; the largest Qwen3 has 36,000.
 const MAX_TENSORS: usize = 1 << 18;
 
 fn contradiction(why: String) -> Error {
-    Error::new(Fault::ConfigContradiction, format!("config.json: {why}"))
+    let remedy = "take config.json from the model's own folder, or undo what was edited";
+    Error::new(Fault::ConfigContradiction, format!("config.json: {why}; {remedy}"))
 }
 
 impl ModelConfig {
@@ -106,25 +112,39 @@ impl ModelConfig {
     /// Errors: `ConfigForm` for a missing or ill-typed field; an `Unsupported…` fault for what squire
     /// does not compute; `ConfigContradiction` where the values cannot be true together.
     pub fn from_json(document: &Value) -> Result<ModelConfig> {
+        ModelConfig::read(document, &mut Vec::new())
+    }
+
+    /// The same; what is odd and does not matter is told in `warnings`.
+    pub fn read(document: &Value, warnings: &mut Vec<String>) -> Result<ModelConfig> {
         let top = Fields::of(document)?;
         let sparse = match top.text("model_type")?.unwrap_or("nothing") {
             "qwen3" => false,
             "qwen3_moe" => true,
             other => {
-                let why = format!("config.json: model_type: wanted qwen3 or qwen3_moe, found {other}");
+                let why = format!(
+                    "config.json: model_type: wanted qwen3 or qwen3_moe, found {other}; give a model of one of these kinds"
+                );
                 return Err(Error::new(Fault::UnsupportedArchitecture, why));
             }
         };
         let n_layers = top.extent("num_hidden_layers")?;
-        refuse_unsupported(&top, n_layers)?;
+        refuse_unsupported(&top, n_layers, sparse)?;
         let hidden_size = top.extent("hidden_size")?;
         let n_heads = top.extent("num_attention_heads")?;
         let head_dim = match top.count("head_dim")? {
             Some(head_dim) => head_dim,
             None if n_heads > 0 && hidden_size % n_heads == 0 => hidden_size / n_heads,
-            None => return Err(contradiction(format!("hidden_size {hidden_size} is no multiple of {n_heads} heads"))),
+            None => {
+                let why = format!(
+                    "hidden_size: wanted a multiple of {n_heads} heads without a head_dim, found {hidden_size}"
+                );
+                return Err(contradiction(why));
+            }
         };
-        let max_position = top.extent("max_position_embeddings")?;
+        let positions = top.extent("max_position_embeddings")?;
+        let rope = read_rope(&top, positions)?;
+        let extended = rope.yarn.as_ref().map_or(0, |y| (y.factor * y.original_max_position as f64) as usize);
         let config = ModelConfig {
             vocab_size: top.extent("vocab_size")?,
             hidden_size,
@@ -134,11 +154,11 @@ impl ModelConfig {
             n_kv_heads: top.count("num_key_value_heads")?.unwrap_or(n_heads),
             head_dim,
             rms_norm_eps: top.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            rope: read_rope(&top, max_position)?,
-            max_position,
+            rope,
+            max_position: positions.max(extended.min(MAX_EXTENT)),
             tied: top.flag("tie_word_embeddings")?.unwrap_or(false),
             moe: if sparse { Some(read_moe(&top)?) } else { None },
-            stored_dtype: read_dtype(&top)?,
+            stored_dtype: read_dtype(&top, warnings)?,
         };
         config.check()?;
         Ok(config)
@@ -172,7 +192,9 @@ impl ModelConfig {
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let (heads, kv) = (self.n_heads, self.n_kv_heads);
-            return Err(contradiction(format!("{heads} heads are no multiple of {kv} key/value heads")));
+            return Err(contradiction(format!(
+                "num_attention_heads: wanted a multiple of {kv} key/value heads, found {heads}"
+            )));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(contradiction(format!("head_dim: wanted an even number, found {}", self.head_dim)));
@@ -183,10 +205,13 @@ impl ModelConfig {
         if let Some(moe) = &self.moe {
             let (k, n) = (moe.n_experts_per_token, moe.n_experts);
             if k > n {
-                return Err(contradiction(format!("{k} experts a token of {n} experts")));
+                return Err(contradiction(format!("num_experts_per_tok: wanted at most {n} (num_experts), found {k}")));
             }
             if let Some(layer) = moe.mlp_only_layers.iter().find(|&&layer| layer >= self.n_layers) {
-                return Err(contradiction(format!("mlp_only_layers: layer {layer} of {}", self.n_layers)));
+                return Err(contradiction(format!(
+                    "mlp_only_layers: wanted layers below {}, found {layer}",
+                    self.n_layers
+                )));
             }
         }
         let per_layer = 11 + self.moe.as_ref().map_or(0, |moe| 3 * moe.n_experts);
@@ -266,33 +291,40 @@ impl ModelConfig {
         all
     }
 
-    /// Checks that the tensors are those of this configuration, all of one dtype. `lm_head.weight` of
-    /// a tied model is allowed and ignored.
+    /// Checks that the tensors are those of this configuration; each may have its own dtype.
     ///
-    /// Errors: `TensorMissing`, `TensorShape`, `TensorDtype`, `TensorExtra`, naming the first tensor.
+    /// Errors: `TensorMissing`, `TensorShape`, `TensorExtra`, naming the first tensor.
     pub fn check_tensors(&self, tensors: &BTreeMap<String, StoredTensor>) -> Result<()> {
         let shapes = self.tensor_shapes();
-        let mut first: Option<(&str, Dtype)> = None;
-        for (name, shape) in &shapes {
-            let tensor = tensors
-                .get(name)
-                .ok_or_else(|| Error::new(Fault::TensorMissing, format!("tensor {name}: missing, wanted {shape}")))?;
-            if tensor.shape != *shape {
-                let why = format!("tensor {name}: wanted {shape}, found {}", tensor.shape);
+        for (name, wanted) in &shapes {
+            let Some(StoredTensor { shape, .. }) = tensors.get(name) else {
+                let (n, first) = (tensors.len(), tensors.keys().take(2).cloned().collect::<Vec<_>>().join(", "));
+                let why = format!(
+                    "tensor {name}: missing, wanted {wanted}, found {n} other tensors ({first}, ...); config.json is of \
+                     another model, or the download is not whole"
+                );
+                return Err(Error::new(Fault::TensorMissing, why));
+            };
+            if shape != wanted {
+                let rows =
+                    [EMBEDDING, HEAD].contains(&name.as_str()) && shape.extents().get(1) == wanted.extents().get(1);
+                let remedy = match rows {
+                    true => "set vocab_size in config.json to the rows of model.embed_tokens.weight and lm_head.weight",
+                    false => "config.json and the weights are not of one model; download both together",
+                };
+                let why = format!("tensor {name}: wanted {wanted}, found {shape}; {remedy}");
                 return Err(Error::new(Fault::TensorShape, why));
-            }
-            let &mut (first_name, dtype) = first.get_or_insert((name, tensor.dtype));
-            if tensor.dtype != dtype {
-                let why = format!("tensor {name}: wanted {dtype} as {first_name} has, found {}", tensor.dtype);
-                return Err(Error::new(Fault::TensorDtype, why));
             }
         }
         let wanted: std::collections::HashSet<&str> = shapes.iter().map(|(name, _)| name.as_str()).collect();
-        let ignored = |name: &str| self.tied && name == "lm_head.weight";
-        match tensors.keys().find(|name| !wanted.contains(name.as_str()) && !ignored(name)) {
+        match tensors.keys().find(|name| !wanted.contains(name.as_str())) {
             None => Ok(()),
             Some(name) => {
-                Err(Error::new(Fault::TensorExtra, format!("tensor {name}: the configuration has no such tensor")))
+                let why = format!(
+                    "tensor {name}: wanted no such tensor by config.json, found one; squire serves causal language models \
+                     alone: save the model without it, or with the config.json that it belongs to"
+                );
+                Err(Error::new(Fault::TensorExtra, why))
             }
         }
     }
@@ -354,35 +386,58 @@ fn decimal(x: f32) -> f64 {
 }
 
 /// Refuses what the forward pass does not compute.
-fn refuse_unsupported(top: &Fields, n_layers: usize) -> Result<()> {
+fn refuse_unsupported(top: &Fields, n_layers: usize, sparse: bool) -> Result<()> {
     let refuse = |fault, why: String| Err(Error::new(fault, format!("config.json: {why}")));
-    if top.flag("use_sliding_window")? == Some(true) {
-        return refuse(Fault::UnsupportedSlidingWindow, "use_sliding_window is true".into());
-    }
-    if let Some(kinds) = top.list("layer_types")? {
-        for kind in kinds {
-            match kind.as_str() {
-                Some("full_attention") => {}
-                Some("sliding_attention") => {
-                    return refuse(Fault::UnsupportedSlidingWindow, "layer_types has sliding_attention".into());
-                }
-                _ => return refuse(Fault::UnsupportedArchitecture, format!("layer_types has {kind}")),
+    let serves = "squire attends to all positions, so the model would answer otherwise";
+    let kinds = top.list("layer_types")?;
+    for kind in kinds.unwrap_or(&[]) {
+        match kind.as_str() {
+            Some("full_attention") => {}
+            Some("sliding_attention") => {
+                let why = format!("layer_types: wanted full_attention, found sliding_attention; {serves}");
+                return refuse(Fault::UnsupportedSlidingWindow, why);
+            }
+            _ => {
+                let why = format!("layer_types: wanted full_attention, found {kind}; give a model of full attention");
+                return refuse(Fault::UnsupportedArchitecture, why);
             }
         }
-        if kinds.len() != n_layers {
-            return Err(contradiction(format!("layer_types lists {} layers of {n_layers}", kinds.len())));
+    }
+    if let Some(n) = kinds.map(<[Value]>::len).filter(|&n| n != n_layers) {
+        let why = format!("layer_types: wanted {n_layers} layers as num_hidden_layers says, found {n}");
+        return Err(contradiction(why));
+    }
+    // As transformers: a window of null is none, a dense model's layers slide from max_window_layers on unless
+    // layer_types says which do, a sparse one's all slide.
+    let window = top.has("sliding_window").is_none_or(|null| !null);
+    if top.flag("use_sliding_window")? == Some(true) && window {
+        let first = match sparse {
+            true => 0,
+            false if kinds.is_some() => n_layers,
+            false => top.count("max_window_layers")?.unwrap_or(28),
+        };
+        if first < n_layers {
+            let why = format!("use_sliding_window is true, so layers slide from {first} on, of {n_layers}; {serves}");
+            return refuse(Fault::UnsupportedSlidingWindow, why);
         }
     }
     if top.flag("attention_bias")? == Some(true) {
-        return refuse(Fault::UnsupportedBias, "attention_bias is true".into());
+        let why = "attention_bias: wanted false, found true; squire has no biases: give a model without".into();
+        return refuse(Fault::UnsupportedBias, why);
     }
     match top.text("hidden_act")? {
         None | Some("silu") => {}
-        Some(other) => return refuse(Fault::UnsupportedActivation, format!("hidden_act: wanted silu, found {other}")),
+        Some(other) => {
+            let why = format!("hidden_act: wanted silu, found {other}; give a model of that activation");
+            return refuse(Fault::UnsupportedActivation, why);
+        }
     }
-    match top.value("quantization_config") {
+    match ["quantization_config", "quantization"].iter().find(|key| top.value(key).is_some()) {
         None => Ok(()),
-        Some(_) => refuse(Fault::UnsupportedQuantisation, "quantization_config: weights must not be quantised".into()),
+        Some(key) => {
+            let why = format!("{key}: wanted none, found one; give the folder of the model that is not quantised");
+            refuse(Fault::UnsupportedQuantisation, why)
+        }
     }
 }
 
@@ -414,10 +469,13 @@ fn read_rope(top: &Fields, max_position: usize) -> Result<Rope> {
 fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<Yarn>> {
     let unsupported = |why: String| Error::new(Fault::UnsupportedRope, format!("config.json: {why}"));
     if let Some(key) = fields.first_object() {
-        return Err(unsupported(format!("rope_parameters.{key}: one rope for each kind of layer")));
+        let why = format!("rope_parameters.{key}: wanted one rope for all layers, found one for a kind of layer");
+        return Err(unsupported(format!("{why}; write its keys into rope_parameters itself")));
     }
     if let Some(share) = fields.number("partial_rotary_factor")?.filter(|&share| share != 1.0) {
-        return Err(unsupported(format!("partial_rotary_factor: wanted 1, found {share}")));
+        return Err(unsupported(format!(
+            "partial_rotary_factor: wanted 1, found {share}; give a model that rotates whole heads"
+        )));
     }
     let kind = match fields.text("rope_type")? {
         Some(kind) => kind,
@@ -426,7 +484,7 @@ fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<Yarn>> 
     match kind {
         "default" => Ok(None),
         "yarn" => read_yarn(fields, max_position).map(Some),
-        other => Err(unsupported(format!("rope type: wanted default or yarn, found {other}"))),
+        other => Err(unsupported(format!("rope type: wanted default or yarn, found {other}; use YaRN to extend it"))),
     }
 }
 
@@ -471,11 +529,10 @@ fn read_moe(top: &Fields) -> Result<Moe> {
         (a, b) => a.or(b).unwrap_or(0),
     };
     let layers = top.list("mlp_only_layers")?.unwrap_or(&[]);
-    let layer = |v: &Value| v.as_u64().and_then(|v| usize::try_from(v).ok());
-    let mut mlp_only_layers: Vec<usize> =
-        layers.iter().map(layer).collect::<Option<_>>().ok_or_else(|| {
-            Error::new(Fault::ConfigForm, "config.json: mlp_only_layers: wanted a list of layer numbers")
-        })?;
+    let mut mlp_only_layers: Vec<usize> = layers.iter().map(whole).collect::<Option<_>>().ok_or_else(|| {
+        let why = format!("mlp_only_layers: wanted a list of layer numbers, found {}", shortened(layers.iter()));
+        Error::new(Fault::ConfigForm, format!("config.json: {why}; mend it"))
+    })?;
     mlp_only_layers.sort_unstable();
     mlp_only_layers.dedup(); // so that a long list of repetitions costs nothing later
     Ok(Moe {
@@ -488,7 +545,7 @@ fn read_moe(top: &Fields) -> Result<Moe> {
     })
 }
 
-fn read_dtype(top: &Fields) -> Result<Option<Dtype>> {
+fn read_dtype(top: &Fields, warnings: &mut Vec<String>) -> Result<Option<Dtype>> {
     let parse = |key: &str| -> Result<Option<Dtype>> {
         match top.text(key)? {
             None => Ok(None),
@@ -496,15 +553,20 @@ fn read_dtype(top: &Fields) -> Result<Option<Dtype>> {
             Some("float16") => Ok(Some(Dtype::F16)),
             Some("bfloat16") => Ok(Some(Dtype::Bf16)),
             Some(other) => {
-                let why = format!("config.json: {key}: wanted float32, float16 or bfloat16, found {other}");
+                let why = format!(
+                    "config.json: {key}: wanted float32, float16 or bfloat16, found {other}; name the tensors' own"
+                );
                 Err(Error::new(Fault::UnsupportedDtype, why))
             }
         }
     };
-    match (parse("torch_dtype")?, parse("dtype")?) {
-        (Some(a), Some(b)) if a != b => Err(contradiction(format!("torch_dtype is {a}, dtype {b}"))),
-        (a, b) => Ok(a.or(b)),
+    let (a, b) = (parse("torch_dtype")?, parse("dtype")?);
+    if let (Some(a), Some(b)) = (a, b)
+        && a != b
+    {
+        warnings.push(format!("config.json: torch_dtype is {a}, dtype {b}; the tensors decide"));
     }
+    Ok(a.or(b))
 }
 
 #[cfg(test)]
@@ -643,18 +705,62 @@ mod tests {
         };
         let norm = "model.norm.weight";
         assert_eq!(fault(&|t| drop(t.remove(norm))), Fault::TensorMissing);
-        assert_eq!(fault(&|t| t.get_mut(norm).unwrap().dtype = Dtype::F32), Fault::TensorDtype);
         assert_eq!(fault(&|t| t.get_mut(norm).unwrap().shape = Shape::new(&[63]).unwrap()), Fault::TensorShape);
         assert_eq!(fault(&|t| drop(t.insert("bias".into(), t[norm].clone()))), Fault::TensorExtra);
     }
 
     #[test]
-    fn a_tied_model_may_carry_the_head_it_does_not_use() {
+    fn every_tensor_may_have_its_own_dtype() {
         let config = ModelConfig::from_json(&dense()).unwrap();
         let mut tensors = tensors_of(&config);
-        tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+        for (tensor, dtype) in tensors.values_mut().zip([Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().cycle()) {
+            tensor.dtype = dtype;
+        }
         config.check_tensors(&tensors).unwrap();
-        let untied = ModelConfig { tied: false, ..config };
-        untied.check_tensors(&tensors).unwrap();
+    }
+
+    #[test]
+    fn yarn_serves_what_its_factor_makes_of_the_original_positions() {
+        let rope = |more: Value| with(dense(), more).map(|c| (c.max_position, c.rope.yarn.unwrap().factor));
+        let yarn = |factor: f64, original: usize| json!({"rope_scaling": {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}});
+        assert_eq!(rope(yarn(4.0, 32768)).unwrap(), (131_072, 4.0), "as the model card writes it");
+        assert_eq!(rope(yarn(1.0, 32768)).unwrap(), (40_960, 1.0), "never less than max_position_embeddings");
+        assert_eq!(rope(yarn(2.5, 32768)).unwrap().0, 81_920);
+        assert_eq!(rope(json!({"rope_scaling": {"type": "yarn", "factor": 4}})).unwrap().0, 163_840);
+        assert_eq!(rope(yarn(1e6, 1 << 20)).unwrap().0, MAX_EXTENT);
+        let config = with(dense(), yarn(4.0, 32768)).unwrap();
+        assert_eq!(ModelConfig::from_json(&config.to_json()).unwrap(), config);
+    }
+
+    #[test]
+    fn a_sliding_window_in_which_no_layer_slides_is_none() {
+        let slides = |base: Value, more: Value| {
+            let mut document = base;
+            document["use_sliding_window"] = true.into();
+            document.as_object_mut().unwrap().shift_remove("sliding_window");
+            match with(document, more) {
+                Ok(_) => false,
+                Err(e) => e.fault() == Fault::UnsupportedSlidingWindow,
+            }
+        };
+        assert!(!slides(dense(), json!({})), "transformers' max_window_layers is 28 where the key is absent");
+        assert!(!slides(dense(), json!({"max_window_layers": 2, "sliding_window": 4096})));
+        assert!(slides(dense(), json!({"max_window_layers": 1, "sliding_window": 4096})));
+        assert!(slides(dense(), json!({"max_window_layers": 0})), "the window is 4096 where the key is absent");
+        assert!(!slides(dense(), json!({"max_window_layers": 0, "sliding_window": null})));
+        let full = json!({"max_window_layers": 0, "layer_types": ["full_attention", "full_attention"]});
+        assert!(!slides(dense(), full), "layer_types says which layers slide");
+        assert!(slides(sparse(), json!({"max_window_layers": 99})), "all layers of a sparse model slide");
+        assert!(!slides(sparse(), json!({"sliding_window": null})));
+    }
+
+    #[test]
+    fn dtypes_that_differ_are_a_warning_and_whole_numbers_may_have_a_point() {
+        let mut document = dense();
+        (document["dtype"], document["max_position_embeddings"]) = ("float32".into(), json!(40960.0));
+        let mut warnings = Vec::new();
+        let config = ModelConfig::read(&document, &mut warnings).unwrap();
+        assert_eq!((config.max_position, warnings.len()), (40960, 1));
+        assert!(warnings[0].contains("torch_dtype is bf16, dtype f32"), "{warnings:?}");
     }
 }

@@ -10,7 +10,25 @@ use crate::error::{Error, Fault, Result};
 pub(super) struct Fields<'a>(&'a Map<String, Value>);
 
 fn form(why: String) -> Error {
-    Error::new(Fault::ConfigForm, format!("config.json: {why}"))
+    let remedy = "take config.json from the model's own folder, or mend the value";
+    Error::new(Fault::ConfigForm, format!("config.json: {why}; {remedy}"))
+}
+
+/// A whole number from 0, also where it is written with a point (40960.0).
+pub(super) fn whole(value: &Value) -> Option<usize> {
+    const MOST: f64 = (1u64 << 53) as f64; // above it an f64 no longer tells whole numbers apart
+    let pointed = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=MOST).contains(x)).map(|x| x as u64);
+    value.as_u64().or_else(pointed).and_then(|v| usize::try_from(v).ok())
+}
+
+/// Values as a message shows them: what is long is cut.
+pub(super) fn shortened<'a>(values: impl Iterator<Item = &'a Value>) -> String {
+    let mut found = values.map(Value::to_string).collect::<Vec<_>>().join(", ");
+    if let Some((cut, _)) = found.char_indices().nth(80) {
+        found.truncate(cut);
+        found.push('…');
+    }
+    found
 }
 
 impl<'a> Fields<'a> {
@@ -24,26 +42,26 @@ impl<'a> Fields<'a> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether the key is there, and then whether it is null.
+    pub(super) fn has(&self, key: &str) -> Option<bool> {
+        self.0.get(key).map(Value::is_null)
+    }
+
     fn typed<T>(&self, key: &str, wanted: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| {
-            let mut found = value.to_string();
-            if let Some((cut, _)) = found.char_indices().nth(80) {
-                found.truncate(cut);
-                found.push('…');
-            }
-            form(format!("{key}: wanted {wanted}, found {found}"))
-        })
+        read(value)
+            .map(Some)
+            .ok_or_else(|| form(format!("{key}: wanted {wanted}, found {}", shortened(std::iter::once(value)))))
     }
 
     /// A whole number from 0.
     pub(super) fn count(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number", |v| v.as_u64().and_then(|v| usize::try_from(v).ok()))
+        self.typed(key, "a whole number", whole)
     }
 
     /// A whole number that must be there.
     pub(super) fn extent(&self, key: &str) -> Result<usize> {
-        self.count(key)?.ok_or_else(|| form(format!("{key}: missing")))
+        self.count(key)?.ok_or_else(|| form(format!("{key}: wanted a whole number, found nothing")))
     }
 
     /// A number.

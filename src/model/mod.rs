@@ -7,6 +7,7 @@ pub mod activations;
 pub mod backward;
 pub mod config;
 mod config_fields;
+mod folder;
 pub mod forward;
 pub mod kv_cache;
 pub mod weights;
@@ -31,7 +32,10 @@ pub fn context_of(config: &ModelConfig, device: &Device, max_context: usize) -> 
     config.check()?;
     let limit = config.max_position;
     if max_context > limit {
-        let why = format!("a context of {max_context} tokens is wanted, the model was made for {limit}");
+        let why = format!(
+            "max_context: wanted {max_context} tokens, the model was made for {limit}; ask for at most that, or extend it \
+             by YaRN (rope_scaling in config.json)"
+        );
         return Err(Error::new(Fault::BadOption, why));
     }
     device.check_extents(&extents(config))?;

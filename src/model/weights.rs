@@ -189,6 +189,16 @@ impl Weights {
         Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))
     }
 
+    /// The dtypes that they are stored in: one name, or where they are mixed each with its number of tensors.
+    pub fn dtypes(&self) -> String {
+        let mut counts = BTreeMap::new();
+        self.tensors().iter().for_each(|(_, t)| *counts.entry(t.dtype().to_string()).or_insert(0) += 1);
+        match counts.len() {
+            1 => counts.into_keys().collect(),
+            _ => counts.iter().map(|(dtype, n)| format!("{dtype} x {n}")).collect::<Vec<_>>().join(", "),
+        }
+    }
+
     /// Overwrites these weights by f32 masters, rounded to the stored dtypes.
     pub fn round_from(&mut self, device: &Device, masters: &Weights) {
         for (to, (_, from)) in self.tensors_mut().into_iter().zip(masters.tensors()) {

@@ -26,7 +26,7 @@ use super::scheduler::Scheduler;
 use crate::backend::page::PAGE;
 use crate::backend::{Compute, Device, KernelSet};
 use crate::error::{Error, Fault, Result};
-use crate::format::ModelDir;
+use crate::format::{ModelDir, within_folder};
 use crate::model::{ModelConfig, Weights, context_of, page_shape, step_bytes_on_gpu};
 use crate::tensor::Dtype;
 
@@ -343,7 +343,7 @@ impl Engine {
     ) -> Result<ServedModel> {
         self.check_alive()?;
         let begun = Instant::now();
-        let context = |e: Error| e.within(path.display());
+        let context = |e| within_folder(e, path);
         if self.0.options.host_budget > 0 || self.0.device.free_bytes()?.is_some() {
             let plan = self.plan(path, options)?;
             let bytes = |key: &str| plan[key].as_u64();
@@ -368,6 +368,9 @@ impl Engine {
         let context = model.model().max_context();
         let what = format!("{at}, {parameters} parameters in {bytes} bytes, context of {context} tokens");
         self.log_phase("ready", &what, begun);
+        for warning in model.warnings() {
+            self.log(Level::Warning, "model", &format!("{at}: {warning}"));
+        }
         Ok(model)
     }
 
@@ -399,9 +402,13 @@ impl Engine {
 
     /// What a model folder would need, before anything is allocated. Bytes throughout.
     pub fn plan(&self, path: &Path, options: LoadOptions) -> Result<Value> {
-        let dir = ModelDir::open(path).map_err(|e| e.within(path.display()))?;
-        let config = ModelConfig::from_json(&dir.config)?;
-        config.check_tensors(&dir.tensors)?;
+        self.plan_of(path, options).map_err(|e| within_folder(e, path))
+    }
+
+    fn plan_of(&self, path: &Path, options: LoadOptions) -> Result<Value> {
+        let mut dir = ModelDir::open(path)?;
+        let config = ModelConfig::of_folder(&mut dir)?;
+        dir.generation_defaults();
         let weight_bytes: u64 = dir.tensors.values().map(|t| t.bytes.len() as u64).sum();
         let parameters: u64 = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
         let max_context = context_of(&config, &self.0.device, options.max_context)?;
@@ -433,6 +440,7 @@ impl Engine {
             "table_bytes": table_bytes,
             "training_bytes": parameters * 16 + weight_bytes,
             "max_context": max_context,
+            "warnings": dir.warnings,
         }))
     }
 }

@@ -28,6 +28,9 @@ pub struct GenerationOptions {
     pub ignore_model_stops: bool,
     /// Who is written down as the author.
     pub source: Source,
+    /// Draw from the ids below this alone, as if the vocabulary had no more: log-probs are of what is drawn from. 0: all.
+    /// For models of the cpu backend.
+    pub vocabulary: usize,
 }
 
 impl Default for GenerationOptions {
@@ -39,6 +42,7 @@ impl Default for GenerationOptions {
             stop_ids: Vec::new(),
             ignore_model_stops: false,
             source: Source::Student,
+            vocabulary: 0,
         }
     }
 }

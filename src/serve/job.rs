@@ -99,13 +99,13 @@ impl Job {
         &self.state().revision
     }
 
-    /// Whether a share of `n` rows is one step of a generation whose hidden states nobody keeps.
+    /// Whether a share of `n` rows is one step of a generation from the whole vocabulary whose hidden states nobody keeps.
     pub(super) fn decodes(&self, n: usize) -> bool {
         let State { timeline, work, .. } = self.state();
         n == 1
             && timeline.len() == timeline.kv.len() + 1
             && timeline.hidden.is_none()
-            && matches!(work, Work::Generate(_))
+            && matches!(work, Work::Generate(g) if g.options.vocabulary == 0)
     }
 
     /// The timeline and the work.

@@ -4,7 +4,7 @@
 //! a revision's memory goes when its last session does.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -117,7 +117,7 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         let begun = Instant::now();
         let mut dir = ModelDir::open(path)?;
-        let config = ModelConfig::from_json(&dir.config)?;
+        let config = ModelConfig::of_folder(&mut dir)?;
         let tensors = dir.tensors.len();
         engine.log_phase("documents", &format!("{tensors} tensors in the headers"), begun);
         let begun = Instant::now();
@@ -158,21 +158,13 @@ impl ServedModel {
     ) -> Result<ServedModel> {
         context_of(&config, engine.device(), max_context)?;
         let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        let documents = ModelDir {
-            path: Default::default(),
-            config: config.to_json(),
-            tensors: BTreeMap::new(),
-            tokenizer: None,
-            tokenizer_config: None,
-            chat_templates: Default::default(),
-            generation_config: None,
-        };
+        let documents = ModelDir::of_config(config.to_json());
         ServedModel::assemble(engine, documents, config, weights, max_context)
     }
 
     fn assemble(
         engine: &Engine,
-        documents: ModelDir,
+        mut documents: ModelDir,
         config: ModelConfig,
         weights: Weights,
         max_context: usize,
@@ -183,7 +175,10 @@ impl ServedModel {
             && t.n_ids() > config.vocab_size
         {
             let (ids, rows) = (t.n_ids(), config.vocab_size);
-            let why = format!("tokenizer.json has {ids} ids, the model's vocabulary {rows} rows");
+            let why = format!(
+                "tokenizer.json: wanted at most {rows} ids, the rows of the model's vocabulary, found {ids}; take the \
+                 model's own tokenizer, or resize the model (resize_token_embeddings) and save it"
+            );
             return Err(Error::new(Fault::VocabularySize, why));
         }
         let templates = &documents.chat_templates.by_name;
@@ -196,8 +191,9 @@ impl ServedModel {
             engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
         }
         let stop_ids = documents.stop_ids()?;
-        check_ids(&stop_ids, config.vocab_size).map_err(|e| e.within("stop ids"))?;
-        let defaults = documents.generation_defaults()?;
+        check_ids(&stop_ids, config.vocab_size)
+            .map_err(|e| e.within("eos_token_id of generation_config.json or config.json, to be mended there"))?;
+        let defaults = documents.generation_defaults();
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
         if engine.device().free_bytes()?.is_none() {
@@ -246,13 +242,20 @@ impl ServedModel {
 
     /// The tokenizer, or a refusal where the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let missing = || Error::new(Fault::MissingFile, "the model folder has no tokenizer.json");
+        let missing = || {
+            Error::new(Fault::MissingFile, "the model folder has no tokenizer.json; put the model's there, or give ids")
+        };
         self.0.tokenizer.as_deref().ok_or_else(missing)
     }
 
     /// The chat template, or a refusal where the folder has none.
     pub fn template(&self) -> Result<&ChatTemplate> {
-        let missing = || Error::new(Fault::NoTemplate, "the model folder has no chat template");
+        let missing = || {
+            Error::new(
+                Fault::NoTemplate,
+                "the model folder has no chat template; put chat_template.jinja there, or give text or ids",
+            )
+        };
         self.0.template.as_ref().ok_or_else(missing)
     }
 
@@ -300,6 +303,11 @@ impl ServedModel {
         let Sampling { temperature: t, top_k: k, top_p: p } = &mut options.sampling;
         (*t, *k, *p) = (temperature.unwrap_or(*t), top_k.unwrap_or(*k), top_p.unwrap_or(*p));
         options
+    }
+
+    /// What is not as it should be in the folder and was understood all the same.
+    pub fn warnings(&self) -> &[String] {
+        &self.0.documents.warnings
     }
 
     /// Pages of KV cache that its sessions hold.
@@ -368,7 +376,7 @@ impl ServedModel {
             "config": model.config.to_json(),
             "parameters": revision.weights.n_parameters(),
             "weight_bytes": revision.weights.bytes(),
-            "weight_dtype": revision.weights.embedding.dtype().to_string(),
+            "weight_dtype": revision.weights.dtypes(),
             "compute": model.compute.name(),
             "max_context": model.max_context(),
             "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
@@ -381,6 +389,7 @@ impl ServedModel {
             "history": "keep",
             "stop_ids": self.0.stop_ids,
             "generation_defaults": { "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p) },
+            "warnings": self.0.documents.warnings,
         })
     }
 }

@@ -426,7 +426,10 @@ impl Scheduler {
                     }
                     Work::Generate(g) => {
                         let u = uniform(Stream::Sample, &[g.options.seed, timeline.len() as u64]);
-                        let sampled = ops::sample_row(&model.device, head, i, g.options.sampling, u)?;
+                        let sampled = match g.options.vocabulary {
+                            0 => ops::sample_row(&model.device, head, i, g.options.sampling, u)?,
+                            v => ops::sample_row_among(&model.device, head, i, v, g.options.sampling, u)?,
+                        };
                         ends.extend(give(job, &model, revision.number, sampled, counters).map(|end| (job.id, end)));
                     }
                 }

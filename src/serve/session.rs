@@ -249,6 +249,10 @@ impl Session {
     pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
         options.check()?;
         check_ids(&options.stop_ids, self.model.config().vocab_size).map_err(|e| e.within("stop ids"))?;
+        if options.vocabulary > 0 && !self.model.model().device.trains() {
+            let why = "vocabulary: wanted 0 on a GPU, where every id may be drawn; load the model on the cpu backend";
+            return Err(Error::new(Fault::UnsupportedBackend, why));
+        }
         let outbox = Arc::new(Outbox::default());
         let cancel = Cancel::default();
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };

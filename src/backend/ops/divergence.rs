@@ -323,6 +323,34 @@ mod tests {
     }
 
     #[test]
+    fn ids_left_out_by_minus_infinity_change_no_bit_and_get_no_gradient() {
+        for (v, more) in [(17, 3), (4096, 5), (4097, 4200)] {
+            let (student, teacher) = (logits(6, 5, v), logits(7, 5, v));
+            let kinds = [ReverseKl, ForwardKl, CrossEntropy, ReverseKl, ForwardKl];
+            let weights = [1.0, -0.5, 2.0, 3.0, 0.25];
+            let rows: Vec<RowLoss> =
+                kinds.iter().zip(weights).map(|(&kind, weight)| RowLoss { kind, weight, target: 7 }).collect();
+            let wider = |t: &Tensor| {
+                let rows = t.f32().chunks_exact(v).flat_map(|row| {
+                    row.iter().copied().chain(std::iter::repeat_n(f32::NEG_INFINITY, more)).collect::<Vec<_>>()
+                });
+                Tensor::from_f32(&[5, v + more], &rows.collect::<Vec<_>>()).unwrap()
+            };
+            for device in devices() {
+                let mut x = copy(&student);
+                let wanted = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 5);
+                let mut y = wider(&student);
+                let found = divergence_forward_backward(&device, &mut y, Some(&wider(&teacher)), &rows, 5);
+                assert_same_bits("losses", &found, &wanted);
+                for (y, x) in y.f32().chunks_exact(v + more).zip(x.f32().chunks_exact(v)) {
+                    assert_same_bits("gradients", &y[..v], x);
+                    assert_same_bits("gradients of what is left out", &y[v..], &vec![0.0; more]);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_small_divergence_keeps_its_digits() {
         let v = 4097;
         let teacher = logits(4, 2, v);

@@ -129,6 +129,21 @@ pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, 
     }
 }
 
+/// The same from the first `v` ids alone, as if a row had no more. On the CPU.
+pub fn sample_row_among(
+    device: &Device,
+    head: &Head,
+    row: usize,
+    v: usize,
+    sampling: Sampling,
+    u: f32,
+) -> Result<Sampled> {
+    let width = head.logits.extent(1);
+    let v = v.min(width);
+    let part = Tensor::from_f32(&[1, v], &head.logits.f32()[row * width..][..v])?;
+    Ok(sample_token(device, &part, 0, sampling, u))
+}
+
 /// Logits (and statistics) of rows of x [N, C], through a norm (its weight and eps) where one is given: row i of the
 /// list in row i of `head.logits`.
 pub fn head_forward(

@@ -38,7 +38,7 @@ pub use draws::{Draws, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use experts::{Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward};
 pub use gather::{gather_rows, scatter_add_rows};
-pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_row, top_k_of_head};
+pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_row, sample_row_among, top_k_of_head};
 pub use linear::{
     linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
 };

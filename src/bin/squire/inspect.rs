@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
-use squire::format::{ModelDir, StoredTensor};
+use squire::format::{ModelDir, StoredTensor, within_folder};
 use squire::model::ModelConfig;
 use squire::serve::{Engine, EngineOptions, LoadOptions};
 use squire::tensor::{Dtype, Shape};
@@ -35,15 +35,12 @@ struct Group {
     bytes: u64,
 }
 
-/// Groups in the order of the forward pass, what the model does not use after them.
+/// Groups of the tensors that the model uses, in the order of the forward pass.
 fn groups(config: &ModelConfig, tensors: &BTreeMap<String, StoredTensor>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut at: BTreeMap<(String, String, String), usize> = BTreeMap::new();
-    let ordered: Vec<String> = config.tensor_shapes().into_iter().map(|(name, _)| name).collect();
-    let known: std::collections::BTreeSet<&str> = ordered.iter().map(String::as_str).collect();
-    let others = tensors.keys().map(String::as_str).filter(|name| !known.contains(name));
-    for name in ordered.iter().map(String::as_str).chain(others) {
-        let Some(t) = tensors.get(name) else { continue };
+    for (name, _) in config.tensor_shapes() {
+        let Some(t) = tensors.get(&name) else { continue };
         let parts = name.split('.').map(|part| if part.bytes().all(|b| b.is_ascii_digit()) { "*" } else { part });
         let pattern = parts.collect::<Vec<_>>().join(".");
         let key = (pattern.clone(), t.dtype.to_string(), t.shape.to_string());
@@ -62,13 +59,13 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     // The engine only plans: it needs neither threads nor a loop of its own.
     let engine = Engine::new(EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() })?;
     let plan = engine.plan(&args.dir, LoadOptions::default())?;
-    let within = |e: squire::error::Error| e.within(args.dir.display());
-    let dir = ModelDir::open(&args.dir).map_err(within)?;
-    let config = ModelConfig::from_json(&dir.config).map_err(within)?;
+    let within = |e| within_folder(e, &args.dir);
+    let mut dir = ModelDir::open(&args.dir).map_err(within)?;
+    let config = ModelConfig::of_folder(&mut dir).map_err(within)?;
     let tokenizer = dir.tokenizer.as_deref().map(Tokenizer::from_json).transpose().map_err(within)?;
+    ChatTemplate::compile_all(&dir.chat_templates.by_name).map_err(within)?;
+    let (defaults, stop_ids) = (dir.generation_defaults(), dir.stop_ids().map_err(within)?);
     let templates = &dir.chat_templates.by_name;
-    ChatTemplate::compile_all(templates).map_err(within)?;
-    let (defaults, stop_ids) = (dir.generation_defaults().map_err(within)?, dir.stop_ids().map_err(within)?);
     let groups = groups(&config, &dir.tensors);
     drop(waiting);
 
@@ -89,6 +86,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
                 "temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p,
             },
             "stop_ids": stop_ids,
+            "warnings": dir.warnings,
             "plan": plan,
         }));
     }
@@ -141,6 +139,13 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         ("stop ids", stops),
     ];
     out.facts("text", &text)?;
+
+    if !dir.warnings.is_empty() {
+        out.text("warnings\n")?;
+        for warning in &dir.warnings {
+            out.text(&format!("  {warning}\n"))?;
+        }
+    }
 
     let number = |key: &str| plan[key].as_u64().unwrap_or(0);
     let size = |key: &str| bytes(number(key));
