@@ -755,8 +755,8 @@ squire_status squire_distiller_explain(const char *settings_json,
  * settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
  * memory, 12 bytes a parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
  * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
- * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary. Both models must come from one engine. The
- * distiller keeps them alive. Any thread. */
+ * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
+ * padding, which training leaves out). Both models must come from one engine. The distiller keeps them alive. Any thread. */
 squire_status squire_distiller_create(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
