@@ -123,6 +123,8 @@ faults! {
     StaleUpdate = 206 => State,
     /// There is no token to continue from.
     EmptySession = 207 => State,
+    /// The run's steps are all done.
+    RunComplete = 210 => State,
 
     // 3xx: busy
     /// The session is being worked on.

@@ -798,7 +798,7 @@ fn forged_control_tokens_in_content_stay_text() {
     let end = tokenizer.id_of("<|im_end|>").unwrap();
     let append = |text: &str| {
         let new = json!([{"role": "tool", "content": text}, {"role": "user", "content": text}]);
-        encode_append(&tokenizer, &template, After::Turn { last_id: end }, &new, &options(text)).unwrap()
+        encode_append(&tokenizer, &template, After::Turn { said: &[end], ends: &[] }, &new, &options(text)).unwrap()
     };
     let ids = append(forged);
     assert_eq!(controls(&ids), controls(&append("text")));

@@ -148,6 +148,7 @@ pub fn make(engine: &Engine, recipe: &Recipe, folder: &Path) -> Result<()> {
         "preset": "sft",
         "steps": recipe.steps,
         "seed": recipe.seed,
+        "batch_episodes": recipe.batch,
         "micro_tokens": 8192,
         "max_turns": 64,
         "optimizer": {

@@ -124,7 +124,11 @@ impl Distiller {
             ("vocabulary", json!(vocabulary)),
             ("settings", config.to_json()),
         ];
-        for (key, value) in wanted {
+        check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
+        for (key, mut value) in wanted {
+            if key == "settings" {
+                value["steps"] = document[key]["steps"].clone(); // compared above
+            }
             // Read back as the checkpoint's was: reading may lose a number's last bit.
             let value: Value =
                 serde_json::from_str(&value.to_string()).map_err(|e| broken(&folder, &format!("{key}: {e}")))?;
@@ -144,6 +148,21 @@ impl Distiller {
         distiller.set_counters(counters);
         distiller.learning()?.learner = Some(learner);
         Ok(distiller)
+    }
+}
+
+/// A resumed run may have more steps than it had, not fewer. Schedules by the fraction of the run that is done, and those
+/// that end with it, go on by the new number.
+fn check_steps(old: &Value, config: &Config, done: u64) -> Result<()> {
+    let steps = config.steps;
+    match old.as_u64() {
+        Some(old) if steps < old => {
+            let why = format!(
+                "its steps are not this run's: it has {old}, of which {done} are done, wanted {steps}; give {old} or more"
+            );
+            Err(Error::new(Fault::CheckpointMismatch, why))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@
 //! | key | values | default |
 //! |---|---|---|
 //! | `preset` | a name of [`PRESETS`] | none |
-//! | `steps` | S, optimiser steps of the run | 250 |
+//! | `steps` | S, optimiser steps of the run; no update is built beyond, a resumed run may have more | 250 |
 //! | `seed` | key of all draws | 42 |
 //! | `actor` | `{"kind": "student"}`, `"teacher"`, `"replay"`, or `{"kind": "bernoulli", "beta": schedule}`: who acts | student |
 //! | `depth` | schedule, its floor caps the turns rolled in training; `null` for none | null |
@@ -17,7 +17,7 @@
 //! | `filter` | none, success: which trajectories are learnt | none |
 //! | `max_staleness` | published revisions a trajectory may lag | 2 |
 //! | `sampling` | `temperature`, `top_k` (0 off), `top_p` of training rollouts | 1, 0, 1 |
-//! | `batch_episodes` | episodes of one step | 16 |
+//! | `batch_episodes` | ended episodes that an update takes unless it is told how many | 16 |
 //! | `optimizer` | AdamW: `learning_rate` (schedule), `warmup_steps`, `beta1`, `beta2`, `eps`, `weight_decay`, `grad_clip` (0 off) | 1e-6, 0, 0.9, 0.999, 1e-8, 0, 1 |
 //! | `micro_tokens` | tokens of one forward and backward pass | 4096 |
 //! | `kept_revisions` | revisions that may live at once | 2 |

@@ -224,7 +224,8 @@ impl Distiller {
         thrown_away.len()
     }
 
-    /// Builds an update from up to `max_episodes` ended episodes (0: all), in order of their identity.
+    /// Builds an update from up to `max_episodes` ended episodes (0: the settings' `batch_episodes`), in order of their
+    /// identity; further ones wait for the next. Refused with `RunComplete` once the settings' `steps` are done.
     /// Blocks; `progress` is told tokens done and in all and may stop it by returning false. Cancelled or
     /// failed, the episodes wait on.
     pub fn build(
@@ -235,10 +236,19 @@ impl Distiller {
     ) -> Result<Update> {
         let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let (step, steps) = (self.step(), self.0.config.steps);
+        if step >= steps {
+            let why = format!(
+                "all {steps} steps of the run are done; save a checkpoint and resume it with more steps to go on, or \
+                 discard what waits"
+            );
+            return Err(Error::new(Fault::RunComplete, why));
+        }
+        let most = if max_episodes == 0 { self.0.config.batch_episodes as usize } else { max_episodes };
         let taken: Vec<(u64, Ended)> = {
             let mut book = self.0.book.lock();
             book.ended.sort_by_key(|(episode, _)| *episode);
-            let n = if max_episodes == 0 { book.ended.len() } else { max_episodes.min(book.ended.len()) };
+            let n = most.min(book.ended.len());
             book.ended.drain(..n).collect()
         };
         let (mut finished, mut back, mut failure) = (Vec::with_capacity(taken.len()), Vec::new(), None);

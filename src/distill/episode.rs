@@ -14,7 +14,7 @@ use super::distiller::Distiller;
 use super::ended::{Ended, Scoring};
 use super::knobs::Kernel;
 use super::policy::{DecideInput, Decision, decide};
-use super::spec::EpisodeSpec;
+use super::spec::{EpisodeSpec, observation};
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
@@ -75,6 +75,10 @@ struct State {
     seats: Option<Seats>,
     /// where the turn under way starts, once its generation prompt stands
     start: Option<usize>,
+    /// what the next generation prompt is rendered with: the episode's options and those of the last observation
+    prompt: RenderOptions,
+    /// whether the last observation was ids, which may have begun the actor's turn already
+    observed_ids: bool,
     /// how the last generation ended
     ending: Option<Ending>,
     spec: EpisodeSpec,
@@ -116,8 +120,8 @@ impl State {
             return Ok(start);
         }
         let student = &self.seats()?.student;
-        if student.model().template().is_ok() {
-            let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        if student.model().template().is_ok() && !(self.observed_ids && student.turn_is_begun(&self.prompt)?) {
+            let prompt = RenderOptions { add_generation_prompt: true, ..self.prompt.clone() };
             student.append_chat(Json::List(Vec::new()), &prompt)?;
         }
         let start = student.len()?;
@@ -182,7 +186,8 @@ pub enum Replay<'a> {
     Stored,
     /// These ids, the end of turn included.
     Ids(&'a [i32]),
-    /// This text, tokenised as plain text; the end of turn is added.
+    /// This text, tokenised as an assistant's message: tokens that are not special keep their ids (`<think>`), special
+    /// ones are text. The id with which the template ends a turn is added.
     Text(&'a str),
 }
 
@@ -204,6 +209,8 @@ impl Episode {
             trajectory: Trajectory::new(heading),
             seats: Some(Seats { student, teacher }),
             start: None,
+            prompt: spec.prompt.clone(),
+            observed_ids: false,
             ending: None,
             max_turns: spec.max_turns.unwrap_or(distiller.config().max_turns),
             spec,
@@ -228,28 +235,44 @@ impl Episode {
         self.state.lock().turn
     }
 
-    /// Shows messages (a JSON list of `{role, content}`) to the actors. Computes nothing. Returns the
-    /// tokens added.
+    /// Shows messages (a list of `{role, content}`) to the actors, rendered with the episode's options. Computes nothing.
+    /// Returns the tokens added.
     pub fn observe(&self, messages: impl Into<Json>) -> Result<usize> {
-        self.observe_by(|student| Ok(student.append_chat(messages, &RenderOptions::default())?.len()))
+        let messages = messages.into();
+        self.observe_by(false, |state| {
+            state.prompt = state.spec.prompt.clone();
+            Ok(state.seats()?.student.append_chat(messages, &state.prompt)?.len())
+        })
     }
 
-    /// The same with ids, for hosts that render for themselves.
+    /// The same with a document as [`observation`] reads it: messages, and what this turn is rendered with besides.
+    pub fn observe_json(&self, text: &str) -> Result<usize> {
+        self.observe_by(false, |state| {
+            let student = &state.seats()?.student;
+            let (messages, prompt) = observation(text, &state.spec.prompt, student.model().template().ok())?;
+            let n = student.append_chat(messages, &prompt)?.len();
+            state.prompt = prompt;
+            Ok(n)
+        })
+    }
+
+    /// The same with ids, for hosts that render for themselves. Ids that begin the actor's turn, as a rendering with
+    /// `add_generation_prompt` does, begin it: no generation prompt is added then.
     pub fn observe_ids(&self, ids: &[i32]) -> Result<usize> {
         if !self.heading().evaluation {
             self.distiller.check_shared(ids)?;
         }
-        self.observe_by(|student| student.append(ids, Source::Host).map(|()| ids.len()))
+        self.observe_by(true, |state| state.seats()?.student.append(ids, Source::Host).map(|()| ids.len()))
     }
 
-    fn observe_by(&self, append: impl FnOnce(&Session) -> Result<usize>) -> Result<usize> {
+    fn observe_by(&self, by_ids: bool, append: impl FnOnce(&mut State) -> Result<usize>) -> Result<usize> {
         let mut state = self.state.lock();
         match state.phase {
             Phase::Open | Phase::Observed => {}
             phase => return Err(out_of_order("observe", phase)),
         }
-        let n = append(&state.seats()?.student)?;
-        state.phase = Phase::Observed;
+        let n = append(&mut state)?;
+        (state.phase, state.observed_ids) = (Phase::Observed, by_ids);
         Ok(n)
     }
 
@@ -372,9 +395,10 @@ impl Episode {
         let ids = match action {
             Replay::Ids(ids) => ids.to_vec(),
             Replay::Text(text) => {
+                // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
                 let model = self.distiller.student();
-                let mut ids = model.tokenizer()?.encode(text, Control::None);
-                ids.extend(model.stop_ids().first());
+                let mut ids = model.tokenizer()?.encode(text, Control::NotSpecial);
+                ids.extend(model.end_of_turn());
                 ids
             }
             Replay::Stored => Vec::new(),

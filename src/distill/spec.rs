@@ -1,4 +1,5 @@
-//! What the host says of an episode when it begins: one JSON document, unknown keys refused.
+//! What the host says of an episode when it begins, and of a turn when it shows messages: JSON documents, unknown keys
+//! refused.
 //!
 //! | key | meaning | default |
 //! |---|---|---|
@@ -7,14 +8,18 @@
 //! | `evaluation` | the student alone acts, nothing is learnt | false |
 //! | `max_turns` | turn cap | the settings' |
 //! | `demonstration` | texts of actions to be replayed, one a turn | the host brings them |
+//! | `tools`, `documents`, `chat_template`, `chat_template_kwargs` | what every prompt is rendered with, as in a chat request | none |
+//!
+//! The last row may be given for a turn as well, with its messages; there it adds to, and wins over, the episode's. So a
+//! student is trained under the prompts that it is served with.
 #![forbid(unsafe_code)]
 
-use serde_json::Value;
-
 use crate::error::{Error, Fault, Result};
+use crate::text::request::take;
+use crate::text::{ChatTemplate, Json, RenderOptions};
 
 /// An episode's specification.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct EpisodeSpec {
     /// The host's name of the task.
     pub task: String,
@@ -26,18 +31,28 @@ pub struct EpisodeSpec {
     pub max_turns: Option<u32>,
     /// Actions to be replayed; None: the host brings them.
     pub demonstration: Option<Vec<String>>,
+    /// What every prompt is rendered with.
+    pub prompt: RenderOptions,
 }
 
+const KNOWN: &str = "task, episode, evaluation, max_turns, demonstration, tools, documents, chat_template, \
+                     chat_template_kwargs";
+/// Keys of a chat request that an episode answers itself.
+const OWN: [&str; 2] = ["add_generation_prompt", "continue_final_message"];
+
 impl EpisodeSpec {
-    /// Reads a document. [`Fault::BadJson`], [`Fault::UnknownKey`], [`Fault::BadValue`].
-    pub fn from_json(text: &str) -> Result<EpisodeSpec> {
-        let document: Value = serde_json::from_str(text)
-            .map_err(|e| Error::new(Fault::BadJson, format!("the episode's specification is not JSON: {e}")))?;
-        let bad = |key: &str, wanted: &str, found: &Value| {
-            Err(Error::new(Fault::BadValue, format!("{key}: wanted {wanted}, found {found:.60}")))
+    /// Reads a document; `template` is the student's, if it has one. [`Fault::BadJson`], [`Fault::UnknownKey`],
+    /// [`Fault::BadValue`].
+    pub fn from_json(text: &str, template: Option<&ChatTemplate>) -> Result<EpisodeSpec> {
+        let what = "the episode's specification";
+        let document = Json::parse(text).map_err(|e| e.within(what))?;
+        let bad = |key: &str, wanted: &str, found: &Json| {
+            Err(Error::new(Fault::BadValue, format!("{key}: wanted {wanted}, found {}", shown(found))))
         };
-        let Value::Object(fields) = &document else {
-            return bad("the episode's specification", "an object", &document);
+        let Json::Object(fields) = &document else { return bad(what, "an object", &document) };
+        let number = |value: &Json| match value {
+            Json::Int(n) => u64::try_from(n).ok(),
+            _ => None,
         };
         let mut spec = EpisodeSpec::default();
         for (key, value) in fields {
@@ -46,33 +61,88 @@ impl EpisodeSpec {
                     Some(task) => spec.task = task.to_string(),
                     None => return bad(key, "a text", value),
                 },
-                "episode" => match value.as_u64() {
+                "episode" => match number(value) {
                     Some(episode) => spec.episode = Some(episode),
                     None => return bad(key, "a whole number of at least 0", value),
                 },
-                "evaluation" => match value.as_bool() {
-                    Some(evaluation) => spec.evaluation = evaluation,
-                    None => return bad(key, "true or false", value),
+                "evaluation" => match value {
+                    Json::Bool(evaluation) => spec.evaluation = *evaluation,
+                    _ => return bad(key, "true or false", value),
                 },
-                "max_turns" => match value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0) {
+                "max_turns" => match number(value).and_then(|n| u32::try_from(n).ok()).filter(|&n| n > 0) {
                     Some(n) => spec.max_turns = Some(n),
                     None => return bad(key, "a whole number of at least 1", value),
                 },
                 "demonstration" => {
                     let texts =
-                        value.as_array().map(|list| list.iter().map(|t| t.as_str().map(str::to_string)).collect());
+                        value.as_list().map(|list| list.iter().map(|t| t.as_str().map(str::to_string)).collect());
                     match texts {
                         Some(Some(texts)) => spec.demonstration = Some(texts),
                         _ => return bad(key, "a list of texts", value),
                     }
                 }
-                _ => {
-                    let known = "task, episode, evaluation, max_turns, demonstration";
-                    return Err(Error::new(Fault::UnknownKey, format!("unknown key {key:.60}; known are {known}")));
-                }
+                _ => take_prompt(&mut spec.prompt, key, value, template)?,
             }
         }
         Ok(spec)
+    }
+}
+
+/// What a host shows before a turn: a list of messages, or an object of them with what this turn's prompt is rendered
+/// with over the episode's own (`prompt`). Returns the messages and the turn's options.
+///
+/// Errors: [`Fault::BadJson`], [`Fault::UnknownKey`], [`Fault::BadValue`].
+pub fn observation(
+    text: &str,
+    prompt: &RenderOptions,
+    template: Option<&ChatTemplate>,
+) -> Result<(Json, RenderOptions)> {
+    let mut options = prompt.clone();
+    match Json::parse(text)? {
+        Json::Object(fields) => {
+            let mut messages = None;
+            for (key, value) in fields {
+                match key.as_str() {
+                    "messages" => messages = Some(value),
+                    _ => take_prompt(&mut options, &key, &value, template)?,
+                }
+            }
+            let none = || Error::new(Fault::BadValue, "messages: wanted a list of {role, content}, found none");
+            Ok((messages.ok_or_else(none)?, options))
+        }
+        messages => Ok((messages, options)),
+    }
+}
+
+/// Reads a key that prompts are rendered with.
+fn take_prompt(options: &mut RenderOptions, key: &str, value: &Json, template: Option<&ChatTemplate>) -> Result<()> {
+    if OWN.contains(&key) {
+        let why =
+            format!("{key}: an episode begins the actor's turn itself, when it acts or is replayed; leave the key out");
+        return Err(Error::new(Fault::BadValue, why));
+    }
+    if take(options, key, value)? {
+        return Ok(());
+    }
+    if !template.is_some_and(|template| template.reads(key)) {
+        let why = format!(
+            "unknown key {key:.60}; known are {KNOWN}. A variable of the template belongs into chat_template_kwargs"
+        );
+        return Err(Error::new(Fault::UnknownKey, why));
+    }
+    options.variables.retain(|(name, _)| name != key);
+    options.variables.push((key.to_string(), value.clone()));
+    Ok(())
+}
+
+/// A value in few words.
+fn shown(value: &Json) -> String {
+    match value {
+        Json::Int(n) if n.bits() < 128 => n.to_string(),
+        Json::Float(x) => x.to_string(),
+        Json::Bool(b) => b.to_string(),
+        Json::String(text) => format!("{text:.60?}"),
+        other => other.kind().to_string(),
     }
 }
 
@@ -83,12 +153,12 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let text = r#"{"task": "t", "episode": 7, "evaluation": true, "max_turns": 3, "demonstration": ["a", "b"]}"#;
-        let spec = EpisodeSpec::from_json(text).unwrap();
+        let spec = EpisodeSpec::from_json(text, None).unwrap();
         let demonstration = Some(vec!["a".to_string(), "b".to_string()]);
-        let wanted =
-            EpisodeSpec { task: "t".into(), episode: Some(7), evaluation: true, max_turns: Some(3), demonstration };
-        assert_eq!(spec, wanted);
-        assert_eq!(EpisodeSpec::from_json("{}").unwrap(), EpisodeSpec::default());
+        assert_eq!((spec.task.as_str(), spec.episode, spec.evaluation, spec.max_turns), ("t", Some(7), true, Some(3)));
+        assert_eq!(spec.demonstration, demonstration);
+        let none = EpisodeSpec::from_json("{}", None).unwrap();
+        assert!(none.prompt.tools.is_none() && none.prompt.variables.is_empty() && none.episode.is_none());
     }
 
     #[test]
@@ -103,7 +173,35 @@ mod tests {
             (r#"{"max_turns": 0}"#, Fault::BadValue),
             (r#"{"demonstration": ["a", 1]}"#, Fault::BadValue),
         ] {
-            assert_eq!(EpisodeSpec::from_json(text).unwrap_err().fault(), fault, "{text}");
+            assert_eq!(EpisodeSpec::from_json(text, None).unwrap_err().fault(), fault, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_turn_adds_to_what_the_episode_renders_with() {
+        let template = ChatTemplate::compile("{{ enable_thinking }}{{ date }}").unwrap();
+        let text = r#"{"tools": [{"name": "f"}], "enable_thinking": false, "chat_template_kwargs": {"date": "1 May"}}"#;
+        let spec = EpisodeSpec::from_json(text, Some(&template)).unwrap();
+        let names = |o: &RenderOptions| o.variables.iter().map(|(n, v)| (n.clone(), v.clone())).collect::<Vec<_>>();
+        let thinking = |on: bool| ("enable_thinking".to_string(), Json::Bool(on));
+        let date = ("date".to_string(), Json::from("1 May"));
+        assert_eq!(names(&spec.prompt), [thinking(false), date.clone()]);
+        let of = |text: &str| observation(text, &spec.prompt, Some(&template));
+        let (messages, options) = of(r#"[{"role": "user", "content": 1000000000000000000000}]"#).unwrap();
+        assert!(matches!(messages, Json::List(list) if list.len() == 1));
+        assert_eq!(names(&options), [thinking(false), date.clone()]);
+        let turn = r#"{"messages": [], "tools": [], "chat_template_kwargs": {"enable_thinking": true}}"#;
+        let (_, options) = of(turn).unwrap();
+        assert_eq!((names(&options), options.tools), (vec![date, thinking(true)], Some(Json::List(Vec::new()))));
+        for (text, fault) in [
+            ("{", Fault::BadJson),
+            ("{}", Fault::BadValue),
+            (r#"{"messages": [], "enable_thinkng": true}"#, Fault::UnknownKey),
+            (r#"{"messages": [], "tools": 1}"#, Fault::BadValue),
+            (r#"{"messages": [], "add_generation_prompt": true}"#, Fault::BadValue),
+            (r#"{"messages": [], "continue_final_message": true}"#, Fault::BadValue),
+        ] {
+            assert_eq!(of(text).unwrap_err().fault(), fault, "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 
 use super::distiller::squire_distiller;
 use super::error::squire_error;
-use super::generation::{Pulled, gen_options, squire_gen, squire_gen_options};
+use super::generation::{Pulled, gen_options, refuse_ignored, squire_gen, squire_gen_options};
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
@@ -148,7 +148,8 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 }
 
 /// Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
-/// "demonstration": a list of texts}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+/// "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt is
+/// rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
 /// there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
 /// max_sessions exist. Any thread.
 #[unsafe(no_mangle)]
@@ -163,14 +164,16 @@ pub unsafe extern "C" fn squire_episode_begin(
     unsafe {
         guard_out(out, err, |call| {
             let distiller = call.shared(distiller)?;
-            let spec = EpisodeSpec::from_json(input::text(spec_json, spec_len, "spec_json")?)?;
+            let text = input::text(spec_json, spec_len, "spec_json")?;
+            let spec = EpisodeSpec::from_json(text, distiller.student().template().ok())?;
             distiller.begin(spec)
         })
     }
 }
 
-/// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, rendered by the student's template;
-/// what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+/// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that list,
+/// "tools", "documents", "chat_template", "chat_template_kwargs": what this turn is rendered with over the episode's own},
+/// rendered by the student's template; what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
 /// SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_observe(
@@ -184,15 +187,16 @@ pub unsafe extern "C" fn squire_episode_observe(
     unsafe {
         guard(err, |call| {
             let episode = call.subject(episode)?;
-            let messages = input::json(messages_json, messages_len, "messages_json")?;
+            let text = input::text(messages_json, messages_len, "messages_json")?;
             let added = Slot::optional(added, "added")?;
-            added.set(episode.observe(&messages)? as u64);
+            added.set(episode.observe_json(text).map_err(|e| e.within("messages_json"))? as u64);
             Ok(Outcome::Done)
         })
     }
 }
 
-/// The same with ids, for hosts that render for themselves and for models without a tokenizer. Any thread.
+/// The same with ids, for hosts that render for themselves and for models without a tokenizer. Ids that begin the actor's
+/// turn, as a rendering with add_generation_prompt does, begin it: no generation prompt is added then. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_observe_ids(
     episode: *mut squire_episode,
@@ -274,6 +278,7 @@ pub unsafe extern "C" fn squire_episode_act(
     unsafe {
         guard_out(out, err, |call| {
             let episode = call.subject(episode)?;
+            refuse_ignored(options, episode.heading().evaluation)?;
             let options = gen_options(options, episode.distiller().student())?;
             Ok(Pulled::new(episode.act(&options)?))
         })
@@ -299,7 +304,9 @@ pub unsafe extern "C" fn squire_episode_replay_ids(
     }
 }
 
-/// The same with text, which is tokenised as plain text; the end of turn is added. Any thread.
+/// The same with text, tokenised as an assistant's message is: tokens that are not special, such as <think> and
+/// <tool_call>, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
+/// first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_replay_text(
     episode: *mut squire_episode,

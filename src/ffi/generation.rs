@@ -265,6 +265,40 @@ pub unsafe extern "C" fn squire_gen_start(
     }
 }
 
+/// Refuses what an episode would ignore: its draws are keyed by the settings' seed, and in training it samples as the
+/// settings say.
+///
+/// # Safety
+/// As [`options::read`].
+pub(crate) unsafe fn refuse_ignored(options: *const squire_gen_options, evaluation: bool) -> Result<()> {
+    if options.is_null() {
+        return Ok(());
+    }
+    // SAFETY: passed on.
+    let given = unsafe { options::read(options) }?;
+    let unset = SQUIRE_GEN_UNSET as f32;
+    let ignored = [
+        ("temperature", given.temperature != unset && !evaluation),
+        ("top_k", given.top_k != SQUIRE_GEN_UNSET && !evaluation),
+        ("top_p", given.top_p != unset && !evaluation),
+        ("seed", given.seed != SQUIRE_GEN_RANDOM_SEED),
+    ];
+    match ignored.iter().find(|(_, set)| *set) {
+        None => Ok(()),
+        Some(("seed", _)) => {
+            let why = "seed is set, but an episode draws by the seed of the distiller's settings; leave it unset";
+            Err(Error::new(Fault::BadOption, why))
+        }
+        Some((field, _)) => {
+            let why = format!(
+                "{field} is set, but training rollouts sample as the distiller's settings say (sampling.{field}); leave \
+                 it unset, or set it there"
+            );
+            Err(Error::new(Fault::BadOption, why))
+        }
+    }
+}
+
 /// The host's options over the model's, or the model's for NULL.
 ///
 /// # Safety

@@ -69,16 +69,6 @@ pub(crate) unsafe fn path<'a>(p: *const c_char, n: usize, what: &str) -> Result<
     Ok(Path::new(text))
 }
 
-/// A JSON document.
-///
-/// # Safety
-/// As [`slice`].
-pub(crate) unsafe fn json(p: *const c_char, n: usize, what: &str) -> Result<serde_json::Value> {
-    // SAFETY: passed on.
-    let text = unsafe { text(p, n, what) }?;
-    serde_json::from_str(text).map_err(|e| Error::new(Fault::BadJson, format!("{what} is not JSON: {e}")))
-}
-
 /// Token ids, none negative; whether they lie in a vocabulary is for the model to say.
 ///
 /// # Safety

@@ -52,10 +52,12 @@ fn applying() -> Error {
     Error::new(Fault::DistillerBusy, "the update is being applied or read by another call")
 }
 
-/// Builds an update from up to max_episodes ended episodes (0: all), in the order of their identity. Blocks: it waits for
+/// Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
+/// identity; further ones wait for the next. Blocks: it waits for
 /// the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
 /// "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
-/// the episodes wait on. SQUIRE_E_STATE (detail NOTHING_TO_LEARN) if no token carries loss, SQUIRE_E_BUSY while another
+/// the episodes wait on. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
+/// done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
 /// update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
 /// SQUIRE_E_HOST_MEMORY. Any thread.
 #[unsafe(no_mangle)]

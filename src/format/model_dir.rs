@@ -123,10 +123,10 @@ impl ModelDir {
     }
 
     /// The ids that end a turn: `eos_token_id` (one or a list) of generation_config.json, else of
-    /// config.json; empty where neither has one.
+    /// config.json, with the file's name; None where neither has one.
     ///
     /// Errors: `GenerationConfigForm` or `ConfigForm` where it is not an id or a list of ids.
-    pub fn stop_ids(&self) -> Result<Vec<i32>> {
+    pub fn stop_ids(&mut self) -> Result<Option<(Vec<i32>, &'static str)>> {
         let places = [
             (self.generation_config.as_ref(), GENERATION_CONFIG, Fault::GenerationConfigForm),
             (Some(&self.config), CONFIG, Fault::ConfigForm),
@@ -134,12 +134,21 @@ impl ModelDir {
         for (document, name, fault) in places {
             let Some(value) = document.and_then(|d| d.get("eos_token_id")).filter(|v| !v.is_null()) else { continue };
             let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            // What other tools write for "none".
+            let (none, values): (Vec<&Value>, Vec<&Value>) =
+                values.iter().partition(|v| v.is_null() || v.as_i64() == Some(-1));
+            if !none.is_empty() {
+                let why =
+                    format!("{name}: eos_token_id: {value}: null and -1 are no ids and end nothing; leave them out");
+                self.warnings.push(why);
+            }
             let id = |v: &Value| v.as_u64().and_then(|v| i32::try_from(v).ok());
-            return values.iter().map(id).collect::<Option<_>>().ok_or_else(|| {
+            let ids = values.into_iter().map(id).collect::<Option<_>>().ok_or_else(|| {
                 Error::new(fault, format!("{name}: eos_token_id: wanted an id or a list of ids, found {value}"))
-            });
+            })?;
+            return Ok(Some((ids, name)));
         }
-        Ok(Vec::new())
+        Ok(None)
     }
 }
 
@@ -231,12 +240,12 @@ mod tests {
         };
         let config = json!({"model_type": "qwen3", "eos_token_id": 9});
         save_model(&dir, &config, [tensor("t", &[1, 2, 3, 4])], companions).unwrap();
-        let opened = ModelDir::open(&dir).unwrap();
+        let mut opened = ModelDir::open(&dir).unwrap();
         assert_eq!(opened.config, config);
         assert_eq!(opened.tensors["t"].bytes.as_slice(), [1, 2, 3, 4]);
         assert_eq!(opened.tokenizer.as_deref(), Some(&b"{}"[..]));
         assert_eq!(opened.chat_templates, ChatTemplates::of("new"));
-        assert_eq!(opened.stop_ids().unwrap(), [3, 4]);
+        assert_eq!(opened.stop_ids().unwrap(), Some((vec![3, 4], GENERATION_CONFIG)));
         // A second generation takes the companions of the first, and the open maps stay valid.
         save_model(&dir, &config, [tensor("t", &[5, 6, 7, 8])], opened.companions()).unwrap();
         assert_eq!(opened.tensors["t"].bytes.as_slice(), [1, 2, 3, 4]);
@@ -253,18 +262,23 @@ mod tests {
         safetensors::write(&dir.path().join("b.safetensors"), [tensor("y", &[2; 8])]).unwrap();
         let index = json!({"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "b.safetensors"}});
         std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-        let opened = ModelDir::open(dir.path()).unwrap();
+        let mut opened = ModelDir::open(dir.path()).unwrap();
         assert_eq!(opened.tensors.keys().collect::<Vec<_>>(), ["x", "y"]);
-        assert_eq!(opened.stop_ids().unwrap(), [7]);
+        assert_eq!(opened.stop_ids().unwrap(), Some((vec![7], CONFIG)));
         assert!(opened.tokenizer.is_none() && opened.chat_templates.by_name.is_empty());
     }
 
     #[test]
     fn stop_ids_are_an_id_or_a_list_of_ids() {
-        for wrong in [json!({"eos_token_id": -1}), json!({"eos_token_id": [1, "2"]}), json!({"eos_token_id": 1.5})] {
+        for wrong in [json!({"eos_token_id": -2}), json!({"eos_token_id": [1, "2"]}), json!({"eos_token_id": 1.5})] {
             let mut dir = ModelDir::of_config(json!({}));
             dir.generation_config = Some(wrong);
             assert_eq!(dir.stop_ids().unwrap_err().fault(), Fault::GenerationConfigForm);
+        }
+        for (odd, ids) in [(json!(-1), vec![]), (json!([5, null, -1, 6]), vec![5, 6])] {
+            let mut dir = ModelDir::of_config(json!({ "eos_token_id": odd }));
+            assert_eq!(dir.stop_ids().unwrap(), Some((ids, CONFIG)));
+            assert!(dir.warnings.len() == 1 && dir.warnings[0].contains("eos_token_id"), "{:?}", dir.warnings);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cancel;
 mod device;
+mod documents;
 pub mod engine;
 pub mod generation;
 mod job;
@@ -17,6 +18,7 @@ mod timeline;
 
 pub use cancel::Cancel;
 pub use device::DeviceChoice;
+pub use documents::{Documents, StopId, stop_ids_json};
 pub use engine::{Engine, EngineOptions};
 pub(crate) use generation::Ending;
 pub use generation::{Chunk, Finish, Generation, GenerationOptions, Next};

@@ -13,6 +13,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::documents::{Documents, StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation::GenerationOptions;
 use super::log::Level;
@@ -74,6 +75,9 @@ pub(super) struct Inner {
     /// the folder's documents, written again beside other weights; its tensors are not kept
     documents: ModelDir,
     stop_ids: Vec<i32>,
+    /// the same with the places that name them
+    stops: Vec<StopId>,
+    end_of_turn: Option<i32>,
     defaults: GenerationDefaults,
     revisions: Mutex<Revisions>,
     /// what the host was told of its requests
@@ -170,29 +174,13 @@ impl ServedModel {
         max_context: usize,
     ) -> Result<ServedModel> {
         let begun = Instant::now();
-        let tokenizer = documents.tokenizer.as_deref().map(Tokenizer::from_json).transpose()?.map(Arc::new);
-        if let Some(t) = &tokenizer
-            && t.n_ids() > config.vocab_size
-        {
-            let (ids, rows) = (t.n_ids(), config.vocab_size);
-            let why = format!(
-                "tokenizer.json: wanted at most {rows} ids, the rows of the model's vocabulary, found {ids}; take the \
-                 model's own tokenizer, or resize the model (resize_token_embeddings) and save it"
-            );
-            return Err(Error::new(Fault::VocabularySize, why));
-        }
-        let templates = &documents.chat_templates.by_name;
-        let mut template = (!templates.is_empty()).then(|| ChatTemplate::compile_all(templates)).transpose()?;
-        if let Some(named) = &documents.tokenizer_config {
-            template = template.map(|t| t.with_special_tokens(named));
-        }
+        let Documents { tokenizer, template, end_of_turn, stop_ids } =
+            Documents::read(&mut documents, config.vocab_size)?;
+        let tokenizer = tokenizer.map(Arc::new);
         if let Some(t) = &tokenizer {
             let (ids, bytes) = (t.n_ids(), documents.tokenizer.as_ref().map_or(0, |text| text.len()));
             engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
         }
-        let stop_ids = documents.stop_ids()?;
-        check_ids(&stop_ids, config.vocab_size)
-            .map_err(|e| e.within("eos_token_id of generation_config.json or config.json, to be mended there"))?;
         let defaults = documents.generation_defaults();
         let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
         weights.check(&model.config)?;
@@ -207,7 +195,9 @@ impl ServedModel {
             tokenizer,
             template,
             documents,
-            stop_ids,
+            stop_ids: stop_ids.iter().map(|stop| stop.id).collect(),
+            stops: stop_ids,
+            end_of_turn,
             defaults,
             revisions: Mutex::new(Revisions { alive: vec![Arc::downgrade(&current)], current }),
             told: Mutex::default(),
@@ -288,6 +278,17 @@ impl ServedModel {
     /// Ids that end a turn.
     pub fn stop_ids(&self) -> &[i32] {
         &self.0.stop_ids
+    }
+
+    /// Whether an id ends a turn: a stop id, or the template's own end.
+    pub(super) fn ends_turn(&self, id: i32) -> bool {
+        self.0.stop_ids.contains(&id) || self.0.end_of_turn == Some(id)
+    }
+
+    /// The id that ends a turn which nobody sampled: the one with which the template closes an assistant's message, else
+    /// the first stop id.
+    pub fn end_of_turn(&self) -> Option<i32> {
+        self.0.end_of_turn.or_else(|| self.0.stop_ids.first().copied())
     }
 
     /// How the model's makers advise to sample.
@@ -388,6 +389,7 @@ impl ServedModel {
             "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
             "history": "keep",
             "stop_ids": self.0.stop_ids,
+            "stop_ids_from": stop_ids_json(&self.0.stops, self.0.tokenizer.as_deref()),
             "generation_defaults": { "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p) },
             "warnings": self.0.documents.warnings,
         })

@@ -188,7 +188,7 @@ impl Session {
         let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
         let added = self.idle(|t, _| {
-            let ids = chat::encode_append(tokenizer, template, t.after(), &messages, options)?;
+            let ids = chat::encode_append(tokenizer, template, t.after(self.model.stop_ids()), &messages, options)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
             for token in &mut t.tokens[before..] {
@@ -202,6 +202,29 @@ impl Session {
         })?;
         self.model.tell_of(&messages, options)?;
         Ok(added)
+    }
+
+    /// Whether the timeline stands in an assistant's turn that ids of the host have begun: the generation prompt of the
+    /// model's template stands in it, with whatever the template puts behind it (an empty thought), and no id that ends a
+    /// turn follows.
+    pub fn turn_is_begun(&self, options: &RenderOptions) -> Result<bool> {
+        let (tokenizer, template) = (self.model.tokenizer()?, self.model.template()?);
+        let prompt = chat::generation_prompt(tokenizer, template, options)?;
+        if prompt.is_empty() {
+            return Ok(false);
+        }
+        let control = prompt.iter().any(|&id| tokenizer.is_added(id));
+        self.idle(|t, _| {
+            let begins = |at: &usize| t.ids[*at..].starts_with(&prompt);
+            let Some(at) = (0..t.len()).rev().find(begins) else { return Ok(false) };
+            let behind = &t.ids[at + prompt.len()..];
+            // Without a token of its own a prompt is text that anybody may write: only the very end counts then.
+            let begun = if control { !behind.iter().any(|id| self.model.ends_turn(*id)) } else { behind.is_empty() };
+            if begun {
+                t.turn_begun_at = Some(t.len());
+            }
+            Ok(begun)
+        })
     }
 
     /// Keeps the first `len` tokens. More than there are is refused.

@@ -85,11 +85,13 @@ impl Timeline {
         self.forget_computed(len);
     }
 
-    /// What a chat template finds before messages that are appended.
-    pub(super) fn after(&self) -> After {
+    /// What a chat template finds before messages that are appended; `ends` are ids that end a turn.
+    pub(super) fn after<'a>(&'a self, ends: &'a [i32]) -> After<'a> {
         match self.tokens.last() {
             None => After::Nothing,
-            Some(last) if last.source.is_action() || self.turn_begun_at.is_some() => After::Turn { last_id: last.id },
+            Some(last) if last.source.is_action() || self.turn_begun_at.is_some() => {
+                After::Turn { said: &self.ids, ends }
+            }
             Some(_) => After::Messages,
         }
     }

@@ -31,16 +31,18 @@ use crate::error::{Error, Fault, Result};
 
 /// What stands in a timeline before messages that are appended to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum After {
+pub enum After<'a> {
     /// Nothing.
     Nothing,
     /// Messages that were rendered to their end, with no turn begun.
     Messages,
-    /// An assistant turn, sampled or begun by the generation prompt; `last_id` is the timeline's last.
-    /// If that is the token with which the template ends a turn, it is not written again.
+    /// An assistant turn, sampled or begun by the generation prompt. What stands there already of what the template
+    /// writes behind a turn is not written again; any of the ids that end a turn stands for the template's own.
     Turn {
-        /// The timeline's last id.
-        last_id: i32,
+        /// The timeline's ids, or its last ones.
+        said: &'a [i32],
+        /// Ids that end a turn besides the template's own.
+        ends: &'a [i32],
     },
 }
 
@@ -72,15 +74,15 @@ pub fn encode_chat(
 pub fn encode_append(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
-    after: After,
+    after: After<'_>,
     new_messages: impl Into<Json>,
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
     let new_messages = &new_messages.into();
-    let last_id = match after {
+    let turn = match after {
         After::Nothing => return encode_chat(tokenizer, template, new_messages, options),
         After::Messages => None,
-        After::Turn { last_id } => Some(last_id),
+        After::Turn { said, ends } => Some((said, ends)),
     };
     if let Some(n) = check_messages(new_messages)?.iter().position(|message| role_of(message) == "system") {
         let why = format!("messages: message {n}: a system message can only begin a conversation");
@@ -95,7 +97,7 @@ pub fn encode_append(
     let breaker = Breaker::new(tokenizer, template, new_messages, options)?;
     let options = breaker.options(options);
     let sentinel = breaker.sentinel.to_string();
-    let stand_in = match last_id {
+    let stand_in = match turn {
         None => vec![message("user", &sentinel)],
         Some(_) => vec![message("user", "x"), message("assistant", &sentinel)],
     };
@@ -113,24 +115,72 @@ pub fn encode_append(
     };
     let messages = [stand_in.clone(), breaker.messages(new_messages)?].concat();
     let added = behind(&messages, &options)?;
-    let Some(last_id) = last_id else {
+    let closing = behind(
+        &stand_in,
+        &RenderOptions { add_generation_prompt: false, continue_final_message: false, ..options.clone() },
+    );
+    let Some((said, ends)) = turn else {
         // The stand-in's closing glue is in the timeline already.
-        let closing = behind(
-            &stand_in,
-            &RenderOptions { add_generation_prompt: false, continue_final_message: false, ..options },
-        )?;
+        let closing = closing?;
         let added = added.strip_prefix(&closing).ok_or_else(|| {
             let why = "chat template: a message's end depends on the next one, so nothing can be appended";
             Error::new(Fault::TemplateFailed, why)
         })?;
         return Ok(breaker.ids(added));
     };
-    let closed = matches!(breaker.pieces(&added).first(), Some(&Piece::Token(id)) if id == last_id);
     let mut ids = breaker.ids(&added);
-    if closed {
-        ids.remove(0);
-    }
+    // A template whose end of a turn depends on what follows has its end token at least.
+    let closing = closing.map(|text| breaker.ids(&text)).unwrap_or_default();
+    let closing = if ids.starts_with(&closing) { closing.len() } else { 0 };
+    let end_is_token = matches!(breaker.pieces(&added).first(), Some(Piece::Token(_)));
+    let longest = closing.max(usize::from(end_is_token)).min(said.len());
+    let stands = |&n: &usize| {
+        let tail = &said[said.len() - n..];
+        let ended = tail[0] == ids[0] || (end_is_token && ends.contains(&tail[0]));
+        ended && tail[1..] == ids[1..n]
+    };
+    let written = (1..=longest).rev().find(stands).unwrap_or(0);
+    ids.drain(..written);
     Ok(ids)
+}
+
+/// The ids that begin an assistant's turn under every setting of the template: what the generation prompts with and
+/// without thinking have in common. Empty where they have nothing in common.
+pub fn generation_prompt(tokenizer: &Tokenizer, template: &ChatTemplate, options: &RenderOptions) -> Result<Vec<i32>> {
+    let prompt = |thinking: Option<bool>| {
+        let mut options = RenderOptions { add_generation_prompt: true, ..options.clone() };
+        if let Some(thinking) = thinking {
+            options.variables.retain(|(name, _)| name != "enable_thinking");
+            options.variables.push(("enable_thinking".into(), thinking.into()));
+        }
+        encode_append(tokenizer, template, After::Messages, Json::List(Vec::new()), &options)
+    };
+    let mut common = prompt(None)?;
+    if template.reads("enable_thinking") {
+        for thinking in [true, false] {
+            let other = prompt(Some(thinking))?;
+            let same = common.iter().zip(&other).take_while(|(a, b)| a == b).count();
+            common.truncate(same);
+        }
+    }
+    Ok(common)
+}
+
+/// The id with which a template closes an assistant's turn, where the first thing that it writes behind the turn's text
+/// is a token. None where it closes by text, or not at all, or cannot be asked.
+pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Option<i32> {
+    let options = RenderOptions::default();
+    let breaker = Breaker::new(tokenizer, template, &Json::List(Vec::new()), &options).ok()?;
+    let turn = vec![message("user", "x"), message("assistant", &breaker.sentinel.to_string())];
+    let followed = [&turn[..], &[message("user", "x")]].concat();
+    [turn, followed].into_iter().find_map(|messages| {
+        let rendering = template.render(Json::List(messages), &options).ok()?;
+        let (_, behind) = rendering.split_once(breaker.sentinel)?;
+        match breaker.pieces(behind).first() {
+            Some(&Piece::Token(id)) => Some(id),
+            _ => None,
+        }
+    })
 }
 
 /// What a host should hear of though its request is rendered: variables that the template never reads, and content
@@ -369,17 +419,19 @@ mod tests {
         ];
         let mut timeline = Vec::new();
         let mut conversation = Vec::new();
-        let mut after = After::Nothing;
+        fn after(timeline: &[i32]) -> After<'_> {
+            if timeline.is_empty() { After::Nothing } else { After::Turn { said: timeline, ends: &[] } }
+        }
         for (n, messages) in turns.iter().enumerate() {
-            timeline.extend(encode_append(&tokenizer, &template, after, messages, &options).unwrap());
+            let added = encode_append(&tokenizer, &template, after(&timeline), messages, &options).unwrap();
+            timeline.extend(added);
             conversation.extend(messages.as_array().unwrap().clone());
             let whole = encode_chat(&tokenizer, &template, Value::from(conversation.clone()), &options).unwrap();
             assert_eq!(timeline, whole, "{}", tokenizer.decode(&timeline, false));
-            let said = format!("answer {n}");
-            timeline.extend(tokenizer.encode(&said, Control::None));
+            let text = format!("answer {n}");
+            timeline.extend(tokenizer.encode(&text, Control::None));
             timeline.push(end);
-            conversation.push(json!({"role": "assistant", "content": said}));
-            after = After::Turn { last_id: end };
+            conversation.push(json!({"role": "assistant", "content": text}));
         }
     }
 
@@ -387,15 +439,23 @@ mod tests {
     fn a_turn_that_was_cut_short_is_closed_by_the_template() {
         let (tokenizer, template) = qwen3();
         let messages = json!([{"role": "user", "content": "go on"}]);
-        let append = |last_id| {
-            let ids = encode_append(&tokenizer, &template, After::Turn { last_id }, &messages, &prompting()).unwrap();
+        let append = |said: &[i32]| {
+            let after = After::Turn { said, ends: &[264] };
+            let ids = encode_append(&tokenizer, &template, after, &messages, &prompting()).unwrap();
             tokenizer.decode(&ids, false)
         };
         let new = "\n<|im_start|>user\ngo on<|im_end|>\n<|im_start|>assistant\n";
-        assert_eq!(append(b'a' as i32), format!("<|im_end|>{new}"));
-        assert_eq!(append(266), new);
-        // Another stop token than the template's own leaves the turn to be closed.
-        assert_eq!(append(264), format!("<|im_end|>{new}"));
+        let a = i32::from(b'a');
+        assert_eq!(append(&[a]), format!("<|im_end|>{new}"));
+        assert_eq!(append(&[]), format!("<|im_end|>{new}"));
+        assert_eq!(append(&[a, 266]), new);
+        // Another stop token has ended it, and a host may have closed it with all that belongs there.
+        assert_eq!(append(&[a, 264]), new);
+        assert_eq!(append(&[a, 266, 10]), new[1..]);
+        assert_eq!(append(&[a, 264, 10]), new[1..]);
+        // What only looks like it closes nothing.
+        assert_eq!(append(&[266, a]), format!("<|im_end|>{new}"));
+        assert_eq!(append(&[a, 10]), format!("<|im_end|>{new}"));
     }
 
     #[test]
@@ -420,7 +480,7 @@ mod tests {
     #[test]
     fn what_cannot_be_appended_is_refused() {
         let (tokenizer, template) = qwen3();
-        let turn = After::Turn { last_id: 0 };
+        let turn = After::Turn { said: &[0], ends: &[] };
         let system = json!([{"role": "system", "content": "s"}]);
         for after in [turn, After::Messages] {
             let e = encode_append(&tokenizer, &template, after, &system, &prompting()).unwrap_err();

@@ -18,7 +18,9 @@ pub mod stream;
 mod template;
 pub mod tokenizer;
 
-pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat, notices};
+pub use chat::{
+    After, ChatTemplate, RenderOptions, encode_append, encode_chat, end_of_turn, generation_prompt, notices,
+};
 pub use json::Json;
 pub use request::ChatRequest;
 pub use stream::TextStream;
@@ -26,4 +28,4 @@ pub use tokenizer::{Control, Tokenizer};
 
 #[cfg(test)]
 #[path = "../../tests/support/tiny_tokenizer.rs"]
-mod tiny_tokenizer;
+pub(crate) mod tiny_tokenizer;

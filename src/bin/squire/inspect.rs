@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use squire::format::{ModelDir, StoredTensor, within_folder};
 use squire::model::ModelConfig;
-use squire::serve::{Engine, EngineOptions, LoadOptions};
+use squire::serve::{Documents, Engine, EngineOptions, LoadOptions, StopId, stop_ids_json};
 use squire::tensor::{Dtype, Shape};
-use squire::text::chat::ChatTemplate;
 use squire::text::tokenizer::Tokenizer;
 
 use crate::output::{Failure, Output, bytes, or};
@@ -62,9 +61,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let within = |e| within_folder(e, &args.dir);
     let mut dir = ModelDir::open(&args.dir).map_err(within)?;
     let config = ModelConfig::of_folder(&mut dir).map_err(within)?;
-    let tokenizer = dir.tokenizer.as_deref().map(Tokenizer::from_json).transpose().map_err(within)?;
-    ChatTemplate::compile_all(&dir.chat_templates.by_name).map_err(within)?;
-    let (defaults, stop_ids) = (dir.generation_defaults(), dir.stop_ids().map_err(within)?);
+    let Documents { tokenizer, stop_ids, .. } = Documents::read(&mut dir, config.vocab_size).map_err(within)?;
+    let defaults = dir.generation_defaults();
     let templates = &dir.chat_templates.by_name;
     let groups = groups(&config, &dir.tensors);
     drop(waiting);
@@ -85,7 +83,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
             "generation_defaults": {
                 "temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p,
             },
-            "stop_ids": stop_ids,
+            "stop_ids": stop_ids.iter().map(|stop| stop.id).collect::<Vec<_>>(),
+            "stop_ids_from": stop_ids_json(&stop_ids, tokenizer.as_ref()),
             "warnings": dir.warnings,
             "plan": plan,
         }));
@@ -131,7 +130,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         or(defaults.top_k, "-"),
         or(defaults.top_p, "-")
     );
-    let stops = if stop_ids.is_empty() { "none".into() } else { format!("{stop_ids:?}") };
+    let stop = |stop: &StopId| format!("{} ({})", stop.id, stop.from.join(", "));
+    let stops: Vec<String> = stop_ids.iter().map(stop).collect();
+    let stops = if stops.is_empty() { "none".into() } else { stops.join("; ") };
     let text = [
         ("tokenizer", or(tokenizer, "none")),
         ("chat template", or(template, "none")),
