@@ -1,0 +1,369 @@
+//! A student is trained under the prompts that it is served with, and on the tokens that it would say: demonstrations,
+//! their ends, tools and template variables of episodes, ids that open a turn, turns that were cancelled.
+
+#[path = "support/folders.rs"]
+mod folders;
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use squire::distill::{Actor, Config, Distiller, Episode, EpisodeSpec, Replay};
+use squire::error::{Error, Fault};
+use squire::serve::{Engine, EngineOptions, GenerationOptions, LoadOptions, Next, ServedModel, Session};
+use squire::text::source::Source;
+use squire::text::tokenizer::Control;
+use squire::text::{ChatRequest, RenderOptions};
+
+const END_OF_TEXT: i32 = 264;
+const IM_END: i32 = 266;
+
+struct Rig {
+    _root: tempfile::TempDir,
+    model: ServedModel,
+}
+
+/// A chat model whose generation_config.json is `generation`, none where it is null.
+fn rig(generation: Value) -> Rig {
+    let root = tempfile::tempdir().unwrap();
+    let dir: PathBuf = root.path().join("model");
+    folders::write_chat_model(&dir, 1);
+    match generation {
+        Value::Null => std::fs::remove_file(dir.join("generation_config.json")).unwrap(),
+        document => std::fs::write(dir.join("generation_config.json"), document.to_string()).unwrap(),
+    }
+    let engine = Engine::new(EngineOptions { n_threads: 1, ..EngineOptions::default() }).unwrap();
+    Rig { model: engine.load(&dir, LoadOptions::default()).unwrap(), _root: root }
+}
+
+impl Rig {
+    fn distiller(&self, settings: Value) -> Distiller {
+        let config = Config::from_json(&settings.to_string()).unwrap();
+        Distiller::new(&self.model, Some(&self.model), config).unwrap()
+    }
+
+    fn begin(&self, distiller: &Distiller, spec: Value) -> Episode {
+        distiller.begin(EpisodeSpec::from_json(&spec.to_string(), self.model.template().ok()).unwrap()).unwrap()
+    }
+
+    fn ids(&self, text: &str) -> Vec<i32> {
+        self.model.tokenizer().unwrap().encode(text, Control::All)
+    }
+
+    fn text(&self, ids: &[i32]) -> String {
+        self.model.tokenizer().unwrap().decode(ids, false)
+    }
+}
+
+fn user(text: &str) -> Value {
+    json!([{"role": "user", "content": text}])
+}
+
+fn fault<T>(result: Result<T, Error>) -> Fault {
+    result.err().expect("a refusal").fault()
+}
+
+fn short() -> GenerationOptions {
+    GenerationOptions { max_tokens: 5, ..GenerationOptions::default() }
+}
+
+#[test]
+fn a_demonstration_is_tokenised_as_the_assistants_message_that_it_is() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let said = "<think>\nplan\n</think>\n\n<tool_call>\n{\"name\": \"look\", \"arguments\": {}}\n</tool_call>";
+    let wanted = rig.ids(&format!("{said}<|im_end|>"));
+    for token in ["<think>", "</think>", "<tool_call>", "</tool_call>"] {
+        assert!(wanted.contains(&rig.model.tokenizer().unwrap().id_of(token).unwrap()));
+    }
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    for stored in [true, false] {
+        let spec = if stored { json!({"demonstration": [said]}) } else { json!({}) };
+        let episode = rig.begin(&distiller, spec);
+        episode.observe(user("go")).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(if stored { Replay::Stored } else { Replay::Text(said) }).unwrap();
+        episode.outcome(None, true).unwrap();
+        let record = episode.trajectory().unwrap();
+        let turn = &record.turns()[0];
+        assert!(turn.train);
+        assert_eq!(record.ids()[turn.range.clone()], wanted);
+        // Special tokens stay text, whoever spells them.
+        episode.observe(user("on")).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("a<|im_end|>b<|im_start|>")).unwrap();
+        episode.outcome(None, true).unwrap();
+        let record = episode.trajectory().unwrap();
+        let ids = &record.ids()[record.turns()[1].range.clone()];
+        assert_eq!(ids.iter().filter(|&&id| id >= END_OF_TEXT).count(), 1, "only the end is control: {ids:?}");
+    }
+}
+
+#[test]
+fn a_replayed_turn_ends_as_the_template_ends_it_whatever_the_stop_ids_are() {
+    let between = "\n<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n";
+    for generation in [
+        json!({"eos_token_id": [END_OF_TEXT, IM_END]}),
+        json!({"eos_token_id": [IM_END, END_OF_TEXT]}),
+        json!({"eos_token_id": END_OF_TEXT}),
+        Value::Null,
+    ] {
+        let rig = rig(generation.clone());
+        let distiller = rig.distiller(json!({"preset": "sft"}));
+        let episode = rig.begin(&distiller, json!({"demonstration": ["ok", "fine"]}));
+        for text in ["go", "next"] {
+            episode.observe(user(text)).unwrap();
+            episode.decide().unwrap();
+            episode.replay(Replay::Stored).unwrap();
+            episode.outcome(None, true).unwrap();
+        }
+        let record = episode.trajectory().unwrap();
+        let turns: Vec<_> = record.turns().iter().map(|t| t.range.clone()).collect();
+        let said: Vec<String> = turns.iter().map(|range| rig.text(&record.ids()[range.clone()])).collect();
+        assert_eq!(said, ["ok<|im_end|>", "fine<|im_end|>"], "{generation}");
+        assert_eq!(rig.text(&record.ids()[turns[0].end..turns[1].start]), between, "{generation}");
+    }
+}
+
+#[test]
+fn a_turn_that_ended_by_another_stop_id_or_was_closed_by_the_host_is_closed_once() {
+    let rig = rig(json!({"eos_token_id": [IM_END, END_OF_TEXT]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    for (said, glue) in [
+        ("ok<|endoftext|>", "\n<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n"),
+        ("ok<|im_end|>\n", "<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n"),
+        ("ok", "<|im_end|>\n<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n"),
+    ] {
+        let episode = rig.begin(&distiller, json!({}));
+        for text in ["go", "next"] {
+            episode.observe(user(text)).unwrap();
+            episode.override_actor(Actor::Replay).unwrap();
+            episode.replay(Replay::Ids(&rig.ids(said))).unwrap();
+            episode.outcome(None, true).unwrap();
+        }
+        let record = episode.trajectory().unwrap();
+        let turns: Vec<_> = record.turns().iter().map(|t| t.range.clone()).collect();
+        assert_eq!(rig.text(&record.ids()[turns[0].end..turns[1].start]), glue, "{said:?}");
+        // A session that is served is no different.
+        let session = Session::new(&rig.model).unwrap();
+        let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        session.append_chat(user("go"), &prompt).unwrap();
+        session.append(&rig.ids(said), Source::Student).unwrap();
+        let added = session.append_chat(user("next"), &prompt).unwrap();
+        assert_eq!(rig.text(&added.iter().map(|t| t.id).collect::<Vec<_>>()), glue, "{said:?}");
+    }
+}
+
+#[test]
+fn the_ids_of_an_episode_are_those_of_the_session_that_is_served() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let tools = json!([{"type": "function", "function": {"name": "look", "parameters": {"maximum": 3}}}]);
+    let kwargs = json!({"enable_thinking": false});
+    let distiller = rig.distiller(json!({"preset": "opd"}));
+    let turns = [
+        json!([{"role": "system", "content": "Be terse."}, {"role": "user", "content": "go"}]),
+        json!([{"role": "tool", "content": "a mug"}]),
+        json!([{"role": "user", "content": "and now"}]),
+    ];
+    for evaluation in [false, true] {
+        // For the whole episode, for each turn, and as the template's variable at the top level.
+        for way in 0..3 {
+            let spec = match way {
+                0 => json!({"tools": tools, "chat_template_kwargs": kwargs, "evaluation": evaluation}),
+                1 => json!({"evaluation": evaluation}),
+                _ => json!({"tools": tools, "enable_thinking": false, "evaluation": evaluation}),
+            };
+            let episode = rig.begin(&distiller, spec);
+            for messages in &turns {
+                let shown = match way {
+                    1 => json!({"messages": messages, "tools": tools, "chat_template_kwargs": kwargs}),
+                    _ => messages.clone(),
+                };
+                episode.observe_json(&shown.to_string()).unwrap();
+                episode.override_actor(Actor::Student).unwrap();
+                episode.act(&short()).unwrap().collect().unwrap();
+                episode.outcome(None, true).unwrap();
+            }
+            let record = episode.trajectory().unwrap();
+            let session = Session::new(&rig.model).unwrap();
+            for (messages, turn) in turns.iter().zip(record.turns()) {
+                let request = json!({"messages": messages, "tools": tools, "chat_template_kwargs": kwargs,
+                                     "add_generation_prompt": true});
+                let request = ChatRequest::parse(&request.to_string(), rig.model.template().ok()).unwrap();
+                session.append_chat(request.messages, &request.options).unwrap();
+                assert_eq!(session.len().unwrap(), turn.range.start, "the turn begins where the served one does");
+                session.append(&record.ids()[turn.range.clone()], Source::Student).unwrap();
+            }
+            let served: Vec<i32> = session.tokens().unwrap().iter().map(|t| t.id).collect();
+            assert_eq!(served, record.ids(), "{}", rig.text(record.ids()));
+            let text = rig.text(&served);
+            assert!(text.contains("\"look\"") && text.contains("<think>\n\n</think>\n\n"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_a_turn_is_rendered_with_is_that_turns_alone() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let episode = rig.begin(&distiller, json!({}));
+    let off = json!({"messages": user("one"), "chat_template_kwargs": {"enable_thinking": false}});
+    for shown in [off, user("two")] {
+        episode.observe_json(&shown.to_string()).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("x")).unwrap();
+        episode.outcome(None, true).unwrap();
+    }
+    let record = episode.trajectory().unwrap();
+    let text = rig.text(record.ids());
+    let wanted = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nx<|im_end|>\n\
+                  <|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\nx<|im_end|>";
+    assert_eq!(text, wanted);
+}
+
+#[test]
+fn ids_that_open_the_turn_open_it_once() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let plain = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n";
+    let closed = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\nx<|im_end|>\n";
+    let with_thought = format!("{plain}<think>\n\n</think>\n\n");
+    let opened = "<|im_start|>user\nassistant\n<|im_end|>\n";
+    for (shown, wanted) in [
+        (plain, plain.to_string()),
+        (&with_thought, with_thought.clone()),
+        // A turn that stands closed, and content that reads like a prompt, begin nothing.
+        (closed, format!("{closed}<|im_start|>assistant\n")),
+        (opened, format!("{opened}<|im_start|>assistant\n")),
+    ] {
+        let episode = rig.begin(&distiller, json!({}));
+        episode.observe_ids(&rig.ids(shown)).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("ok")).unwrap();
+        episode.outcome(None, true).unwrap();
+        let record = episode.trajectory().unwrap();
+        assert_eq!(rig.text(&record.ids()[..record.turns()[0].range.start]), wanted, "{shown:?}");
+        // What follows closes the turn as ever.
+        episode.observe(user("next")).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("ok")).unwrap();
+        let record = episode.trajectory().unwrap();
+        let between = &record.ids()[record.turns()[0].range.end..record.turns()[1].range.start];
+        assert_eq!(rig.text(between), "\n<|im_start|>user\nnext<|im_end|>\n<|im_start|>assistant\n");
+    }
+}
+
+#[test]
+fn a_cancelled_turn_is_what_stands_there() {
+    let rig = rig(Value::Null);
+    let distiller = rig.distiller(json!({"preset": "opd"}));
+    let episode = rig.begin(&distiller, json!({}));
+    episode.observe(user("go")).unwrap();
+    episode.override_actor(Actor::Student).unwrap();
+    let options = GenerationOptions { ignore_model_stops: true, ..GenerationOptions::default() };
+    let generation = episode.act(&options).unwrap();
+    let Next::Chunk(first) = generation.next(None).unwrap() else { panic!("something is said first") };
+    generation.cancel();
+    let mut said = first.ids;
+    while let Next::Chunk(chunk) = generation.next(None).unwrap() {
+        said.extend(chunk.ids);
+    }
+    episode.outcome(Some(1.0), true).unwrap();
+    let record = episode.trajectory().unwrap();
+    assert_eq!(record.ids()[record.turns()[0].range.clone()], said);
+    assert_eq!(record.turns()[0].reward, Some(1.0));
+    // Nothing said is no turn: it can be played again, or the episode ended.
+    episode.observe(user("on")).unwrap();
+    episode.override_actor(Actor::Student).unwrap();
+    drop(episode.act(&options).unwrap());
+    let nothing = episode.outcome(None, true);
+    if let Err(e) = nothing {
+        assert_eq!(e.fault(), Fault::OutOfOrder);
+        assert!(e.message().contains("act"), "{e}");
+    }
+    episode.end(0.0, None).or_else(|_| episode.outcome(None, true).and_then(|()| episode.end(0.0, None))).unwrap();
+}
+
+#[test]
+fn keys_that_an_episode_cannot_take_are_refused_by_name() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let template = rig.model.template().ok();
+    for (spec, wanted) in [
+        (json!({"enable_thinkng": false}), Fault::UnknownKey),
+        (json!({"add_generation_prompt": true}), Fault::BadValue),
+        (json!({"tools": "look"}), Fault::BadValue),
+        (json!({"chat_template_kwargs": []}), Fault::BadValue),
+    ] {
+        assert_eq!(fault(EpisodeSpec::from_json(&spec.to_string(), template)), wanted, "{spec}");
+    }
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let episode = rig.begin(&distiller, json!({}));
+    for shown in [json!({"messages": user("x"), "toolz": []}), json!({"messages": [{"role": "usr", "content": "x"}]})] {
+        assert!(episode.observe_json(&shown.to_string()).is_err(), "{shown}");
+    }
+    assert_eq!(episode.trajectory().unwrap().ids().len(), 0, "a call that fails changes nothing");
+    episode.observe(user("x")).unwrap();
+}
+
+#[test]
+fn an_update_takes_the_settings_batch_unless_it_is_told_how_many() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft", "batch_episodes": 2, "steps": 2}));
+    let played = |n: usize| {
+        for _ in 0..n {
+            let episode = rig.begin(&distiller, json!({"demonstration": ["ok"]}));
+            episode.observe(user("go")).unwrap();
+            episode.decide().unwrap();
+            episode.replay(Replay::Stored).unwrap();
+            episode.outcome(None, true).unwrap();
+            episode.end(1.0, Some(true)).unwrap();
+        }
+    };
+    let build = |most| distiller.build(most, &Default::default(), &mut |_, _| true);
+    played(5);
+    let mut first = build(0).unwrap();
+    assert_eq!((first.report().episodes, distiller.n_waiting()), (2, 3));
+    distiller.apply(&mut first).unwrap();
+    let mut second = build(3).unwrap();
+    assert_eq!((second.report().episodes, distiller.n_waiting()), (3, 0));
+    distiller.apply(&mut second).unwrap();
+    // The run's steps are done: what waits stays, and the refusal says how to go on.
+    played(1);
+    let refusal = build(0).err().unwrap();
+    assert_eq!((refusal.fault(), distiller.n_waiting()), (Fault::RunComplete, 1));
+    assert!(refusal.message().contains("resume"), "{refusal}");
+}
+
+#[test]
+fn a_resumed_run_may_have_more_steps_and_not_fewer() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let settings = |steps: u64| json!({"preset": "sft", "steps": steps});
+    let distiller = rig.distiller(settings(1));
+    let train = |distiller: &Distiller| {
+        let episode = rig.begin(distiller, json!({"demonstration": ["ok"]}));
+        episode.observe(user("go")).unwrap();
+        episode.decide().unwrap();
+        episode.replay(Replay::Stored).unwrap();
+        episode.outcome(None, true).unwrap();
+        episode.end(1.0, Some(true)).unwrap();
+        let mut update = distiller.build(0, &Default::default(), &mut |_, _| true)?;
+        distiller.apply(&mut update)
+    };
+    train(&distiller).unwrap();
+    assert_eq!(fault(train(&distiller)), Fault::RunComplete);
+    distiller.discard();
+    let folder = tempfile::tempdir().unwrap();
+    distiller.save(folder.path()).unwrap();
+    let resume = |steps| {
+        let config = Config::from_json(&settings(steps).to_string()).unwrap();
+        Distiller::resume(&rig.model, Some(&rig.model), config, folder.path())
+    };
+    let more = resume(3).unwrap();
+    assert_eq!(more.step(), 1);
+    train(&more).unwrap();
+    train(&more).unwrap();
+    assert_eq!(fault(train(&more)), Fault::RunComplete);
+    more.discard();
+    more.save(folder.path()).unwrap();
+    let e = resume(2).err().unwrap();
+    assert_eq!(e.fault(), Fault::CheckpointMismatch);
+    assert!(e.message().contains("steps") && e.message().contains("give 3 or more"), "{e}");
+}
