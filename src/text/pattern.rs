@@ -215,10 +215,10 @@ fn class_of(hir: &Hir) -> Option<Class> {
 }
 
 fn hir(text: &str, is_whole: bool) -> Result<Hir> {
-    let parse = |text: &str| ast::parse::Parser::new().parse(text);
+    let parse = |text: &str| ast::parse::Parser::new().parse(text).map_err(|e| e.kind().clone());
     let parsed = parse(text).map_err(|e| {
         use ast::ErrorKind::{UnsupportedBackreference, UnsupportedLookAround};
-        match e.kind() {
+        match e {
             UnsupportedBackreference | UnsupportedLookAround => look_around(text),
             kind => broken(text, &format!("{kind}; correct it")),
         }
@@ -228,7 +228,7 @@ fn hir(text: &str, is_whole: bool) -> Result<Hir> {
     for plus in possessive(text, &parsed)?.into_iter().rev() {
         plain.remove(plus);
     }
-    let parsed = parse(&plain).map_err(|e| broken(text, &format!("{}; correct it", e.kind())))?;
+    let parsed = parse(&plain).map_err(|kind| broken(text, &format!("{kind}; correct it")))?;
     ast::visit(&parsed, Oniguruma { pattern: text, is_whole })?;
     translate(&plain, &parsed)
 }

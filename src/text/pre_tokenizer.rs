@@ -110,7 +110,8 @@ impl PreTokenizer {
 
     /// The pieces of a text, in order; none is empty, and together they are the text.
     pub(super) fn split(&self, text: &str) -> Vec<Range<usize>> {
-        let mut pieces = if text.is_empty() { Vec::new() } else { vec![0..text.len()] };
+        let mut pieces = Vec::new();
+        pieces.extend((!text.is_empty()).then_some(0..text.len()));
         for step in &self.steps {
             let mut next = Vec::with_capacity(pieces.len().max(text.len() / 4));
             for piece in pieces {
