@@ -152,6 +152,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_ENGINE_STOPPED 205 /* The engine has been shut down. */
 #define SQUIRE_DETAIL_STALE_UPDATE 206 /* The update was already applied, or a newer one was. */
 #define SQUIRE_DETAIL_EMPTY_SESSION 207 /* There is no token to continue from. */
+#define SQUIRE_DETAIL_RUN_COMPLETE 210 /* The run's steps are all done. */
 #define SQUIRE_DETAIL_SESSION_BUSY 301 /* The session is being worked on. */
 #define SQUIRE_DETAIL_DISTILLER_BUSY 302 /* The distiller is building an update. */
 #define SQUIRE_DETAIL_STRUCT_SIZE 401 /* `struct_size` is too small, too large with a non-zero tail, or not a multiple of 8. */
@@ -857,7 +858,8 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
- * "demonstration": a list of texts}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
+ * "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt is
+ * rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
  * there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
  * max_sessions exist. Any thread. */
 squire_status squire_episode_begin(squire_distiller *distiller,
@@ -866,8 +868,9 @@ squire_status squire_episode_begin(squire_distiller *distiller,
                                    squire_episode **out,
                                    squire_error **err);
 
-/* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, rendered by the student's template;
- * what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+/* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that list,
+ * "tools", "documents", "chat_template", "chat_template_kwargs": what this turn is rendered with over the episode's own},
+ * rendered by the student's template; what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
  * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_observe(squire_episode *episode,
                                      const char *messages_json,
@@ -875,7 +878,8 @@ squire_status squire_episode_observe(squire_episode *episode,
                                      uint64_t *added,
                                      squire_error **err);
 
-/* The same with ids, for hosts that render for themselves and for models without a tokenizer. Any thread. */
+/* The same with ids, for hosts that render for themselves and for models without a tokenizer. Ids that begin the actor's
+ * turn, as a rendering with add_generation_prompt does, begin it: no generation prompt is added then. Any thread. */
 squire_status squire_episode_observe_ids(squire_episode *episode,
                                          const int32_t *ids,
                                          size_t ids_len,
@@ -909,7 +913,9 @@ squire_status squire_episode_replay_ids(squire_episode *episode,
                                         size_t ids_len,
                                         squire_error **err);
 
-/* The same with text, which is tokenised as plain text; the end of turn is added. Any thread. */
+/* The same with text, tokenised as an assistant's message is: tokens that are not special, such as <think> and
+ * <tool_call>, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
+ * first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread. */
 squire_status squire_episode_replay_text(squire_episode *episode,
                                          const char *text,
                                          size_t text_len,
@@ -959,10 +965,12 @@ typedef int32_t (*squire_tensor_fn)(void *user,
                                     const void *data,
                                     size_t bytes);
 
-/* Builds an update from up to max_episodes ended episodes (0: all), in the order of their identity. Blocks: it waits for
+/* Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
+ * identity; further ones wait for the next. Blocks: it waits for
  * the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
  * "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
- * the episodes wait on. SQUIRE_E_STATE (detail NOTHING_TO_LEARN) if no token carries loss, SQUIRE_E_BUSY while another
+ * the episodes wait on. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
+ * done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
  * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
  * SQUIRE_E_HOST_MEMORY. Any thread. */
 squire_status squire_update_build(squire_distiller *distiller,

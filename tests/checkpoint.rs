@@ -146,7 +146,7 @@ fn a_checkpoint_of_other_settings_or_another_model_is_refused() {
     let (student, teacher) = pair(Kind::Dense, Compute::F32);
     for (change, word) in [
         (json!({"seed": 12}), "seed is 11 there and 12 here"),
-        (json!({"steps": 7}), "steps"),
+        (json!({"steps": 7}), "settings: its steps are not this run's"),
         (json!({"normaliser": "turn-mean"}), "normaliser"),
         (json!({"optimizer": {"learning_rate": 0.01}}), "optimizer"),
     ] {

@@ -136,7 +136,11 @@ fn inspect_finds_tokenizer_and_template() {
     let facts = json_of(&["inspect", text(&dir), "--json"]);
     assert_eq!(facts["tokenizer"]["ids"], 273);
     assert!(facts["chat_templates"]["default"]["bytes"].as_u64().unwrap() > 1000);
-    assert_eq!(facts["stop_ids"], json!([]));
+    assert_eq!(facts["stop_ids"], json!([266]), "nothing names one, but the template ends turns with it");
+    let from = json!([{"id": 266, "token": "<|im_end|>", "from": ["the chat template's end of turn"]}]);
+    assert_eq!(facts["stop_ids_from"], from);
+    let shown = squire(&["inspect", text(&dir)]).out;
+    assert!(shown.contains("266 (the chat template's end of turn)"), "{shown}");
 }
 
 #[test]

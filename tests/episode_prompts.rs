@@ -86,6 +86,9 @@ fn a_demonstration_is_tokenised_as_the_assistants_message_that_it_is() {
         let turn = &record.turns()[0];
         assert!(turn.train);
         assert_eq!(record.ids()[turn.range.clone()], wanted);
+        if stored {
+            continue; // its demonstration has one turn
+        }
         // Special tokens stay text, whoever spells them.
         episode.observe(user("on")).unwrap();
         episode.override_actor(Actor::Replay).unwrap();

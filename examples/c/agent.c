@@ -34,9 +34,9 @@ static squire_status check(squire_status status) {
 }
 
 /* One turn of whoever is to act; writes down what was said, and gives its length. */
-static size_t act(squire_episode *episode, const door_game *game, int32_t actor, char said[DOOR_TEXT]) {
+static size_t act(squire_episode *episode, const door_game *game, const squire_decision *decision, char said[DOOR_TEXT]) {
   size_t n = 0;
-  if (actor == SQUIRE_ACTOR_REPLAY) {
+  if (decision->actor == SQUIRE_ACTOR_REPLAY) {
     door_expert(game, said);
     check(squire_episode_replay_text(episode, said, strlen(said), &err));
     return strlen(said);
@@ -44,7 +44,9 @@ static size_t act(squire_episode *episode, const door_game *game, int32_t actor,
   squire_gen_options options;
   squire_gen_options_init(&options, sizeof options);
   options.max_tokens = ACTION_TOKENS;
-  options.temperature = 0; /* counts in evaluations; training samples as the settings say */
+  if (decision->reason == SQUIRE_REASON_EVALUATION) {
+    options.temperature = 0; /* training samples as the settings say */
+  }
   squire_gen *gen = NULL;
   check(squire_episode_act(episode, &options, &gen, &err));
   squire_event event;
@@ -73,7 +75,7 @@ static int play(squire_distiller *distiller, uint64_t seed, const char *spec) {
     if (decision.actor == SQUIRE_ACTOR_STOP) {
       break;
     }
-    door_act(&game, said, act(episode, &game, decision.actor, said));
+    door_act(&game, said, act(episode, &game, &decision, said));
     check(squire_episode_outcome(episode, 0, 0, &err));
   }
   check(squire_episode_end(episode, game.won, game.won, &err));

@@ -158,7 +158,7 @@ fn check_steps(old: &Value, config: &Config, done: u64) -> Result<()> {
     match old.as_u64() {
         Some(old) if steps < old => {
             let why = format!(
-                "its steps are not this run's: it has {old}, of which {done} are done, wanted {steps}; give {old} or more"
+                "settings: its steps are not this run's: it has {old}, of which {done} are done, wanted {steps}; give {old} or more"
             );
             Err(Error::new(Fault::CheckpointMismatch, why))
         }

@@ -516,10 +516,20 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   OUT_OF_ORDER(squire_episode_outcome(episode, 0, 0, &err));           /* before act */
   CHECK(expects(episode, "act, override, or end"));
 
-  squire_gen_options o = greedy(64);
+  squire_gen_options o = trained(64);
   o.max_tokens = -1;
   REFUSED(squire_episode_act(episode, &o, &gen, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   o.max_tokens = 64;
+  /* What the settings decide is not taken from the call. */
+#define IGNORED(field, value)                                                                                          \
+  o = trained(64), o.field = value;                                                                                    \
+  REFUSED(squire_episode_act(episode, &o, &gen, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION)
+  IGNORED(temperature, 0.5f);
+  IGNORED(top_k, 0);
+  IGNORED(top_p, 1.0f);
+  IGNORED(seed, 7);
+#undef IGNORED
+  o = trained(64);
   DONE(squire_episode_act(episode, &o, &gen, &err));
   REFUSED(squire_episode_outcome(episode, 0, 0, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
   REFUSED(squire_episode_end(episode, 0, 0, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
@@ -566,7 +576,7 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
 static int play(squire_distiller *distiller, const char *spec) {
   const int32_t prompt[] = {10, 11, 12}, next[] = {20, 21};
   squire_episode *episode = begin(distiller, spec);
-  squire_gen_options o = greedy(5);
+  squire_gen_options o = trained(5);
   int by_teacher = 0;
   DONE(squire_episode_observe_ids(episode, ARRAY(prompt), &err));
   for (int turn = 0; turn < 3; turn++) {

@@ -69,6 +69,13 @@ static inline squire_gen_options greedy(int32_t n) {
   return o;
 }
 
+/* What a training rollout leaves to its distiller's settings. */
+static inline squire_gen_options trained(int32_t n) {
+  squire_gen_options o = greedy(n);
+  o.temperature = SQUIRE_GEN_UNSET;
+  return o;
+}
+
 /* Pulls a generation to its end; gives the number of tokens, and of them at most `room` ids and log-probs. */
 static inline size_t pull(squire_gen *gen, int32_t finish, int32_t actor, int32_t *ids, float *logprobs, size_t room) {
   size_t n = 0;

@@ -30,6 +30,7 @@ static void a_student_serves_and_learns(char **argv) {
   const squire::distiller_handle distiller = squire::create_distiller(student, teacher, R"({"preset": "opd"})");
   const squire::episode_handle episode = squire::begin(distiller);
   squire::observe(episode, squire::ids{5, 6, 7});
+  generation.temperature = SQUIRE_GEN_UNSET; // a training rollout samples as the settings say
   CHECK(squire::decide(episode).actor == SQUIRE_ACTOR_STUDENT);
   std::size_t n = 0;
   const auto finish = squire::pull(squire::act(episode, generation), [&](const squire_event &e) { n += e.ids_len; });
