@@ -40,7 +40,7 @@ mod value;
 
 use std::collections::{BTreeSet, HashSet};
 
-pub use globals::strftime;
+
 pub use value::Value;
 
 /// How many different names a template may use.
