@@ -4,7 +4,6 @@
 mod added_tokens;
 mod byte_level;
 pub mod chat;
-mod chat_json;
 mod jinja;
 mod json;
 mod messages;

@@ -7,6 +7,7 @@ that squire refuses by name has `refused`, a piece of the message.
 import json
 import pathlib
 
+import templates
 from cases import CASES, VARIABLES, refused
 from environment import answer, environment
 
@@ -30,7 +31,7 @@ def record(cases, variables):
 
 
 if __name__ == "__main__":
-    document = record(CASES, VARIABLES)
+    document = record([*CASES, *templates.cases()], VARIABLES)
     here = pathlib.Path(__file__).parent
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in document["cases"])
     head = json.dumps(document["variables"], ensure_ascii=False)

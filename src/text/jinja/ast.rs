@@ -131,7 +131,6 @@ pub enum Target {
 
 #[derive(Debug)]
 pub struct For {
-    pub line: u32,
     pub target: Target,
     pub iterable: Expr,
     pub test: Option<Test>,
@@ -158,7 +157,6 @@ pub struct Test {
 /// A macro, a call block's body or a generation block's.
 #[derive(Debug)]
 pub struct Macro {
-    pub line: u32,
     /// None: a call block.
     pub name: Option<Name>,
     pub parameters: Vec<(Name, Slot)>,
@@ -218,7 +216,14 @@ pub enum What {
     FilterBlock(Box<FilterBlock>),
     With(Box<With>),
     /// The block of this index; what a scoped one takes along.
-    Block { name: Name, scoped: bool, required: bool, body: Vec<Stmt>, index: usize, locals: Vec<(Name, Slot)> },
+    Block {
+        name: Name,
+        scoped: bool,
+        required: bool,
+        body: Vec<Stmt>,
+        index: usize,
+        locals: Vec<(Name, Slot)>,
+    },
     Break,
     Continue,
 }

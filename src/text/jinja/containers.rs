@@ -158,7 +158,9 @@ pub fn object_attribute(
             "explicit_caller" => Some(Value::Bool(of.of.parameters.iter().any(|(name, _)| &**name == "caller"))),
             _ => None,
         },
-        Object::Global(Global::Dict) if matches!(&**name, "fromkeys" | "get" | "items" | "keys" | "values" | "copy") => {
+        Object::Global(Global::Dict)
+            if matches!(&**name, "fromkeys" | "get" | "items" | "keys" | "values" | "copy") =>
+        {
             return Err(methods::of_type(Global::Dict, name));
         }
         Object::Global(_) | Object::Method { .. } | Object::Template | Object::Block(_) => None,
@@ -233,12 +235,7 @@ fn loop_length(machine: &mut Machine<'_>, looped: &Loop) -> Res<usize> {
     Ok(length)
 }
 
-fn loop_attribute(
-    machine: &mut Machine<'_>,
-    of: &Value,
-    looped: &Loop,
-    name: &Arc<str>,
-) -> Res<Option<Value>> {
+fn loop_attribute(machine: &mut Machine<'_>, of: &Value, looped: &Loop, name: &Arc<str>) -> Res<Option<Value>> {
     let index0 = looped.index0.get();
     Ok(Some(match &**name {
         "index" => Value::Int(index0 + 1),

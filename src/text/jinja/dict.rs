@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use num_bigint::BigInt;
 
-use super::value::{Value, nesting};
+use super::value::{Value, View, nesting};
 use super::{Failure, fail, number};
 
 /// From how many entries on an index is kept.
 const INDEXED: usize = 12;
+/// The most parts of a tuple that is a key.
+const MAX_PARTS: u32 = 4096;
 
 /// What makes a key equal to another: 1, 1.0 and True are one key.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -30,6 +32,12 @@ pub enum Key {
 impl Key {
     /// The key that a value is. Error: it cannot be hashed.
     pub fn of(value: &Value) -> Result<Key, Failure> {
+        Key::within(value, &mut { MAX_PARTS })
+    }
+
+    /// `left` bounds tuples that hold the same tuples over and over.
+    fn within(value: &Value, left: &mut u32) -> Result<Key, Failure> {
+        *left = left.checked_sub(1).ok_or_else(|| fail("a tuple is too large to be a key"))?;
         Ok(match value {
             Value::None => Key::None,
             Value::Undefined(_) => Key::Undefined,
@@ -42,10 +50,13 @@ impl Key {
             },
             Value::Float(x) => Key::Float(x.to_bits()),
             Value::Str(text) => Key::Str(text.text.clone()),
-            Value::Tuple(list) => Key::Tuple(list.items.iter().map(Key::of).collect::<Result<_, _>>()?),
+            Value::Tuple(list) => {
+                Key::Tuple(list.items.iter().map(|item| Key::within(item, left)).collect::<Result<_, _>>()?)
+            }
             Value::Range(range) => Key::Object(Rc::as_ptr(range) as usize),
             Value::Iter(iter) => Key::Object(Rc::as_ptr(iter) as usize),
             Value::Object(object) => Key::Object(Rc::as_ptr(object) as *const u8 as usize),
+            Value::View(View::Values, dict) => Key::Object(Rc::as_ptr(dict) as usize),
             Value::List(_) | Value::Dict(_) | Value::View(..) => {
                 return Err(fail(format!("unhashable type: '{}'", value.kind())));
             }

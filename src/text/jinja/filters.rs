@@ -11,11 +11,60 @@ use super::{Failure, fail, json, markup, methods, operators, repr, sequences, te
 type Res<T> = Result<T, Failure>;
 
 const NAMES: [&str; 54] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "join", "last", "length",
-    "list", "lower", "items", "map", "min", "max", "pprint", "random", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "trim",
-    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr", "tojson",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "items",
+    "map",
+    "min",
+    "max",
+    "pprint",
+    "random",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
+    "tojson",
 ];
 
 /// Whether there is a filter of this name.
@@ -107,7 +156,10 @@ fn int(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
             machine.meter.step(text.text.len() as u64 / 64)?;
             let base = integer_or("int", &base, 10);
             // A base that is no number is a TypeError, one out of range a ValueError: both are caught.
-            let base = base.ok().and_then(|base| u32::try_from(base).ok()).filter(|&base| base == 0 || (2..=36).contains(&base));
+            let base = base
+                .ok()
+                .and_then(|base| u32::try_from(base).ok())
+                .filter(|&base| base == 0 || (2..=36).contains(&base));
             let whole = base.and_then(|base| number::parse_int(&text.text, base));
             whole.or_else(|| number::parse_float(&text.text).and_then(of_float)).unwrap_or(default)
         }
@@ -162,7 +214,9 @@ fn round(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let scaled = operators::binary(Binary::Multiply, value, &scale, meter)?;
     let whole = match Number::of(&scaled) {
         None => return Err(fail(format!("must be real number, not {}", scaled.kind()))),
-        Some(Number::Float(x)) if !x.is_finite() => return Err(fail("cannot convert float infinity or NaN to integer")),
+        Some(Number::Float(x)) if !x.is_finite() => {
+            return Err(fail("cannot convert float infinity or NaN to integer"));
+        }
         Some(Number::Float(x)) => number::int(if method == "ceil" { -number::floor(-x) } else { number::floor(x) }),
         Some(_) => operators::signed(&scaled, false)?,
     };
@@ -191,7 +245,8 @@ fn file_size(value: &Value, args: Args) -> Res<Value> {
     let mut text = String::new();
     for (n, letter) in "kMGTPEZY".chars().enumerate() {
         // The units are integers in Python, each of them a float exactly or rounded once.
-        let unit: f64 = num_bigint::BigInt::from(base as i64).pow(n as u32 + 2).to_string().parse().unwrap_or(f64::INFINITY);
+        let unit: f64 =
+            num_bigint::BigInt::from(base as i64).pow(n as u32 + 2).to_string().parse().unwrap_or(f64::INFINITY);
         let letter = if binary { letter.to_ascii_uppercase().to_string() + "i" } else { letter.into() };
         let amount = base * bytes / unit;
         let amount = if amount.is_nan() { "nan".into() } else { format!("{amount:.1}") };

@@ -107,9 +107,7 @@ fn range(args: Args) -> Res<Value> {
     }
     let range = Range { start, stop, step };
     if range.len() > MAX_RANGE {
-        return Err(fail(format!(
-            "Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE})."
-        )));
+        return Err(fail(format!("Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE}).")));
     }
     Ok(Value::Range(Rc::new(range)))
 }
@@ -129,7 +127,10 @@ fn dict(machine: &mut Machine<'_>, args: Args) -> Res<Dict> {
             for pair in machine.collect(pairs)? {
                 let pair = machine.collect(&pair)?;
                 let [key, value] = &pair[..] else {
-                    return Err(fail(format!("dictionary update sequence element has length {}; 2 is required", pair.len())));
+                    return Err(fail(format!(
+                        "dictionary update sequence element has length {}; 2 is required",
+                        pair.len()
+                    )));
                 };
                 dict.insert(key.clone(), value.clone())?;
             }
@@ -145,7 +146,17 @@ fn dict(machine: &mut Machine<'_>, args: Args) -> Res<Dict> {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];

@@ -51,21 +51,13 @@ impl Iter {
     }
 
     /// A lazy iterator over something nested this deeply. Error: too many iterators over iterators.
-    pub fn lazy(
-        depth: u32,
-        step: impl FnMut(&mut Machine<'_>) -> Res<Option<Value>> + 'static,
-    ) -> Res<Rc<Iter>> {
+    pub fn lazy(depth: u32, step: impl FnMut(&mut Machine<'_>) -> Res<Option<Value>> + 'static) -> Res<Rc<Iter>> {
         if depth >= MAX_NESTING {
-            return Err(fail(format!("iterators over iterators are nested more than {MAX_NESTING} deep; use |list between")));
+            return Err(fail(format!(
+                "iterators over iterators are nested more than {MAX_NESTING} deep; use |list between"
+            )));
         }
         Ok(Iter::of(State::Lazy(Box::new(step)), "generator", depth + 1))
-    }
-
-    /// An iterator over items that are there.
-    pub fn over(items: Vec<Value>, kind: &'static str) -> Rc<Iter> {
-        let depth = items.iter().map(Value::depth).max().unwrap_or(0) + 1;
-        let list = Rc::new(List { items, depth, group: false });
-        Iter::of(State::List(list, 0), kind, depth)
     }
 
     /// `reversed(value)`; None where Python refuses.

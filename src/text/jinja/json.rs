@@ -38,7 +38,9 @@ pub fn tojson(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value
     let (mut comma, mut colon) = (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string());
     if let Some(pair) = separators.filter(|pair| !matches!(pair, Value::None)) {
         match &machine.collect(&pair)?[..] {
-            [Value::Str(first), Value::Str(second)] => (comma, colon) = (first.text.to_string(), second.text.to_string()),
+            [Value::Str(first), Value::Str(second)] => {
+                (comma, colon) = (first.text.to_string(), second.text.to_string())
+            }
             _ => return Err(fail("tojson: separators are two strings")),
         }
     }
@@ -168,7 +170,7 @@ fn string(text: &str, ascii: bool, out: &mut String) {
             '\u{c}' => out.push_str("\\f"),
             // Writing into a String cannot fail.
             '\0'..='\u{1f}' => drop(write!(out, "\\u{:04x}", c as u32)),
-            '\u{7f}'.. if ascii && c != '\u{7f}' => {
+            '\u{7f}'.. if ascii => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     let _ = write!(out, "\\u{unit:04x}");
                 }

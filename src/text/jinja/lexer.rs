@@ -71,11 +71,15 @@ struct Lexer<'s> {
 pub fn tokens(source: &str) -> Res<Vec<Token>> {
     let normal = normalize(source);
     let normal = normal.strip_suffix('\n').unwrap_or(&normal);
-    let mut lexer =
-        Lexer { source: normal, at: 0, line: 1, line_starting: true, due: Vec::new(), tokens: Vec::new() };
+    let mut lexer = Lexer { source: normal, at: 0, line: 1, line_starting: true, due: Vec::new(), tokens: Vec::new() };
     lexer.root()?;
     lexer.push(Tok::End);
     Ok(lexer.tokens)
+}
+
+/// Whether a character may stand in a name, behind its first.
+fn is_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '\u{b7}' | '\u{300}'..='\u{36f}')
 }
 
 /// Line ends of any kind as `\n`.
@@ -272,7 +276,7 @@ impl<'s> Lexer<'s> {
             } else if c.is_ascii_digit() {
                 self.number()?;
             } else if c.is_alphanumeric() || c == '_' {
-                let n = rest.chars().take_while(|&c| c.is_alphanumeric() || c == '_').map(char::len_utf8).sum();
+                let n = rest.chars().take_while(|&c| is_name(c)).map(char::len_utf8).sum();
                 self.push(Tok::Name(rest[..n].into()));
                 if c.is_numeric() {
                     return self.error("Invalid character in identifier");
@@ -379,7 +383,9 @@ impl<'s> Lexer<'s> {
             escaped = c == '\\' && !escaped;
             found
         });
-        let Some((end, _)) = end else { return self.error(format!("unexpected char {}", super::repr::quoted(&quote.to_string()))) };
+        let Some((end, _)) = end else {
+            return self.error(format!("unexpected char {}", super::repr::quoted(&quote.to_string())));
+        };
         let text = unescape(&self.rest()[1..end]).map_err(|why| fail_at(self.line, why))?;
         self.push(Tok::Str(text));
         self.advance(end + 1);

@@ -63,7 +63,8 @@ fn cut(text: &str, open: &str, close: &str) -> String {
         let found = match joined {
             Some(n) => {
                 // The closing mark may begin within the opening one.
-                let over = (0..n).find(|&at| format!("{}{}", &open[at..n], rest.get(..2).unwrap_or_default()).starts_with(close));
+                let over = (0..n)
+                    .find(|&at| format!("{}{}", &open[at..n], rest.get(..2).unwrap_or_default()).starts_with(close));
                 let end = over.map(|at| at + close.len() - n).or_else(|| rest.find(close).map(|at| at + close.len()));
                 end.map(|end| (out.len() - n, 0, end))
             }

@@ -15,11 +15,53 @@ use super::{Failure, containers, fail, format, globals, markup, repr};
 type Res<T> = Result<T, Failure>;
 
 const STRING: &[&str] = &[
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const MARKUP: &[&str] = &["escape", "striptags", "unescape"];
 const LIST: &[&str] = &["copy", "count", "index"];
@@ -30,13 +72,35 @@ const DICT_CHANGES: &[&str] = &["clear", "pop", "popitem", "setdefault", "update
 const INT: &[&str] = &["as_integer_ratio", "bit_count", "bit_length", "conjugate", "from_bytes", "to_bytes"];
 const FLOAT: &[&str] = &["as_integer_ratio", "conjugate", "fromhex", "hex", "is_integer"];
 const VIEW: &[&str] = &["isdisjoint", "mapping"];
-const GENERATOR: &[&str] = &["close", "send", "throw", "gi_frame", "gi_code", "gi_running", "gi_suspended", "gi_yieldfrom"];
+const GENERATOR: &[&str] =
+    &["close", "send", "throw", "gi_frame", "gi_code", "gi_running", "gi_suspended", "gi_yieldfrom"];
 
 /// What every object of Python's has.
 const OF_ALL: &[&str] = &[
-    "__class__", "__delattr__", "__dir__", "__doc__", "__eq__", "__format__", "__ge__", "__getattribute__",
-    "__getstate__", "__gt__", "__hash__", "__init__", "__init_subclass__", "__le__", "__lt__", "__ne__", "__new__",
-    "__reduce__", "__reduce_ex__", "__repr__", "__setattr__", "__sizeof__", "__str__", "__subclasshook__",
+    "__class__",
+    "__delattr__",
+    "__dir__",
+    "__doc__",
+    "__eq__",
+    "__format__",
+    "__ge__",
+    "__getattribute__",
+    "__getstate__",
+    "__gt__",
+    "__hash__",
+    "__init__",
+    "__init_subclass__",
+    "__le__",
+    "__lt__",
+    "__ne__",
+    "__new__",
+    "__reduce__",
+    "__reduce_ex__",
+    "__repr__",
+    "__setattr__",
+    "__sizeof__",
+    "__str__",
+    "__subclasshook__",
 ];
 
 fn within(names: &[&'static str], name: &str) -> Option<&'static str> {
@@ -56,7 +120,9 @@ pub fn attribute(machine: &mut Machine<'_>, of: &Value, name: &Arc<str>) -> Res<
     }
     let (methods, changes): (&[&'static str], &[&'static str]) = match of {
         Value::Str(text) => {
-            if text.markup && let Some(name) = within(MARKUP, name) {
+            if text.markup
+                && let Some(name) = within(MARKUP, name)
+            {
                 return Ok(Some(method(of, name)));
             }
             (STRING, &[])
@@ -206,7 +272,8 @@ fn stripping(machine: &mut Machine<'_>, text: &Text, name: &'static str, args: A
         "removeprefix" | "removesuffix" => {
             let [affix] = args.plain(name, 1)?;
             let affix = string(name, &affix)?;
-            let cut = if name == "removeprefix" { of.strip_prefix(&*affix.text) } else { of.strip_suffix(&*affix.text) };
+            let cut =
+                if name == "removeprefix" { of.strip_prefix(&*affix.text) } else { of.strip_suffix(&*affix.text) };
             cut.unwrap_or(of)
         }
         _ => {
@@ -349,10 +416,11 @@ fn join(machine: &mut Machine<'_>, separator: &Text, items: &Value) -> Res<Value
     let items = machine.collect(items)?;
     let mut joined = String::new();
     for (n, item) in items.iter().enumerate() {
-        let Value::Str(part) = item else {
-            return Err(fail(format!("sequence item {n}: expected str instance, {} found", item.kind())));
+        let part = match item {
+            item if separator.markup => markup::escape(item, &mut machine.meter)?,
+            Value::Str(part) => part.clone(),
+            _ => return Err(fail(format!("sequence item {n}: expected str instance, {} found", item.kind()))),
         };
-        let part = if separator.markup { markup::escape_text(part, &mut machine.meter)? } else { part.clone() };
         let before = if n > 0 { &*separator.text } else { "" };
         machine.meter.take(part.text.len() + before.len())?;
         joined.push_str(before);

@@ -21,12 +21,14 @@ mod globals;
 mod iter;
 mod json;
 mod lexer;
+mod loops;
 mod markup;
 mod methods;
 mod names;
 mod number;
 mod operators;
 mod parser;
+mod percent;
 mod predicates;
 mod repr;
 mod scope;
@@ -39,7 +41,6 @@ mod texts;
 mod value;
 
 use std::collections::{BTreeSet, HashSet};
-
 
 pub use value::Value;
 
@@ -86,7 +87,7 @@ pub struct Limits {
 }
 
 /// What is left of the limits.
-struct Meter {
+pub struct Meter {
     fuel: u64,
     bytes: u64,
 }

@@ -252,7 +252,8 @@ pub fn power(a: &Number, b: &Number) -> Res<Value> {
     }
     if base.bits() <= 1 {
         // -1, 0 or 1, whose powers need no multiplication.
-        let n = if *exponent == 0 || (base.sign() == Sign::Minus && exponent % 2 == 0) { BigInt::from(1) } else { base };
+        let n =
+            if *exponent == 0 || (base.sign() == Sign::Minus && exponent % 2 == 0) { BigInt::from(1) } else { base };
         return Ok(int(n));
     }
     Ok(int(base.pow(*exponent as u32)))
@@ -368,9 +369,20 @@ fn without_underscores(digits: &str) -> Option<String> {
     Some(digits.replace('_', ""))
 }
 
+/// The text without the space around it, digits of other scripts as ASCII's.
+fn plain_digits(text: &str) -> String {
+    let text = super::strings::strip(text, None);
+    if text.is_ascii() {
+        return text.to_string();
+    }
+    let ascii = |c| super::strings::decimal(c).and_then(|digit| char::from_digit(digit, 10)).unwrap_or(c);
+    text.chars().map(ascii).collect()
+}
+
 /// `int(text, base)`; None where Python raises.
 pub fn parse_int(text: &str, base: u32) -> Option<Value> {
-    let text = super::strings::strip(text, None);
+    let text = plain_digits(text);
+    let text = text.as_str();
     let (negative, digits) = match text.strip_prefix('-') {
         Some(digits) => (true, digits),
         None => (false, text.strip_prefix('+').unwrap_or(text)),
@@ -407,7 +419,7 @@ pub fn parse_int(text: &str, base: u32) -> Option<Value> {
 
 /// `float(text)`; None where Python raises.
 pub fn parse_float(text: &str) -> Option<f64> {
-    let text = super::strings::strip(text, None).to_ascii_lowercase();
+    let text = plain_digits(text).to_ascii_lowercase();
     let unsigned = text.trim_start_matches(['+', '-']);
     if text.len() - unsigned.len() > 1 {
         return None;
@@ -418,9 +430,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
     }
     // An underscore stands only between digits.
     let bytes = text.as_bytes();
-    let between = |n: usize| {
-        n > 0 && bytes[n - 1].is_ascii_digit() && bytes.get(n + 1).is_some_and(u8::is_ascii_digit)
-    };
+    let between = |n: usize| n > 0 && bytes[n - 1].is_ascii_digit() && bytes.get(n + 1).is_some_and(u8::is_ascii_digit);
     if (0..bytes.len()).any(|n| bytes[n] == b'_' && !between(n)) {
         return None;
     }

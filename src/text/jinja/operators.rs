@@ -9,7 +9,7 @@ use super::dict::{Dict, Key};
 use super::number::{self, Number};
 use super::strings::{between, byte_of};
 use super::value::{Object, Range, Text, Value, View};
-use super::{Failure, Meter, fail, format, markup};
+use super::{Failure, Meter, fail, markup, percent};
 
 type Res<T> = Result<T, Failure>;
 
@@ -45,7 +45,7 @@ pub fn binary(op: Binary, a: &Value, b: &Value, meter: &mut Meter) -> Res<Value>
         };
     }
     match (op, a, b) {
-        (Binary::Modulo, Value::Str(text), _) => return format::percent(text, b, meter),
+        (Binary::Modulo, Value::Str(text), _) => return percent::percent(text, b, meter),
         (_, Value::Undefined(undefined), _) | (_, _, Value::Undefined(undefined)) => {
             return Err(fail(undefined.message()));
         }
@@ -91,7 +91,13 @@ fn modulo(a: &Number, b: &Number) -> Res<Value> {
         let y = b.to_float()?;
         if x.is_finite() {
             let same = *x == 0.0 || (*x < 0.0) == (y < 0.0);
-            return Ok(Value::Float(if *x == 0.0 { 0f64.copysign(y) } else if same { *x } else { y }));
+            return Ok(Value::Float(if *x == 0.0 {
+                0f64.copysign(y)
+            } else if same {
+                *x
+            } else {
+                y
+            }));
         }
     }
     number::floor_divide(a, b).map(|(_, rest)| rest)
@@ -182,8 +188,7 @@ pub fn equal(a: &Value, b: &Value, meter: &mut Meter) -> Res<bool> {
         }
         (Value::Dict(a), Value::Dict(b)) => return equal_dicts(a, b, meter),
         (Value::Range(a), Value::Range(b)) => {
-            a.len() == b.len()
-                && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
+            a.len() == b.len() && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
         }
         (Value::View(View::Keys, a), Value::View(View::Keys, b)) => {
             a.len() == b.len() && a.keyed().all(|(key, _)| b.get(key).is_some())

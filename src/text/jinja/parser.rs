@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use super::ast::{
-    Call, Expr, FilterBlock, For, Macro, Name, Scope, SetBlock, Slot, Stmt, Target, Test, What, With,
-};
+use super::ast::{Call, Expr, FilterBlock, For, Macro, Name, Scope, SetBlock, Slot, Stmt, Target, Test, What, With};
 use super::lexer::{Tok, Token};
 use super::{Failure, fail_at};
 
@@ -175,13 +173,13 @@ impl Parser {
         self.next();
         self.open.push(tag.clone());
         let what = match &*tag {
-            "for" => self.for_loop(line)?,
+            "for" => self.for_loop()?,
             "if" => self.condition(line)?,
             "set" => self.set()?,
             "macro" => {
                 let name = self.expect_name()?;
                 assignable(&name, line)?;
-                let of = self.macro_of(Some(name), true, line, "endmacro")?;
+                let of = self.macro_of(Some(name), true, "endmacro")?;
                 What::Macro(Arc::new(of), Slot::default(), false)
             }
             "call" => self.call_block(line)?,
@@ -198,13 +196,13 @@ impl Parser {
                 }
                 What::Print(items)
             }
-            "generation" => {
-                What::Generation(Arc::new(self.macro_of(None, false, line, "endgeneration")?))
-            }
+            "generation" => What::Generation(Arc::new(self.macro_of(None, false, "endgeneration")?)),
             "break" => What::Break,
             "continue" => What::Continue,
             "include" | "import" | "from" | "extends" => {
-                let why = format!("{{% {tag} %}} is not supported: a chat template stands alone; put the text of the other template in its place");
+                let why = format!(
+                    "{{% {tag} %}} is not supported: a chat template stands alone; put the text of the other template in its place"
+                );
                 return Err(fail_at(line, why));
             }
             "autoescape" | "trans" | "do" | "debug" => {
@@ -223,7 +221,7 @@ impl Parser {
         Ok(what)
     }
 
-    fn for_loop(&mut self, line: u32) -> Res<What> {
+    fn for_loop(&mut self) -> Res<What> {
         let target_at = self.at;
         let target = self.targets(&["in"], false)?;
         if !self.skip_name("in") {
@@ -249,7 +247,16 @@ impl Parser {
         let (scope, otherwise_scope) = (Scope::default(), Scope::default());
         let looped = None;
         Ok(What::For(Arc::new(For {
-            line, target, iterable, test, recursive, body, otherwise, looped, scope, otherwise_scope, slots: 0,
+            target,
+            iterable,
+            test,
+            recursive,
+            body,
+            otherwise,
+            looped,
+            scope,
+            otherwise_scope,
+            slots: 0,
         })))
     }
 
@@ -302,13 +309,13 @@ impl Parser {
         let (parameters, defaults) = if self.is_op("(") { self.signature()? } else { Default::default() };
         let Expr::Call(call) = self.expression(true)?.0 else { return Err(fail_at(line, "expected call")) };
         let body = self.inner_to("endcall")?;
-        Ok(What::CallBlock(Arc::new(new_macro(None, parameters, defaults, body, line)), call as Box<Call>))
+        Ok(What::CallBlock(Arc::new(new_macro(None, parameters, defaults, body)), call as Box<Call>))
     }
 
-    fn macro_of(&mut self, name: Option<Name>, signed: bool, line: u32, end: &str) -> Res<Macro> {
+    fn macro_of(&mut self, name: Option<Name>, signed: bool, end: &str) -> Res<Macro> {
         let (parameters, defaults) = if signed { self.signature()? } else { Default::default() };
         let body = self.inner_to(end)?;
-        Ok(new_macro(name, parameters, defaults, body, line))
+        Ok(new_macro(name, parameters, defaults, body))
     }
 
     fn signature(&mut self) -> Res<(Vec<(Name, Slot)>, Vec<Expr>)> {
@@ -351,7 +358,10 @@ impl Parser {
         let required = self.skip_name("required");
         let line = self.line();
         if self.is_op("-") {
-            return Err(fail_at(line, "Block names in Jinja have to be valid Python identifiers and may not contain hyphens, use an underscore instead."));
+            return Err(fail_at(
+                line,
+                "Block names in Jinja have to be valid Python identifiers and may not contain hyphens, use an underscore instead.",
+            ));
         }
         let body = self.inner_to("endblock")?;
         let blank = |stmt: &Stmt| matches!(&stmt.what, What::Data(text) if text.chars().all(super::strings::is_space));
@@ -420,20 +430,24 @@ impl Parser {
 
 fn assignable(name: &str, line: u32) -> Res<()> {
     match name {
-        "true" | "false" | "none" | "True" | "False" | "None" => Err(fail_at(line, format!("can't assign to '{name}'"))),
+        "true" | "false" | "none" | "True" | "False" | "None" => {
+            Err(fail_at(line, format!("can't assign to '{name}'")))
+        }
         _ => Ok(()),
     }
 }
 
-fn new_macro(
-    name: Option<Name>,
-    parameters: Vec<(Name, Slot)>,
-    defaults: Vec<Expr>,
-    body: Vec<Stmt>,
-    line: u32,
-) -> Macro {
+fn new_macro(name: Option<Name>, parameters: Vec<(Name, Slot)>, defaults: Vec<Expr>, body: Vec<Stmt>) -> Macro {
     Macro {
-        line, name, parameters, defaults, body,
-        caller: None, named: None, rest: None, accesses_caller: false, scope: Scope::default(), slots: 0,
+        name,
+        parameters,
+        defaults,
+        body,
+        caller: None,
+        named: None,
+        rest: None,
+        accesses_caller: false,
+        scope: Scope::default(),
+        slots: 0,
     }
 }

@@ -10,10 +10,45 @@ use super::{Failure, fail, filters, operators, repr, strings};
 type Res<T> = Result<T, Failure>;
 
 const NAMES: [&str; 39] = [
-    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean", "false", "true",
-    "integer", "float", "lower", "upper", "string", "mapping", "number", "sequence", "iterable", "callable", "sameas",
-    "escaped", "in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan",
-    "<=", "le",
+    "odd",
+    "even",
+    "divisibleby",
+    "defined",
+    "undefined",
+    "filter",
+    "test",
+    "none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "lower",
+    "upper",
+    "string",
+    "mapping",
+    "number",
+    "sequence",
+    "iterable",
+    "callable",
+    "sameas",
+    "escaped",
+    "in",
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    ">",
+    "gt",
+    "greaterthan",
+    "ge",
+    ">=",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
 ];
 
 /// Whether there is a test of this name.
@@ -95,7 +130,11 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -
         _ => match value {
             Value::Undefined(_) => true,
             Value::Object(object) => match &**object {
-                Object::Macro(_) | Object::Method { .. } | Object::Loop(_) | Object::Joiner { .. } | Object::Block(_) => true,
+                Object::Macro(_)
+                | Object::Method { .. }
+                | Object::Loop(_)
+                | Object::Joiner { .. }
+                | Object::Block(_) => true,
                 Object::Global(_) => true,
                 Object::Namespace(_) | Object::Cycler { .. } | Object::Template => false,
             },

@@ -194,12 +194,7 @@ fn write_dict(
     Ok(())
 }
 
-fn write_object(
-    object: &Rc<Object>,
-    out: &mut String,
-    meter: &mut Meter,
-    within: &mut Vec<*const Object>,
-) -> Res<()> {
+fn write_object(object: &Rc<Object>, out: &mut String, meter: &mut Meter, within: &mut Vec<*const Object>) -> Res<()> {
     match &**object {
         Object::Namespace(attributes) => {
             out.push_str("<Namespace ");

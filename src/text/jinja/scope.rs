@@ -43,7 +43,8 @@ impl Cells {
 
     pub fn set(&self, slot: Slot, value: Option<Value>) {
         // What was there is dropped after the borrow has ended.
-        let old = self.of(slot).slots.borrow_mut().get_mut(slot.at as usize).map(|place| std::mem::replace(place, value));
+        let old =
+            self.of(slot).slots.borrow_mut().get_mut(slot.at as usize).map(|place| std::mem::replace(place, value));
         drop(old);
     }
 }
@@ -152,7 +153,9 @@ impl Resolver {
     fn slot(&mut self, name: &Name, frame: &Frame) -> Res<Slot> {
         match frame.symbols.find(name) {
             Some(place) => Ok(self.place(name, place, frame.function())),
-            None => self.error(format!("Tried to resolve a name to a reference that was unknown to the frame ({name})")),
+            None => {
+                self.error(format!("Tried to resolve a name to a reference that was unknown to the frame ({name})"))
+            }
         }
     }
 

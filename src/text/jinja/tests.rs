@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Value as Document;
 
+use super::globals::strftime;
 use super::{Failure, Limits, Template, Value};
 use crate::text::json::Json;
 
@@ -70,4 +71,15 @@ fn qwen3_renders_as_transformers_renders_it() {
         cases += 1;
     }
     assert!(cases >= 13);
+}
+
+#[test]
+fn dates_are_right_across_leap_years() {
+    let format = "%Y-%m-%d %H:%M:%S %j %a %d %b %y %A %B %%";
+    assert_eq!(strftime(format, 0).unwrap(), "1970-01-01 00:00:00 001 Thu 01 Jan 70 Thursday January %");
+    let leap_day = strftime(format, 951_868_799).unwrap();
+    assert_eq!(leap_day, "2000-02-29 23:59:59 060 Tue 29 Feb 00 Tuesday February %");
+    assert_eq!(strftime("%Y %j", 1_735_689_599).unwrap(), "2024 366");
+    assert_eq!(strftime("%Q", 0), None);
+    assert_eq!(strftime("%", 0), None);
 }

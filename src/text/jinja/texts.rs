@@ -8,7 +8,7 @@ use super::dict::Dict;
 use super::eval::Machine;
 use super::strings::{self, between};
 use super::value::{Text, Value};
-use super::{Failure, fail, format, markup, methods, repr};
+use super::{Failure, fail, markup, methods, percent, repr};
 
 type Res<T> = Result<T, Failure>;
 
@@ -65,7 +65,7 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -
         "format" => {
             let text = soft(machine, value)?;
             if args.named.is_empty() {
-                return format::percent(&text, &Value::tuple(args.positional)?, &mut machine.meter);
+                return percent::percent(&text, &Value::tuple(args.positional)?, &mut machine.meter);
             }
             if !args.positional.is_empty() {
                 return Err(fail("can't handle positional and keyword arguments at the same time"));
@@ -74,7 +74,7 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -
             for (name, value) in args.named {
                 dict.insert(Value::str(name), value)?;
             }
-            format::percent(&text, &Value::Dict(Rc::new(dict)), &mut machine.meter)
+            percent::percent(&text, &Value::Dict(Rc::new(dict)), &mut machine.meter)
         }
         "indent" => indent(machine, value, args),
         "truncate" => truncate(machine, value, args),
@@ -264,7 +264,9 @@ fn pretty(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let mut text = String::new();
     repr::repr(value, &mut text, &mut machine.meter)?;
     if !flat || text.chars().count() > 79 {
-        return Err(fail("the filter pprint is not supported in chat templates for what does not stay on one line; use tojson"));
+        return Err(fail(
+            "the filter pprint is not supported in chat templates for what does not stay on one line; use tojson",
+        ));
     }
     Ok(Value::str(text))
 }
@@ -328,7 +330,8 @@ fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
         } else {
             while end < chars.len() && !is_blank(chars[end]) {
                 let before = |n: usize| end.checked_sub(n).and_then(at);
-                let word = is_letter(before(1)) && (is_letter(before(2)) || before(2) == Some('-') && is_letter(before(3)));
+                let word =
+                    is_letter(before(1)) && (is_letter(before(2)) || before(2) == Some('-') && is_letter(before(3)));
                 let next = if at(end + 2) == Some('-') { at(end + 3) } else { at(end + 2) };
                 if chars[end] == '-' && word && is_letter(at(end + 1)) && is_letter(next) {
                     end += 1;

@@ -101,9 +101,15 @@ pub enum Undefined {
     /// No variable of this name.
     Name(Arc<str>),
     /// An object of this type has no such attribute or item.
-    Missing { of: String, name: Value },
+    Missing {
+        of: String,
+        name: Value,
+    },
     /// The sandbox hides the attribute.
-    Unsafe { of: String, name: Arc<str> },
+    Unsafe {
+        of: String,
+        name: Arc<str>,
+    },
     Hint(String),
 }
 
@@ -130,12 +136,24 @@ impl Undefined {
 /// Objects with an identity.
 pub enum Object {
     Namespace(RefCell<Dict>),
-    Cycler { items: Vec<Value>, at: Cell<usize>, depth: u32 },
-    Joiner { separator: Value, used: Cell<bool>, depth: u32 },
+    Cycler {
+        items: Vec<Value>,
+        at: Cell<usize>,
+        depth: u32,
+    },
+    Joiner {
+        separator: Value,
+        used: Cell<bool>,
+        depth: u32,
+    },
     Loop(Loop),
     Macro(Macro),
     /// A method of a value, not yet called.
-    Method { of: Value, name: &'static str, depth: u32 },
+    Method {
+        of: Value,
+        name: &'static str,
+        depth: u32,
+    },
     Global(Global),
     /// `self`, and a block of it.
     Template,
@@ -182,10 +200,6 @@ pub struct Macro {
 impl Value {
     pub fn str(text: impl Into<Arc<str>>) -> Value {
         Value::Str(Text::new(text))
-    }
-
-    pub fn markup(text: impl Into<Arc<str>>) -> Value {
-        Value::Str(Text { markup: true, ..Text::new(text) })
     }
 
     /// A string that is Markup where `of` is.
@@ -321,7 +335,9 @@ impl Value {
 pub fn nesting<'a>(items: impl IntoIterator<Item = &'a Value>) -> Result<u32, Failure> {
     let depth = 1 + items.into_iter().map(Value::depth).max().unwrap_or(0);
     if depth > MAX_NESTING {
-        return Err(fail(format!("values are nested more than {MAX_NESTING} deep; a template may not nest them further")));
+        return Err(fail(format!(
+            "values are nested more than {MAX_NESTING} deep; a template may not nest them further"
+        )));
     }
     Ok(depth)
 }
