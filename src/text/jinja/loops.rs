@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::args::Args;
-use super::ast::For;
+use super::ast::{For, Target};
 use super::eval::Machine;
 use super::exec::Flow;
 use super::iter::Iter;
@@ -72,7 +72,7 @@ impl Machine<'_> {
             while let Some(item) = machine.next(&iter)? {
                 machine.assign(&test.target, item.clone(), cells, false)?;
                 if machine.eval(&test.condition, cells)?.truth() {
-                    return Ok(Some(item));
+                    return repacked(&test.target, &item, cells).map(Some);
                 }
             }
             Ok(None)
@@ -154,5 +154,14 @@ impl Machine<'_> {
             *looped.before.borrow_mut() = current;
         }
         Ok(item)
+    }
+}
+
+/// The item as a loop's condition hands it on: what was unpacked, as a tuple again.
+fn repacked(target: &Target, item: &Value, cells: &Cells) -> Res<Value> {
+    match target {
+        Target::Name(_, slot) => Ok(cells.get(*slot).unwrap_or_else(|| item.clone())),
+        Target::Attribute(..) => Ok(item.clone()),
+        Target::Tuple(items) => Value::tuple(items.iter().map(|part| repacked(part, item, cells)).collect::<Res<_>>()?),
     }
 }

@@ -85,11 +85,55 @@ pub fn print(value: &Value, out: &mut String, meter: &mut Meter) -> Res<()> {
 
 /// Appends `repr(value)`.
 pub fn repr(value: &Value, out: &mut String, meter: &mut Meter) -> Res<()> {
-    write(value, out, meter, &mut Vec::new())
+    write(value, out, meter, &mut Open::default())
 }
 
-/// The namespaces that are being written stand in `within`: one that contains itself is cut short there.
-fn write(value: &Value, out: &mut String, meter: &mut Meter, within: &mut Vec<*const Object>) -> Res<()> {
+/// The containers that are being written: only a namespace can make one contain itself, and Python cuts it short.
+#[derive(Default)]
+struct Open {
+    containers: Vec<*const ()>,
+    namespaces: u32,
+}
+
+impl Open {
+    /// Whether the value is being written already; what takes its place.
+    fn within(&self, value: &Value) -> Option<&'static str> {
+        let (this, short) = (address_of(value)?, shortened(value));
+        (self.namespaces > 0 && self.containers.contains(&this)).then_some(short)
+    }
+}
+
+fn address_of(value: &Value) -> Option<*const ()> {
+    Some(match value {
+        Value::List(list) | Value::Tuple(list) => Rc::as_ptr(list).cast(),
+        Value::Dict(dict) => Rc::as_ptr(dict).cast(),
+        _ => return None,
+    })
+}
+
+fn shortened(value: &Value) -> &'static str {
+    match value {
+        Value::List(_) => "[...]",
+        Value::Tuple(_) => "(...)",
+        _ => "{...}",
+    }
+}
+
+fn write(value: &Value, out: &mut String, meter: &mut Meter, within: &mut Open) -> Res<()> {
+    if let Some(short) = within.within(value) {
+        out.push_str(short);
+        return Ok(());
+    }
+    let address = address_of(value);
+    within.containers.extend(address);
+    let written = write_new(value, out, meter, within);
+    if address.is_some() {
+        within.containers.pop();
+    }
+    written
+}
+
+fn write_new(value: &Value, out: &mut String, meter: &mut Meter, within: &mut Open) -> Res<()> {
     meter.step(1)?;
     match value {
         Value::Big(n) => {
@@ -164,7 +208,7 @@ fn write_all<'v>(
     items: impl Iterator<Item = &'v Value>,
     out: &mut String,
     meter: &mut Meter,
-    within: &mut Vec<*const Object>,
+    within: &mut Open,
 ) -> Res<()> {
     for (n, item) in items.enumerate() {
         if n > 0 {
@@ -175,12 +219,7 @@ fn write_all<'v>(
     Ok(())
 }
 
-fn write_dict(
-    dict: &super::dict::Dict,
-    out: &mut String,
-    meter: &mut Meter,
-    within: &mut Vec<*const Object>,
-) -> Res<()> {
+fn write_dict(dict: &super::dict::Dict, out: &mut String, meter: &mut Meter, within: &mut Open) -> Res<()> {
     out.push('{');
     for (n, (key, item)) in dict.iter().enumerate() {
         if n > 0 {
@@ -194,19 +233,21 @@ fn write_dict(
     Ok(())
 }
 
-fn write_object(object: &Rc<Object>, out: &mut String, meter: &mut Meter, within: &mut Vec<*const Object>) -> Res<()> {
+fn write_object(object: &Rc<Object>, out: &mut String, meter: &mut Meter, within: &mut Open) -> Res<()> {
     match &**object {
         Object::Namespace(attributes) => {
             out.push_str("<Namespace ");
-            let this = Rc::as_ptr(object);
-            if within.contains(&this) {
+            let this = Rc::as_ptr(object).cast();
+            if within.containers.contains(&this) {
                 out.push_str("{...}");
-            } else if within.len() >= 8 {
+            } else if within.namespaces >= 8 {
                 return Err(fail("namespaces within namespaces are nested too deeply to print"));
             } else {
-                within.push(this);
+                within.containers.push(this);
+                within.namespaces += 1;
                 write_dict(&attributes.borrow(), out, meter, within)?;
-                within.pop();
+                within.namespaces -= 1;
+                within.containers.pop();
             }
             out.push('>');
         }
