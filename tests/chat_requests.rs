@@ -108,7 +108,7 @@ fn a_folder_without_a_default_says_so_when_it_is_asked_for() {
 }
 
 #[test]
-fn documents_and_variables_arrive() {
+fn documents_variables_and_digits_arrive() {
     let root = tempfile::tempdir().unwrap();
     let template = "{% for d in documents or [] %}<{{ d.title }}>{% endfor %}{% for m in messages %}{{ m.content }}\
                     {% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}\
@@ -123,6 +123,12 @@ fn documents_and_variables_arrive() {
     ] {
         assert_eq!(render(&model, request).unwrap(), "Hi on 1 May");
     }
+    let text = r#"{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "send",
+        "arguments": {"wei": 1000000000000000000000, "lr": 1e-05, "id": 18446744073709551617}}}]}]}"#;
+    let ChatRequest { messages, options } = ChatRequest::parse(text, model.template().ok()).unwrap();
+    let ids = model.encode_chat(messages, &options).unwrap();
+    let wanted = r#"{"wei": 1000000000000000000000, "lr": 1e-05, "id": 18446744073709551617}"#;
+    assert_eq!(model.tokenizer().unwrap().decode(&ids, false), wanted);
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod added_tokens;
 mod bpe;
 mod byte_level;
 pub mod chat;
-mod chat_json;
+mod jinja;
 mod json;
 mod messages;
 mod normalizer;
