@@ -143,6 +143,7 @@ mod tests {
     use crate::demos::{Episode, demonstration};
     use crate::expert::random_action;
     use crate::world::{Game, MAX_TURNS, Split};
+    use squire::text::{ChatTemplate, RenderOptions};
     use tokenizers::Tokenizer;
 
     /// The context of the demo's models.
@@ -164,16 +165,12 @@ mod tests {
         tokenizer.encode(text, false).unwrap().get_ids().to_vec()
     }
 
-    fn render(messages: &[(&str, &str)], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
+    fn render(messages: &[(&str, &str)], add_generation_prompt: bool) -> squire::error::Result<String> {
         let template = json_file("tokenizer_config.json")["chat_template"].as_str().unwrap().to_string();
-        let messages: Vec<minijinja::Value> = messages
-            .iter()
-            .map(|&(role, content)| minijinja::Value::from_pairs([("role", role), ("content", content)]))
-            .collect();
-        minijinja::Environment::new().render_str(
-            &template,
-            minijinja::context! { messages => messages, add_generation_prompt => add_generation_prompt },
-        )
+        let messages: Vec<Value> =
+            messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
+        let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
+        ChatTemplate::compile(&template)?.render(Value::from(messages), &options)
     }
 
     fn messages(episode: &Episode) -> Vec<(&str, &str)> {
