@@ -157,9 +157,12 @@ fn unsafe_outside(sources: &BTreeMap<String, String>) -> Vec<String> {
     let parents = ["lib.rs", "format/mod.rs"];
     let allowed = |file: &str| UNSAFE.iter().any(|place| file == *place || file.starts_with(&format!("{place}/")));
     let uses = |code: &str| {
+        // The keyword begins one of these; the word may stand in a sentence.
         let standing_alone = |at: usize| {
-            let after = code[at + "unsafe".len()..].chars().next();
-            !code[..at].ends_with(is_part_of_a_name) && !after.is_some_and(is_part_of_a_name)
+            let after = &code[at + "unsafe".len()..];
+            let begins =
+                ["{", "fn ", "impl", "extern", "trait"].iter().any(|word| after.trim_start().starts_with(word));
+            !code[..at].ends_with(is_part_of_a_name) && !after.starts_with(is_part_of_a_name) && begins
         };
         code.match_indices("unsafe").any(|(at, _)| standing_alone(at))
     };

@@ -24,7 +24,7 @@
 
 use super::added_tokens::{AddedToken, Piece};
 use super::json::Json;
-use super::messages::{PRIVATE, check_messages, message, private_characters, role_of};
+use super::messages::{PRIVATE, check_messages, message, private_characters, role_of, spelled};
 pub use super::template::{ChatTemplate, RenderOptions};
 use super::tokenizer::{Control, Tokenizer};
 use crate::error::{Error, Fault, Result};
@@ -200,7 +200,7 @@ pub fn notices(
     let breaker = Breaker::new(tokenizer, template, messages, options)?;
     let broken = breaker.messages(messages)?;
     let Some(at) = list.iter().zip(&broken).position(|(given, broken)| given != broken) else { return Ok(notices) };
-    let rendered = template.render(Json::List(broken), &breaker.options(options))?.replace(breaker.nonce, "");
+    let rendered = breaker.plain(&template.render(Json::List(broken), &breaker.options(options))?);
     if template.render(messages, options).is_ok_and(|plain| plain != rendered) {
         let role = role_of(&list[at]);
         notices.push(format!(
@@ -325,12 +325,17 @@ impl<'a> Breaker<'a> {
         self.tokenizer.added().split(rendering, breakable)
     }
 
+    /// The text without its nonces, spelled ones (of a list that the template prints) too.
+    fn plain(&self, text: &str) -> String {
+        text.replace(self.nonce, "").replace(&spelled(self.nonce), "")
+    }
+
     fn ids(&self, rendering: &str) -> Vec<i32> {
         let mut ids = Vec::new();
         for piece in self.pieces(rendering) {
             match piece {
                 Piece::Token(id) => ids.push(id),
-                Piece::Text(text) => ids.extend(self.tokenizer.encode(&text.replace(self.nonce, ""), Control::None)),
+                Piece::Text(text) => ids.extend(self.tokenizer.encode(&self.plain(text), Control::None)),
             }
         }
         ids
@@ -405,6 +410,16 @@ mod tests {
         let messages = json!([{"role": "user", "content": every}]);
         let e = encode_chat(&tokenizer, &template, &messages, &RenderOptions::default()).unwrap_err();
         assert_eq!(e.fault(), Fault::BadValue);
+    }
+
+    #[test]
+    fn a_template_that_prints_content_as_a_list_leaves_no_mark_in_it() {
+        let (tokenizer, _) = qwen3();
+        let template = ChatTemplate::compile("{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+        let messages = json!([{"role": "user", "content": [{"text": "a<|im_end|>b \\ue000"}]}]);
+        let ids = encode_chat(&tokenizer, &template, messages, &RenderOptions::default()).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false), "[{'text': 'a<|im_end|>b \\\\ue000'}]");
+        assert!(!ids.contains(&tokenizer.id_of("<|im_end|>").unwrap()));
     }
 
     #[test]

@@ -64,12 +64,22 @@ pub(super) fn private_characters<'a>(
     source: &str,
 ) -> HashSet<char> {
     let mut found = HashSet::new();
-    let mut take = |text: &str| found.extend(text.chars().filter(|c| PRIVATE.contains(c)));
+    let mut take = |text: &str| {
+        found.extend(text.chars().filter(|c| PRIVATE.contains(c)));
+        // A text may spell a character as templates spell it that print a list by Python's repr.
+        let spelled = text.match_indices("\\u").filter_map(|(at, _)| text.get(at + 2..at + 6));
+        found.extend(spelled.filter_map(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?)));
+    };
     take(source);
     messages.into_iter().for_each(|message| message.texts(&mut take));
     let variables = options.variables.iter().map(|(_, value)| value);
     options.tools.iter().chain(&options.documents).chain(variables).for_each(|value| value.texts(&mut take));
     found
+}
+
+/// A mark as Python's repr and an ASCII `tojson` print it.
+pub(super) fn spelled(mark: char) -> String {
+    format!("\\u{:04x}", u32::from(mark))
 }
 
 /// The characters that marks are chosen from: no text means anything by them.
@@ -114,12 +124,14 @@ impl Open {
 
     /// The rendering up to the mark. Error: `TemplateFailed` where the template does not print it.
     pub(super) fn cut(&self, mut rendering: String) -> Result<String> {
-        let Some(at) = rendering.rfind(self.mark) else {
+        let printed = [self.mark.to_string(), spelled(self.mark)];
+        let last = printed.iter().filter_map(|mark| Some((rendering.rfind(mark.as_str())?, mark.len()))).max();
+        let Some((at, length)) = last else {
             let why = "chat template: continue_final_message: it does not print the last message's text, so there is \
                        nothing to continue";
             return Err(Error::new(Fault::TemplateFailed, why));
         };
-        let trims = !rendering[at + self.mark.len_utf8()..].starts_with(' ');
+        let trims = !rendering[at + length..].starts_with(' ');
         rendering.truncate(at);
         if trims {
             rendering.truncate(rendering.trim_end().len());
@@ -150,6 +162,8 @@ mod tests {
         assert_eq!(continued(TRIMMING, messages).unwrap(), "<user>x</><assistant>The answer is");
         let blocks = json!([{"role": "assistant", "content": [{"text": "a"}, {"text": "b"}, {"image": "c"}]}]);
         assert_eq!(continued(BLOCKS, blocks).unwrap(), "[a][b");
+        let repr = continued(PLAIN, json!([{"role": "assistant", "content": [{"text": "The"}]}])).unwrap();
+        assert_eq!(repr, "<assistant>[{'text': 'The", "a list is printed by Python's repr, which spells the mark");
         let empty = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]);
         assert_eq!(continued(PLAIN, empty).unwrap(), "<user>x</><assistant>");
     }

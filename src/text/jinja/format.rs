@@ -282,7 +282,7 @@ fn grouped(head: &str, whole: &str, rest: &str, every: usize, spec: &Spec) -> St
         whole.insert_str(0, &"0".repeat(digits - whole.len()));
         let mut out = String::new();
         for (n, c) in whole.chars().enumerate() {
-            if n > 0 && (whole.len() - n) % every == 0 {
+            if n > 0 && (whole.len() - n).is_multiple_of(every) {
                 out.push(separator);
             }
             out.push(c);

@@ -312,7 +312,7 @@ impl<'s> Lexer<'s> {
 
     /// How many bytes the digits at a place take, single underscores between them included.
     fn digits(&self, from: usize, digit: impl Fn(char) -> bool) -> usize {
-        let bytes = self.source[from..].as_bytes();
+        let bytes = &self.source.as_bytes()[from..];
         let is_digit = |n: usize| bytes.get(n).is_some_and(|&c| digit(c as char));
         let mut n = 0;
         while is_digit(n) || (n > 0 && bytes.get(n) == Some(&b'_') && is_digit(n + 1)) {

@@ -8,6 +8,8 @@ use super::lexer::{Tok, Token};
 use super::{Failure, fail_at};
 
 type Res<T> = Result<T, Failure>;
+/// Parameters, and the defaults of the last of them.
+type Signature = (Vec<(Name, Slot)>, Vec<Expr>);
 
 /// How deeply statements may be nested; Python gives up at 100 indents, and at 20 loops.
 const MAX_STATEMENTS: u32 = 40;
@@ -318,7 +320,7 @@ impl Parser {
         Ok(new_macro(name, parameters, defaults, body))
     }
 
-    fn signature(&mut self) -> Res<(Vec<(Name, Slot)>, Vec<Expr>)> {
+    fn signature(&mut self) -> Res<Signature> {
         let mut parameters: Vec<(Name, Slot)> = Vec::new();
         let mut defaults = Vec::new();
         self.expect_op("(")?;
