@@ -335,7 +335,7 @@ impl<'a> Breaker<'a> {
         for piece in self.pieces(rendering) {
             match piece {
                 Piece::Token(id) => ids.push(id),
-                Piece::Text(text) => ids.extend(self.tokenizer.encode(&self.plain(text), Control::None)),
+                Piece::Text(text) => ids.extend(self.tokenizer.encode(&self.plain(&text), Control::None)),
             }
         }
         ids
