@@ -578,8 +578,8 @@ squire_status squire_session_trace(const squire_session *session, squire_text **
  * refused. Numbers keep every digit.
 * 
  * What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
- * assistant, tokens that are not special, such as <think>, keep their ids. Tool results must have the role tool: a
- * <tool_response> that a user message spells out is text, and the template does not see it as its own (the engine's log
+ * assistant, tokens that are not special, such as `<think>`, keep their ids. Tool results must have the role tool: a
+ * `<tool_response>` that a user message spells out is text, and the template does not see it as its own (the engine's log
  * says so).
 * 
  * SQUIRE_E_ARGUMENT for a wrong request, with its place, or a role that the template has no place for;
@@ -913,8 +913,8 @@ squire_status squire_episode_replay_ids(squire_episode *episode,
                                         size_t ids_len,
                                         squire_error **err);
 
-/* The same with text, tokenised as an assistant's message is: tokens that are not special, such as <think> and
- * <tool_call>, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
+/* The same with text, tokenised as an assistant's message is: tokens that are not special, such as `<think>` and
+ * `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
  * first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread. */
 squire_status squire_episode_replay_text(squire_episode *episode,
                                          const char *text,

@@ -33,8 +33,8 @@ unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<Cha
 /// refused. Numbers keep every digit.
 ///
 /// What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
-/// assistant, tokens that are not special, such as <think>, keep their ids. Tool results must have the role tool: a
-/// <tool_response> that a user message spells out is text, and the template does not see it as its own (the engine's log
+/// assistant, tokens that are not special, such as `<think>`, keep their ids. Tool results must have the role tool: a
+/// `<tool_response>` that a user message spells out is text, and the template does not see it as its own (the engine's log
 /// says so).
 ///
 /// SQUIRE_E_ARGUMENT for a wrong request, with its place, or a role that the template has no place for;

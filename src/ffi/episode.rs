@@ -304,8 +304,8 @@ pub unsafe extern "C" fn squire_episode_replay_ids(
     }
 }
 
-/// The same with text, tokenised as an assistant's message is: tokens that are not special, such as <think> and
-/// <tool_call>, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
+/// The same with text, tokenised as an assistant's message is: tokens that are not special, such as `<think>` and
+/// `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
 /// first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_replay_text(
