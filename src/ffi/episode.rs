@@ -172,7 +172,7 @@ pub unsafe extern "C" fn squire_episode_begin(
 }
 
 /// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that list,
-/// "tools", "documents", "chat_template", "chat_template_kwargs": what this turn is rendered with over the episode's own},
+/// "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its generation prompt included, is rendered with over the episode's own},
 /// rendered by the student's template; what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
 /// SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
@@ -306,7 +306,8 @@ pub unsafe extern "C" fn squire_episode_replay_ids(
 
 /// The same with text, tokenised as an assistant's message is: tokens that are not special, such as <think> and
 /// <tool_call>, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
-/// first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread.
+/// first stop id). What the turn's generation prompt has written of the text already, such as an empty thought, is left out;
+/// the rest stands exactly as given. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_replay_text(
     episode: *mut squire_episode,

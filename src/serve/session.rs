@@ -20,6 +20,7 @@ use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
 use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
+use crate::text::generation_prompt;
 use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
@@ -209,7 +210,7 @@ impl Session {
     /// turn follows.
     pub fn turn_is_begun(&self, options: &RenderOptions) -> Result<bool> {
         let (tokenizer, template) = (self.model.tokenizer()?, self.model.template()?);
-        let prompt = chat::generation_prompt(tokenizer, template, options)?;
+        let prompt = generation_prompt(tokenizer, template, options)?;
         if prompt.is_empty() {
             return Ok(false);
         }
