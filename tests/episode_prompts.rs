@@ -287,17 +287,40 @@ fn a_named_template_ends_its_turns_by_its_own_end() {
     }
 }
 
-#[test]
-fn a_template_that_closes_no_turn_keeps_the_beginning_of_the_next_message() {
+/// A chat model with another template, whose generation_config.json names the end of text.
+fn rig_with(template: &str) -> Rig {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("model");
     folders::write_chat_model(&dir, 1);
-    let opens = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}{% endfor %}\
-                 {% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
-    std::fs::write(dir.join("chat_template.jinja"), opens).unwrap();
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
     std::fs::write(dir.join("generation_config.json"), format!("{{\"eos_token_id\": {END_OF_TEXT}}}")).unwrap();
     let engine = Engine::new(EngineOptions { n_threads: 1, ..EngineOptions::default() }).unwrap();
-    let rig = Rig { model: engine.load(&dir, LoadOptions::default()).unwrap(), _root: root };
+    Rig { model: engine.load(&dir, LoadOptions::default()).unwrap(), _root: root }
+}
+
+#[test]
+fn what_the_prompt_ends_with_closes_no_turn() {
+    let template = "{% for m in messages %}## {{ m.role }}:\n{{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}## assistant:\n{% endif %}";
+    let rig = rig_with(template);
+    let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    // A turn of nothing, one that was cut short, and one that holds the template's end already.
+    for (said, glue) in [("", "\n"), ("ok", "\n"), ("ok\n", "")] {
+        let session = Session::new(&rig.model).unwrap();
+        session.append_chat(user("go"), &prompt).unwrap();
+        session.append(&rig.ids(said), Source::Student).unwrap();
+        session.append_chat(user("next"), &prompt).unwrap();
+        let ids: Vec<i32> = session.tokens().unwrap().iter().map(|t| t.id).collect();
+        let wanted = format!("## user:\ngo\n## assistant:\n{said}{glue}## user:\nnext\n## assistant:\n");
+        assert_eq!(rig.text(&ids), wanted, "{said:?}");
+    }
+}
+
+#[test]
+fn a_template_that_closes_no_turn_keeps_the_beginning_of_the_next_message() {
+    let opens = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}{% endfor %}\
+                 {% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
+    let rig = rig_with(opens);
     assert_eq!(rig.model.stop_ids(), [END_OF_TEXT]);
     let distiller = rig.distiller(json!({"preset": "sft"}));
     let episode = rig.begin(&distiller, json!({}));
