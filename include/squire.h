@@ -457,6 +457,7 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
  * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
  * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+ * stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
  * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
  * loading). Keys may be added. Any thread. */
 squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
@@ -767,7 +768,8 @@ squire_status squire_distiller_create(squire_model *student,
 
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
- * not the checkpoint's; otherwise as squire_distiller_create. Blocks. Any thread. */
+ * not the checkpoint's, but for steps, which may be more: schedules by the fraction of the run go on by the new number.
+ * Otherwise as squire_distiller_create. Blocks. Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
@@ -858,9 +860,9 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
- * "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt is
- * rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
- * there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
+ * "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
+ * is rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the
+ * engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
  * max_sessions exist. Any thread. */
 squire_status squire_episode_begin(squire_distiller *distiller,
                                    const char *spec_json,
@@ -868,9 +870,10 @@ squire_status squire_episode_begin(squire_distiller *distiller,
                                    squire_episode **out,
                                    squire_error **err);
 
-/* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that list,
- * "tools", "documents", "chat_template", "chat_template_kwargs": what this turn is rendered with over the episode's own},
- * rendered by the student's template; what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+/* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
+ * list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
+ * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
+ * say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
  * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_observe(squire_episode *episode,
                                      const char *messages_json,
@@ -898,7 +901,8 @@ squire_status squire_episode_override(squire_episode *episode,
 
 /* Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
  * Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
- * the seed is the episode's own. After a cancelled or failed generation, act may be called again and goes on where it
+ * the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
+ * SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
  * stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
  * squire_gen_start, and SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_act(squire_episode *episode,
@@ -914,8 +918,9 @@ squire_status squire_episode_replay_ids(squire_episode *episode,
                                         squire_error **err);
 
 /* The same with text, tokenised as an assistant's message is: tokens that are not special, such as `<think>` and
- * `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
- * first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread. */
+ * `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one
+ * the first stop id). What the turn's generation prompt has written of the text already, such as an empty thought, is
+ * left out; the rest stands exactly as given. Any thread. */
 squire_status squire_episode_replay_text(squire_episode *episode,
                                          const char *text,
                                          size_t text_len,

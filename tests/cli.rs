@@ -111,6 +111,11 @@ fn inspect_tells_the_warnings_and_counts_what_is_used() {
     let (_parent, dir) = chat_folder();
     let plan = json_of(&["inspect", text(&dir), "--json"]);
     assert_eq!(plan["warnings"], json!([]));
+    // No configuration names a stop id here; the template closes turns by one all the same.
+    let template = "the chat template's end of turn";
+    assert_eq!(plan["stop_ids"], json!([266]));
+    assert_eq!(plan["stop_ids_from"], json!([{"id": 266, "token": "<|im_end|>", "from": [template]}]));
+    assert!(squire(&["inspect", text(&dir)]).out.contains(&format!("266 ({template})")));
     assert!(!squire(&["inspect", text(&dir)]).out.contains("warnings"));
     // The head that a tied folder stores as well is not counted, advice that nobody takes is told.
     let file = dir.join("model.safetensors");

@@ -223,6 +223,127 @@ fn what_a_turn_is_rendered_with_is_that_turns_alone() {
 }
 
 #[test]
+fn what_holds_for_a_turn_holds_for_all_that_is_shown_in_it_and_for_no_other() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let episode = rig.begin(&distiller, json!({}));
+    let off = json!({"messages": user("one"), "enable_thinking": false});
+    episode.observe_json(&off.to_string()).unwrap();
+    episode.observe(user("more")).unwrap();
+    let say = || {
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("x")).unwrap();
+        episode.outcome(None, true).unwrap();
+    };
+    say();
+    // The next turn is shown by ids, which say nothing of how to render.
+    episode.observe_ids(&rig.ids("\n<|im_start|>user\ntwo<|im_end|>\n")).unwrap();
+    say();
+    let wanted = "<|im_start|>user\none<|im_end|>\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n\
+                  <think>\n\n</think>\n\nx<|im_end|>\n<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\nx<|im_end|>";
+    assert_eq!(rig.text(episode.trajectory().unwrap().ids()), wanted);
+}
+
+#[test]
+fn a_demonstration_does_not_say_again_what_the_prompt_has_said() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let empty = "<think>\n\n</think>\n\n";
+    for (thinking, text, trained) in [
+        (false, format!("{empty}ok"), "ok<|im_end|>".to_string()),
+        (false, "ok".into(), "ok<|im_end|>".into()),
+        (false, empty.into(), "<|im_end|>".into()),
+        (true, format!("{empty}ok"), format!("{empty}ok<|im_end|>")),
+    ] {
+        let episode = rig.begin(&distiller, json!({"demonstration": [text], "enable_thinking": thinking}));
+        episode.observe(user("go")).unwrap();
+        episode.decide().unwrap();
+        episode.replay(Replay::Stored).unwrap();
+        let record = episode.trajectory().unwrap();
+        let range = record.turns()[0].range.clone();
+        assert_eq!(record.ids()[range], rig.ids(&trained), "{thinking} {text:?}");
+    }
+}
+
+#[test]
+fn a_named_template_ends_its_turns_by_its_own_end() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("model");
+    folders::write_chat_model(&dir, 1);
+    let qwen3 = std::fs::read_to_string(dir.join("chat_template.jinja")).unwrap();
+    let other = qwen3.replace("<|im_end|>", "<|endoftext|>");
+    std::fs::create_dir(dir.join("additional_chat_templates")).unwrap();
+    std::fs::write(dir.join("additional_chat_templates/tool_use.jinja"), other).unwrap();
+    let engine = Engine::new(EngineOptions { n_threads: 1, ..EngineOptions::default() }).unwrap();
+    let rig = Rig { model: engine.load(&dir, LoadOptions::default()).unwrap(), _root: root };
+    assert_eq!(rig.model.stop_ids(), [IM_END, END_OF_TEXT]);
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    for (spec, end) in [(json!({}), IM_END), (json!({"tools": [{"name": "look"}]}), END_OF_TEXT)] {
+        let episode = rig.begin(&distiller, spec);
+        episode.observe(user("go")).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("ok")).unwrap();
+        assert_eq!(episode.trajectory().unwrap().ids().last(), Some(&end));
+    }
+}
+
+/// A chat model with another template, whose generation_config.json names the end of text.
+fn rig_with(template: &str) -> Rig {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("model");
+    folders::write_chat_model(&dir, 1);
+    std::fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    std::fs::write(dir.join("generation_config.json"), format!("{{\"eos_token_id\": {END_OF_TEXT}}}")).unwrap();
+    let engine = Engine::new(EngineOptions { n_threads: 1, ..EngineOptions::default() }).unwrap();
+    Rig { model: engine.load(&dir, LoadOptions::default()).unwrap(), _root: root }
+}
+
+#[test]
+fn what_the_prompt_ends_with_closes_no_turn() {
+    let template = "{% for m in messages %}## {{ m.role }}:\n{{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}## assistant:\n{% endif %}";
+    let rig = rig_with(template);
+    let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+    // A turn of nothing, one that was cut short, and one that holds the template's end already.
+    for (said, glue) in [("", "\n"), ("ok", "\n"), ("ok\n", "")] {
+        let session = Session::new(&rig.model).unwrap();
+        session.append_chat(user("go"), &prompt).unwrap();
+        session.append(&rig.ids(said), Source::Student).unwrap();
+        session.append_chat(user("next"), &prompt).unwrap();
+        let ids: Vec<i32> = session.tokens().unwrap().iter().map(|t| t.id).collect();
+        let wanted = format!("## user:\ngo\n## assistant:\n{said}{glue}## user:\nnext\n## assistant:\n");
+        assert_eq!(rig.text(&ids), wanted, "{said:?}");
+    }
+}
+
+#[test]
+fn a_template_that_closes_no_turn_keeps_the_beginning_of_the_next_message() {
+    let opens = "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}{% endfor %}\
+                 {% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
+    let rig = rig_with(opens);
+    assert_eq!(rig.model.stop_ids(), [END_OF_TEXT]);
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let episode = rig.begin(&distiller, json!({}));
+    for text in ["go", "next"] {
+        episode.observe(user(text)).unwrap();
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Text("ok")).unwrap();
+        episode.outcome(None, true).unwrap();
+    }
+    // Nothing closes a turn, so the first stop id ends it; and it takes nothing away from what follows.
+    let wanted = "<|im_start|>user:go<|im_start|>assistant:ok<|endoftext|>\
+                  <|im_start|>user:next<|im_start|>assistant:ok<|endoftext|>";
+    assert_eq!(rig.text(episode.trajectory().unwrap().ids()), wanted);
+    // Ids whose last assistant's turn is followed by another message begin none.
+    let episode = rig.begin(&distiller, json!({}));
+    episode.observe_ids(&rig.ids("<|im_start|>assistant:hm<|im_start|>user:go")).unwrap();
+    episode.override_actor(Actor::Replay).unwrap();
+    episode.replay(Replay::Text("ok")).unwrap();
+    let text = rig.text(episode.trajectory().unwrap().ids());
+    assert!(text.ends_with("user:go<|im_start|>assistant:ok<|endoftext|>"), "{text}");
+}
+
+#[test]
 fn ids_that_open_the_turn_open_it_once() {
     let rig = rig(json!({"eos_token_id": [IM_END]}));
     let distiller = rig.distiller(json!({"preset": "sft"}));
@@ -273,16 +394,44 @@ fn a_cancelled_turn_is_what_stands_there() {
     let record = episode.trajectory().unwrap();
     assert_eq!(record.ids()[record.turns()[0].range.clone()], said);
     assert_eq!(record.turns()[0].reward, Some(1.0));
-    // Nothing said is no turn: it can be played again, or the episode ended.
-    episode.observe(user("on")).unwrap();
-    episode.override_actor(Actor::Student).unwrap();
-    drop(episode.act(&options).unwrap());
-    let nothing = episode.outcome(None, true);
-    if let Err(e) = nothing {
+    episode.end(0.0, None).unwrap();
+}
+
+#[test]
+fn a_turn_that_was_cancelled_before_its_first_token_is_none_yet() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let root = &rig._root;
+    let options = EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    let model = engine.load(&root.path().join("model"), LoadOptions::default()).unwrap();
+    let config = Config::from_json(r#"{"preset": "opd"}"#).unwrap();
+    let distiller = Distiller::new(&model, Some(&model), config).unwrap();
+    let cancelled = || {
+        let episode = distiller.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(user("go")).unwrap();
+        episode.override_actor(Actor::Student).unwrap();
+        let generation = episode.act(&short()).unwrap();
+        generation.cancel();
+        assert!(generation.collect().unwrap().0.ids.is_empty(), "no step was taken before");
+        let e = episode.outcome(None, true).unwrap_err();
         assert_eq!(e.fault(), Fault::OutOfOrder);
-        assert!(e.message().contains("act"), "{e}");
-    }
-    episode.end(0.0, None).or_else(|_| episode.outcome(None, true).and_then(|()| episode.end(0.0, None))).unwrap();
+        assert!(e.message().contains("act, override, or end"), "{e}");
+        episode
+    };
+    // From here everything goes on: the turn is played, by the same actor or another, or the episode ends.
+    let played = cancelled();
+    played.decide().unwrap();
+    let said = played.act(&short()).unwrap().collect().unwrap().0.ids;
+    played.outcome(None, true).unwrap();
+    let record = played.trajectory().unwrap();
+    assert_eq!(record.ids()[record.turns()[0].range.clone()], said);
+    let replayed = cancelled();
+    replayed.override_actor(Actor::Replay).unwrap();
+    replayed.replay(Replay::Text("ok")).unwrap();
+    replayed.outcome(None, true).unwrap();
+    let prompt = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(rig.text(replayed.trajectory().unwrap().ids()), format!("{prompt}ok<|im_end|>"), "one prompt, not two");
+    cancelled().end(0.0, None).unwrap();
 }
 
 #[test]

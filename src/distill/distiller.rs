@@ -239,8 +239,8 @@ impl Distiller {
         let (step, steps) = (self.step(), self.0.config.steps);
         if step >= steps {
             let why = format!(
-                "all {steps} steps of the run are done; save a checkpoint and resume it with more steps to go on, or \
-                 discard what waits"
+                "all {steps} steps of the run are done; to go on, discard the episodes that wait, save a checkpoint and \
+                 resume it with more steps"
             );
             return Err(Error::new(Fault::RunComplete, why));
         }

@@ -22,7 +22,7 @@ use crate::random::{Stream, bits};
 use crate::serve::{Ending, Generation, GenerationOptions, Session, Token};
 use crate::text::source::Source;
 use crate::text::tokenizer::Control;
-use crate::text::{Json, RenderOptions};
+use crate::text::{Json, RenderOptions, unsaid};
 
 /// Where an episode stands: what happened last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,7 +75,7 @@ struct State {
     seats: Option<Seats>,
     /// where the turn under way starts, once its generation prompt stands
     start: Option<usize>,
-    /// what the next generation prompt is rendered with: the episode's options and those of the last observation
+    /// what the turn's messages and its generation prompt are rendered with, where something was observed for it
     prompt: RenderOptions,
     /// whether the last observation was ids, which may have begun the actor's turn already
     observed_ids: bool,
@@ -120,13 +120,21 @@ impl State {
             return Ok(start);
         }
         let student = &self.seats()?.student;
-        if student.model().template().is_ok() && !(self.observed_ids && student.turn_is_begun(&self.prompt)?) {
+        if student.model().template().is_ok()
+            && !(self.observed_ids && student.turn_is_begun(self.trajectory.ids().len(), &self.prompt)?)
+        {
             let prompt = RenderOptions { add_generation_prompt: true, ..self.prompt.clone() };
             student.append_chat(Json::List(Vec::new()), &prompt)?;
         }
         let start = student.len()?;
         self.start = Some(start);
         Ok(start)
+    }
+
+    /// What a turn's next messages are rendered with unless they say otherwise: what holds for the turn already, or for
+    /// the episode.
+    fn prompt(&self) -> &RenderOptions {
+        if self.phase == Phase::Observed { &self.prompt } else { &self.spec.prompt }
     }
 
     /// Drops what was said in the turn under way; the generation prompt stays.
@@ -187,7 +195,8 @@ pub enum Replay<'a> {
     /// These ids, the end of turn included.
     Ids(&'a [i32]),
     /// This text, tokenised as an assistant's message: tokens that are not special keep their ids (`<think>`), special
-    /// ones are text. The id with which the template ends a turn is added.
+    /// ones are text. What the generation prompt has written of it already, such as an empty thought, is left out. The id
+    /// with which the template ends a turn is added, without one the first stop id.
     Text(&'a str),
 }
 
@@ -239,20 +248,17 @@ impl Episode {
     /// Returns the tokens added.
     pub fn observe(&self, messages: impl Into<Json>) -> Result<usize> {
         let messages = messages.into();
-        self.observe_by(false, |state| {
-            state.prompt = state.spec.prompt.clone();
-            Ok(state.seats()?.student.append_chat(messages, &state.prompt)?.len())
+        self.observe_by(false, |student, prompt| {
+            let n = student.append_chat(messages, &prompt)?.len();
+            Ok((n, prompt))
         })
     }
 
     /// The same with a document as [`observation`] reads it: messages, and what this turn is rendered with besides.
     pub fn observe_json(&self, text: &str) -> Result<usize> {
-        self.observe_by(false, |state| {
-            let student = &state.seats()?.student;
-            let (messages, prompt) = observation(text, &state.spec.prompt, student.model().template().ok())?;
-            let n = student.append_chat(messages, &prompt)?.len();
-            state.prompt = prompt;
-            Ok(n)
+        self.observe_by(false, |student, prompt| {
+            let (messages, prompt) = observation(text, &prompt, student.model().template().ok())?;
+            Ok((student.append_chat(messages, &prompt)?.len(), prompt))
         })
     }
 
@@ -262,17 +268,22 @@ impl Episode {
         if !self.heading().evaluation {
             self.distiller.check_shared(ids)?;
         }
-        self.observe_by(true, |state| state.seats()?.student.append(ids, Source::Host).map(|()| ids.len()))
+        self.observe_by(true, |student, prompt| student.append(ids, Source::Host).map(|()| (ids.len(), prompt)))
     }
 
-    fn observe_by(&self, by_ids: bool, append: impl FnOnce(&mut State) -> Result<usize>) -> Result<usize> {
+    /// `append` is given what the turn is rendered with so far, and gives the tokens added and what it is from now on.
+    fn observe_by(
+        &self,
+        by_ids: bool,
+        append: impl FnOnce(&Session, RenderOptions) -> Result<(usize, RenderOptions)>,
+    ) -> Result<usize> {
         let mut state = self.state.lock();
         match state.phase {
             Phase::Open | Phase::Observed => {}
             phase => return Err(out_of_order("observe", phase)),
         }
-        let n = append(&mut state)?;
-        (state.phase, state.observed_ids) = (Phase::Observed, by_ids);
+        let (n, prompt) = append(&state.seats()?.student, state.prompt().clone())?;
+        (state.phase, state.observed_ids, state.prompt) = (Phase::Observed, by_ids, prompt);
         Ok(n)
     }
 
@@ -392,15 +403,15 @@ impl Episode {
             }
             other => other,
         };
-        let ids = match action {
+        let (model, end) = (self.distiller.student(), self.distiller.student().end_of_turn(&state.prompt));
+        // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
+        let spoken = |text: &str| {
+            let ids = model.tokenizer()?.encode(text, Control::NotSpecial);
+            Ok(ids.into_iter().chain(end).collect::<Vec<_>>())
+        };
+        let mut ids = match action {
             Replay::Ids(ids) => ids.to_vec(),
-            Replay::Text(text) => {
-                // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
-                let model = self.distiller.student();
-                let mut ids = model.tokenizer()?.encode(text, Control::NotSpecial);
-                ids.extend(model.end_of_turn());
-                ids
-            }
+            Replay::Text(text) => spoken(text)?,
             Replay::Stored => Vec::new(),
         };
         if ids.is_empty() {
@@ -409,6 +420,13 @@ impl Episode {
         self.distiller.check_shared(&ids)?;
         if state.begin_turn()? == 0 {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token before it"));
+        }
+        if let Replay::Text(text) = action {
+            let before: Vec<i32> = state.seats()?.student.tokens()?.iter().map(|t| t.id).collect();
+            let left = unsaid(model.tokenizer()?, &before, text);
+            if left.len() < text.len() {
+                ids = spoken(left)?;
+            }
         }
         state.seats()?.student.append(&ids, Source::Replay)?;
         state.write_down(decision, self.distiller.config())

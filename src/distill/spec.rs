@@ -10,8 +10,9 @@
 //! | `demonstration` | texts of actions to be replayed, one a turn | the host brings them |
 //! | `tools`, `documents`, `chat_template`, `chat_template_kwargs` | what every prompt is rendered with, as in a chat request | none |
 //!
-//! The last row may be given for a turn as well, with its messages; there it adds to, and wins over, the episode's. So a
-//! student is trained under the prompts that it is served with.
+//! The last row may be given for a turn as well, with its messages; there it adds to, and wins over, the episode's, for
+//! the turn's further messages and its generation prompt too. So a student is trained under the prompts that it is served
+//! with.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Fault, Result};

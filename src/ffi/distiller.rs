@@ -92,7 +92,8 @@ pub unsafe extern "C" fn squire_distiller_create(
 
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
-/// not the checkpoint's; otherwise as squire_distiller_create. Blocks. Any thread.
+/// not the checkpoint's, but for steps, which may be more: schedules by the fraction of the run go on by the new number.
+/// Otherwise as squire_distiller_create. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(
     student: *mut squire_model,

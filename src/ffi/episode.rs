@@ -148,9 +148,9 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 }
 
 /// Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
-/// "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt is
-/// rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the engine's, and one more if
-/// there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
+/// "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
+/// is rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the
+/// engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
 /// max_sessions exist. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_begin(
@@ -171,9 +171,10 @@ pub unsafe extern "C" fn squire_episode_begin(
     }
 }
 
-/// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that list,
-/// "tools", "documents", "chat_template", "chat_template_kwargs": what this turn is rendered with over the episode's own},
-/// rendered by the student's template; what they say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
+/// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
+/// list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
+/// generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
+/// say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
 /// SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_observe(
@@ -264,7 +265,8 @@ pub unsafe extern "C" fn squire_episode_override(
 
 /// Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
 /// Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
-/// the seed is the episode's own. After a cancelled or failed generation, act may be called again and goes on where it
+/// the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
+/// SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
 /// stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
 /// squire_gen_start, and SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
@@ -305,8 +307,9 @@ pub unsafe extern "C" fn squire_episode_replay_ids(
 }
 
 /// The same with text, tokenised as an assistant's message is: tokens that are not special, such as `<think>` and
-/// `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one the
-/// first stop id). The text stands behind the turn's generation prompt exactly as given. Any thread.
+/// `<tool_call>`, keep their ids, special ones are text. The id with which the template ends a turn is added (without one
+/// the first stop id). What the turn's generation prompt has written of the text already, such as an empty thought, is
+/// left out; the rest stands exactly as given. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_replay_text(
     episode: *mut squire_episode,

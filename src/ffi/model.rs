@@ -188,6 +188,7 @@ pub unsafe extern "C" fn squire_model_revision(
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
 /// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
 /// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+/// stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
 /// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
 /// loading). Keys may be added. Any thread.
 #[unsafe(no_mangle)]

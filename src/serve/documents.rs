@@ -8,7 +8,7 @@ use super::timeline::check_ids;
 use crate::error::{Error, Fault, Result};
 use crate::format::ModelDir;
 use crate::text::tokenizer::Tokenizer;
-use crate::text::{ChatTemplate, end_of_turn};
+use crate::text::{ChatTemplate, RenderOptions, end_of_turn};
 
 /// A folder's tokenizer, templates and stop ids.
 pub struct Documents {
@@ -16,7 +16,8 @@ pub struct Documents {
     pub tokenizer: Option<Tokenizer>,
     /// The chat templates, if it has any.
     pub template: Option<ChatTemplate>,
-    /// The id with which the template closes an assistant's turn, if it does so by a token.
+    /// The id with which the template closes an assistant's turn, if it does so by a token; where there are several
+    /// templates, the one that is rendered by without tools.
     pub end_of_turn: Option<i32>,
     /// The ids that end a generation, each with the places that name it.
     pub stop_ids: Vec<StopId>,
@@ -53,9 +54,19 @@ impl Documents {
         if let Some(named) = &dir.tokenizer_config {
             template = template.map(|t| t.with_special_tokens(named));
         }
-        let end_of_turn = tokenizer.as_ref().zip(template.as_ref()).and_then(|(tok, tem)| end_of_turn(tok, tem));
-        let stop_ids = stop_ids(dir, vocab_size, tokenizer.as_ref(), end_of_turn)?;
-        Ok(Documents { tokenizer, template, end_of_turn, stop_ids })
+        let mut ends = Vec::new();
+        let mut own = None;
+        if let (Some(tokenizer), Some(template)) = (&tokenizer, &template) {
+            own = end_of_turn(tokenizer, template, &RenderOptions::default());
+            ends.extend(own.map(|id| (id, "the chat template's end of turn".to_string())));
+            for name in template.sources().keys() {
+                let asked = RenderOptions { template: Some(name.clone()), ..RenderOptions::default() };
+                let end = end_of_turn(tokenizer, template, &asked).filter(|&id| own != Some(id));
+                ends.extend(end.map(|id| (id, format!("the end of turn of the chat template {name}"))));
+            }
+        }
+        let stop_ids = stop_ids(dir, vocab_size, tokenizer.as_ref(), ends)?;
+        Ok(Documents { tokenizer, template, end_of_turn: own, stop_ids })
     }
 }
 
@@ -65,13 +76,13 @@ pub fn stop_ids_json(stops: &[StopId], tokenizer: Option<&Tokenizer>) -> Value {
     stops.iter().map(|stop| json!({"id": stop.id, "token": token(stop.id), "from": stop.from})).collect()
 }
 
-/// The stop ids: those of the configurations in their order, then the tokenizer's end of text, then the template's end
+/// The stop ids: those of the configurations in their order, then the tokenizer's end of text, then the templates' ends
 /// of turn. A chat model of a base model's folder often has only the base's in its configurations, and would never stop.
 fn stop_ids(
     dir: &mut ModelDir,
     vocab_size: usize,
     tokenizer: Option<&Tokenizer>,
-    end_of_turn: Option<i32>,
+    ends: Vec<(i32, String)>,
 ) -> Result<Vec<StopId>> {
     let mut all: Vec<StopId> = Vec::new();
     let mut add = |id: i32, from: String| match all.iter_mut().find(|stop| stop.id == id) {
@@ -94,9 +105,7 @@ fn stop_ids(
             )),
         }
     }
-    if let Some(id) = end_of_turn {
-        add(id, "the chat template's end of turn".into());
-    }
+    ends.into_iter().for_each(|(id, from)| add(id, from));
     Ok(all)
 }
 
@@ -137,6 +146,25 @@ mod tests {
         assert_eq!((ids(&documents), documents.end_of_turn), (vec![(264, 2)], None));
         let nothing = Documents::read(&mut dir(json!({}), None, json!({}), None), 300).unwrap();
         assert_eq!(ids(&nothing), []);
+    }
+
+    #[test]
+    fn every_named_template_ends_turns_by_an_id_that_stops() {
+        let mut dir = dir(json!({}), None, json!({}), None);
+        let each = |end: &str| format!("{{% for m in messages %}}{{{{ m.content }}}}{end}{{% endfor %}}");
+        dir.chat_templates.by_name =
+            [("default".into(), each("<|im_end|>")), ("tool_use".into(), each("<|endoftext|>"))].into();
+        let documents = Documents::read(&mut dir, 300).unwrap();
+        assert_eq!((ids(&documents), documents.end_of_turn), (vec![(266, 1), (264, 1)], Some(266)));
+        assert_eq!(documents.stop_ids[1].from, ["the end of turn of the chat template tool_use"]);
+    }
+
+    #[test]
+    fn what_begins_the_next_message_is_no_end() {
+        let opens = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endfor %}";
+        let documents =
+            Documents::read(&mut dir(json!({"eos_token_id": 264}), None, json!({}), Some(opens)), 300).unwrap();
+        assert_eq!((ids(&documents), documents.end_of_turn), (vec![(264, 1)], None));
     }
 
     #[test]

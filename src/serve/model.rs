@@ -27,7 +27,7 @@ use crate::model::{KvPool, Model, ModelConfig, Weights, context_of};
 use crate::random::fresh_seed;
 use crate::tensor::Dtype;
 use crate::text::tokenizer::Tokenizer;
-use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, notices};
+use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, end_of_turn, notices};
 
 /// One set of weights, never changed.
 pub struct Revision {
@@ -255,24 +255,24 @@ impl ServedModel {
     pub fn encode_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<i32>> {
         let messages = messages.into();
         let ids = encode_chat(self.tokenizer()?, self.template()?, &messages, options)?;
-        self.tell_of(&messages, options)?;
+        self.tell_of(&messages, options);
         Ok(ids)
     }
 
     /// Tells the host, once each, what it should hear of a request that is rendered.
-    pub(super) fn tell_of(&self, messages: &Json, options: &RenderOptions) -> Result<()> {
+    pub(super) fn tell_of(&self, messages: &Json, options: &RenderOptions) {
         let engine = &self.0.engine;
-        if !engine.is_heard() {
-            return Ok(());
-        }
-        for notice in notices(self.tokenizer()?, self.template()?, messages, options)? {
+        let (true, Ok(tokenizer), Ok(template)) = (engine.is_heard(), self.tokenizer(), self.template()) else {
+            return;
+        };
+        // The call is done already. What is rendered here alone, without what stands before it, may fail by itself.
+        for notice in notices(tokenizer, template, messages, options).unwrap_or_default() {
             let mut told = self.0.told.lock();
             if told.len() < MAX_TOLD && told.insert(notice.clone()) {
                 drop(told);
                 engine.log(Level::Warning, "chat", &notice);
             }
         }
-        Ok(())
     }
 
     /// Ids that end a turn.
@@ -280,15 +280,23 @@ impl ServedModel {
         &self.0.stop_ids
     }
 
-    /// Whether an id ends a turn: a stop id, or the template's own end.
+    /// Whether a turn is over once this id stands in it: a stop id, and where no template closes turns by a token every
+    /// special one, since it belongs to the next message then.
     pub(super) fn ends_turn(&self, id: i32) -> bool {
-        self.0.stop_ids.contains(&id) || self.0.end_of_turn == Some(id)
+        let special = || self.0.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.is_special(id));
+        self.0.stop_ids.contains(&id) || (self.0.end_of_turn.is_none() && special())
     }
 
-    /// The id that ends a turn which nobody sampled: the one with which the template closes an assistant's message, else
-    /// the first stop id.
-    pub fn end_of_turn(&self) -> Option<i32> {
-        self.0.end_of_turn.or_else(|| self.0.stop_ids.first().copied())
+    /// The id that ends a turn which nobody sampled: the one with which the template that `options` choose closes an
+    /// assistant's message, else the first stop id.
+    pub fn end_of_turn(&self, options: &RenderOptions) -> Option<i32> {
+        let own = match (&self.0.tokenizer, &self.0.template) {
+            (Some(tokenizer), Some(template)) if template.sources().len() > 1 => {
+                end_of_turn(tokenizer, template, options)
+            }
+            _ => self.0.end_of_turn,
+        };
+        own.or_else(|| self.0.stop_ids.first().copied())
     }
 
     /// How the model's makers advise to sample.

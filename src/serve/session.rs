@@ -20,6 +20,7 @@ use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
 use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
+use crate::text::generation_prompt;
 use crate::text::source::Source;
 use crate::text::stream::TextStream;
 
@@ -196,27 +197,28 @@ impl Session {
                     token.source = Source::Glue;
                 }
             }
-            let begun = options.add_generation_prompt || options.continue_final_message;
+            let last = messages.as_list().and_then(|list| list.last()?.get("role")?.as_str());
+            let begun = options.add_generation_prompt || (options.continue_final_message && last == Some("assistant"));
             t.turn_begun_at = begun.then_some(t.len());
             Ok(t.tokens[before..].to_vec())
         })?;
-        self.model.tell_of(&messages, options)?;
+        self.model.tell_of(&messages, options);
         Ok(added)
     }
 
     /// Whether the timeline stands in an assistant's turn that ids of the host have begun: the generation prompt of the
-    /// model's template stands in it, with whatever the template puts behind it (an empty thought), and no id that ends a
+    /// model's template stands in it, at `from` or later, with whatever the template puts behind it (an empty thought), and no id that ends a
     /// turn follows.
-    pub fn turn_is_begun(&self, options: &RenderOptions) -> Result<bool> {
+    pub fn turn_is_begun(&self, from: usize, options: &RenderOptions) -> Result<bool> {
         let (tokenizer, template) = (self.model.tokenizer()?, self.model.template()?);
-        let prompt = chat::generation_prompt(tokenizer, template, options)?;
+        let prompt = generation_prompt(tokenizer, template, options)?;
         if prompt.is_empty() {
             return Ok(false);
         }
         let control = prompt.iter().any(|&id| tokenizer.is_added(id));
         self.idle(|t, _| {
             let begins = |at: &usize| t.ids[*at..].starts_with(&prompt);
-            let Some(at) = (0..t.len()).rev().find(begins) else { return Ok(false) };
+            let Some(at) = (from.min(t.len())..t.len()).rev().find(begins) else { return Ok(false) };
             let behind = &t.ids[at + prompt.len()..];
             // Without a token of its own a prompt is text that anybody may write: only the very end counts then.
             let begun = if control { !behind.iter().any(|id| self.model.ends_turn(*id)) } else { behind.is_empty() };

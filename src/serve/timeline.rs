@@ -90,7 +90,8 @@ impl Timeline {
         match self.tokens.last() {
             None => After::Nothing,
             Some(last) if last.source.is_action() || self.turn_begun_at.is_some() => {
-                After::Turn { said: &self.ids, ends }
+                let sampled = || self.tokens.iter().rposition(|t| !t.source.is_action()).map_or(0, |at| at + 1);
+                After::Turn { said: &self.ids[self.turn_begun_at.unwrap_or_else(sampled)..], ends }
             }
             Some(_) => After::Messages,
         }

@@ -27,6 +27,7 @@ use super::json::Json;
 use super::messages::{PRIVATE, check_messages, message, private_characters, role_of, spelled};
 pub use super::template::{ChatTemplate, RenderOptions};
 use super::tokenizer::{Control, Tokenizer};
+use super::turn::end_of_turn;
 use crate::error::{Error, Fault, Result};
 
 /// What stands in a timeline before messages that are appended to it.
@@ -39,7 +40,7 @@ pub enum After<'a> {
     /// An assistant turn, sampled or begun by the generation prompt. What stands there already of what the template
     /// writes behind a turn is not written again; any of the ids that end a turn stands for the template's own.
     Turn {
-        /// The timeline's ids, or its last ones.
+        /// What stands there of the turn, behind its generation prompt.
         said: &'a [i32],
         /// Ids that end a turn besides the template's own.
         ends: &'a [i32],
@@ -132,55 +133,20 @@ pub fn encode_append(
     // A template whose end of a turn depends on what follows has its end token at least.
     let closing = closing.map(|text| breaker.ids(&text)).unwrap_or_default();
     let closing = if ids.starts_with(&closing) { closing.len() } else { 0 };
-    let end_is_token = matches!(breaker.pieces(&added).first(), Some(Piece::Token(_)));
-    let longest = closing.max(usize::from(end_is_token)).min(said.len());
+    let end = breaker.first_token(&added);
+    let longest = closing.max(usize::from(end.is_some())).min(said.len());
+    // Another id stands for the template's end, not for the beginning of the next message where nothing closes the turn.
+    let tail = &said[said.len() - longest..];
+    let replaceable =
+        end.is_some() && tail.iter().any(|id| ends.contains(id)) && end == end_of_turn(tokenizer, template, &options);
     let stands = |&n: &usize| {
         let tail = &said[said.len() - n..];
-        let ended = tail[0] == ids[0] || (end_is_token && ends.contains(&tail[0]));
+        let ended = tail[0] == ids[0] || (replaceable && ends.contains(&tail[0]));
         ended && tail[1..] == ids[1..n]
     };
     let written = (1..=longest).rev().find(stands).unwrap_or(0);
     ids.drain(..written);
     Ok(ids)
-}
-
-/// The ids that begin an assistant's turn under every setting of the template: what the generation prompts with and
-/// without thinking have in common. Empty where they have nothing in common.
-pub fn generation_prompt(tokenizer: &Tokenizer, template: &ChatTemplate, options: &RenderOptions) -> Result<Vec<i32>> {
-    let prompt = |thinking: Option<bool>| {
-        let mut options = RenderOptions { add_generation_prompt: true, ..options.clone() };
-        if let Some(thinking) = thinking {
-            options.variables.retain(|(name, _)| name != "enable_thinking");
-            options.variables.push(("enable_thinking".into(), thinking.into()));
-        }
-        encode_append(tokenizer, template, After::Messages, Json::List(Vec::new()), &options)
-    };
-    let mut common = prompt(None)?;
-    if template.reads("enable_thinking") {
-        for thinking in [true, false] {
-            let other = prompt(Some(thinking))?;
-            let same = common.iter().zip(&other).take_while(|(a, b)| a == b).count();
-            common.truncate(same);
-        }
-    }
-    Ok(common)
-}
-
-/// The id with which a template closes an assistant's turn, where the first thing that it writes behind the turn's text
-/// is a token. None where it closes by text, or not at all, or cannot be asked.
-pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate) -> Option<i32> {
-    let options = RenderOptions::default();
-    let breaker = Breaker::new(tokenizer, template, &Json::List(Vec::new()), &options).ok()?;
-    let turn = vec![message("user", "x"), message("assistant", &breaker.sentinel.to_string())];
-    let followed = [&turn[..], &[message("user", "x")]].concat();
-    [turn, followed].into_iter().find_map(|messages| {
-        let rendering = template.render(Json::List(messages), &options).ok()?;
-        let (_, behind) = rendering.split_once(breaker.sentinel)?;
-        match breaker.pieces(behind).first() {
-            Some(&Piece::Token(id)) => Some(id),
-            _ => None,
-        }
-    })
 }
 
 /// What a host should hear of though its request is rendered: variables that the template never reads, and content
@@ -237,10 +203,10 @@ fn check_roles(template: &ChatTemplate, messages: &Json, options: &RenderOptions
 }
 
 /// Breaks the added tokens in content, and tells glue from content in what was rendered of it.
-struct Breaker<'a> {
+pub(super) struct Breaker<'a> {
     tokenizer: &'a Tokenizer,
-    nonce: char,
-    sentinel: char,
+    pub(super) nonce: char,
+    pub(super) sentinel: char,
 }
 
 /// Whether a token can be told apart in a rendering: it takes two characters to be broken.
@@ -250,7 +216,7 @@ fn breakable(token: &AddedToken) -> bool {
 
 impl<'a> Breaker<'a> {
     /// Chooses two characters that occur neither in the content nor in the template nor in a token.
-    fn new(
+    pub(super) fn new(
         tokenizer: &'a Tokenizer,
         template: &ChatTemplate,
         messages: &Json,
@@ -272,7 +238,7 @@ impl<'a> Breaker<'a> {
     }
 
     /// The options with the tokens in tools and variables broken.
-    fn options(&self, options: &RenderOptions) -> RenderOptions {
+    pub(super) fn options(&self, options: &RenderOptions) -> RenderOptions {
         RenderOptions {
             add_generation_prompt: options.add_generation_prompt,
             continue_final_message: options.continue_final_message,
@@ -328,6 +294,14 @@ impl<'a> Breaker<'a> {
     /// The text without its nonces, spelled ones (of a list that the template prints) too.
     fn plain(&self, text: &str) -> String {
         text.replace(self.nonce, "").replace(&spelled(self.nonce), "")
+    }
+
+    /// The control token with which a rendering begins, if it begins with one.
+    pub(super) fn first_token(&self, rendering: &str) -> Option<i32> {
+        match self.pieces(rendering).first() {
+            Some(&Piece::Token(id)) => Some(id),
+            _ => None,
+        }
     }
 
     fn ids(&self, rendering: &str) -> Vec<i32> {

@@ -17,14 +17,14 @@ pub mod source;
 pub mod stream;
 mod template;
 pub mod tokenizer;
+mod turn;
 
-pub use chat::{
-    After, ChatTemplate, RenderOptions, encode_append, encode_chat, end_of_turn, generation_prompt, notices,
-};
+pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat, notices};
 pub use json::Json;
 pub use request::ChatRequest;
 pub use stream::TextStream;
 pub use tokenizer::{Control, Tokenizer};
+pub use turn::{end_of_turn, generation_prompt, unsaid};
 
 #[cfg(test)]
 #[path = "../../tests/support/tiny_tokenizer.rs"]

@@ -21,6 +21,8 @@ use crate::error::{Error, Fault, Result};
 
 const KEYS: &str = "messages, tools, documents, add_generation_prompt, continue_final_message, chat_template, \
                     chat_template_kwargs";
+/// The most variables that a request may give.
+const MAX_VARIABLES: usize = 1000;
 /// Names that the renderer gives values itself.
 const OWN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
@@ -54,6 +56,7 @@ impl ChatRequest {
                     );
                     return Err(Error::new(Fault::UnknownKey, why));
                 }
+                request.options.variables.retain(|(known, _)| *known != key);
                 request.options.variables.push((key, value));
             }
         }
@@ -68,7 +71,10 @@ pub fn take(options: &mut RenderOptions, key: &str, value: &Json) -> Result<bool
     let wrong =
         |wanted: &str| Err(Error::new(Fault::BadValue, format!("{key}: wanted {wanted}, found {}", value.kind())));
     let list = |to: &mut Option<Json>, of: &str| match value {
-        Json::Null => Ok(()),
+        Json::Null => {
+            *to = None;
+            Ok(())
+        }
         Json::List(items) if items.iter().all(|item| matches!(item, Json::Object(_))) => {
             *to = Some(value.clone());
             Ok(())
@@ -95,6 +101,11 @@ pub fn take(options: &mut RenderOptions, key: &str, value: &Json) -> Result<bool
         "chat_template_kwargs" => match value {
             Json::Null => {}
             Json::Object(entries) => {
+                if entries.len() > MAX_VARIABLES {
+                    let n = entries.len();
+                    let why = format!("chat_template_kwargs: {n} variables, more than the {MAX_VARIABLES} allowed");
+                    return Err(Error::new(Fault::BadValue, why));
+                }
                 for (name, value) in entries {
                     if OWN.contains(&name.as_str()) {
                         let why = format!("chat_template_kwargs.{name}: {name} has a key of its own in the request");

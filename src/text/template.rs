@@ -194,7 +194,8 @@ impl ChatTemplate {
         let name = self.choose(options)?;
         let source = &self.sources[name];
         let named = [format!("'{role}'"), format!("\"{role}\"")].iter().any(|literal| source.contains(literal));
-        if named && !role.is_empty() {
+        // Other words stand in templates for other reasons: 'function' is a key of a tool.
+        if named && ["system", "user", "assistant", "tool"].contains(&role) {
             return Ok(true);
         }
         let key = (name.to_string(), role.to_string());

@@ -699,7 +699,14 @@ static void demonstrations_are_replayed(squire_engine *engine) {
   squire_episode *episode = begin(distiller, "{\"demonstration\": [\"hello user\"], \"task\": \"greet\"}");
   uint64_t added = 0;
   REFUSED(squire_episode_observe(episode, TEXT("{"), &added, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_JSON);
-  DONE(squire_episode_observe(episode, TEXT(see), &added, &err));
+  /* An object says what the turn is rendered with; what an episode answers itself is refused. */
+  const char *const begun = "{\"messages\": [], \"add_generation_prompt\": true}";
+  REFUSED(squire_episode_observe(episode, TEXT(begun), NULL, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_VALUE);
+  const char *const typo = "{\"messages\": [], \"tolls\": []}";
+  REFUSED(squire_episode_observe(episode, TEXT(typo), NULL, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_UNKNOWN_KEY);
+  const char *const quick =
+      "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}], \"chat_template_kwargs\": {\"enable_thinking\": false}}";
+  DONE(squire_episode_observe(episode, TEXT(quick), &added, &err));
   CHECK(added > 5 && decide(episode).actor == SQUIRE_ACTOR_REPLAY);
   squire_gen *gen = NULL;
   OUT_OF_ORDER(squire_episode_act(episode, NULL, &gen, &err)); /* replay was decided */
@@ -707,6 +714,8 @@ static void demonstrations_are_replayed(squire_engine *engine) {
   REFUSED(squire_episode_replay_ids(episode, ARRAY(beyond), &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_ID_OUT_OF_RANGE);
   CHECK(expects(episode, "replay, override, or end"));
   DONE(squire_episode_replay_stored(episode, &err));
+  DONE(squire_episode_trace(episode, &text, &err));
+  CHECK(says(text, "267,10,10,268,10,10,259")); /* the empty thought of the prompt, then what is replayed */
   DONE(squire_episode_outcome(episode, 0, 0, &err));
   DONE(squire_episode_observe(episode, TEXT(see), NULL, &err));
   CHECK(decide(episode).reason == SQUIRE_REASON_REPLAY_ENDED);

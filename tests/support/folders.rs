@@ -35,7 +35,26 @@ pub fn write_broken_model(folder: &Path) {
     write_model(folder, 1, |weights| weights.embedding.f32_mut()[200] = f32::NAN);
 }
 
+/// The same as `write_chat_model`, but whatever comes before, the likeliest id by far is `id`.
+#[allow(dead_code)] // not every test needs a model of one word
+pub fn write_model_that_says(folder: &Path, id: usize) {
+    write_model(folder, 1, |weights| {
+        // Every token is one and the same vector, which the layers leave alone, so the longest one is the likeliest.
+        let width = weights.norm.f32().len();
+        for (at, row) in weights.embedding.f32_mut().chunks_mut(width).enumerate() {
+            row.fill(if at == id { 3.0 } else { 1.0 });
+        }
+        let names: Vec<String> = weights.tensors().into_iter().map(|(name, _)| name).collect();
+        for (name, tensor) in names.iter().zip(weights.tensors_mut()) {
+            if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") {
+                tensor.f32_mut().fill(0.0);
+            }
+        }
+    });
+}
+
 /// Writes a model of random weights with a tokenizer of bytes and Qwen3's chat template; turns end with id 266.
+#[allow(dead_code)] // not every test takes it
 pub fn write_chat_model(folder: &Path, seed: u64) {
     write_model(folder, seed, |_| {});
 }
