@@ -596,7 +596,8 @@ squire_status squire_chat_render(const squire_model *model,
  * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
  * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
  * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
- * SQUIRE_E_CONTEXT_FULL if there is no room. A call that fails leaves the timeline as it was. Any thread. */
+ * SQUIRE_E_CONTEXT_FULL if there is no room. Templates print tools and documents at a conversation's head, so they belong
+ * into the first call: given later they are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
 squire_status squire_chat_append(squire_session *session,
                                  const char *request_json,
                                  size_t request_len,

@@ -528,6 +528,12 @@ mod tests {
         }
         let any = ChatTemplate::compile("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}").unwrap();
         assert!(chat(&any, "critic").is_ok(), "this template prints every role");
+        let blocks = "{% for m in messages %}{{ m.role | capitalize }}:{% for b in m.content %}{% if b is mapping %}\
+                      {{ b.text }}{% endif %}{% endfor %}{% endfor %}";
+        assert!(
+            chat(&ChatTemplate::compile(blocks).unwrap(), "critic").is_ok(),
+            "this one prints blocks of every role"
+        );
         let strict = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}\
                       {{ raise_exception('no such role') }}{% endif %}{% endfor %}";
         let e = chat(&ChatTemplate::compile(strict).unwrap(), "critic").unwrap_err();

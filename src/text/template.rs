@@ -204,9 +204,14 @@ impl ChatTemplate {
         }
         let probe = "\u{e000}";
         let options = RenderOptions { template: Some(name.to_string()), ..RenderOptions::default() };
-        let alone = vec![message(role, probe)];
-        let behind = vec![message("user", "x"), message(role, probe)];
-        let renderings = [alone, behind].map(|messages| self.render(Json::List(messages), &options));
+        // Some templates print a text, some a list of blocks; some want a user first.
+        let block = Json::List(vec![Json::Object(vec![("type".into(), "text".into()), ("text".into(), probe.into())])]);
+        let blocks = Json::Object(vec![("role".into(), role.into()), ("content".into(), block)]);
+        let renderings: Vec<Result<String>> = [message(role, probe), blocks]
+            .into_iter()
+            .flat_map(|probing| [vec![probing.clone()], vec![message("user", "x"), probing]])
+            .map(|messages| self.render(Json::List(messages), &options))
+            .collect();
         let known = renderings.iter().all(Result::is_err)
             || renderings.iter().flatten().any(|rendering| rendering.contains(probe));
         let mut roles = self.roles.lock();
