@@ -8,7 +8,7 @@ use squire::backend::page::PAGE;
 use squire::error::{Error, Fault};
 use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
-use squire::serve::{Cancel, Engine, EngineOptions, GenerationOptions, LoadOptions, ServedModel, Session};
+use squire::serve::{Cancel, Engine, EngineOptions, Finish, GenerationOptions, LoadOptions, ServedModel, Session};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
 use tiny_model::{dense, moe, tiny};
@@ -78,7 +78,7 @@ fn a_session_keeps_its_revision_until_it_is_rebased() {
 
 #[test]
 fn sessions_of_two_revisions_run_side_by_side() {
-    let engine = engine(|o| o.caller_driven = true);
+    let engine = engine(|o| (o.caller_driven, o.prefill_slice) = (true, None));
     let model = tiny(&engine, &dense(), Dtype::Bf16, 1);
     let old = session_of(&model, &ids(1, 40));
     model.publish(weights(&model, Dtype::Bf16, 2), 2).unwrap();
@@ -186,22 +186,19 @@ fn sessions_beyond_the_limit_are_refused_until_one_is_released() {
 }
 
 #[test]
-fn a_used_up_kv_budget_is_a_refusal_that_leaves_sessions_usable() {
+fn a_timeline_beyond_the_kv_budget_is_a_refusal_that_leaves_its_session_usable() {
     let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
     let page = roomy.model().page_shape().bytes() as u64;
-    let model = tiny(&engine(|o| o.kv_budget = 4 * page), &dense(), Dtype::Bf16, 1);
-    let a = session_of(&model, &ids(1, 3 * PAGE - 4));
-    a.prefill(&Cancel::default()).unwrap();
-    assert_eq!(model.kv_pages(), 3);
-    // Too long for what is left: it computes what it can and then says so.
-    let b = session_of(&model, &ids(2, 2 * PAGE));
+    let model = tiny(&engine(|o| o.kv_budget = 3 * page), &dense(), Dtype::Bf16, 1);
+    let b = session_of(&model, &ids(2, 4 * PAGE));
     let refused = b.prefill(&Cancel::default()).unwrap_err();
     assert_eq!((refused.fault(), refused.bytes().map(|b| b.0)), (Fault::KvBudget, Some(page)));
-    assert_eq!((b.len().unwrap(), model.kv_pages()), (2 * PAGE, 4));
+    assert_eq!((b.len().unwrap(), model.kv_pages()), (4 * PAGE, 0));
     assert_eq!(fault(generate(&b, 1)), Fault::KvBudget);
     assert_eq!(fault(b.score(&[1, 2, 3], 0, &Cancel::default())), Fault::KvBudget);
-    assert_eq!(b.len().unwrap(), 2 * PAGE, "a score that was refused leaves no trace");
-    // The other goes on inside its page, and ends whole where that is full.
+    assert_eq!(b.len().unwrap(), 4 * PAGE, "a score that was refused leaves no trace");
+    // A generation ends whole where the last page is full.
+    let a = session_of(&model, &ids(1, 3 * PAGE - 4));
     let wanted = generate(&session_of(&roomy, &ids(1, 3 * PAGE - 4)), 6).unwrap();
     let options = GenerationOptions { max_tokens: 6, seed: 4, ..GenerationOptions::default() };
     let generation = a.generate(options).unwrap();
@@ -215,13 +212,84 @@ fn a_used_up_kv_budget_is_a_refusal_that_leaves_sessions_usable() {
     };
     assert_eq!((refused, &came[..]), (Fault::KvBudget, &wanted.0[..5]));
     assert_eq!(a.len().unwrap(), 3 * PAGE + 1);
-    // Once there is room both give what an engine with room gives.
-    drop(b);
-    assert_eq!(generate(&a, 1).unwrap().0, wanted.0[5..]);
     drop((a, generation));
     assert_eq!(model.kv_pages(), 0);
-    let b = session_of(&model, &ids(2, 2 * PAGE));
+    b.truncate(2 * PAGE).unwrap();
     assert_eq!(generate(&b, 9).unwrap(), generate(&session_of(&roomy, &ids(2, 2 * PAGE)), 9).unwrap());
+}
+
+#[test]
+fn with_pages_for_nine_of_sixteen_sessions_all_finish_and_say_what_they_say_with_room() {
+    let document = {
+        let mut document = dense();
+        document["max_position_embeddings"] = 512.into();
+        document
+    };
+    let roomy = tiny(&engine(|_| {}), &document, Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    // Each session comes to 4 pages: of a prompt of 3, and 40 tokens more.
+    let long = 3 * PAGE - 5;
+    let wanted: Vec<_> = (0..16).map(|i| generate(&session_of(&roomy, &ids(i, long)), 40).unwrap()).collect();
+    for caller_driven in [false, true] {
+        let change = |o: &mut EngineOptions| (o.kv_budget, o.caller_driven) = (9 * 4 * page, caller_driven);
+        let model = tiny(&engine(change), &document, Dtype::Bf16, 1);
+        let sessions: Vec<Session> = (0..16).map(|i| session_of(&model, &ids(i, long))).collect();
+        let options = GenerationOptions { max_tokens: 40, seed: 4, ..GenerationOptions::default() };
+        let running: Vec<_> = sessions.iter().map(|s| s.generate(options.clone()).unwrap()).collect();
+        for (generation, wanted) in running.iter().zip(&wanted) {
+            let (chunk, finish) = generation.collect().unwrap();
+            let logprobs: Vec<u32> = chunk.logprobs.iter().map(|x| x.to_bits()).collect();
+            assert_eq!((&chunk.ids, &logprobs, finish), (&wanted.0, &wanted.1, Finish::Length));
+        }
+        assert!(model.kv_pages() <= 36);
+        let metrics = model.engine().metrics();
+        assert!(metrics.evicted > 0, "sessions at rest gave up their pages: {metrics:?}");
+        // Each goes on where it stood.
+        for session in &sessions {
+            assert_eq!(generate(session, 2).unwrap().0.len(), 2);
+        }
+    }
+}
+
+#[test]
+fn two_prompts_that_each_fit_alone_both_come_through() {
+    let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    let model = tiny(&engine(|o| o.kv_budget = 4 * page), &dense(), Dtype::Bf16, 1);
+    let sessions = [1, 2].map(|i| session_of(&model, &ids(i, 3 * PAGE)));
+    let options = GenerationOptions { max_tokens: 9, seed: 4, ..GenerationOptions::default() };
+    let running = sessions.each_ref().map(|s| s.generate(options.clone()).unwrap());
+    for (i, generation) in running.iter().enumerate() {
+        let wanted = generate(&session_of(&roomy, &ids(i as u64 + 1, 3 * PAGE)), 9).unwrap();
+        assert_eq!(generation.collect().unwrap().0.ids, wanted.0);
+    }
+    // Scores and hidden states that were under way are as with room.
+    let given = ids(9, 30);
+    let wanted = session_of(&roomy, &ids(1, 3 * PAGE)).score(&given, 2, &Cancel::default()).unwrap();
+    let scored = session_of(&model, &ids(1, 3 * PAGE)).score(&given, 2, &Cancel::default()).unwrap();
+    assert_eq!(scored, wanted);
+}
+
+#[test]
+fn older_work_takes_the_pages_of_younger_work_which_comes_through_later() {
+    let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    // Both prompts fit side by side; what they generate does not.
+    let engine = engine(|o| (o.kv_budget, o.caller_driven) = (5 * page, true));
+    let model = tiny(&engine, &dense(), Dtype::Bf16, 1);
+    let (a, b) = (session_of(&model, &ids(1, 2 * PAGE - 2)), session_of(&model, &ids(2, 3 * PAGE - 20)));
+    let options = GenerationOptions { max_tokens: 30, seed: 4, ..GenerationOptions::default() };
+    let older = a.generate(options.clone()).unwrap();
+    engine.step().unwrap();
+    let scored = ids(7, 15);
+    let younger = b.generate(options).unwrap();
+    let wanted: Vec<_> = [(1, 2 * PAGE - 2), (2, 3 * PAGE - 20)]
+        .map(|(seed, n)| generate(&session_of(&roomy, &ids(seed, n)), 30).unwrap().0)
+        .into();
+    assert_eq!(older.collect().unwrap().0.ids, wanted[0]);
+    assert_eq!(younger.collect().unwrap().0.ids, wanted[1]);
+    assert!(engine.metrics().preempted > 0, "{:?}", engine.metrics());
+    assert_eq!(b.score(&scored, 0, &Cancel::default()).unwrap().len(), 15);
 }
 
 #[test]

@@ -298,7 +298,13 @@ fn a_dropped_generation_leaves_its_session_idle_and_frees_everything() {
         let generation = session.generate(drawing(1, 0)).unwrap();
         drop(session);
         drop(generation);
-        assert_eq!((engine.metrics().sessions, model.kv_pages()), (0, 0));
+        assert_eq!(engine.metrics().sessions, 0);
+        // Nobody waited for the round under way, after which the pages go.
+        let late = Instant::now() + Duration::from_secs(60);
+        while model.kv_pages() > 0 && Instant::now() < late {
+            std::thread::yield_now();
+        }
+        assert_eq!(model.kv_pages(), 0);
     }
 }
 

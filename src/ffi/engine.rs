@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::mem::offset_of;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -78,7 +79,7 @@ pub struct squire_engine_options {
     pub threads: i32,
     /// Sessions that may exist; 1024. An episode takes one, and one more if a teacher follows it.
     pub max_sessions: i32,
-    /// Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size, and cancelled between them.
+    /// Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size.
     pub max_batch_tokens: i32,
     /// The most detailed level that log is to hear; 2, info.
     pub log_level: i32,
@@ -98,6 +99,12 @@ pub struct squire_engine_options {
     /// Bytes of device memory that the engine may take in all; 0, the default: whatever is free. No matter on the
     /// processor.
     pub device_budget: u64,
+    /// Milliseconds that a prompt may keep sessions that decode waiting in one forward pass, as measured; 20. Longer gets a
+    /// prompt done sooner, shorter makes tokens come more evenly. Where a pass without a prompt takes longer than that, the
+    /// prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor.
+    pub prefill_slice_ms: i32,
+    /// Must be 0.
+    pub reserved_2: u32,
 }
 
 // SAFETY: numbers, a nullable function and a pointer; the sizes are checked where the header is compiled.
@@ -125,6 +132,8 @@ unsafe impl Versioned for squire_engine_options {
             device_index: 0,
             reserved: 0,
             device_budget: defaults.device_budget,
+            prefill_slice_ms: defaults.prefill_slice.map_or(0, |slice| slice.as_millis() as i32),
+            reserved_2: 0,
         }
     }
 }
@@ -144,6 +153,7 @@ impl squire_engine_options {
             return Err(Error::new(Fault::BadOption, why));
         }
         options::flags(self.reserved, "reserved", 0)?;
+        options::flags(self.reserved_2, "reserved_2", 0)?;
         let kernels = [
             (SQUIRE_KERNELS_BEST, None),
             (SQUIRE_KERNELS_SCALAR, Some(KernelSet::Scalar)),
@@ -166,6 +176,10 @@ impl squire_engine_options {
             kv_budget: self.kv_budget,
             max_sessions: options::count(self.max_sessions, "max_sessions")?,
             max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
+            prefill_slice: match options::count(self.prefill_slice_ms, "prefill_slice_ms")? {
+                0 => None,
+                ms => Some(Duration::from_millis(ms as u64)),
+            },
             caller_driven: options::choice(self.drive, "drive", &drives)?,
             log: self.log.map(|_| serve::Log(Arc::new(line))),
         })

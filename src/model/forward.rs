@@ -34,11 +34,22 @@ pub fn forward(
     segments: &mut [Segment],
     activations: &mut Activations,
 ) -> Result<()> {
+    forward_unless(model, weights, segments, activations, &|| false)
+}
+
+/// The same, given up between two layers as soon as `unwanted` says so: `Cancelled`, and no cache has advanced.
+pub fn forward_unless(
+    model: &Model,
+    weights: &Weights,
+    segments: &mut [Segment],
+    activations: &mut Activations,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<()> {
     if let Some(id) = segments.iter().flat_map(|s| s.ids).find(|&&id| id < 0) {
         return Err(outside(model, *id));
     }
     begin(model, segments, &[], activations)?;
-    layers(model, weights, segments, activations)?;
+    layers(model, weights, segments, activations, unwanted)?;
     let Activations { hidden, stream, batch, .. } = activations;
     let (n, eps) = (batch.plan().rows, model.config.rms_norm_eps);
     ops::rmsnorm_forward(&model.device, hidden, stream, &weights.norm, n, eps, model.compute);
@@ -63,7 +74,7 @@ pub fn decode(
     let plan = activations.batch.plan();
     let mut graphs = std::mem::take(&mut activations.graphs);
     let run = model.device.replay(&mut graphs, (weights.identity(), plan), || {
-        layers(model, weights, segments, activations)?;
+        layers(model, weights, segments, activations, &|| false)?;
         let Activations { stream, head, draws: drawn, batch, .. } = activations;
         let (device, eps) = (&model.device, model.config.rms_norm_eps);
         let head = head.as_mut().expect("room was made for the head");
@@ -131,7 +142,13 @@ fn begin(
 }
 
 /// The layers: from the tokens of the batch to the residual stream.
-fn layers(model: &Model, weights: &Weights, segments: &mut [Segment], activations: &mut Activations) -> Result<()> {
+fn layers(
+    model: &Model,
+    weights: &Weights,
+    segments: &mut [Segment],
+    activations: &mut Activations,
+    unwanted: &dyn Fn() -> bool,
+) -> Result<()> {
     let (device, config, compute) = (&model.device, &model.config, model.compute);
     let Activations { batch, stream, branch, layers, keep, draws, .. } = activations;
     let mut row = 0;
@@ -144,6 +161,9 @@ fn layers(model: &Model, weights: &Weights, segments: &mut [Segment], activation
     let n = batch.plan().rows;
     ops::embedding_forward(device, stream, batch, &weights.embedding, draws, compute);
     for (l, layer) in weights.layers.iter().enumerate() {
+        if unwanted() {
+            return Err(Error::new(Fault::Cancelled, "nobody wants the rows any more"));
+        }
         let acts = if *keep { &mut layers[l] } else { &mut layers[0] };
         if *keep {
             ops::copy_rows(device, &mut acts.input, stream, n);

@@ -113,6 +113,17 @@ impl KvCache {
         }
     }
 
+    /// Pages that `reserve(n)` would take from the pool.
+    pub fn lacking(&self, n: usize) -> usize {
+        let shared = n > 0 && !self.len.is_multiple_of(PAGE) && Arc::strong_count(&self.pages[self.len / PAGE]) > 1;
+        (self.len + n).div_ceil(PAGE).saturating_sub(self.pages.len()) + usize::from(shared)
+    }
+
+    /// Pages that the pool can still give.
+    pub fn available(&self) -> usize {
+        self.pool.budget.saturating_sub(self.pool.pages_in_use())
+    }
+
     /// Makes room for `n` more positions and makes the pages they go to this timeline's own. On failure
     /// the positions and pages held are as before.
     pub fn reserve(&mut self, n: usize) -> Result<()> {

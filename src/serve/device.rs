@@ -1,26 +1,11 @@
 //! What an engine computes on: chosen by its options, opened when it is made.
 #![forbid(unsafe_code)]
 
-use super::engine::EngineOptions;
+use super::options::{DeviceChoice, EngineOptions};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::{Cuda, CudaOptions};
 use crate::backend::{Compute, Device};
 use crate::error::{Error, Fault, Result};
-
-/// Which device an engine computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The host's processor.
-    #[default]
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda {
-        /// Which of the machine's, counted from 0.
-        index: usize,
-    },
-    /// The first GPU if it can be used, else the processor.
-    Best,
-}
 
 /// Opens the device of the options. The text says what it is and, where the processor is second best, why.
 pub(super) fn open(options: &EngineOptions) -> Result<(Device, String)> {

@@ -1,4 +1,7 @@
 //! Work on one timeline, as the scheduler sees it: feed the pending ids, and then score, sample, or nothing.
+//!
+//! A job owns what a round needs of model, revision and session, and no engine: whoever drops the last one may be the
+//! engine's own thread.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -6,13 +9,14 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 
 use super::cancel::Cancel;
-use super::generation::{Finish, GenerationOptions, Outbox};
-use super::model::{Revision, ServedModel};
-use super::session::Shared;
+use super::generation_options::GenerationOptions;
+use super::outbox::{Finish, Outbox};
+use super::revision::{Bound, Revision};
+use super::slot::Slot;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::model::Model;
 use crate::text::source::Source;
-use crate::text::stream::TextStream;
 
 /// The score of one given token.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,14 +44,13 @@ pub(super) struct Generating {
     /// the model's stop ids, unless they are ignored, and the caller's
     pub(super) stop_ids: Vec<i32>,
     pub(super) n_sampled: usize,
-    pub(super) text: TextStream,
     pub(super) outbox: Arc<Outbox>,
 }
 
 /// One piece of work on one timeline. Dropping it unfinished (a panic, an engine that stops) fails it and
 /// marks its session lost.
 pub(super) struct Job {
-    /// tells it from others; given by the scheduler
+    /// tells it from others, in order of arrival; given by the scheduler
     pub(super) id: u64,
     pub(super) cancel: Cancel,
     /// Some until the job is finished
@@ -55,8 +58,9 @@ pub(super) struct Job {
 }
 
 struct State {
-    session: Arc<Shared>,
-    revision: Arc<Revision>,
+    model: Arc<Model>,
+    slot: Arc<Slot>,
+    revision: Bound,
     timeline: Timeline,
     work: Work,
 }
@@ -75,13 +79,14 @@ pub(super) enum End {
 
 impl Job {
     pub(super) fn new(
-        session: Arc<Shared>,
-        revision: Arc<Revision>,
+        model: Arc<Model>,
+        slot: Arc<Slot>,
+        revision: Bound,
         cancel: Cancel,
         timeline: Timeline,
         work: Work,
     ) -> Job {
-        Job { id: 0, cancel, state: Some(State { session, revision, timeline, work }) }
+        Job { id: 0, cancel, state: Some(State { model, slot, revision, timeline, work }) }
     }
 
     fn state(&self) -> &State {
@@ -90,20 +95,30 @@ impl Job {
     }
 
     /// The model it runs on.
-    pub(super) fn model(&self) -> &ServedModel {
-        self.state().session.model()
+    pub(super) fn model(&self) -> &Arc<Model> {
+        &self.state().model
     }
 
     /// The weights it runs on.
     pub(super) fn revision(&self) -> &Arc<Revision> {
-        &self.state().revision
+        self.state().revision.revision()
     }
 
-    /// Whether a share of `n` rows is one step of a generation from the whole vocabulary whose hidden states nobody keeps.
-    pub(super) fn decodes(&self, n: usize) -> bool {
+    /// Where its timeline goes back to.
+    pub(super) fn slot(&self) -> &Arc<Slot> {
+        &self.state().slot
+    }
+
+    /// Ids that are not computed yet.
+    pub(super) fn pending(&self) -> usize {
+        let timeline = &self.state().timeline;
+        timeline.len() - timeline.kv.len()
+    }
+
+    /// Whether all that is pending is one step of a generation from the whole vocabulary whose hidden states nobody keeps.
+    pub(super) fn decodes_plainly(&self) -> bool {
         let State { timeline, work, .. } = self.state();
-        n == 1
-            && timeline.len() == timeline.kv.len() + 1
+        self.pending() == 1
             && timeline.hidden.is_none()
             && matches!(work, Work::Generate(g) if g.options.vocabulary == 0)
     }
@@ -117,15 +132,15 @@ impl Job {
     /// Gives the timeline back to the session, lets go of it, and answers whoever waits, in this order: a
     /// caller who was answered finds the session idle, and if it then drops it, its pages free.
     pub(super) fn finish(mut self, end: End) {
-        let Some(State { session, revision, mut timeline, work }) = self.state.take() else { return };
+        let Some(State { slot, revision, mut timeline, work, .. }) = self.state.take() else { return };
         match &work {
             // A score that failed leaves the timeline as it was.
             Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),
             // Pages reserved for rows that did not come go back, and rows of tokens that nobody learned.
             _ => timeline.kv.truncate(timeline.len()),
         }
-        session.put_back(timeline);
-        drop((session, revision));
+        slot.put_back(timeline);
+        drop((slot, revision));
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
         match work {
             Work::Feed { reply, .. } => {
@@ -142,36 +157,28 @@ impl Job {
                     _ => Ok(rows),
                 });
             }
-            Work::Generate(mut g) => {
-                let tail = g.text.finish();
-                g.outbox.end(
-                    &tail,
-                    match end {
-                        End::Failed(e) => Err(e),
-                        End::Cancelled => Ok(Finish::Cancelled),
-                        End::Finished(f) => Ok(f),
-                        End::Done => Ok(Finish::Length),
-                    },
-                );
-            }
+            Work::Generate(g) => g.outbox.end(match end {
+                End::Failed(e) => Err(e),
+                End::Cancelled => Ok(Finish::Cancelled),
+                End::Finished(f) => Ok(f),
+                End::Done => Ok(Finish::Length),
+            }),
         }
     }
-}
 
-impl Job {
     /// Fails it; its session is lost.
     pub(super) fn lose(mut self, why: impl Fn() -> Error) {
         self.fail(why);
     }
 
     fn fail(&mut self, why: impl Fn() -> Error) {
-        let Some(State { session, revision, timeline, work }) = self.state.take() else { return };
-        session.lose();
-        drop((session, revision, timeline));
+        let Some(State { slot, revision, timeline, work, .. }) = self.state.take() else { return };
+        slot.lose();
+        drop((slot, revision, timeline));
         match work {
             Work::Feed { reply, .. } => drop(reply.send(Err(why()))),
             Work::Score { reply, .. } => drop(reply.send(Err(why()))),
-            Work::Generate(g) => g.outbox.end("", Err(why())),
+            Work::Generate(g) => g.outbox.end(Err(why())),
         }
     }
 }

@@ -30,6 +30,10 @@ counters! {
     rows,
     /// Tokens sampled.
     sampled,
+    /// Sessions at rest whose KV pages others needed; they compute again when they are used.
+    evicted,
+    /// Generations and other work whose KV pages older work needed; they compute again in their turn.
+    preempted,
     /// Bytes of weights that forward products on the engine's device read, counted where they are read.
     weight_bytes,
 }

@@ -6,70 +6,37 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::documents::{Documents, StopId, stop_ids_json};
+use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
-use super::generation::GenerationOptions;
+use super::generation_options::GenerationOptions;
 use super::log::Level;
+use super::revision::{Lineage, Revision};
+use super::slot::Slots;
 use super::timeline::check_ids;
-use crate::backend::Tensor;
 use crate::backend::ops::Sampling;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
-use crate::model::{KvPool, Model, ModelConfig, Weights, context_of};
+use crate::model::{KvPool, Model, ModelConfig, Weights};
 use crate::random::fresh_seed;
-use crate::tensor::Dtype;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, end_of_turn, notices};
-
-/// One set of weights, never changed.
-pub struct Revision {
-    /// Its number in the lineage, from 1.
-    pub number: u64,
-    /// The weights.
-    pub weights: Weights,
-    /// bytes of all revisions of the engine, these included
-    total: Arc<AtomicU64>,
-}
-
-impl Revision {
-    fn new(engine: &Engine, number: u64, weights: Weights) -> Arc<Revision> {
-        let total = engine.weight_bytes().clone();
-        total.fetch_add(weights.bytes(), Ordering::Relaxed);
-        Arc::new(Revision { number, weights, total })
-    }
-}
-
-impl Drop for Revision {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.weights.bytes(), Ordering::Relaxed);
-    }
-}
-
-/// How to load a model.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
-    /// Tokens a session may hold; 0: the model's own limit.
-    pub max_context: usize,
-    /// Copy the weights instead of mapping them (a mapped file must not be truncated).
-    pub copy: bool,
-}
 
 /// A served model. Cheap to clone; clones are the same model.
 #[derive(Clone)]
 pub struct ServedModel(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    pub(super) engine: Engine,
     pub(super) model: Arc<Model>,
     pub(super) pool: Arc<KvPool>,
+    /// the timelines of its sessions
+    pub(super) slots: Arc<Slots>,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     template: Option<ChatTemplate>,
     /// the folder's documents, written again beside other weights; its tensors are not kept
@@ -79,118 +46,49 @@ pub(super) struct Inner {
     stops: Vec<StopId>,
     end_of_turn: Option<i32>,
     defaults: GenerationDefaults,
-    revisions: Mutex<Revisions>,
+    pub(super) lineage: Lineage,
     /// what the host was told of its requests
     told: Mutex<HashSet<String>>,
     /// tells models apart
     id: u64,
+    /// the last field, so that everything else is gone when it tells the engine
+    engine: Released,
+}
+
+/// The engine of a model, which hears when the model is gone.
+struct Released(Engine);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.model_released();
+    }
+}
+
+/// What a model is made of.
+pub(super) struct Parts {
+    pub(super) model: Model,
+    pub(super) weights: Weights,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    pub(super) template: Option<ChatTemplate>,
+    pub(super) end_of_turn: Option<i32>,
+    pub(super) stop_ids: Vec<StopId>,
+    pub(super) defaults: GenerationDefaults,
+    /// without tensors
+    pub(super) documents: ModelDir,
 }
 
 /// Distinct lines that a host is told of its requests.
 const MAX_TOLD: usize = 64;
 
-struct Revisions {
-    current: Arc<Revision>,
-    alive: Vec<Weak<Revision>>,
-}
-
-impl Revisions {
-    fn check_room(&mut self, limit: usize) -> Result<()> {
-        self.alive.retain(|r| r.strong_count() > 0);
-        // If nobody but the lineage holds the current revision, it goes when it is replaced.
-        let goes = usize::from(Arc::strong_count(&self.current) == 1);
-        let alive = self.alive.len() - goes + 1;
-        if alive > limit.max(1) {
-            let bytes = self.current.weights.bytes();
-            let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
-            return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
-        }
-        Ok(())
-    }
-}
-
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl ServedModel {
-    /// `go_on` is told the bytes of weights done and in all.
-    pub(super) fn load(
-        engine: &Engine,
-        path: &Path,
-        options: LoadOptions,
-        go_on: &mut dyn FnMut(u64, u64) -> Result<()>,
-    ) -> Result<ServedModel> {
-        let begun = Instant::now();
-        let mut dir = ModelDir::open(path)?;
-        let config = ModelConfig::of_folder(&mut dir)?;
-        let tensors = dir.tensors.len();
-        engine.log_phase("documents", &format!("{tensors} tensors in the headers"), begun);
-        let begun = Instant::now();
-        let mut weights = Weights::from_stored(&config, &dir.tensors)?;
-        dir.tensors.clear();
-        let (mut done, all) = (0, weights.bytes());
-        go_on(done, all)?;
-        if options.copy && engine.device().free_bytes()?.is_none() {
-            for t in weights.tensors_mut() {
-                let mut own = Tensor::zeros(t.dtype(), t.shape().extents())?;
-                own.bytes_mut().copy_from_slice(t.bytes());
-                *t = own;
-                done += t.bytes().len() as u64;
-                go_on(done, all)?;
-            }
-        }
-        let (weights, copied) = (weights.to_device(&config, engine.device(), go_on)?, done > 0);
-        let place = match engine.device().free_bytes()? {
-            Some(_) => "on the device",
-            None if copied => "copied",
-            None => {
-                // They are there at once.
-                go_on(all, all)?;
-                "mapped"
-            }
-        };
-        engine.log_phase("weights", &format!("{all} bytes {place}"), begun);
-        ServedModel::assemble(engine, dir, config, weights, options.max_context)
-    }
-
-    /// A model with random weights and no tokenizer, for benches and tests.
-    pub(super) fn random(
-        engine: &Engine,
-        config: ModelConfig,
-        dtype: Dtype,
-        seed: u64,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        context_of(&config, engine.device(), max_context)?;
-        let weights = Weights::random(&config, engine.device(), dtype, seed, 0.02)?;
-        let documents = ModelDir::of_config(config.to_json());
-        ServedModel::assemble(engine, documents, config, weights, max_context)
-    }
-
-    fn assemble(
-        engine: &Engine,
-        mut documents: ModelDir,
-        config: ModelConfig,
-        weights: Weights,
-        max_context: usize,
-    ) -> Result<ServedModel> {
-        let begun = Instant::now();
-        let Documents { tokenizer, template, end_of_turn, stop_ids } =
-            Documents::read(&mut documents, config.vocab_size)?;
-        let tokenizer = tokenizer.map(Arc::new);
-        if let Some(t) = &tokenizer {
-            let (ids, bytes) = (t.n_ids(), documents.tokenizer.as_ref().map_or(0, |text| text.len()));
-            engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
-        }
-        let defaults = documents.generation_defaults();
-        let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
-        weights.check(&model.config)?;
-        if engine.device().free_bytes()?.is_none() {
-            engine.check_budget(weights.bytes())?;
-        }
-        let current = Revision::new(engine, 1, weights);
-        Ok(ServedModel(Arc::new(Inner {
-            engine: engine.clone(),
+    /// A model of an engine, with `weights` as its first revision.
+    pub(super) fn of(engine: &Engine, parts: Parts) -> ServedModel {
+        let Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, documents } = parts;
+        ServedModel(Arc::new(Inner {
             pool: KvPool::new(&model.device, model.page_shape(), engine.options().kv_budget),
+            slots: Arc::default(),
             model: Arc::new(model),
             tokenizer,
             template,
@@ -199,15 +97,16 @@ impl ServedModel {
             stops: stop_ids,
             end_of_turn,
             defaults,
-            revisions: Mutex::new(Revisions { alive: vec![Arc::downgrade(&current)], current }),
+            lineage: Lineage::new(engine.weight_bytes(), weights),
             told: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        })))
+            engine: Released(engine.clone()),
+        }))
     }
 
     /// The engine it belongs to.
     pub fn engine(&self) -> &Engine {
-        &self.0.engine
+        &self.0.engine.0
     }
 
     /// Extents, device and rotary table.
@@ -261,7 +160,7 @@ impl ServedModel {
 
     /// Tells the host, once each, what it should hear of a request that is rendered.
     pub(super) fn tell_of(&self, messages: &Json, options: &RenderOptions) {
-        let engine = &self.0.engine;
+        let engine = self.engine();
         let (true, Ok(tokenizer), Ok(template)) = (engine.is_heard(), self.tokenizer(), self.template()) else {
             return;
         };
@@ -326,19 +225,17 @@ impl ServedModel {
 
     /// The revision that new sessions get.
     pub fn current(&self) -> Arc<Revision> {
-        self.0.revisions.lock().current.clone()
+        self.0.lineage.current()
     }
 
     /// Revisions that somebody still uses, the current one included.
     pub fn n_revisions_alive(&self) -> usize {
-        let mut revisions = self.0.revisions.lock();
-        revisions.alive.retain(|r| r.strong_count() > 0);
-        revisions.alive.len()
+        self.0.lineage.n_alive()
     }
 
     /// Refuses with `HostBudget` if one more revision would make more than `limit` alive.
     pub fn check_room(&self, limit: usize) -> Result<()> {
-        self.0.revisions.lock().check_room(limit)
+        self.0.lineage.check_room(limit)
     }
 
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
@@ -346,30 +243,21 @@ impl ServedModel {
     /// weights of this model.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
         weights.check(self.config())?;
-        let mut revisions = self.0.revisions.lock();
-        revisions.check_room(limit)?;
-        let number = revisions.current.number + 1;
-        let revision = Revision::new(&self.0.engine, number, weights);
-        revisions.alive.push(Arc::downgrade(&revision));
-        revisions.current = revision;
-        drop(revisions);
-        self.0.engine.log(Level::Info, "model", &format!("revision {number} is published"));
+        let number = self.0.lineage.publish(weights, limit)?;
+        self.engine().log(Level::Info, "model", &format!("revision {number} is published"));
         Ok(number)
     }
 
     /// Makes `weights` the current revision under a number from a checkpoint.
     pub fn restore(&self, weights: Weights, number: u64) {
-        let mut revisions = self.0.revisions.lock();
-        let revision = Revision::new(&self.0.engine, number, weights);
-        revisions.alive.push(Arc::downgrade(&revision));
-        revisions.current = revision;
+        self.0.lineage.restore(weights, number);
     }
 
     /// Writes the current revision as a Hugging Face folder that loads again.
     pub fn save(&self, path: &Path) -> Result<()> {
         let revision = self.current();
         let on_host =
-            self.0.engine.device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
+            self.engine().device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
         let tensors = on_host.as_ref().unwrap_or(&revision.weights).tensors();
         let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
         save_model(path, &self.0.documents.config, list, self.0.documents.companions())

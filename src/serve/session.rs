@@ -12,9 +12,15 @@ use crossbeam::channel::{Receiver, bounded, unbounded};
 use parking_lot::Mutex;
 
 use super::cancel::Cancel;
-use super::generation::{Generation, GenerationOptions, Outbox};
+use super::engine::Engine;
+use super::generation::Generation;
+use super::generation_options::GenerationOptions;
 use super::job::{Generating, Job, ScoreRow, Work};
-use super::model::{Revision, ServedModel};
+use super::metrics::Counters;
+use super::model::ServedModel;
+use super::outbox::Outbox;
+use super::revision::{Bound, Revision};
+use super::slot::{Out, Slot};
 use super::timeline::{Hidden, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
@@ -22,15 +28,36 @@ use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
 use crate::text::generation_prompt;
 use crate::text::source::Source;
-use crate::text::stream::TextStream;
 
 /// Entries (`ids` times `top_k`) that one score may give: what a single call can make the host hold is bounded.
 pub const MAX_SCORE_ENTRIES: usize = 1 << 24;
 
-/// A session. Dropping it frees its pages; a running generation ends first.
+/// A session. Dropping it frees its pages, as soon as a generation that still runs on it has ended.
 pub struct Session {
     model: ServedModel,
-    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+    _counted: Counted,
+}
+
+/// One of the sessions that may exist on an engine.
+struct Counted(Arc<Counters>);
+
+impl Counted {
+    fn new(engine: &Engine) -> Result<Counted> {
+        let (counters, limit) = (engine.counters(), engine.options().max_sessions as u64);
+        let below = |n: u64| if n < limit { Some(n + 1) } else { None };
+        if counters.sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
+            let why = format!("{limit} sessions exist, and the engine was made for as many; release one");
+            return Err(Error::new(Fault::SessionBudget, why));
+        }
+        Ok(Counted(counters.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How far a timeline reaches, in tokens.
@@ -44,59 +71,15 @@ pub struct Extent {
     pub room: usize,
 }
 
-/// What a session shares with a running job.
-pub(super) struct Shared {
-    model: ServedModel,
-    slot: Mutex<Slot>,
-}
-
-struct Slot {
-    timeline: Place,
-    revision: Arc<Revision>,
-}
-
-enum Place {
-    Idle(Timeline),
-    Busy,
-    /// its job died in a panic
-    Lost,
-}
-
-impl Shared {
-    pub(super) fn put_back(&self, timeline: Timeline) {
-        self.slot.lock().timeline = Place::Idle(timeline);
-    }
-
-    pub(super) fn lose(&self) {
-        self.slot.lock().timeline = Place::Lost;
-    }
-
-    pub(super) fn model(&self) -> &ServedModel {
-        &self.model
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.model.engine().counters().sessions.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Session {
     /// An empty session on the model's current revision.
     pub fn new(model: &ServedModel) -> Result<Session> {
-        Session::with(model, model.current(), Timeline::new(KvCache::new(&model.0.pool)))
+        Session::with(model, model.0.lineage.bind(), Timeline::new(KvCache::new(&model.0.pool)))
     }
 
-    fn with(model: &ServedModel, revision: Arc<Revision>, timeline: Timeline) -> Result<Session> {
-        let (counters, limit) = (model.engine().counters(), model.engine().options().max_sessions as u64);
-        let below = |n: u64| if n < limit { Some(n + 1) } else { None };
-        if counters.sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
-            let why = format!("{limit} sessions exist, and the engine was made for as many; release one");
-            return Err(Error::new(Fault::SessionBudget, why));
-        }
-        let slot = Mutex::new(Slot { timeline: Place::Idle(timeline), revision });
-        Ok(Session { model: model.clone(), shared: Arc::new(Shared { model: model.clone(), slot }) })
+    fn with(model: &ServedModel, revision: Bound, timeline: Timeline) -> Result<Session> {
+        let counted = Counted::new(model.engine())?;
+        Ok(Session { model: model.clone(), slot: Slot::new(&model.0.slots, timeline, revision), _counted: counted })
     }
 
     /// Its model.
@@ -104,35 +87,29 @@ impl Session {
         &self.model
     }
 
-    fn idle<T>(&self, f: impl FnOnce(&mut Timeline, &mut Arc<Revision>) -> Result<T>) -> Result<T> {
-        let mut slot = self.shared.slot.lock();
-        let Slot { timeline, revision } = &mut *slot;
-        match timeline {
-            Place::Idle(t) => f(t, revision),
-            Place::Busy => Err(busy()),
-            Place::Lost => Err(lost()),
-        }
+    fn idle<T>(&self, f: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<T> {
+        self.slot.resting(|timeline, _| f(timeline))
     }
 
     /// The revision it is bound to.
     pub fn revision(&self) -> Arc<Revision> {
-        self.shared.slot.lock().revision.clone()
+        self.slot.revision()
     }
 
     /// Tokens in the timeline.
     pub fn len(&self) -> Result<usize> {
-        self.idle(|t, _| Ok(t.len()))
+        self.idle(|t| Ok(t.len()))
     }
 
     /// Whether the timeline is empty.
     pub fn is_empty(&self) -> Result<bool> {
-        self.idle(|t, _| Ok(t.len() == 0))
+        self.idle(|t| Ok(t.len() == 0))
     }
 
     /// How long the timeline is, how much of it is still to be computed, and how much fits behind it.
     pub fn extent(&self) -> Result<Extent> {
         let context = self.model.0.model.max_context();
-        self.idle(|t, _| {
+        self.idle(|t| {
             let len = t.len();
             Ok(Extent { len, pending: len - t.kv.len(), room: context.saturating_sub(len) })
         })
@@ -140,18 +117,18 @@ impl Session {
 
     /// All tokens with what is known of them.
     pub fn tokens(&self) -> Result<Vec<Token>> {
-        self.idle(|t, _| Ok(t.tokens.clone()))
+        self.idle(|t| Ok(t.tokens.clone()))
     }
 
     /// Rows that forwards computed for it so far.
     pub fn n_computed(&self) -> Result<u64> {
-        self.idle(|t, _| Ok(t.n_computed))
+        self.idle(|t| Ok(t.n_computed))
     }
 
     /// Makes the timeline equal to `ids`: keeps the longest common prefix and appends the rest as the
     /// host's. Returns how many tokens need no computing again.
     pub fn sync(&self, ids: &[i32]) -> Result<usize> {
-        self.idle(|t, _| {
+        self.idle(|t| {
             let config = &self.model.0.model;
             check_ids(ids, config.config.vocab_size)?;
             if ids.len() > config.max_context() {
@@ -168,14 +145,14 @@ impl Session {
     /// Appends ids written by `source`. Computes nothing yet.
     pub fn append(&self, ids: &[i32], source: Source) -> Result<()> {
         let model = &self.model.0.model;
-        self.idle(|t, _| t.append(ids, source, model.config.vocab_size, model.max_context()))
+        self.idle(|t| t.append(ids, source, model.config.vocab_size, model.max_context()))
     }
 
     /// Appends already sampled tokens with their log-probs, as another session sampled them.
     pub fn append_tokens(&self, tokens: &[Token]) -> Result<()> {
         let model = &self.model.0.model;
         let ids: Vec<i32> = tokens.iter().map(|t| t.id).collect();
-        self.idle(|t, _| {
+        self.idle(|t| {
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
             t.tokens[before..].copy_from_slice(tokens);
@@ -188,7 +165,7 @@ impl Session {
     pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
         let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
-        let added = self.idle(|t, _| {
+        let added = self.idle(|t| {
             let ids = chat::encode_append(tokenizer, template, t.after(self.model.stop_ids()), &messages, options)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
@@ -216,7 +193,7 @@ impl Session {
             return Ok(false);
         }
         let control = prompt.iter().any(|&id| tokenizer.is_added(id));
-        self.idle(|t, _| {
+        self.idle(|t| {
             let begins = |at: &usize| t.ids[*at..].starts_with(&prompt);
             let Some(at) = (from.min(t.len())..t.len()).rev().find(begins) else { return Ok(false) };
             let behind = &t.ids[at + prompt.len()..];
@@ -231,7 +208,7 @@ impl Session {
 
     /// Keeps the first `len` tokens. More than there are is refused.
     pub fn truncate(&self, len: usize) -> Result<()> {
-        self.idle(|t, _| {
+        self.idle(|t| {
             if len > t.len() {
                 let why = format!("the session has {} tokens, {len} cannot be kept", t.len());
                 return Err(Error::new(Fault::BadLength, why));
@@ -243,14 +220,14 @@ impl Session {
 
     /// A session with the same timeline on the same revision; the pages are shared until one writes.
     pub fn fork(&self) -> Result<Session> {
-        let (timeline, revision) = self.idle(|t, revision| Ok((t.fork(), revision.clone())))?;
+        let (timeline, revision) = self.slot.resting(|t, revision| Ok((t.fork(), revision.clone())))?;
         Session::with(&self.model, revision, timeline)
     }
 
     /// Moves the session to the model's current revision; everything is computed again when needed.
     pub fn rebase(&self) -> Result<u64> {
-        let current = self.model.current();
-        self.idle(|t, revision| {
+        let current = self.model.0.lineage.bind();
+        self.slot.resting(|t, revision| {
             t.forget_computed(0);
             *revision = current.clone();
             Ok(current.number)
@@ -259,7 +236,7 @@ impl Session {
 
     /// Keeps, from now on, the hidden state of every row that predicts an action token.
     pub fn keep_hidden(&self) -> Result<()> {
-        self.idle(|t, _| {
+        self.idle(|t| {
             t.hidden.get_or_insert_default();
             Ok(())
         })
@@ -267,7 +244,7 @@ impl Session {
 
     /// Takes what `keep_hidden` kept so far.
     pub fn take_hidden(&self) -> Result<Hidden> {
-        self.idle(|t, _| Ok(t.hidden.as_mut().map(std::mem::take).unwrap_or_default()))
+        self.idle(|t| Ok(t.hidden.as_mut().map(std::mem::take).unwrap_or_default()))
     }
 
     /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
@@ -283,9 +260,8 @@ impl Session {
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
         let (source, seed) = (options.source, options.seed);
-        let generating =
-            Generating { options, stop_ids, n_sampled: 0, text: TextStream::new(), outbox: outbox.clone() };
-        self.submit(&cancel, |t| {
+        let generating = Generating { options, stop_ids, n_sampled: 0, outbox: outbox.clone() };
+        let work = self.submit(&cancel, |t| {
             if t.len() == 0 {
                 return Err(Error::new(Fault::EmptySession, "the session is empty; there is nothing to continue"));
             }
@@ -297,7 +273,17 @@ impl Session {
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))
         })?;
-        Ok(Generation { engine: self.model.engine().clone(), outbox, cancel, source, seed })
+        Ok(Generation {
+            engine: self.model.engine().clone(),
+            outbox,
+            cancel,
+            source,
+            seed,
+            slot: Arc::downgrade(&self.slot),
+            work,
+            tokenizer: self.model.0.tokenizer.clone(),
+            text: Mutex::default(),
+        })
     }
 
     /// Appends `ids` as the host's and gives each one's log-prob, given all before it, with the `top_k`
@@ -371,34 +357,20 @@ impl Session {
 
     /// Waits for an answer, stepping the engine where the caller drives it.
     pub(crate) fn wait<T>(&self, answer: Receiver<T>) -> Result<T> {
-        self.model.engine().wait(answer)
+        self.model.engine().wait(&answer)
     }
 
-    fn submit(&self, cancel: &Cancel, work: impl FnOnce(&mut Timeline) -> Result<Work>) -> Result<()> {
+    /// Gives the engine work on the timeline; returns what tells the work from other work.
+    fn submit(&self, cancel: &Cancel, work: impl FnOnce(&mut Timeline) -> Result<Work>) -> Result<u64> {
         let engine = self.model.engine();
         engine.check_alive()?;
-        let job = {
-            let mut slot = self.shared.slot.lock();
-            let work = match &mut slot.timeline {
-                Place::Idle(t) => work(t)?,
-                Place::Busy => return Err(busy()),
-                Place::Lost => return Err(lost()),
-            };
-            let Place::Idle(timeline) = std::mem::replace(&mut slot.timeline, Place::Busy) else { return Err(busy()) };
-            Job::new(self.shared.clone(), slot.revision.clone(), cancel.clone(), timeline, work)
-        };
-        engine.submit(job)
+        let Out { work: number, timeline, revision, prepared } = self.slot.take(work)?;
+        let model = self.model.0.model.clone();
+        engine.submit(Job::new(model, self.slot.clone(), revision, cancel.clone(), timeline, prepared))?;
+        Ok(number)
     }
-}
-
-fn busy() -> Error {
-    Error::new(Fault::SessionBusy, "the session is being worked on; wait for its generation to end, or cancel it")
 }
 
 fn cancelled() -> Error {
     Error::new(Fault::Cancelled, "the call was cancelled")
-}
-
-fn lost() -> Error {
-    Error::new(Fault::Poisoned, "the session's timeline was lost in a failure of the engine; release it")
 }

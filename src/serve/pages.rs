@@ -1,0 +1,82 @@
+//! Who gets pages of KV cache where there are not enough for all: whoever came first.
+//!
+//! A job runs once it holds the pages of all its pending rows. Where they cannot be had, sessions that rest give up
+//! theirs, the one that was used the longest ago first, then jobs that came later, the last one first; what they had
+//! computed is computed again when their turn comes, with the same bits. A job that finds no pages all the same waits for
+//! those before it, and those behind it that hold none wait with it. Only one that does not fit alone fails.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::job::{End, Job};
+use super::metrics::{Counters, add};
+use crate::error::Result;
+
+/// What came of the asking.
+enum Asked {
+    Runs,
+    Waits,
+    Fails(crate::error::Error),
+}
+
+/// Sees to the pages of every job, in order of arrival. Returns which may run, and which end here by their identity.
+pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<(u64, End)>) {
+    let mut runs = vec![false; jobs.len()];
+    let mut ends = Vec::new();
+    // Models, by address, for whose pages somebody waits.
+    let mut waited_for: Vec<usize> = Vec::new();
+    for i in 0..jobs.len() {
+        let pool = pool_of(&jobs[i]);
+        let waits_in_line = waited_for.contains(&pool) && held(&mut jobs[i]) == 0;
+        let asked = if waits_in_line { Asked::Waits } else { ask(jobs, i, &mut runs, counters) };
+        match asked {
+            Asked::Runs => runs[i] = true,
+            Asked::Waits => waited_for.push(pool),
+            Asked::Fails(e) => ends.push((jobs[i].id, End::Failed(e))),
+        }
+    }
+    (runs, ends)
+}
+
+/// Jobs of one model take their pages from one pool.
+fn pool_of(job: &Job) -> usize {
+    Arc::as_ptr(job.model()) as usize
+}
+
+fn held(job: &mut Job) -> usize {
+    job.parts().0.kv.pages().len()
+}
+
+fn take(job: &mut Job) -> Result<()> {
+    let pending = job.pending();
+    job.parts().0.kv.reserve(pending)
+}
+
+fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> Asked {
+    let pool = pool_of(&jobs[i]);
+    loop {
+        let refused = match take(&mut jobs[i]) {
+            Ok(()) => return Asked::Runs,
+            Err(e) => e,
+        };
+        if jobs[i].slot().slots().take_pages_of_the_oldest() {
+            add(&counters.evicted, 1);
+            continue;
+        }
+        // Those that came later give way if that is enough.
+        let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
+        let theirs: usize = later.iter().map(|&j| held(&mut jobs[j])).sum();
+        let pending = jobs[i].pending();
+        let kv = &jobs[i].parts().0.kv;
+        let enough = kv.lacking(pending) <= kv.available() + theirs;
+        let last = later.into_iter().rev().find(|&j| held(&mut jobs[j]) > 0);
+        if let Some(j) = last.filter(|_| enough) {
+            jobs[j].parts().0.forget_computed(0);
+            runs[j] = false;
+            add(&counters.preempted, 1);
+            continue;
+        }
+        let before = (0..i).any(|j| pool_of(&jobs[j]) == pool && held(&mut jobs[j]) > 0);
+        return if before { Asked::Waits } else { Asked::Fails(refused) };
+    }
+}

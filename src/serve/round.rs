@@ -1,0 +1,312 @@
+//! The rounds of a step: rows through the model, then what they were wanted for. A round's jobs share a revision.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cancel::Cancel;
+use super::job::{End, Job, ScoreRow, Work};
+use super::metrics::{Counters, add};
+use super::outbox::{Finish, Sampled};
+use super::revision::Revision;
+use super::scheduler::{Scheduler, Share};
+use super::timeline::{Timeline, Token};
+use crate::backend::ops;
+use crate::error::{Error, Fault, Result};
+use crate::model::forward::{Segment, decode, forward_unless, head};
+use crate::model::{Activations, Model};
+use crate::random::{Stream, uniform};
+
+/// Rows of logits held at once: [32, V] is 19 MB for Qwen3.
+const LOGIT_ROWS: usize = 32;
+
+/// A round of decode whose draws are not taken yet.
+pub(super) struct Ahead {
+    revision: Arc<Revision>,
+    model: Arc<Model>,
+    /// the job of each row; a job that ended meanwhile is gone from the list of jobs
+    jobs: Vec<u64>,
+}
+
+/// A row of the batch whose logits are wanted.
+struct Wanted {
+    job: usize,
+    row: usize,
+    /// the given token that follows, to be scored; 0 where one is to be sampled
+    next: i32,
+}
+
+impl Scheduler {
+    /// One token more for jobs that all decode. On a device that runs ahead the tokens are taken by the next step, if
+    /// these jobs are `alone`.
+    pub(super) fn decode_round(
+        &mut self,
+        revision: &Arc<Revision>,
+        shares: &[Share],
+        alone: bool,
+        counters: &Counters,
+        ends: &mut Vec<(u64, End)>,
+    ) -> Result<()> {
+        let model = self.jobs[shares[0].job].model().clone();
+        self.scratch(&model)?;
+        let ids: Vec<i32> = shares.iter().map(|s| self.jobs[s.job].parts().0.ids[s.start]).collect();
+        let jobs: Vec<u64> = shares.iter().map(|s| self.jobs[s.job].id).collect();
+        let begun = Instant::now();
+        self.launch(&model, revision, &jobs, &ids, counters)?;
+        let ahead = Ahead { revision: revision.clone(), model, jobs };
+        if alone && ahead.model.device.runs_ahead() {
+            self.ahead = Some(ahead);
+            return Ok(());
+        }
+        self.deliver(&ahead, counters, ends)?;
+        self.scratch(&ahead.model)?.pace.learn(shares.len(), begun.elapsed());
+        Ok(())
+    }
+
+    /// Asks for one row of each job and a draw of the token after it. `ids` are the rows' tokens.
+    fn launch(
+        &mut self,
+        model: &Arc<Model>,
+        revision: &Revision,
+        jobs: &[u64],
+        ids: &[i32],
+        counters: &Counters,
+    ) -> Result<()> {
+        let (all, scratch) = self.jobs_and_scratch(model);
+        let mut rows: Vec<(usize, Segment, (ops::Sampling, f32))> = Vec::with_capacity(jobs.len());
+        for job in all.iter_mut() {
+            let Some(row) = jobs.iter().position(|&id| id == job.id) else { continue };
+            let (timeline, work) = job.parts();
+            let Work::Generate(g) = work else { continue };
+            let position = timeline.kv.len() + 1;
+            let u = uniform(Stream::Sample, &[g.options.seed, position as u64]);
+            let segment = Segment { ids: &ids[row..row + 1], kv: &mut timeline.kv };
+            rows.push((row, segment, (g.options.sampling, u)));
+        }
+        rows.sort_by_key(|(row, ..)| *row);
+        let mut draws = Vec::with_capacity(rows.len());
+        let mut segments = Vec::with_capacity(rows.len());
+        for (_, segment, draw) in rows {
+            segments.push(segment);
+            draws.push(draw);
+        }
+        decode(model, &revision.weights, &mut segments, &draws, &mut scratch.activations)?;
+        add(&counters.rounds, 1);
+        add(&counters.rows, draws.len() as u64);
+        let fed = self.jobs.iter_mut().filter(|job| jobs.contains(&job.id));
+        fed.for_each(|job| job.parts().0.n_computed += 1);
+        Ok(())
+    }
+
+    /// Takes the draws of a round and gives them to the jobs that are still there.
+    fn deliver(&mut self, ahead: &Ahead, counters: &Counters, ends: &mut Vec<(u64, End)>) -> Result<()> {
+        let sampled = self.scratch(&ahead.model)?.activations.draws.take()?;
+        for (&id, sampled) in ahead.jobs.iter().zip(sampled) {
+            let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else { continue };
+            ends.extend(give(job, &ahead.model, ahead.revision.number, sampled, counters).map(|end| (id, end)));
+        }
+        Ok(())
+    }
+
+    /// Takes what a round that ran ahead drew.
+    pub(super) fn take_ahead(&mut self, counters: &Counters) {
+        let Some(ahead) = self.ahead.take() else { return };
+        let mut ends = Vec::new();
+        if let Err(e) = self.deliver(&ahead, counters, &mut ends) {
+            ends.extend(ahead.jobs.iter().map(|&id| (id, End::Failed(e.again()))));
+        }
+        self.end_each(ends);
+    }
+
+    /// While everybody just decodes: asks for the next round, then takes the last one's draws. Returns whether it did;
+    /// it does not where somebody else waits, or where somebody's next token may be beyond what was asked for.
+    pub(super) fn run_ahead(&mut self, counters: &Counters) -> bool {
+        let Some(ahead) = &self.ahead else { return false };
+        let (model, limit) = (ahead.model.clone(), ahead.model.max_context());
+        let everybody = self.jobs.iter().all(|job| ahead.jobs.contains(&job.id));
+        let may_go_on = |job: &mut Job| {
+            let (timeline, work) = job.parts();
+            let Work::Generate(g) = work else { return false };
+            // The token that is under way, and the one that is to be asked for.
+            let (most, length) = (g.options.max_tokens, timeline.len());
+            (most == 0 || g.n_sampled + 1 < most) && length + 1 < limit && timeline.kv.reserve(1).is_ok()
+        };
+        if !everybody || self.jobs.is_empty() || !self.jobs.iter_mut().all(may_go_on) {
+            return false;
+        }
+        let Some(ahead) = self.ahead.take() else { return false };
+        let rows = ahead.jobs.iter().enumerate().filter(|(_, id)| self.jobs.iter().any(|job| job.id == **id));
+        let (ids, jobs): (Vec<i32>, Vec<u64>) = rows.map(|(row, &id)| (-1 - row as i32, id)).unzip();
+        let launched = self.launch(&model, &ahead.revision, &jobs, &ids, counters);
+        let mut ends = Vec::new();
+        let delivered = self.deliver(&ahead, counters, &mut ends);
+        // Whoever failed, draws that were asked for are taken: they must not be the next round's.
+        let is_under_way = launched.is_ok();
+        let next = Ahead { revision: ahead.revision, model, jobs };
+        if let Err(e) = delivered.and(launched) {
+            ends.extend(next.jobs.iter().map(|&id| (id, End::Failed(e.again()))));
+        }
+        self.ahead = is_under_way.then_some(next);
+        self.end_each(ends);
+        if self.jobs.is_empty() {
+            self.take_ahead(counters);
+        }
+        true
+    }
+
+    /// Rows of all kinds.
+    pub(super) fn round(
+        &mut self,
+        revision: &Arc<Revision>,
+        shares: &mut [Share],
+        counters: &Counters,
+        ends: &mut Vec<(u64, End)>,
+    ) -> Result<()> {
+        let model = self.jobs[shares[0].job].model().clone();
+        self.scratch(&model)?;
+        let begun = Instant::now();
+        let mut n_rows = 0;
+        for share in shares.iter_mut() {
+            share.row = n_rows;
+            n_rows += share.n;
+        }
+        let cancels: Vec<Cancel> = shares.iter().map(|s| self.jobs[s.job].cancel.clone()).collect();
+        let (jobs, scratch) = self.jobs_and_scratch(&model);
+        {
+            let mut wanted = shares.iter().peekable();
+            let mut segments = Vec::with_capacity(shares.len());
+            for (i, job) in jobs.iter_mut().enumerate() {
+                let Some(share) = wanted.next_if(|s| s.job == i) else { continue };
+                let (timeline, _) = job.parts();
+                let Timeline { ids, kv, .. } = timeline;
+                segments.push(Segment { ids: &ids[share.start..share.start + share.n], kv });
+            }
+            // Rows that nobody wants any more are not computed to their end.
+            let unwanted = || cancels.iter().all(Cancel::is_set);
+            forward_unless(&model, &revision.weights, &mut segments, &mut scratch.activations, &unwanted)?;
+        }
+        add(&counters.rounds, 1);
+        add(&counters.rows, n_rows as u64);
+
+        let mut wanted = Vec::new();
+        for share in shares.iter() {
+            let (timeline, work) = jobs[share.job].parts();
+            timeline.n_computed += share.n as u64;
+            keep_hidden(&model, &scratch.activations, timeline, work, share)?;
+            if let Work::Feed { told: Some(told), .. } = work {
+                // Who no longer listens has gone on without the answer.
+                let _ = told.send(timeline.kv.len());
+            }
+            for i in 0..share.n {
+                let predicts = share.start + i + 1;
+                let want = match work {
+                    Work::Feed { .. } => false,
+                    // Rows that were scored before the pages were lost are not scored again.
+                    Work::Score { from, rows, .. } => predicts >= *from + rows.len() && predicts < timeline.len(),
+                    Work::Generate(_) => predicts == timeline.len(),
+                };
+                if want {
+                    let next = timeline.ids.get(predicts).copied().unwrap_or(0);
+                    wanted.push(Wanted { job: share.job, row: share.row + i, next });
+                }
+            }
+        }
+        for chunk in wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<usize> = chunk.iter().map(|w| w.row).collect();
+            let rows = ops::RowList::of(&model.device, &rows)?;
+            let head = head(&model, &revision.weights, &mut scratch.activations, &rows)?;
+            let ids: Vec<i32> = chunk.iter().map(|w| w.next).collect();
+            let logprobs = ops::logprobs_of_head(&model.device, head, &ids)?;
+            for (i, w) in chunk.iter().enumerate() {
+                let job = &mut jobs[w.job];
+                let (timeline, work) = job.parts();
+                match work {
+                    Work::Feed { .. } => {}
+                    Work::Score { top_k, rows, from, .. } => {
+                        let logprob = logprobs[i];
+                        if logprob.is_nan() {
+                            let position = *from + rows.len();
+                            ends.push((job.id, End::Failed(not_finite(position, revision.number))));
+                            continue;
+                        }
+                        let top =
+                            if *top_k == 0 { Vec::new() } else { ops::top_k_of_head(&model.device, head, i, *top_k)? };
+                        rows.push(ScoreRow { logprob, top });
+                    }
+                    Work::Generate(g) => {
+                        let u = uniform(Stream::Sample, &[g.options.seed, timeline.len() as u64]);
+                        let sampled = match g.options.vocabulary {
+                            0 => ops::sample_row(&model.device, head, i, g.options.sampling, u)?,
+                            v => ops::sample_row_among(&model.device, head, i, v, g.options.sampling, u)?,
+                        };
+                        ends.extend(give(job, &model, revision.number, sampled, counters).map(|end| (job.id, end)));
+                    }
+                }
+            }
+        }
+        if model.device.mixes_rows() {
+            scratch.pace.learn(n_rows, begun.elapsed());
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the hidden states of a share's rows that predict action tokens, where the timeline asks for them.
+fn keep_hidden(
+    model: &Model,
+    activations: &Activations,
+    timeline: &mut Timeline,
+    work: &Work,
+    share: &Share,
+) -> Result<()> {
+    let Timeline { hidden: Some(hidden), tokens, .. } = timeline else { return Ok(()) };
+    let next_source = match work {
+        Work::Generate(g) => Some(g.options.source),
+        Work::Feed { next, .. } => *next,
+        Work::Score { .. } => None,
+    };
+    let is_action = |p: usize| tokens.get(p).map(|t| t.source).or(next_source).is_some_and(|s| s.is_action());
+    let rows: Vec<usize> = (0..share.n).filter(|i| is_action(share.start + i + 1)).collect();
+    let at: Vec<usize> = rows.iter().map(|i| share.row + i).collect();
+    hidden.rows.extend(ops::read_rows(&model.device, &activations.hidden, &at)?);
+    hidden.positions.extend(rows.iter().map(|i| share.start + i + 1));
+    Ok(())
+}
+
+/// Why a row gives no token and no score. Its log-sum-exp is NaN where a logit is NaN or +inf, or all are -inf, and with
+/// it every log-prob of the row: argmax and draws would give an id all the same.
+fn not_finite(position: usize, revision: u64) -> Error {
+    let why = format!(
+        "the logits for position {position} are not finite under revision {revision}: wanted a distribution, found NaN \
+         or infinity; the weights hold such values or overflow in this compute: load weights that are finite, go on \
+         from an earlier checkpoint, or use compute f32"
+    );
+    Error::new(Fault::NotFinite, why)
+}
+
+/// Appends a sampled token to its timeline and delivers it; returns how the generation ends, if it does. A row without
+/// a distribution gives no token.
+fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled, counters: &Counters) -> Option<End> {
+    let (timeline, work) = job.parts();
+    let Work::Generate(g) = work else { return None };
+    let position = timeline.len() as u64;
+    if !(sampled.logprob.is_finite() && sampled.sampled_logprob.is_finite()) {
+        // Whoever tries again computes the row again, and a hidden state that predicts nothing goes.
+        timeline.forget_computed(timeline.len().saturating_sub(1));
+        return Some(End::Failed(not_finite(timeline.len(), revision)));
+    }
+    add(&counters.sampled, 1);
+    let (id, logprob, sampled_logprob) = (sampled.id, sampled.logprob, sampled.sampled_logprob);
+    timeline.push(Token { id, source: g.options.source, logprob, sampled_logprob, revision });
+    g.n_sampled += 1;
+    g.outbox.push(Sampled { id, logprob, sampled_logprob, position, revision });
+    if g.stop_ids.contains(&id) {
+        Some(End::Finished(Finish::Stop))
+    } else if g.n_sampled == g.options.max_tokens {
+        Some(End::Finished(Finish::Length))
+    } else if timeline.len() >= model.max_context() {
+        Some(End::Finished(Finish::ContextFull))
+    } else {
+        None
+    }
+}

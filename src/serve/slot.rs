@@ -1,0 +1,184 @@
+//! Where a session's timeline is: with the session while it rests, with a job while the engine works on it.
+//!
+//! KV is a cache of ids: a session that rests can lose its pages to one that works, and computes them again when it needs
+//! them. The slots of one model know each other for that.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::revision::{Bound, Revision};
+use super::timeline::Timeline;
+use crate::error::{Error, Fault, Result};
+
+/// A session's timeline and the revision that it is bound to.
+pub(super) struct Slot {
+    state: Mutex<State>,
+    /// told when a timeline comes back
+    returned: Condvar,
+    slots: Arc<Slots>,
+    /// when it was last given work, by the clock of `slots`
+    used: AtomicU64,
+}
+
+struct State {
+    whereabouts: Whereabouts,
+    revision: Bound,
+}
+
+enum Whereabouts {
+    Resting(Timeline),
+    /// with the job of that number; `released`: whoever asked for the work has let go of it, and it ends by itself soon
+    Working {
+        work: u64,
+        released: bool,
+    },
+    /// its job died in a panic
+    Lost,
+}
+
+/// A timeline on its way to a job.
+pub(super) struct Out<T> {
+    /// tells this work from the session's other
+    pub(super) work: u64,
+    pub(super) timeline: Timeline,
+    pub(super) revision: Bound,
+    pub(super) prepared: T,
+}
+
+impl Slot {
+    /// The slot of a new session, known to its model's others.
+    pub(super) fn new(slots: &Arc<Slots>, timeline: Timeline, revision: Bound) -> Arc<Slot> {
+        let state = Mutex::new(State { whereabouts: Whereabouts::Resting(timeline), revision });
+        let used = AtomicU64::new(slots.tick());
+        let slot = Arc::new(Slot { state, returned: Condvar::new(), slots: slots.clone(), used });
+        slots.add(&slot);
+        slot
+    }
+
+    /// The revision that it is bound to.
+    pub(super) fn revision(&self) -> Arc<Revision> {
+        self.state.lock().revision.revision().clone()
+    }
+
+    /// Runs `f` on the timeline while it rests. `SessionBusy` while somebody waits for work on it; work that was let go
+    /// of is waited for.
+    pub(super) fn resting<T>(&self, f: impl FnOnce(&mut Timeline, &mut Bound) -> Result<T>) -> Result<T> {
+        let mut state = self.state.lock();
+        loop {
+            let State { whereabouts, revision } = &mut *state;
+            match whereabouts {
+                Whereabouts::Resting(timeline) => return f(timeline, revision),
+                Whereabouts::Working { released: false, .. } => return Err(busy()),
+                Whereabouts::Working { released: true, .. } => self.returned.wait(&mut state),
+                Whereabouts::Lost => return Err(lost()),
+            }
+        }
+    }
+
+    /// Takes the timeline out for work, if `prepare` agrees.
+    pub(super) fn take<T>(&self, prepare: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<Out<T>> {
+        let work = self.slots.tick();
+        let mut state = self.state.lock();
+        loop {
+            match &mut state.whereabouts {
+                Whereabouts::Resting(_) => break,
+                Whereabouts::Working { released: false, .. } => return Err(busy()),
+                Whereabouts::Working { released: true, .. } => self.returned.wait(&mut state),
+                Whereabouts::Lost => return Err(lost()),
+            }
+        }
+        let State { whereabouts, revision } = &mut *state;
+        let Whereabouts::Resting(timeline) = whereabouts else { return Err(busy()) };
+        let prepared = prepare(timeline)?;
+        let working = Whereabouts::Working { work, released: false };
+        let Whereabouts::Resting(timeline) = std::mem::replace(whereabouts, working) else { return Err(busy()) };
+        self.used.store(work, Ordering::Relaxed);
+        Ok(Out { work, timeline, revision: revision.clone(), prepared })
+    }
+
+    /// Gives the timeline back.
+    pub(super) fn put_back(&self, timeline: Timeline) {
+        self.settle(Whereabouts::Resting(timeline));
+    }
+
+    /// Says that the timeline will not come back.
+    pub(super) fn lose(&self) {
+        self.settle(Whereabouts::Lost);
+    }
+
+    fn settle(&self, whereabouts: Whereabouts) {
+        let replaced = std::mem::replace(&mut self.state.lock().whereabouts, whereabouts);
+        self.returned.notify_all();
+        drop(replaced);
+    }
+
+    /// Says that nobody waits for this work any more: the next call on the session waits for its end instead.
+    pub(super) fn release(&self, done: u64) {
+        if let Whereabouts::Working { work, released } = &mut self.state.lock().whereabouts {
+            *released |= *work == done;
+        }
+    }
+
+    /// The other sessions of its model.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Drops what was computed, if it rests; returns whether pages went with it.
+    fn give_up_pages(&self) -> bool {
+        // Who holds the lock is using the timeline now.
+        let Some(mut state) = self.state.try_lock() else { return false };
+        match &mut state.whereabouts {
+            Whereabouts::Resting(timeline) if !timeline.kv.is_empty() => {
+                timeline.forget_computed(0);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.slots.remove_dropped();
+    }
+}
+
+/// The slots of one model's sessions.
+#[derive(Default)]
+pub(super) struct Slots {
+    all: Mutex<Vec<Weak<Slot>>>,
+    clock: AtomicU64,
+}
+
+impl Slots {
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn add(&self, slot: &Arc<Slot>) {
+        self.all.lock().push(Arc::downgrade(slot));
+    }
+
+    fn remove_dropped(&self) {
+        self.all.lock().retain(|slot| slot.strong_count() > 0);
+    }
+
+    /// Takes the pages of the resting session that was used the longest ago; returns whether there was one.
+    pub(super) fn take_pages_of_the_oldest(&self) -> bool {
+        let mut slots: Vec<Arc<Slot>> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
+        slots.sort_by_key(|slot| slot.used.load(Ordering::Relaxed));
+        slots.iter().any(|slot| slot.give_up_pages())
+    }
+}
+
+fn busy() -> Error {
+    Error::new(Fault::SessionBusy, "the session is being worked on; wait for its generation to end, or cancel it")
+}
+
+fn lost() -> Error {
+    Error::new(Fault::Poisoned, "the session's timeline was lost in a failure of the engine; release it")
+}
