@@ -54,7 +54,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 2 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 3 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -330,14 +330,15 @@ typedef struct {
   int32_t threads;
   /* Sessions that may exist; 1024. An episode takes one, and one more if a teacher follows it. */
   int32_t max_sessions;
-  /* Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size, and cancelled between them. */
+  /* Tokens of one forward pass; 512. A prompt is computed in chunks of at most this size. */
   int32_t max_batch_tokens;
   /* The most detailed level that log is to hear; 2, info. */
   int32_t log_level;
   /* Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
    * weights only: no KV cache, activations, or what an update or a learner needs. */
   uint64_t host_budget;
-  /* Bytes that each model's KV cache may take; 4 GiB. */
+  /* Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
+   * them: sessions at rest give up theirs and compute again when they are used, younger work waits. Results do not change. */
   uint64_t kv_budget;
   /* Takes the log lines; NULL, the default: nobody. */
   squire_log_fn log;
@@ -350,6 +351,12 @@ typedef struct {
   /* Bytes of device memory that the engine may take in all; 0, the default: whatever is free. No matter on the
    * processor. */
   uint64_t device_budget;
+  /* Milliseconds that a prompt may keep sessions that decode waiting in one forward pass, as measured; 20. Longer gets a
+   * prompt done sooner, shorter makes tokens come more evenly. Where a pass without a prompt takes longer than that, the
+   * prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor. */
+  int32_t prefill_slice_ms;
+  /* Must be 0. */
+  uint32_t reserved_2;
 } squire_engine_options;
 
 /* Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does
@@ -377,7 +384,8 @@ void squire_engine_release(squire_engine *engine);
 squire_status squire_engine_step(squire_engine *engine, squire_error **err);
 
 /* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
- * a forward pass), sampled (tokens), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
+ * a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work whose KV
+ * pages older work needed), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
 squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
 
 /* What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
@@ -712,13 +720,16 @@ squire_status squire_gen_seed(const squire_gen *generation, uint64_t *seed, squi
  * sampled before. Any thread. */
 squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire_event *event, squire_error **err);
 
-/* Asks the generation to stop at the next token, or between two chunks of the prompt. Its end comes with finish
+/* Asks the generation to stop at the next token; within a prompt, between two layers of the forward pass if nobody else
+ * wants it, else after it. Its end comes with finish
  * SQUIRE_FINISH_CANCELLED, unless it ends by itself before. NULL does nothing. Never blocks. Any thread, also inside a
  * callback. */
 void squire_gen_cancel(squire_gen *generation);
 
-/* Cancels the generation if it runs, waits for the round under way, and frees it; the session is idle afterwards. NULL is
- * allowed. Any thread, also inside a callback. */
+/* Cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
+ * under way, which is given up between two layers if nobody else wants it, and finds the session idle. A call of
+ * squire_gen_next that waits on another thread answers SQUIRE_END with SQUIRE_FINISH_CANCELLED. NULL is allowed. Any
+ * thread, also inside a callback. */
 void squire_gen_release(squire_gen *generation);
 
 /* ---- score ----------------------------------------------------------------------------------------------- */

@@ -10,7 +10,7 @@
 //! | 3 | [`model`] | configuration, weights, KV cache, the one forward pass and its backward |
 //! | 2 | [`backend`] | tensors on a device, the ops, the CPU kernels |
 //! | 1 | [`tensor`], [`format`](mod@format), [`text`] | dtypes and shapes; model folders; tokenizer and chat template |
-//! | 0 | [`error`], [`random`] | one error type; counter-keyed random draws |
+//! | 0 | [`error`], [`random`], `sync` | one error type; counter-keyed random draws; locks |
 
 #![warn(missing_docs)]
 
@@ -22,5 +22,6 @@ pub mod format;
 pub mod model;
 pub mod random;
 pub mod serve;
+mod sync;
 pub mod tensor;
 pub mod text;

@@ -46,6 +46,12 @@ fn a_cpp_program_uses_the_wrapper() {
 }
 
 #[test]
+fn children_of_a_busy_host_make_engines_of_their_own() {
+    let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/forks.c"));
+    program.run([folders::golden("dense_f32"), "40".into()]);
+}
+
+#[test]
 #[cfg(feature = "drill")]
 fn a_host_lives_on_through_panics_and_forks() {
     let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/drill.c"));

@@ -9,9 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors as `src/lib.rs` has them.
-const FLOORS: [(&str, usize); 10] = [
+const FLOORS: [(&str, usize); 11] = [
     ("error", 0),
     ("random", 0),
+    ("sync", 0),
     ("tensor", 1),
     ("format", 1),
     ("text", 1),

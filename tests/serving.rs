@@ -576,4 +576,11 @@ fn messages_append_behind_turns_begun_sampled_or_taken_back() {
     session.append(&[266], Source::Student).unwrap();
     session.append_chat(user("on"), &RenderOptions::default()).unwrap();
     assert_eq!(text(&session), one);
+    // Nor is one that the host wrote by ids of its own, whatever it wrote behind it.
+    let raw = |text: &str| model.tokenizer().unwrap().encode(text, squire::text::tokenizer::Control::All);
+    session.truncate(answered - 2).unwrap();
+    session.append(&raw("hi<|im_end|>\n<|im_start|>user\non<|im_end|>\n"), Source::Host).unwrap();
+    assert_eq!(text(&session), one);
+    session.append_chat(user("and"), &RenderOptions::default()).unwrap();
+    assert_eq!(text(&session), format!("{one}<|im_start|>user\nand<|im_end|>\n"));
 }

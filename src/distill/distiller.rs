@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
@@ -22,6 +21,7 @@ use super::trajectory::Heading;
 use crate::error::{Error, Fault, Result};
 use crate::model::Weights;
 use crate::serve::{Cancel, Level, ServedModel};
+use crate::sync::Mutex;
 
 /// A distiller. Cheap to clone; clones are the same distiller.
 #[derive(Clone)]
@@ -399,7 +399,7 @@ impl Distiller {
     }
 
     /// The learner's lock, for checkpoints.
-    pub(super) fn learning(&self) -> Result<parking_lot::MutexGuard<'_, Learning>> {
+    pub(super) fn learning(&self) -> Result<crate::sync::MutexGuard<'_, Learning>> {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         self.0.learning.try_lock().ok_or_else(busy)
     }

@@ -5,7 +5,6 @@
 //! exact ids, so nothing sampled is tokenised again and a teacher computes each token once.
 #![forbid(unsafe_code)]
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
@@ -20,6 +19,7 @@ use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
 use crate::serve::{Ending, Generation, GenerationOptions, Session, Token};
+use crate::sync::Mutex;
 use crate::text::source::Source;
 use crate::text::tokenizer::Control;
 use crate::text::{Json, RenderOptions, unsaid};

@@ -86,7 +86,8 @@ pub struct squire_engine_options {
     /// Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
     /// weights only: no KV cache, activations, or what an update or a learner needs.
     pub host_budget: u64,
-    /// Bytes that each model's KV cache may take; 4 GiB.
+    /// Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
+    /// them: sessions at rest give up theirs and compute again when they are used, younger work waits. Results do not change.
     pub kv_budget: u64,
     /// Takes the log lines; NULL, the default: nobody.
     pub log: squire_log_fn,
@@ -240,7 +241,8 @@ pub unsafe extern "C" fn squire_engine_step(engine: *mut squire_engine, err: *mu
 }
 
 /// The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
-/// a forward pass), sampled (tokens), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread.
+/// a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work whose KV
+/// pages older work needed), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_engine_metrics(
     engine: *const squire_engine,

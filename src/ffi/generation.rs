@@ -2,9 +2,8 @@
 
 use std::ffi::c_char;
 use std::ptr::null;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
@@ -19,6 +18,7 @@ use super::text::CText;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
+use crate::sync::Mutex;
 use crate::text::source::Source;
 
 /// One running generation. Freed by squire_gen_release, which cancels it.
@@ -30,6 +30,8 @@ pub struct squire_gen {
 pub(crate) struct Pulled {
     generation: Generation,
     last: Mutex<Last>,
+    /// whether the host has released it, perhaps while another of its threads waits in a pull
+    released: AtomicBool,
 }
 
 #[derive(Default)]
@@ -40,7 +42,7 @@ struct Last {
 
 impl Pulled {
     pub(crate) fn new(generation: Generation) -> Pulled {
-        Pulled { generation, last: Mutex::default() }
+        Pulled { generation, last: Mutex::default(), released: AtomicBool::new(false) }
     }
 }
 
@@ -359,7 +361,10 @@ pub unsafe extern "C" fn squire_gen_next(
                 Source::Teacher => 2,
                 _ => 1,
             };
-            match pulled.generation.next(timeout)? {
+            // What a released generation points to goes with this call: its waiter hears of the end alone.
+            let next = pulled.generation.next(timeout);
+            let next = if pulled.released.load(Ordering::Acquire) { Next::End(Finish::Cancelled) } else { next? };
+            match next {
                 Next::Timeout => Ok(Outcome::Timeout),
                 Next::End(finish) => {
                     *last = Last::default();
@@ -399,7 +404,8 @@ pub unsafe extern "C" fn squire_gen_next(
     }
 }
 
-/// Asks the generation to stop at the next token, or between two chunks of the prompt. Its end comes with finish
+/// Asks the generation to stop at the next token; within a prompt, between two layers of the forward pass if nobody else
+/// wants it, else after it. Its end comes with finish
 /// SQUIRE_FINISH_CANCELLED, unless it ends by itself before. NULL does nothing. Never blocks. Any thread, also inside a
 /// callback.
 #[unsafe(no_mangle)]
@@ -410,10 +416,68 @@ pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
     }
 }
 
-/// Cancels the generation if it runs, waits for the round under way, and frees it; the session is idle afterwards. NULL is
-/// allowed. Any thread, also inside a callback.
+/// Cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
+/// under way, which is given up between two layers if nobody else wants it, and finds the session idle. A call of
+/// squire_gen_next that waits on another thread answers SQUIRE_END with SQUIRE_FINISH_CANCELLED. NULL is allowed. Any
+/// thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.
+    if let Some(pulled) = unsafe { handle::peek(generation) } {
+        pulled.released.store(true, Ordering::Release);
+        pulled.generation.cancel();
+    }
+    // SAFETY: as above.
     unsafe { handle::release(generation) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::SQUIRE_END;
+    use super::*;
+    use crate::model::ModelConfig;
+    use crate::serve::{Engine, EngineOptions, Session};
+    use crate::tensor::Dtype;
+    use std::ptr::null_mut;
+
+    /// A session with a prompt that takes a while, and a model of it.
+    fn long_prompt(caller_driven: bool) -> Session {
+        let document = serde_json::json!({
+            "model_type": "qwen3", "vocab_size": 64, "hidden_size": 128, "intermediate_size": 256,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+            "max_position_embeddings": 20_000,
+        });
+        let engine = Engine::new(EngineOptions { caller_driven, ..EngineOptions::default() }).unwrap();
+        let config = ModelConfig::from_json(&document).unwrap();
+        let model = engine.random_model(config, Dtype::Bf16, 1, 0).unwrap();
+        let session = Session::new(&model).unwrap();
+        let ids: Vec<i32> = (0..19_000).map(|i| i % 64).collect();
+        session.append(&ids, Source::Host).unwrap();
+        session
+    }
+
+    #[test]
+    fn a_release_wakes_who_waits_in_a_pull_and_leaves_the_session_to_its_next_call() {
+        for caller_driven in [false, true] {
+            let session = long_prompt(caller_driven);
+            let generation = session.generate(GenerationOptions::default()).unwrap();
+            let handle = handle::into_raw::<squire_gen>(Pulled::new(generation)) as usize;
+            let (begun, begins) = std::sync::mpsc::channel();
+            let waiter = std::thread::spawn(move || {
+                let mut event = squire_event::defaults();
+                begun.send(()).unwrap();
+                let status = unsafe { squire_gen_next(handle as *mut squire_gen, -1, &mut event, null_mut()) };
+                (status, event.kind, event.finish, event.ids_len)
+            });
+            begins.recv().unwrap();
+            // The waiter has the handle in hand: its call must have begun before the release.
+            std::thread::sleep(Duration::from_millis(50));
+            unsafe { squire_gen_release(handle as *mut squire_gen) };
+            let wanted = (SQUIRE_END, SQUIRE_EVENT_END, SQUIRE_FINISH_CANCELLED, 0);
+            assert_eq!(waiter.join().unwrap(), wanted, "driven by the caller: {caller_driven}");
+            assert_eq!(session.len().unwrap(), 19_000);
+            let extent = session.extent().unwrap();
+            assert!(extent.pending > 0, "the prompt was not computed to its end: {extent:?}");
+        }
+    }
 }

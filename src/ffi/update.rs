@@ -3,7 +3,6 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 
-use parking_lot::RwLock;
 use serde_json::json;
 
 use super::callbacks::{Progress, squire_progress_fn};
@@ -16,6 +15,7 @@ use super::status::squire_status;
 use super::text::{CText, squire_text};
 use crate::distill::Update;
 use crate::error::{Error, Fault};
+use crate::sync::RwLock;
 
 /// Gradients with their report. Freed by squire_update_release.
 pub struct squire_update {

@@ -7,11 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
 use crate::backend::Device;
 use crate::backend::page::{PAGE, Page, PageShape};
 use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
 
 /// Where pages come from. Pages in use never exceed the budget; freed ones are kept for the next taker.
 pub struct KvPool {

@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
-use parking_lot::Mutex;
-
 use super::job::Job;
 use super::log::{Level, Log};
 use super::metrics::Counters;
 use super::scheduler::Scheduler;
 use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 
 /// Drives one scheduler. Dropping it ends its thread and waits for that.
 pub(super) struct Driver {

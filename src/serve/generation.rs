@@ -4,13 +4,12 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::cancel::Cancel;
 use super::engine::Engine;
 use super::outbox::{Finish, Outbox, Sampled, Taken};
 use super::slot::Slot;
 use crate::error::Result;
+use crate::sync::Mutex;
 use crate::text::source::Source;
 use crate::text::stream::TextStream;
 use crate::text::tokenizer::Tokenizer;

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::documents::{StopId, stop_ids_json};
@@ -25,6 +24,7 @@ use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
 use crate::model::{KvPool, Model, ModelConfig, Weights};
 use crate::random::fresh_seed;
+use crate::sync::Mutex;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, end_of_turn, notices};
 

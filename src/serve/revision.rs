@@ -8,10 +8,9 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use crate::error::{Error, Fault, Result};
 use crate::model::Weights;
+use crate::sync::Mutex;
 
 /// One set of weights, never changed.
 pub struct Revision {

@@ -8,9 +8,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam::channel::{Receiver, bounded, unbounded};
-use parking_lot::Mutex;
-
 use super::cancel::Cancel;
 use super::engine::Engine;
 use super::generation::Generation;
@@ -24,10 +21,12 @@ use super::slot::{Out, Slot};
 use super::timeline::{Hidden, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::model::KvCache;
+use crate::sync::Mutex;
 use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
 use crate::text::generation_prompt;
 use crate::text::source::Source;
+use crossbeam::channel::{Receiver, bounded, unbounded};
 
 /// Entries (`ids` times `top_k`) that one score may give: what a single call can make the host hold is bounded.
 pub const MAX_SCORE_ENTRIES: usize = 1 << 24;

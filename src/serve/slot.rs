@@ -7,11 +7,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Condvar, Mutex};
-
 use super::revision::{Bound, Revision};
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::sync::{Condvar, Mutex};
 
 /// A session's timeline and the revision that it is bound to.
 pub(super) struct Slot {

@@ -9,13 +9,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::jinja::{self, Limits, Template};
 use super::json::Json;
 use super::messages::{self, Open, check_messages, message};
 use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
 
 /// The longest template, in bytes; Qwen3's has 4 kB.
 const MAX_SOURCE: usize = 256 << 10;

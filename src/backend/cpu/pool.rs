@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::float_env::FloatEnv;
+use crate::sync::{Condvar, Mutex};
 
 /// How often a worker looks for work before it sleeps; about 50 microseconds.
 const SPINS: u32 = 20_000;

@@ -7,12 +7,11 @@
 use std::collections::HashMap;
 use std::thread::{self, ThreadId};
 
-use parking_lot::Mutex;
-
 use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
 use super::{CudaOptions, api};
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
+use crate::sync::Mutex;
 
 #[cxx::bridge(namespace = "shim")]
 mod ffi {

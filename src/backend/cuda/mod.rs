@@ -23,8 +23,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
-use parking_lot::Mutex;
-
 pub use api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
 pub use memory::Buffer;
 pub use pinned::Pinned;
@@ -33,6 +31,7 @@ use pool::Pool;
 
 use super::batch::Plan;
 use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]

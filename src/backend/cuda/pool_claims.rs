@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
-
 use super::*;
 use crate::backend::cuda::{Cuda, CudaOptions, Event, Facts, Graph, Launch, Matmul};
 use crate::random::{Stream, below};
+use crate::sync::Mutex;
 
 const MIB: u64 = 1 << 20;
 

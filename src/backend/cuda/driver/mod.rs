@@ -12,16 +12,15 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::thread::{self, ThreadId};
 
-use cudarc::driver::sys;
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
-use cudarc::driver::sys::CUlaunchAttributeID as LaunchAttribute;
-use parking_lot::Mutex;
-
 use super::CudaOptions;
 use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
 use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
 use context::Context;
 use cublaslt::CublasLt;
+use cudarc::driver::sys;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::sys::CUlaunchAttributeID as LaunchAttribute;
 use library::{Library, describe, library};
 
 /// The least compute capability: the oldest that the kernels are compiled for, and that has bf16 tensor cores.
