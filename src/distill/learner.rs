@@ -158,7 +158,8 @@ impl Task<'_> {
             next = end;
         }
         progress(done as u64, total as u64);
-        let squares: f64 = weights.tensors().iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g)).sum();
+        let squares = weights.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
+        let squares: f64 = squares.sum::<Result<f64>>()?;
         let norm = squares.sqrt();
         let report = tally.report(norm, started.elapsed().as_secs_f64());
         if !norm.is_finite() || !report.loss.is_finite() {
@@ -211,11 +212,11 @@ impl Task<'_> {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
-            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n);
+            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n)?;
             leave_out(&mut pass.logits, self.vocabulary, n);
             let targets: Vec<i32> =
                 chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
-            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n);
+            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n)?;
             for ((_, t), logprob) in chunk.iter().zip(logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
@@ -231,7 +232,7 @@ impl Task<'_> {
                 .collect();
             let teacher_logits =
                 teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
-            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n);
+            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n)?;
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
             }
@@ -355,7 +356,7 @@ impl Pass {
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
         if let Some(weights) = weights {
-            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len());
+            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len())?;
             if let Some(other) = &mut side.in_students_rows {
                 let (to, from) = (other.extent(1), side.logits.extent(1));
                 let rows = other.f32_mut().chunks_exact_mut(to).zip(side.logits.f32().chunks_exact(from));

@@ -243,7 +243,7 @@ impl Session {
 
     /// A session with the same timeline on the same revision; the pages are shared until one writes.
     pub fn fork(&self) -> Result<Session> {
-        let (timeline, revision) = self.idle(|t, revision| Ok((t.fork(), revision.clone())))?;
+        let (timeline, revision) = self.idle(|t, revision| Ok((t.fork()?, revision.clone())))?;
         Session::with(&self.model, revision, timeline)
     }
 

@@ -9,8 +9,7 @@ use std::thread::{self, ThreadId};
 
 use parking_lot::Mutex;
 
-use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
-use super::{CudaOptions, api};
+use super::api::{self, Address, Api, CudaOptions, Event, Facts, Graph, Launch, Matmul};
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
 

@@ -4,7 +4,8 @@
 //!
 //! All matrices are bf16, row-major and aligned to 16 bytes; k is a multiple of 32, the width of a result one of 8.
 
-use super::{Address, Cuda, KernelArgs, Launch, Matmul};
+use super::api::{Address, Launch, Matmul};
+use super::device::{Cuda, KernelArgs};
 
 const THREADS: u32 = 256;
 /// Weight rows of a tile.

@@ -10,7 +10,8 @@
 
 use super::logprob::{CHUNK, RowSum, exp_at_most_one, load_or_minus_infinity, row_sums};
 use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, math, piece};
-use crate::backend::{Device, Tensor};
+use crate::backend::{Device, Tensor, host};
+use crate::error::Result;
 
 /// Which loss a row carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +44,15 @@ pub fn divergence_forward_backward(
     teacher: Option<&Tensor>,
     rows: &[RowLoss],
     n: usize,
-) -> Vec<f32> {
+) -> Result<Vec<f32>> {
     let v = logits.extent(1);
     let rows = &rows[..n];
     assert!(logits.extent(0) >= n, "logits are {} for {n} rows", logits.shape());
     for row in rows.iter().filter(|r| r.kind == Divergence::CrossEntropy) {
         assert!(row.target >= 0 && (row.target as usize) < v, "target {} of a vocabulary of {v}", row.target);
     }
-    let compared: Vec<usize> = (0..n).filter(|&i| rows[i].kind != Divergence::CrossEntropy).collect();
+    let mut compared = host::with_room(n)?;
+    compared.extend((0..n).filter(|&i| rows[i].kind != Divergence::CrossEntropy));
     if !compared.is_empty() {
         let fits = teacher.is_some_and(|t| t.extent(0) >= n && t.extent(1) == v);
         assert!(fits, "teacher logits are {teacher:?}, the student's {}", logits.shape());
@@ -58,11 +60,11 @@ pub fn divergence_forward_backward(
     let cpu = device.cpu();
     let _env = FloatEnv::set();
 
-    let student_sums = row_sums(cpu, logits, &Vec::from_iter(0..n));
-    let mut facts: Vec<Row> = rows.iter().zip(&student_sums).map(|(&spec, sum)| Row::new(spec, sum)).collect();
+    let student_sums = row_sums(cpu, logits, &host::collected(0..n)?)?.rows;
+    let mut facts = host::collected(rows.iter().zip(&student_sums).map(|(&spec, sum)| Row::new(spec, sum)))?;
     let teacher_logits = teacher.map_or(&[][..], |t| t.f32());
     if let Some(teacher) = teacher {
-        for (&i, sum) in compared.iter().zip(row_sums(cpu, teacher, &compared)) {
+        for (&i, sum) in compared.iter().zip(row_sums(cpu, teacher, &compared)?.rows) {
             facts[i].teacher = Side::new(&sum);
             facts[i].shift = (student_sums[i].ln_sum - sum.ln_sum) as f32;
         }
@@ -73,7 +75,7 @@ pub fn divergence_forward_backward(
     }
 
     let n_chunks = v.div_ceil(CHUNK);
-    let mut parts = vec![0.0f32; compared.len() * n_chunks];
+    let mut parts = cpu.scratch::<f32>(compared.len() * n_chunks)?;
     let n_parts = parts.len();
     let x = logits.f32();
     let losses =
@@ -84,7 +86,7 @@ pub fn divergence_forward_backward(
     }
     let x = Shared::new(&mut logits.f32_mut()[..n * v]);
     cpu.launch(n * n_chunks, &Gradients { x, teacher: teacher_logits, facts: &facts, v });
-    facts.iter().map(|f| f.loss).collect()
+    host::collected(facts.iter().map(|f| f.loss))
 }
 
 /// One of the two distributions of a row.

@@ -6,10 +6,11 @@
 use std::collections::VecDeque;
 
 use super::logprob::select_bytes;
-use super::{Head, Sampled, Sampling, sample_token};
-use crate::backend::batch::MAX_DECODE_ROWS;
+use super::head::Head;
+use super::sample::{Sampled, sample_token};
 use crate::backend::cuda::{Address, Buffer, Cuda, Event, KernelArgs, Launch, Pinned};
-use crate::backend::{Batch, Device, Tensor};
+use crate::backend::terms::{MAX_DECODE_ROWS, Sampling};
+use crate::backend::{Batch, Device, Tensor, host};
 use crate::error::Result;
 
 /// Bytes of a record: id, log-prob, log-prob it was drawn with.
@@ -42,12 +43,20 @@ struct Sent {
 }
 
 /// Draws a token for each row of the head's logits; on a GPU as the batch's step says.
-pub fn sample_rows(device: &Device, draws: &mut Draws, head: &Head, wanted: &[(Sampling, f32)], batch: &Batch) {
+pub fn sample_rows(
+    device: &Device,
+    draws: &mut Draws,
+    head: &Head,
+    wanted: &[(Sampling, f32)],
+    batch: &Batch,
+) -> Result<()> {
     match device {
         Device::Cpu(_) => {
-            let row =
-                |(i, &(sampling, u)): (usize, &(Sampling, f32))| sample_token(device, &head.logits, i, sampling, u);
-            draws.sampled = wanted.iter().enumerate().map(row).collect();
+            let mut sampled = host::with_room(wanted.len())?;
+            for (i, &(sampling, u)) in wanted.iter().enumerate() {
+                sampled.push(sample_token(device, &head.logits, i, sampling, u)?);
+            }
+            draws.sampled = sampled;
         }
         Device::Cuda(cuda) => {
             let gpu = draws.gpu.as_ref().expect("the draws of a GPU lie there");
@@ -58,10 +67,34 @@ pub fn sample_rows(device: &Device, draws: &mut Draws, head: &Head, wanted: &[(S
             launch(cuda, &head.logits, head.stats(), 0, rows, (at.counts, at.draws), out);
         }
     }
+    Ok(())
+}
+
+/// Draws from a row of the head's logits, and waits for it.
+pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
+    match device {
+        Device::Cpu(_) => sample_token(device, &head.logits, row, sampling, u),
+        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, sampling, u),
+    }
+}
+
+/// The same from the first `v` ids alone, as if a row had no more. On the CPU.
+pub fn sample_row_among(
+    device: &Device,
+    head: &Head,
+    row: usize,
+    v: usize,
+    sampling: Sampling,
+    u: f32,
+) -> Result<Sampled> {
+    let width = head.logits.extent(1);
+    let v = v.min(width);
+    let part = Tensor::from_f32(&[1, v], &head.logits.f32()[row * width..][..v])?;
+    sample_token(device, &part, 0, sampling, u)
 }
 
 /// Draws from row `row` on a GPU, and waits for it.
-pub(super) fn sample_row_on(
+fn sample_row_on(
     cuda: &Cuda,
     logits: &Tensor,
     stats: &Tensor,
@@ -145,6 +178,14 @@ impl Draws {
             }),
         };
         Ok(Draws { sampled: Vec::new(), gpu })
+    }
+
+    /// Bytes of a GPU that it takes; none of the host's to speak of.
+    pub fn bytes(device: &Device) -> u64 {
+        match device {
+            Device::Cpu(_) => 0,
+            Device::Cuda(_) => device.taken(4 * MAX_DECODE_ROWS) + device.taken(RECORD * MAX_DECODE_ROWS),
+        }
     }
 
     /// Where the drawn ids lie on the GPU; 0 where there are none.

@@ -6,8 +6,7 @@ use std::ffi::{c_int, c_void};
 use cudarc::cublaslt::sys;
 use parking_lot::Mutex;
 
-use super::call;
-use super::context::Context;
+use super::context::{Context, call};
 use super::library::entry_points;
 use crate::backend::cuda::api::{Address, Matmul};
 use crate::error::{Error, Fault, Result};

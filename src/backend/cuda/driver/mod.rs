@@ -17,10 +17,9 @@ use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUlaunchAttributeID as LaunchAttribute;
 use parking_lot::Mutex;
 
-use super::CudaOptions;
-use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
+use super::api::{Address, Api, CudaOptions, Event, Facts, Graph, Launch, Matmul};
 use crate::error::{Error, Fault, Result};
-use context::Context;
+use context::{Context, call};
 use cublaslt::CublasLt;
 use library::{Library, describe, library};
 
@@ -159,20 +158,6 @@ struct Kernel {
     /// bytes of dynamic shared memory that it may use
     shared: u32,
 }
-
-/// One call in the context: made current, checked, and named if it fails.
-macro_rules! call {
-    ($context:expr, $name:ident($($argument:expr),*)) => {{
-        let context: &Context = &$context;
-        context.enter().and_then(|_current| {
-            // SAFETY: the handles are this driver's own, results have their places, and addresses are valid by the
-            // contract of the interface.
-            let code = unsafe { (context.calls().$name)($($argument),*) };
-            context.check(stringify!($name), code)
-        })
-    }};
-}
-use call;
 
 impl Driver {
     fn open(library: &'static Library, device: sys::CUdevice, facts: Facts) -> Result<Driver> {
