@@ -3,9 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Model, ModelConfig};
-use crate::backend::ops::{
-    AttendScratch, Dealing, Draws, ExpertActivations, ExpertExtents, FfnActivations, Head,
-};
+use crate::backend::ops::{AttendScratch, Dealing, Draws, ExpertActivations, ExpertExtents, FfnActivations, Head};
 use crate::backend::{Batch, Device, Graphs, Tensor, host};
 use crate::error::Result;
 

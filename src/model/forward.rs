@@ -10,10 +10,10 @@
 //! recorded graph, whose results the host need not wait for before it asks for the next.
 #![forbid(unsafe_code)]
 
+use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::kv_cache::KvCache;
 use super::weights::{Layer, Mlp, Weights};
-use super::Model;
 use crate::backend::batch::{Batch, BatchSegment};
 use crate::backend::{Tensor, host, ops};
 use crate::error::{Error, Fault, Result};
@@ -96,13 +96,7 @@ pub fn head<'a>(
 }
 
 /// Logits [n, V] of rows of hidden states [n, C] after the final norm; f32 in any compute.
-pub fn head_forward(
-    model: &Model,
-    weights: &Weights,
-    logits: &mut Tensor,
-    hidden: &Tensor,
-    n: usize,
-) -> Result<()> {
+pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) -> Result<()> {
     ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute)
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::backend::{Device, host};
 use crate::backend::page::{PAGE, Page, PageShape};
+use crate::backend::{Device, host};
 use crate::error::{Error, Fault, Result};
 
 /// Where pages come from. Pages that exist never exceed the budget. Freed ones are kept for the next taker where making

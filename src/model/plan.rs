@@ -91,8 +91,7 @@ impl MemoryPlan {
                 Device::Cpu(_) => scratch(config, device, compute, load.rows, max_context),
                 Device::Cuda(_) => {
                     let decode = Plan::of_decode(1, max_context);
-                    ops::AttendScratch::bytes(device, heads(config), decode)
-                        + Batch::bytes(device, decode)
+                    ops::AttendScratch::bytes(device, heads(config), decode) + Batch::bytes(device, decode)
                 }
             },
             training: TrainingPlan::new(config, device, compute, load),

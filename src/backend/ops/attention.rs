@@ -253,9 +253,8 @@ where
             for (m, sum) in sums[..n_queries].iter_mut().enumerate() {
                 *sum = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
             }
-            let values = |page: &Page| {
-                F::W::of(page).as_ptr().add(layer.key_offset(head, 0) + layer.shape.value_offset())
-            };
+            let values =
+                |page: &Page| F::W::of(page).as_ptr().add(layer.key_offset(head, 0) + layer.shape.value_offset());
             for (m, &sum) in sums[..n_queries].iter().enumerate() {
                 let p = scores.as_ptr().add(m * longest);
                 let mut d = 0;
@@ -575,6 +574,7 @@ mod tests {
     fn forward(device: &Device, case: &Case, q: &Tensor, k: &Tensor, v: &Tensor, chunk: usize, dtype: Dtype) -> Tensor {
         let Heads { n_kv_heads, head_dim, .. } = case.heads;
         let shape = PageShape { n_layers: 2, n_kv_heads, head_dim, dtype };
+        let at = PageLayer { shape, layer: 1 };
         let compute = if dtype == Dtype::F32 { Compute::F32 } else { Compute::Bf16 };
         let mut pages: Vec<Vec<Arc<Page>>> = case
             .lengths
@@ -590,14 +590,14 @@ mod tests {
                 let end = (start + chunk).min(*len);
                 for p in start..end {
                     let page = Arc::get_mut(&mut pages[p / PAGE]).unwrap();
-                    kv_append(device, page, shape, 1, p % PAGE, (k, v), first + p..first + p + 1);
+                    kv_append(device, page, at, p % PAGE, KeysValues { k, v }, first + p..first + p + 1);
                 }
                 if start < end {
                     spans.push(Span { rows: first + start..first + end, start, pages });
                 }
                 first += len;
             }
-            attention_forward(device, &mut out, q, &spans, shape, 1, case.heads, compute);
+            attention_forward(device, &mut out, q, &spans, at, case.heads, compute).unwrap();
         }
         out
     }
@@ -649,7 +649,9 @@ mod tests {
                 spans.push(first..first + l);
                 first += l;
             }
-            attention_backward(&device(), (&mut dq, &mut dk, &mut dv), &dout, (&q, &k, &v), &spans, case.heads);
+            let to = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            let kv = KeysValues { k: &k, v: &v };
+            attention_backward(&device(), to, &dout, &q, kv, &spans, case.heads).unwrap();
             let (q, k, v) = (wide(&q), wide(&k), wide(&v));
             let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
                 naive(&case, q, k, v).iter().zip(wide(&dout)).map(|(o, d)| o * d).sum()

@@ -5,8 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::logprob::select_bytes;
 use super::head::Head;
+use super::logprob::select_bytes;
 use super::sample::{Sampled, sample_token};
 use crate::backend::cuda::{Address, Buffer, Cuda, Event, KernelArgs, Launch, Pinned};
 use crate::backend::terms::{MAX_DECODE_ROWS, Sampling};
@@ -281,7 +281,7 @@ mod tests {
         let mut draws = Draws::new(gpu).unwrap();
         let mut all = Vec::new();
         for wanted in wanted.chunks(32) {
-            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted));
+            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted)).unwrap();
             draws.send(wanted.len()).unwrap();
             all.extend(draws.take().unwrap());
         }
@@ -345,9 +345,9 @@ mod tests {
         let (device, logits) = (device(), Tensor::from_f32(&[1, x.len()], x).unwrap());
         let mut n_border = 0;
         for (&(s, u), got) in wanted.iter().zip(got) {
-            let judge = sample_token(&device, &logits, 0, s, u);
+            let judge = sample_token(&device, &logits, 0, s, u).unwrap();
             assert!((got.id as usize) < x.len(), "{s:?} {u}: {got:?}");
-            let logprob = logprobs_of(&device, &logits, &[got.id], 1)[0];
+            let logprob = logprobs_of(&device, &logits, &[got.id], 1).unwrap()[0];
             assert!(agree(got.logprob, logprob), "{s:?} {u}: {got:?}, log-prob {logprob}");
             if got.id == judge.id && agree(got.sampled_logprob, judge.sampled_logprob) {
                 continue;
@@ -420,7 +420,7 @@ mod tests {
                     let wanted: Vec<_> = [RAW, Sampling { top_k: 3, top_p: 0.5, ..RAW }].map(|s| (s, 0.5)).into();
                     let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
                     for ((s, u), got) in wanted.iter().zip(draw_all(&gpu, &x, &wanted)) {
-                        let judge = sample_token(&device(), &logits, 0, *s, *u);
+                        let judge = sample_token(&device(), &logits, 0, *s, *u).unwrap();
                         assert_eq!(got.id, judge.id, "{bad} {mixed} {s:?}");
                         assert!(agree(got.logprob, judge.logprob), "{bad} {mixed}: {got:?}, not {judge:?}");
                         assert!(agree(got.sampled_logprob, judge.sampled_logprob), "{got:?}, not {judge:?}");
@@ -463,7 +463,7 @@ mod tests {
                     (0..3).for_each(|row| x[20 * row + 3 * row + step + round] = 1.0);
                     // Three rows launch as four; the fourth is not in use.
                     let head = head_on(&gpu, &[x, vec![0.0; 20]].concat(), 20);
-                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3]));
+                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3])).unwrap();
                     draws.send(3).unwrap();
                 }
                 for step in 0..3 {

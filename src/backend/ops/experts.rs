@@ -449,10 +449,10 @@ mod tests {
             let x = rows_of(normed, slot / k..slot / k + 1);
             let [mut gate, mut up, mut product] = [f, f, f].map(|width| room(&device(), 1, width));
             let mut y = room(&device(), 1, c);
-            linear_forward(&device(), &mut gate, &x, w.gate, 1, Compute::Bf16);
-            linear_forward(&device(), &mut up, &x, w.up, 1, Compute::Bf16);
+            linear_forward(&device(), &mut gate, &x, w.gate, 1, Compute::Bf16).unwrap();
+            linear_forward(&device(), &mut up, &x, w.up, 1, Compute::Bf16).unwrap();
             swiglu_forward(&device(), &mut product, &gate, &up, 1, Compute::Bf16);
-            linear_forward(&device(), &mut y, &product, w.down, 1, Compute::Bf16);
+            linear_forward(&device(), &mut y, &product, w.down, 1, Compute::Bf16).unwrap();
             scatter_rows(&device(), &mut slots, &y, &[slot]);
         }
         let (mut branch, mut sum) = (room(&device(), n, c), stored(stream, Dtype::F32));
@@ -469,31 +469,19 @@ mod tests {
             let router = stored(&random(3, &[e, c]), Dtype::Bf16);
             let experts = Experts::new(e, c, f);
             let dealing = Dealing { n_experts_per_token: k, norm_topk_prob };
+            let extents = ExpertExtents { hidden_size: c, width: f, n_experts: e, dealing };
             for gpu in gpus() {
                 let (norm, router, experts_there) = (bf16_on(&gpu, &norm), bf16_on(&gpu, &router), experts.on(&gpu));
-                let mut a = ExpertActivations::new(&gpu, c, f, e, false).unwrap();
+                let mut a = ExpertActivations::new(&gpu, extents, false).unwrap();
                 let mut of = |rows: std::ops::Range<usize>| {
                     let n = rows.len();
-                    a.reserve(n, k).unwrap();
+                    a.reserve(&gpu, n).unwrap();
                     let mut y = bf16_on(&gpu, &rows_of(&stream, rows));
                     let (mut normed, mut branch) = (room(&gpu, n, c), room(&gpu, n, c));
-                    let expert = |i: usize| experts_there.get(i);
-                    let scratch = (&mut normed, &mut branch);
-                    experts_forward(
-                        &gpu,
-                        &mut y,
-                        scratch,
-                        &mut a,
-                        &norm,
-                        &router,
-                        &expert,
-                        dealing,
-                        n,
-                        EPS,
-                        false,
-                        Compute::Bf16,
-                    )
-                    .unwrap();
+                    let half = FfnHalf { stream: &mut y, normed: &mut normed, branch: &mut branch };
+                    let w = ExpertWeights { router: &router, expert: &|i: usize| experts_there.get(i) };
+                    let norm = Norm { weight: &norm, eps: EPS };
+                    experts_forward(&gpu, half, &mut a, norm, w, n, Compute::Bf16).unwrap();
                     let g = a.on_gpu.as_ref().unwrap();
                     let first = |t: &Tensor, len: usize| read(t)[..len].to_vec();
                     let ids: Vec<u32> = first(&g.ids, n * k).iter().map(|id| id.to_bits()).collect();
@@ -501,7 +489,8 @@ mod tests {
                 };
                 let (judge_y, judge_ids, judge_weights, logits, normed) = of(0..70);
                 let logits = Tensor::from_f32(&[70, e], &logits).unwrap();
-                let routing = route(&device(), &logits, 70, k, norm_topk_prob);
+                let mut routing = Routing::new(e, dealing).unwrap();
+                route(&device(), &mut routing, &logits, 70).unwrap();
                 assert_eq!(judge_ids, routing.experts);
                 let weights: Vec<f64> = routing.weights.iter().map(|&w| w as f64).collect();
                 assert_close("weights", &judge_weights, &weights, 1e-5);
@@ -528,7 +517,8 @@ mod tests {
             let x: Vec<f32> = random(1, &[n, e]).f32().iter().map(|x| (8.0 * x).round() / 2.0).collect();
             let logits = Tensor::from_f32(&[n, e], &x).unwrap();
             for norm_topk_prob in [false, true] {
-                let wanted = route(&device(), &logits, n, k, norm_topk_prob);
+                let mut wanted = Routing::new(e, Dealing { n_experts_per_token: k, norm_topk_prob }).unwrap();
+                route(&device(), &mut wanted, &logits, n).unwrap();
                 for gpu in gpus() {
                     let Device::Cuda(cuda) = &gpu else { unreachable!("gpus() are") };
                     let logits = bf16_on(&gpu, &logits);

@@ -34,14 +34,8 @@ pub fn check_extents(device: &Device, e: &Extents) -> Result<()> {
     let group = e.n_heads / e.n_kv_heads.max(1);
     let experts = e.n_experts_per_token;
     let demands = [
-        (
-            e.hidden_size.is_multiple_of(32),
-            format!("a hidden size that is a multiple of 32, not {}", e.hidden_size),
-        ),
-        (
-            e.ffn_size.is_multiple_of(32),
-            format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size),
-        ),
+        (e.hidden_size.is_multiple_of(32), format!("a hidden size that is a multiple of 32, not {}", e.hidden_size)),
+        (e.ffn_size.is_multiple_of(32), format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size)),
         (rows::norm_bytes(1, e.hidden_size) <= shared, format!("a smaller hidden size than {}", e.hidden_size)),
         (select_bytes(e.vocab_size) <= shared, format!("a smaller vocabulary than {} ids", e.vocab_size)),
         ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),

@@ -227,7 +227,16 @@ mod tests {
             let w = stored(&random(3, &[v, c]), Dtype::Bf16);
             let run = |device: &Device, [x, norm, w]: [&Tensor; 3], norms: bool, rows: &RowList| {
                 let mut head = Head::new(device, rows.len(), c, v).unwrap();
-                head_forward(device, &mut head, x, norms.then_some((norm, 1e-5)), w, rows, Compute::Bf16);
+                head_forward(
+                    device,
+                    &mut head,
+                    x,
+                    norms.then_some(Norm { weight: norm, eps: 1e-5 }),
+                    w,
+                    rows,
+                    Compute::Bf16,
+                )
+                .unwrap();
                 head
             };
             let scattered: Vec<usize> = (0..140).map(|i| i * 37 % 140).collect();
@@ -250,7 +259,7 @@ mod tests {
                     }
                     assert_same_bits("a row alone", &of(&scattered[9..10]), &judge[9 * v..10 * v]);
                     let listed = of(&(0..9).collect::<Vec<_>>());
-                    let first = run(&gpu, [&x, &norm, &w], norms, &RowList::first(9));
+                    let first = run(&gpu, [&x, &norm, &w], norms, &RowList::first(9).unwrap());
                     assert_same_bits("the first rows", &read(&first.logits), &listed);
                 }
             }

@@ -15,12 +15,26 @@ use crate::backend::{Compute, Device, Elements, Tensor};
 use crate::error::Result;
 
 /// y = x w^T. Overwrites the first `n` rows of `y`.
-pub fn linear_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) -> Result<()> {
+pub fn linear_forward(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+) -> Result<()> {
     linear(device, y, x, w, n, compute, compute.rounds())
 }
 
 /// y = x w^T where y stays f32 in any compute (the logits). Overwrites the first `n` rows of `y`.
-pub fn linear_forward_f32(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) -> Result<()> {
+pub fn linear_forward_f32(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+) -> Result<()> {
     linear(device, y, x, w, n, compute, false)
 }
 
@@ -300,10 +314,10 @@ mod tests {
             for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                 let w = stored(&random(2, &[o, k]), dtype);
                 let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32);
+                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32).unwrap();
                 assert_close("y", y.f32(), &naive(&x, &w), 1e-5);
                 let rounded = stored(&x, Dtype::Bf16);
-                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16);
+                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16).unwrap();
                 if dtype == Dtype::Bf16 {
                     assert_close("y of pairs", y.f32(), &naive(&rounded, &w), 1e-5);
                 }
@@ -320,12 +334,12 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                        linear_forward(&device, &mut y, &x, &w, n, compute);
+                        linear_forward(&device, &mut y, &x, &w, n, compute).unwrap();
                         let judge = judge.get_or_insert_with(|| y.f32().to_vec());
                         assert_same_bits("y", y.f32(), judge);
                         for i in 0..n {
                             let row = Tensor::from_f32(&[1, k], &x.f32()[i * k..(i + 1) * k]).unwrap();
-                            linear_forward(&device, &mut y, &row, &w, 1, compute);
+                            linear_forward(&device, &mut y, &row, &w, 1, compute).unwrap();
                             assert_same_bits("row", &y.f32()[..o], &judge[i * o..(i + 1) * o]);
                         }
                     }
@@ -383,8 +397,8 @@ mod tests {
             let start = rounded(&random(3, &[70, o]));
             let (mut wanted, mut added) = (stored(&start, Dtype::F32), stored(&start, Dtype::F32));
             let mut branch = stored(&start, Dtype::F32);
-            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16);
-            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16);
+            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16).unwrap();
+            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16).unwrap();
             let (wanted, added) = (wide(&wanted), wide(&added));
             for gpu in gpus() {
                 let w = bf16_on(&gpu, &w);
@@ -392,9 +406,9 @@ mod tests {
                     let (n, x) = (x.extent(0), bf16_on(&gpu, x));
                     let (mut y, mut branch) = (bf16_on(&gpu, start), room(&gpu, n, o));
                     if adds {
-                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16);
+                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16).unwrap();
                     } else {
-                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16);
+                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16).unwrap();
                     }
                     read(&y)
                 };

@@ -375,13 +375,13 @@ mod tests {
             let wanted: Vec<f64> = (0..n).map(|i| wide(&logits)[i * v + ids[i] as usize] - lse[i]).collect();
             let mut judge: Option<Vec<f32>> = None;
             for device in devices() {
-                assert_close("lse", &logsumexp(&device, &logits, n), &lse, 1e-6);
-                let got = logprobs_of(&device, &logits, &ids, n);
+                assert_close("lse", &logsumexp(&device, &logits, n).unwrap(), &lse, 1e-6);
+                let got = logprobs_of(&device, &logits, &ids, n).unwrap();
                 assert_close("logprobs", &got, &wanted, 1e-6);
                 assert_same_bits("logprobs", &got, judge.get_or_insert_with(|| got.clone()));
                 for (i, &id) in ids.iter().enumerate() {
                     let row = Tensor::from_f32(&[1, v], &logits.f32()[i * v..(i + 1) * v]).unwrap();
-                    assert_same_bits("row", &logprobs_of(&device, &row, &[id], 1), &got[i..=i]);
+                    assert_same_bits("row", &logprobs_of(&device, &row, &[id], 1).unwrap(), &got[i..=i]);
                 }
             }
         }
@@ -398,12 +398,12 @@ mod tests {
                 let mut order: Vec<usize> = (0..v).collect();
                 order.sort_by(|&a, &b| x[row * v + b].partial_cmp(&x[row * v + a]).unwrap().then(a.cmp(&b)));
                 for k in [0, 1, 5, 100, v, v + 1] {
-                    let got = top_k(&device, &logits, row, k);
+                    let got = top_k(&device, &logits, row, k).unwrap();
                     assert_eq!(got.len(), k.min(v));
                     for (at, (&(id, logprob), &wanted)) in got.iter().zip(&order).enumerate() {
                         assert_eq!(id as usize, wanted);
                         if at % 100 == 0 {
-                            assert_eq!(logprob, logprobs_of(&device, &logits, &vec![id; n], n)[row]);
+                            assert_eq!(logprob, logprobs_of(&device, &logits, &vec![id; n], n).unwrap()[row]);
                         }
                     }
                 }
@@ -415,7 +415,7 @@ mod tests {
     fn masked_ids_add_nothing_and_a_nan_is_not_hidden() {
         let mut x = vec![f32::NEG_INFINITY; 9000];
         (x[5000], x[5001]) = (1.0, 2.0);
-        let lse = |x: &[f32]| logsumexp(&device(), &Tensor::from_f32(&[1, x.len()], x).unwrap(), 1)[0];
+        let lse = |x: &[f32]| logsumexp(&device(), &Tensor::from_f32(&[1, x.len()], x).unwrap(), 1).unwrap()[0];
         assert_close("lse", &[lse(&x)], &[formula(&[1.0, 2.0])], 1e-7);
         for at in [0, 5002, 8999] {
             let mut x = x.clone();
@@ -423,7 +423,7 @@ mod tests {
             assert!(lse(&x).is_nan());
         }
         let logits = Tensor::from_f32(&[1, 9000], &x).unwrap();
-        let ids: Vec<i32> = top_k(&device(), &logits, 0, 9000).iter().map(|t| t.0).collect();
+        let ids: Vec<i32> = top_k(&device(), &logits, 0, 9000).unwrap().iter().map(|t| t.0).collect();
         assert_eq!(ids, [5001, 5000]);
         assert!(lse(&vec![f32::NEG_INFINITY; 5000]).is_nan());
         assert_eq!(lse(&[3e38, -3e38]), 3e38);
@@ -463,7 +463,7 @@ mod tests {
         for (n, v) in [(1, 1), (3, 17), (2, 4096), (5, 4097)] {
             let logits = logits(n, v);
             let ids: Vec<i32> = (0..n).map(|i| ((i * 7919) % v) as i32).collect();
-            let wanted = logprobs_of(&device(), &logits, &ids, n);
+            let wanted = logprobs_of(&device(), &logits, &ids, n).unwrap();
             for gpu in gpus() {
                 let Device::Cuda(cuda) = &gpu else { unreachable!() };
                 let (logits, stats) = on_gpu(&gpu, &logits);
@@ -482,7 +482,7 @@ mod tests {
         for x in [with(f32::NAN), with(f32::INFINITY), vec![f32::NEG_INFINITY; 300]] {
             let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
             for id in [0, 123, 299] {
-                assert!(logprobs_of(&device(), &logits, &[id], 1)[0].is_nan());
+                assert!(logprobs_of(&device(), &logits, &[id], 1).unwrap()[0].is_nan());
                 for gpu in gpus() {
                     let Device::Cuda(cuda) = &gpu else { unreachable!() };
                     let (logits, stats) = on_gpu(&gpu, &logits);
@@ -508,7 +508,7 @@ mod tests {
                     let Device::Cuda(cuda) = &gpu else { unreachable!() };
                     let (on_gpu, stats) = on_gpu(&gpu, &logits);
                     for k in [0, 1, 5, 100, 1024, 3000] {
-                        let wanted = top_k(&device(), &logits, n - 1, k);
+                        let wanted = top_k(&device(), &logits, n - 1, k).unwrap();
                         let got = top_k_on(cuda, &on_gpu, &stats, n - 1, k).unwrap();
                         assert_eq!(got.len(), wanted.len(), "V {v}, k {k}");
                         for (g, w) in got.iter().zip(&wanted) {

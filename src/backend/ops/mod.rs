@@ -52,9 +52,7 @@ pub use linear::{
     linear_scratch_bytes,
 };
 pub use logprob::{logit_stats, logprobs_of, logsumexp, select_bytes, top_k};
-pub use moe::{
-    CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward,
-};
+pub use moe::{CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, QkvWeights, qkv_forward};
 pub use random::fill_random;
 pub use residual::residual_forward;

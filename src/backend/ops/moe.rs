@@ -181,14 +181,7 @@ pub struct CombineGradients<'a> {
 
 /// dslots = weight * dy and dweights = dy . slot, for N rows of k slots: dy [N, C], slots [N k, C], weights [N, k].
 /// Overwrites the first N k rows of `to.dslots` and all of `to.dweights`.
-pub fn combine_backward(
-    device: &Device,
-    to: CombineGradients,
-    dy: &Tensor,
-    slots: &Tensor,
-    weights: &[f32],
-    k: usize,
-) {
+pub fn combine_backward(device: &Device, to: CombineGradients, dy: &Tensor, slots: &Tensor, weights: &[f32], k: usize) {
     let CombineGradients { dslots, dweights } = to;
     let (c, n_slots) = (dy.extent(1), weights.len());
     assert!(dy.extent(0) >= n_slots / k, "dy is {} for {n_slots} slots", dy.shape());
@@ -370,6 +363,15 @@ mod tests {
     /// (rows, experts, experts a row)
     const ROUTES: [(usize, usize, usize); 5] = [(1, 1, 1), (3, 7, 2), (5, 17, 17), (4, 128, 8), (70, 33, 3)];
 
+    fn routed(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_prob: bool) -> Routing {
+        let dealing = Dealing { n_experts_per_token: k, norm_topk_prob };
+        let mut routing = Routing::new(logits.extent(1), dealing).unwrap();
+        // What stood there before must not matter.
+        route(device, &mut routing, &random(77, &[n + 1, logits.extent(1)]), n + 1).unwrap();
+        route(device, &mut routing, logits, n).unwrap();
+        routing
+    }
+
     fn softmax(x: &[f64]) -> Vec<f64> {
         let m = x.iter().fold(f64::MIN, |m, &x| m.max(x));
         let sum: f64 = x.iter().map(|x| (x - m).exp()).sum();
@@ -392,7 +394,7 @@ mod tests {
             for norm in [false, true] {
                 let mut judge: Option<Vec<f32>> = None;
                 for device in devices() {
-                    let got = route(&device, &logits, n, k, norm);
+                    let got = routed(&device, &logits, n, k, norm);
                     for row in 0..n {
                         let x = &x[row * e..(row + 1) * e];
                         let mut order: Vec<u32> = (0..e as u32).collect();
@@ -414,7 +416,7 @@ mod tests {
         for (n, e, k) in ROUTES {
             let (logits, dw) = (random(2, &[n, e]), random(3, &[n * k]));
             for norm in [false, true] {
-                let routing = route(&device(), &logits, n, k, norm);
+                let routing = routed(&device(), &logits, n, k, norm);
                 let weighted = |row: usize, x: &[f64]| -> f64 {
                     let of = row * k..(row + 1) * k;
                     let w = weights_of(x, &routing.experts[of.clone()], norm);
@@ -468,7 +470,8 @@ mod tests {
             let mut judge: Option<Vec<f32>> = None;
             for device in devices() {
                 let (mut ds, mut dw) = (random(8, &[n * k, c]), vec![9.0; n * k]);
-                combine_backward(&device, &mut ds, &mut dw, &dy, &slots, weights.f32(), n, k);
+                let to = CombineGradients { dslots: &mut ds, dweights: &mut dw };
+                combine_backward(&device, to, &dy, &slots, weights.f32(), k);
                 assert_close("dslots", ds.f32(), &wanted_s, 1e-5);
                 assert_close("dweights", &dw, &wanted_w, 1e-5);
                 let all = [ds.f32(), &dw].concat();
@@ -480,10 +483,28 @@ mod tests {
     #[test]
     fn routing_of_nan_logits_still_names_distinct_experts() {
         let logits = Tensor::from_f32(&[2, 4], &[f32::NAN, 1.0, f32::NAN, 0.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN]);
-        let routing = route(&device(), &logits.unwrap(), 2, 3, true);
+        let routing = routed(&device(), &logits.unwrap(), 2, 3, true);
         for experts in routing.experts.chunks_exact(3) {
             assert!(experts.iter().all(|&e| e < 4));
             assert!(experts[0] != experts[1] && experts[1] != experts[2] && experts[0] != experts[2]);
+        }
+    }
+
+    #[test]
+    fn slots_are_listed_by_expert_in_order_and_each_once() {
+        for (n, e, k) in ROUTES {
+            let routing = routed(&device(), &random(9, &[n, e]), n, k, true);
+            let mut seen = vec![false; n * k];
+            for expert in 0..e {
+                let (slots, rows) = (routing.slots_of(expert), routing.rows_of(expert));
+                assert!(slots.is_sorted());
+                assert!(slots.iter().zip(rows).all(|(slot, row)| slot / k == *row));
+                for &slot in slots {
+                    assert_eq!(routing.experts[slot], expert as u32);
+                    assert!(!std::mem::replace(&mut seen[slot], true));
+                }
+            }
+            assert!(seen.into_iter().all(|seen| seen));
         }
     }
 }

@@ -85,7 +85,9 @@ mod tests {
                 let mut normed = room(device, n, c);
                 let [mut q, mut k, mut v] = [q_out, kv_out, kv_out].map(|o| room(device, n, o));
                 let out = Qkv { normed: &mut normed, q: &mut q, k: &mut k, v: &mut v };
-                qkv_forward(device, out, stream, norm, (&w[0], &w[1], &w[2]), n, 1e-5, Compute::Bf16);
+                let (norm, [q_w, k_w, v_w]) = (Norm { weight: norm, eps: 1e-5 }, w);
+                let w = QkvWeights { q: q_w, k: k_w, v: v_w };
+                qkv_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 [q, k, v]
             };
             let wanted = forward(&device(), &stream, &norm, &w).map(|t| wide(&t));

@@ -366,6 +366,10 @@ mod tests {
         RopeTable::new(&inverse_frequencies(d, 1e4), 50, 1.25).unwrap()
     }
 
+    fn of<'a>(weight: &'a Tensor, table: &'a RopeTable, n_heads: usize) -> HeadNorm<'a> {
+        HeadNorm { norm: Norm { weight, eps: EPS }, table, n_heads }
+    }
+
     fn formula(x: &[f64], w: &[f64], n: usize) -> Vec<f64> {
         let d = w.len();
         let n_heads = x.len() / d / n;
@@ -391,7 +395,7 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, h * d]).unwrap();
-                        qk_norm_rope_forward(&device, &mut y, &x, &w, &table, &positions(n), n, h, EPS, compute);
+                        qk_norm_rope_forward(&device, &mut y, &x, of(&w, &table, h), &positions(n), compute);
                         assert_close("y", y.f32(), &formula(&wide(&x), &wide(&w), n), tolerance);
                         assert_same_bits("y", y.f32(), judge.get_or_insert_with(|| y.f32().to_vec()));
                     }
@@ -411,7 +415,8 @@ mod tests {
             wanted_x.iter_mut().zip(wide(&dx)).for_each(|(d, s)| *d += s);
             let mut wanted_w = finite_difference(&wide(&w), |w| weighted(&wide(&x), w));
             wanted_w.iter_mut().zip(wide(&dw)).for_each(|(d, s)| *d += s);
-            qk_norm_rope_backward(&device(), &mut dx, &mut dw, &dy, &x, &w, &table(d), &positions(n), n, h, EPS);
+            let to = NormGradients { dx: &mut dx, dw: &mut dw };
+            qk_norm_rope_backward(&device(), to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
             assert_close("dx", dx.f32(), &wanted_x, 1e-5);
             assert_close("dw", dw.f32(), &wanted_w, 1e-5);
         }
@@ -425,7 +430,8 @@ mod tests {
             for device in devices() {
                 let mut dx = Tensor::zeros(Dtype::F32, &[n, h * d]).unwrap();
                 let mut dw = Tensor::zeros(Dtype::F32, &[d]).unwrap();
-                qk_norm_rope_backward(&device, &mut dx, &mut dw, &dy, &x, &w, &table(d), &positions(n), n, h, EPS);
+                let to = NormGradients { dx: &mut dx, dw: &mut dw };
+                qk_norm_rope_backward(&device, to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);
                 assert_same_bits("dw", dw.f32(), &judge.1);
@@ -469,6 +475,6 @@ mod tests {
     fn a_position_outside_the_table_panics() {
         let (x, w) = (random(1, &[1, 4]), random(2, &[4]));
         let mut y = Tensor::zeros(Dtype::F32, &[1, 4]).unwrap();
-        qk_norm_rope_forward(&device(), &mut y, &x, &w, &table(4), &[50], 1, 1, EPS, Compute::F32);
+        qk_norm_rope_forward(&device(), &mut y, &x, of(&w, &table(4), 1), &[50], Compute::F32);
     }
 }

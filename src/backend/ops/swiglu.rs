@@ -234,7 +234,8 @@ mod tests {
                 let (mut normed, mut y) = (room(device, n, c), room(device, n, f));
                 let (mut gate, mut up) = (room(device, n, f), room(device, n, f));
                 let out = GateUp { normed: &mut normed, gate: &mut gate, up: &mut up, product: &mut y };
-                gate_up_forward(device, out, stream, norm, w, n, 1e-5, Compute::Bf16);
+                let (norm, w) = (Norm { weight: norm, eps: 1e-5 }, FfnWeights { gate: w.0, up: w.1, down: w.0 });
+                gate_up_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 y
             };
             let wanted = wide(&forward(&device(), &stream, &norm, (&gate, &up)));
