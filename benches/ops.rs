@@ -50,7 +50,7 @@ fn linear(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, n), |b| {
                 b.iter(|| {
                     next = (next + 1) % n_copies;
-                    ops::linear_forward(&device, &mut y, &x, &copies[next], n, Compute::Bf16);
+                    ops::linear_forward(&device, &mut y, &x, &copies[next], n, Compute::Bf16).unwrap();
                 })
             });
         }
@@ -68,20 +68,22 @@ fn attention(c: &mut Criterion) {
     let device = device();
     let heads = Heads { n_heads: 16, n_kv_heads: 8, head_dim: 128, scale: 1.0 / 128f32.sqrt() };
     let shape = PageShape { n_layers: 1, n_kv_heads: 8, head_dim: 128, dtype: Dtype::Bf16 };
+    let at = ops::PageLayer { shape, layer: 0 };
     let mut group = c.benchmark_group("attention");
     for context in [128, 2048] {
         let rows = random(&[context, 8 * 128]);
         let mut pages = Vec::new();
         for start in (0..context).step_by(PAGE) {
             let mut page = Page::new(&device, shape).expect("a page of the bench fits memory");
-            ops::kv_append(&device, &mut page, shape, 0, 0, (&rows, &rows), start..start + PAGE);
+            let kv = ops::KeysValues { k: &rows, v: &rows };
+            ops::kv_append(&device, &mut page, at, 0, kv, start..start + PAGE);
             pages.push(Arc::new(page));
         }
         let q = random(&[1, 16 * 128]);
         let mut out = Tensor::zeros(Dtype::F32, &[1, 16 * 128]).expect("a tensor of the bench fits memory");
         let spans = [Span { rows: 0..1, start: context - 1, pages: &mut pages }];
         group.bench_function(BenchmarkId::new("decode", context), |b| {
-            b.iter(|| ops::attention_forward(&device, &mut out, &q, &spans, shape, 0, heads, Compute::Bf16))
+            b.iter(|| ops::attention_forward(&device, &mut out, &q, &spans, at, heads, Compute::Bf16).unwrap())
         });
     }
     group.finish();
@@ -95,7 +97,9 @@ fn sampler(c: &mut Criterion) {
         [("greedy", 0.0, 0, 1.0), ("temperature", 1.0, 0, 1.0), ("top-k 20, top-p 0.95", 0.6, 20, 0.95)]
     {
         let sampling = Sampling { temperature, top_k, top_p };
-        group.bench_function(name, |b| b.iter(|| black_box(ops::sample_token(&device, &logits, 0, sampling, 0.37))));
+        group.bench_function(name, |b| {
+            b.iter(|| black_box(ops::sample_token(&device, &logits, 0, sampling, 0.37).unwrap()))
+        });
     }
     group.finish();
 }

@@ -201,10 +201,10 @@ fn the_training_forward_has_the_bits_of_the_rollout() {
         let mut activations = Activations::for_training(m).unwrap();
         forward(m, &revision.weights, &mut segments, &mut activations).unwrap();
         let mut logits = Tensor::zeros(Dtype::F32, &[activations.batch.len(), m.config.vocab_size]).unwrap();
-        head_forward(m, &revision.weights, &mut logits, &activations.hidden, activations.batch.len());
+        head_forward(m, &revision.weights, &mut logits, &activations.hidden, activations.batch.len()).unwrap();
         let packed: Vec<i32> = rollouts.iter().flat_map(|(ids, _)| ids).copied().collect();
         let next: Vec<i32> = packed[1..].iter().copied().chain([0]).collect();
-        let trained = bits(&ops::logprobs_of(&m.device, &logits, &next, activations.batch.len()));
+        let trained = bits(&ops::logprobs_of(&m.device, &logits, &next, activations.batch.len()).unwrap());
         let mut end = 0;
         for (ids, logprobs) in &rollouts {
             end += ids.len();

@@ -72,7 +72,8 @@ impl Objective {
         let activations = run(model, weights, &self.ids);
         let (hidden, mut dlogits) = heads(model, weights, &activations, &self.rows);
         let n = self.rows.len();
-        let losses = ops::divergence_forward_backward(&model.device, &mut dlogits, Some(&self.teacher), &self.specs, n);
+        let losses =
+            ops::divergence_forward_backward(&model.device, &mut dlogits, Some(&self.teacher), &self.specs, n).unwrap();
         let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / n as f64;
         Passed { activations, hidden, dlogits, loss }
     }
@@ -111,7 +112,7 @@ fn heads(model: &Model, weights: &Weights, activations: &Activations, rows: &[us
     let zeros = |width| Tensor::zeros(Dtype::F32, &[rows.len(), width]).unwrap();
     let (mut hidden, mut logits) = (zeros(model.config.hidden_size), zeros(model.config.vocab_size));
     ops::gather_rows(&model.device, &mut hidden, &activations.hidden, rows);
-    head_forward(model, weights, &mut logits, &hidden, rows.len());
+    head_forward(model, weights, &mut logits, &hidden, rows.len()).unwrap();
     (hidden, logits)
 }
 

@@ -1,10 +1,10 @@
-//! The house's order, read from the sources: imports point downwards, unsafe code stays where it is allowed,
-//! and the forward pass has the callers it should have.
+//! The house's order, read from the sources: imports point downwards, between the floors and between the files of one;
+//! unsafe code stays where it is allowed, and the forward pass has the callers it should have.
 //!
 //! Comments, strings and test modules are not code: `//` lines are dropped, and a file is read up to its
 //! `#[cfg(test)] mod tests`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,9 @@ fn sources() -> BTreeMap<String, String> {
 }
 
 fn code_of(text: &str) -> String {
-    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    // The attribute may name an architecture too.
+    let tests = text.match_indices("]\nmod tests").map(|(at, _)| text[..at].rfind("#[").unwrap_or(at));
+    let text = &text[..tests.min().unwrap_or(text.len())];
     let uncommented = |line: &str| line.split("//").next().unwrap().to_string();
     text.lines().map(uncommented).collect::<Vec<_>>().join("\n")
 }
@@ -220,4 +222,224 @@ fn the_forward_pass_is_written_once_and_called_where_it_should_be() {
     // Nobody gives it another name.
     let renamed = |code: &String| code.contains("forward as ") || code.contains("= forward;");
     assert!(!sources.values().any(renamed));
+}
+
+/// Floors whose files are held to an order among themselves.
+const ORDERED: [&str; 5] = ["backend", "model", "serve", "distill", "ffi"];
+/// Circles of files that there still are, exactly: whoever breaks one takes it out, and nobody adds one.
+const CIRCLES: [(&str, &[&str]); 2] = [
+    ("distill", &["distill/distiller.rs", "distill/episode.rs"]),
+    ("ffi", &["ffi/error.rs", "ffi/guard.rs", "ffi/handle.rs", "ffi/text.rs"]),
+];
+
+/// The files of one floor and what each imports of the others.
+///
+/// A path is followed through modules to the file that defines its item: `pub use` in a module's file leads on, and is
+/// itself no import, since a module's file lists what lies below it.
+struct Floor<'a> {
+    /// file by module path: `a/mod.rs` and `a.rs` are both `a`
+    files: BTreeMap<Vec<String>, &'a str>,
+    /// (module, name): where a `pub use` leads
+    exports: BTreeMap<(Vec<String>, String), Vec<String>>,
+    imports: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+/// The path of the module that a file is.
+fn module_of(file: &str) -> Vec<String> {
+    let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
+    path.split('/').map(String::from).collect()
+}
+
+/// Files that hold nothing but tests, whose module is declared under `#[cfg(test)]`.
+fn is_test(file: &str) -> bool {
+    file.ends_with("/tests.rs") || file.ends_with("claims.rs")
+}
+
+/// Every path of a use tree, `a::{b, c::{self, d as e}}`, with the name that it gets.
+fn paths_of(tree: &str, before: &[String], into: &mut Vec<(Vec<String>, String)>) {
+    let (mut depth, mut start) = (0, 0);
+    let mut parts = Vec::new();
+    for (at, c) in tree.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&tree[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&tree[start..]);
+    for part in parts.into_iter().map(str::trim).filter(|part| !part.is_empty()) {
+        let names = |path: &str| path.split("::").map(str::trim).filter(|n| !n.is_empty()).map(String::from).collect();
+        let mut path = before.to_vec();
+        match part.find('{') {
+            Some(open) => {
+                path.extend::<Vec<String>>(names(&part[..open]));
+                paths_of(&part[open + 1..part.rfind('}').unwrap()], &path, into);
+            }
+            None => {
+                let (real, alias) = part.split_once(" as ").unwrap_or((part, ""));
+                path.extend::<Vec<String>>(names(real));
+                path.retain(|name| name != "self" || part == "self");
+                let name =
+                    if alias.is_empty() { path.last().cloned().unwrap_or_default() } else { alias.trim().into() };
+                into.push((path, name));
+            }
+        }
+    }
+}
+
+/// The paths that a file's code names, each with whether it hands it on.
+fn paths_in(code: &str) -> Vec<(bool, Vec<String>, String)> {
+    let mut found = Vec::new();
+    let mut rest = String::new();
+    let mut statement = String::new();
+    for line in code.lines() {
+        let begins = line.trim_start();
+        let public = begins.starts_with("pub use ") || begins.starts_with("pub(") && begins.contains(") use ");
+        if statement.is_empty() && !(public || begins.starts_with("use ")) {
+            rest.push_str(line);
+            rest.push('\n');
+            continue;
+        }
+        statement.push_str(begins);
+        if let Some(end) = statement.find(';') {
+            let (head, tree) = statement[..end].split_once("use ").unwrap();
+            let mut paths = Vec::new();
+            paths_of(tree, &[], &mut paths);
+            found.extend(paths.into_iter().map(|(path, name)| (!head.is_empty(), path, name)));
+            statement.clear();
+        }
+    }
+    // Paths in between; which of them begin in the crate, `absolute` knows.
+    for (at, _) in rest.match_indices("::") {
+        let start = rest[..at].rfind(|c: char| !is_part_of_a_name(c)).map_or(0, |before| before + 1);
+        if start < at && !rest[..start].ends_with(':') {
+            let path: String = rest[start..].chars().take_while(|&c| is_part_of_a_name(c) || c == ':').collect();
+            let path = path.split("::").filter(|name| !name.is_empty()).map(String::from).collect();
+            found.push((false, path, String::new()));
+        }
+    }
+    found
+}
+
+impl<'a> Floor<'a> {
+    fn read(sources: &'a BTreeMap<String, String>, floor: &str) -> Floor<'a> {
+        let within = format!("{floor}/");
+        let own: Vec<_> = sources.iter().filter(|(file, _)| file.starts_with(&within) && !is_test(file)).collect();
+        let files = own.iter().map(|(file, _)| (module_of(file), file.as_str())).collect();
+        let mut read = Floor { files, exports: BTreeMap::new(), imports: BTreeMap::new() };
+        let named: Vec<_> = own.iter().map(|(file, code)| (file.as_str(), paths_in(code))).collect();
+        for (file, paths) in &named {
+            for (_, path, name) in paths.iter().filter(|(hands_on, ..)| *hands_on) {
+                if let Some(path) = read.absolute(file, path) {
+                    read.exports.insert((module_of(file), name.clone()), path);
+                }
+            }
+        }
+        for (file, paths) in named {
+            let lists = |hands_on: bool| hands_on && file.ends_with("/mod.rs");
+            let imported = paths.iter().filter(|(hands_on, ..)| !lists(*hands_on));
+            let imported = imported.filter_map(|(_, path, _)| read.file_of(&read.absolute(file, path)?, 0));
+            let imported = imported.filter(|other| *other != file).collect();
+            read.imports.insert(file, imported);
+        }
+        read
+    }
+
+    /// A path from the crate's root; None for one that begins outside the crate.
+    fn absolute(&self, file: &str, path: &[String]) -> Option<Vec<String>> {
+        let (mut module, mut path) = (module_of(file), path);
+        match path.first()?.as_str() {
+            "crate" => return Some(path[1..].to_vec()),
+            "super" => {
+                while path.first().is_some_and(|name| name == "super") {
+                    module.pop();
+                    path = &path[1..];
+                }
+            }
+            first => {
+                let child: Vec<String> = module.iter().cloned().chain([first.to_string()]).collect();
+                self.files.get(&child)?;
+            }
+        }
+        Some(module.into_iter().chain(path.iter().cloned()).collect())
+    }
+
+    /// The file that defines what a path names, if it is one of this floor.
+    fn file_of(&self, path: &[String], depth: usize) -> Option<&'a str> {
+        assert!(depth < 20, "{path:?} leads round in circles");
+        let n = (1..=path.len()).rev().find(|&n| self.files.contains_key(&path[..n]))?;
+        let (module, item) = path.split_at(n);
+        let leads = item.first().and_then(|name| self.exports.get(&(module.to_vec(), name.clone())));
+        match leads {
+            Some(on) => self.file_of(&[on.as_slice(), &item[1..]].concat(), depth + 1),
+            None => self.files.get(module).copied(),
+        }
+    }
+
+    /// Files that can all be reached from each other.
+    fn circles(&self) -> Vec<Vec<&'a str>> {
+        let reached = |from: &'a str| {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
+            while let Some(file) = next.pop() {
+                next.extend(self.imports[file].iter().filter(|other| seen.insert(**other)));
+            }
+            seen
+        };
+        let reached: BTreeMap<&str, BTreeSet<&str>> = self.imports.keys().map(|&file| (file, reached(file))).collect();
+        let mut circles = BTreeSet::new();
+        for (&file, others) in reached.iter().filter(|(file, others)| others.contains(*file)) {
+            let with: Vec<&'a str> = self.imports.keys().copied().filter(|o| others.contains(o)).collect();
+            circles.insert(with.into_iter().filter(|other| reached[other].contains(file)).collect());
+        }
+        circles.into_iter().collect()
+    }
+}
+
+#[test]
+fn files_of_a_floor_import_each_other_in_one_direction() {
+    let sources = sources();
+    for floor in ORDERED {
+        let read = Floor::read(&sources, floor);
+        let n: usize = read.imports.values().map(BTreeSet::len).sum();
+        println!("{floor}: {} files, {n} imports", read.imports.len());
+        assert!(n >= read.imports.len() / 2, "only {n} imports were found in {floor}: the reader is broken");
+        let known: Vec<Vec<&str>> =
+            CIRCLES.iter().filter(|(of, _)| *of == floor).map(|(_, files)| files.to_vec()).collect();
+        assert_eq!(read.circles(), known, "circles of files in {floor}; {:#?}", read.imports);
+    }
+}
+
+#[test]
+fn the_reader_of_files_finds_circles() {
+    let circles = |files: &[(&str, &str)]| -> Vec<String> {
+        let sources = files.iter().map(|(file, code)| (file.to_string(), code_of(code))).collect();
+        Floor::read(&sources, "a").circles().iter().map(|files| files.join(" ")).collect()
+    };
+    let none = Vec::<String>::new();
+    // Straight and through a module's list; a list alone is no import.
+    let list = ("a/mod.rs", "mod b;\nmod c;\npub use b::{B, other as Other};\npub use c::C;");
+    assert_eq!(circles(&[list, ("a/b.rs", "use super::C;"), ("a/c.rs", "use crate::error::Error;")]), none);
+    assert_eq!(circles(&[list, ("a/b.rs", "use super::C;"), ("a/c.rs", "use crate::a::Other;")]), ["a/b.rs a/c.rs"]);
+    assert_eq!(circles(&[list, ("a/b.rs", "use super::{\n    x,\n    c::{self, D},\n};"), ("a/c.rs", "")]), none);
+    assert_eq!(
+        circles(&[list, ("a/b.rs", "fn f() { super::c::g() }"), ("a/c.rs", "use super::b;")]),
+        ["a/b.rs a/c.rs"]
+    );
+    // What a module's file defines itself, and what a test imports.
+    let defines = ("a/mod.rs", "mod b;\nuse b::B;\npub struct A;");
+    assert_eq!(circles(&[defines, ("a/b.rs", "use super::A;")]), ["a/b.rs a/mod.rs"]);
+    assert_eq!(circles(&[defines, ("a/b.rs", "#[cfg(test)]\nmod tests {\n    use super::super::A;\n}")]), none);
+    // Deeper, and in a ring of three.
+    let deep = [
+        ("a/mod.rs", "pub mod d;\nmod e;"),
+        ("a/d/mod.rs", "mod f;\npub use f::F;"),
+        ("a/d/f.rs", "use crate::a::e::E;"),
+    ];
+    let files = |last| [deep[0], deep[1], deep[2], ("a/e.rs", last)];
+    assert_eq!(circles(&files("use super::d::F;")), ["a/d/f.rs a/e.rs"]);
+    assert_eq!(circles(&files("use std::fmt;")), none);
 }

@@ -39,7 +39,7 @@ fn heads(model: &Model, weights: &Weights, activations: &Activations, rows: &[us
     let zeros = |width| Tensor::zeros(Dtype::F32, &[rows.len(), width]).unwrap();
     let (mut hidden, mut logits) = (zeros(model.config.hidden_size), zeros(model.config.vocab_size));
     ops::gather_rows(&model.device, &mut hidden, &activations.hidden, rows);
-    head_forward(model, weights, &mut logits, &hidden, rows.len());
+    head_forward(model, weights, &mut logits, &hidden, rows.len()).unwrap();
     (hidden, logits)
 }
 
@@ -158,7 +158,8 @@ impl Objective {
         run(model, weights, &self.batch, &mut activations);
         let n = self.rows.len();
         let (hidden, mut logits) = heads(model, weights, &activations, &self.rows);
-        let losses = ops::divergence_forward_backward(&model.device, &mut logits, Some(&self.teacher), &self.specs, n);
+        let losses =
+            ops::divergence_forward_backward(&model.device, &mut logits, Some(&self.teacher), &self.specs, n).unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(n), zeros(activations.batch.len()));
         head_backward(model, weights, gradients, &mut dhead, (&logits, &hidden), n);
@@ -233,7 +234,8 @@ fn ten_training_steps_follow_torch() {
             for t in 0..10 {
                 let mut g = Weights::zeros(config).unwrap();
                 let loss = objective.gradients(model, &weights, &mut g);
-                let norm = g.tensors().iter().map(|(_, g)| ops::sum_of_squares(&model.device, g)).sum::<f64>().sqrt();
+                let norm =
+                    g.tensors().iter().map(|(_, g)| ops::sum_of_squares(&model.device, g).unwrap()).sum::<f64>().sqrt();
                 assert!(
                     (loss - losses[t]).abs() < 1e-4 * losses[t],
                     "{kernels}, {name} step {t}: loss {loss} for {}",

@@ -100,7 +100,7 @@ fn logits(model: &ServedModel, ids: &[i32]) -> (Vec<f32>, Tensor, Activations) {
     let mut kv = KvCache::new(&KvPool::new(&m.device, m.page_shape(), u64::MAX));
     forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv }], &mut activations).unwrap();
     let mut logits = Tensor::zeros(Dtype::F32, &[ids.len(), VOCABULARY]).unwrap();
-    head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len());
+    head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len()).unwrap();
     (logits.f32().to_vec(), logits, activations)
 }
 

@@ -536,9 +536,9 @@ fn hidden_states_are_kept_for_the_rows_that_predict_actions() {
     let (m, tokens) = (model.model(), session.tokens().unwrap());
     let rows = squire::backend::Tensor::from_f32(&[positions.len(), 48], &hidden.rows).unwrap();
     let mut logits = squire::backend::Tensor::zeros(Dtype::F32, &[positions.len(), 301]).unwrap();
-    squire::model::forward::head_forward(m, &model.current().weights, &mut logits, &rows, positions.len());
+    squire::model::forward::head_forward(m, &model.current().weights, &mut logits, &rows, positions.len()).unwrap();
     let next: Vec<i32> = positions.iter().map(|&p| tokens[p].id).collect();
-    let found = squire::backend::ops::logprobs_of(&m.device, &logits, &next, positions.len());
+    let found = squire::backend::ops::logprobs_of(&m.device, &logits, &next, positions.len()).unwrap();
     assert_eq!(found, positions.iter().map(|&p| tokens[p].logprob).collect::<Vec<_>>());
     assert!(session.take_hidden().unwrap().positions.is_empty());
 }

@@ -252,7 +252,7 @@ impl Bench {
         let row = BatchSegment { ids: &[1], start: 0, pages: kv.pages() };
         batch.set(&self.device, &[row], &[(sampling, 0.3)], self.model.heads())?;
         device_us(cuda, || {
-            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3)], &batch);
+            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3)], &batch)?;
             Ok(())
         })
     }

@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use super::cpu::Cpu;
-use super::cuda::{Buffer, Cuda, GraphKey, Graphs, rows};
-use super::ops;
-use crate::error::{Error, Fault, Result};
+use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
+use super::host::Lines;
+use crate::error::Result;
 use crate::tensor::Dtype;
 
 /// A device. An enum and not a type parameter: the caller picks it at run time, and one device can judge
@@ -60,6 +60,26 @@ impl Device {
         }
     }
 
+    /// Whether memory that is given back is at once, and at no cost, the next request's.
+    pub fn reuses_memory(&self) -> bool {
+        matches!(self, Device::Cuda(_))
+    }
+
+    /// What a tensor of so many bytes takes of the memory that it lies in.
+    pub fn taken(&self, bytes: usize) -> u64 {
+        match self {
+            Device::Cpu(_) => Lines::taken(bytes) as u64,
+            Device::Cuda(_) => Buffer::taken_by(bytes),
+        }
+    }
+
+    /// Gives back what is kept for the next op and nobody uses.
+    pub fn release_scratch(&self) {
+        if let Device::Cpu(cpu) = self {
+            cpu.release_scratch();
+        }
+    }
+
     /// Memory of the device's own; None where tensors lie in host memory.
     pub fn allocate(&self, bytes: usize) -> Result<Option<Buffer>> {
         match self {
@@ -79,37 +99,6 @@ impl Device {
     /// Whether gradients and optimisers exist for it.
     pub fn trains(&self) -> bool {
         matches!(self, Device::Cpu(_))
-    }
-
-    /// Refuses, with `NoKernels`, extents that its kernels were not made for.
-    pub fn check_extents(&self, e: &Extents) -> Result<()> {
-        let Device::Cuda(cuda) = self else { return Ok(()) };
-        let shared = cuda.facts().shared_bytes as usize;
-        let group = e.n_heads / e.n_kv_heads.max(1);
-        let experts = e.n_experts_per_token;
-        let demands = [
-            (
-                e.hidden_size.is_multiple_of(32),
-                format!("a hidden size that is a multiple of 32, not {}", e.hidden_size),
-            ),
-            (
-                e.ffn_size.is_multiple_of(32),
-                format!("an intermediate size that is a multiple of 32, not {}", e.ffn_size),
-            ),
-            (rows::norm_bytes(1, e.hidden_size) <= shared, format!("a smaller hidden size than {}", e.hidden_size)),
-            (ops::select_bytes(e.vocab_size) <= shared, format!("a smaller vocabulary than {} ids", e.vocab_size)),
-            ([32, 64, 128].contains(&e.head_dim), format!("heads of 32, 64 or 128, not {}", e.head_dim)),
-            (group <= 8, format!("at most 8 query heads a key head, not {group}")),
-            (e.n_experts <= 256, format!("at most 256 experts, not {}", e.n_experts)),
-            (experts <= 8, format!("at most 8 experts a token, not {experts}")),
-        ];
-        match demands.into_iter().find(|(met, _)| !met) {
-            Some((_, wanted)) => {
-                let why = format!("the cuda backend has kernels for {wanted}; use the cpu backend");
-                Err(Error::new(Fault::NoKernels, why))
-            }
-            None => Ok(()),
-        }
     }
 
     /// Whether rows of all kinds may share a forward pass at no loss. Where not, rows that decode have one of their own.
@@ -143,51 +132,6 @@ impl Device {
         match self {
             Device::Cpu(_) => Ok(()),
             Device::Cuda(cuda) => cuda.check(),
-        }
-    }
-}
-
-/// The extents of a model that kernels depend on.
-#[derive(Clone, Copy, Debug)]
-pub struct Extents {
-    /// C
-    pub hidden_size: usize,
-    /// V
-    pub vocab_size: usize,
-    /// F, of every feed-forward block
-    pub ffn_size: usize,
-    /// D
-    pub head_dim: usize,
-    /// H
-    pub n_heads: usize,
-    /// G
-    pub n_kv_heads: usize,
-    /// E; 0 without experts
-    pub n_experts: usize,
-    /// k; 0 without experts
-    pub n_experts_per_token: usize,
-}
-
-/// What activations are rounded to at the named points (docs/numerics.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Compute {
-    /// Nothing is rounded; stored weights are widened exactly.
-    F32,
-    /// bf16 at the named points; bf16 weights are multiplied as pairs.
-    Bf16,
-}
-
-impl Compute {
-    /// Whether results are rounded to bf16.
-    pub fn rounds(self) -> bool {
-        self == Compute::Bf16
-    }
-
-    /// The name in options and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Compute::F32 => "f32",
-            Compute::Bf16 => "bf16",
         }
     }
 }

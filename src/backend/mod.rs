@@ -4,12 +4,15 @@ pub mod batch;
 pub mod cpu;
 pub mod cuda;
 mod device;
+pub(crate) mod host;
 pub mod ops;
 pub mod page;
 mod tensor;
+mod terms;
 
 pub use batch::Batch;
 pub use cpu::KernelSet;
 pub use cuda::Graphs;
-pub use device::{Compute, Device, Extents};
+pub use device::Device;
 pub use tensor::{Elements, SharedBytes, Tensor};
+pub use terms::Compute;

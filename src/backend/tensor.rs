@@ -8,24 +8,47 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::Device;
 use super::cpu::dot::{B16, H16};
+use super::cpu::lanes::f16_to_f32;
 use super::cuda::{Address, Buffer};
+use super::device::Device;
+use super::host::Lines;
 use crate::error::{Error, Fault, Result};
 use crate::tensor::{Dtype, Shape};
-
-/// One cache line, so that owned buffers are aligned for every vector load.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// Bytes owned by somebody else, kept alive by the tensor.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 enum Storage {
-    Owned { lines: Vec<Line>, len: usize },
-    Shared(SharedBytes),
+    Owned(Lines),
+    Shared(Lent),
     Device(Buffer),
+}
+
+/// What an owner of bytes lent, asked for once: whoever is asked twice may answer otherwise.
+struct Lent {
+    at: *const u8,
+    len: usize,
+    /// keeps them
+    _owner: SharedBytes,
+}
+
+// SAFETY: bytes that nobody writes, and an owner that may be shared and dropped anywhere.
+unsafe impl Send for Lent {}
+// SAFETY: as above.
+unsafe impl Sync for Lent {}
+
+impl Lent {
+    fn of(owner: SharedBytes) -> Lent {
+        let bytes = (*owner).as_ref();
+        Lent { at: bytes.as_ptr(), len: bytes.len(), _owner: owner }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: they were borrowed from the owner, which neither moves nor goes while this holds it; so the borrow
+        // could have lasted until now.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
 }
 
 /// A tensor.
@@ -56,18 +79,8 @@ impl Tensor {
         let shape = shape_of(extents)?;
         let len = shape.elements().checked_mul(dtype.size()).filter(|&n| n <= isize::MAX as usize - 64);
         let len = len.ok_or_else(|| Error::new(Fault::BadLength, format!("{shape} of {dtype} overflows")))?;
-        let n_lines = len.div_ceil(64);
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(n_lines).map_err(|_| {
-            Error::memory(
-                Fault::OutOfHostMemory,
-                len as u64,
-                0,
-                format!("cannot allocate {len} bytes for {dtype} {shape}"),
-            )
-        })?;
-        lines.resize(n_lines, Line([0; 64]));
-        Ok(Tensor { dtype, shape, storage: Storage::Owned { lines, len } })
+        let lines = Lines::zeros(len, format_args!("{dtype} {shape}"))?;
+        Ok(Tensor { dtype, shape, storage: Storage::Owned(lines) })
     }
 
     /// A tensor where the device computes: zeros on the CPU, undefined on a GPU.
@@ -95,9 +108,7 @@ impl Tensor {
         if from.dtype == Dtype::Bf16 {
             return self.buffer().write(from.bytes());
         }
-        let rounded: Vec<u8> =
-            from.to_f32().iter().flat_map(|&x| half::bf16::from_f32(x).to_bits().to_ne_bytes()).collect();
-        self.buffer().write(&rounded)
+        self.buffer().write_by(|at, piece| from.round_into(at / 2, piece))
     }
 
     /// A copy where `device` computes. Waits.
@@ -114,7 +125,7 @@ impl Tensor {
     pub fn to_host(&self) -> Result<Tensor> {
         let mut copy = Tensor::zeros(self.dtype, self.shape.extents())?;
         match &self.storage {
-            Storage::Device(buffer) => copy.bytes_mut().copy_from_slice(&buffer.read()?),
+            Storage::Device(buffer) => buffer.read_into(copy.bytes_mut())?,
             _ => copy.bytes_mut().copy_from_slice(self.bytes()),
         }
         Ok(copy)
@@ -157,6 +168,15 @@ impl Tensor {
         }
     }
 
+    /// Bytes that it took of the memory it lies in; none where the bytes are somebody else's.
+    pub fn taken(&self) -> u64 {
+        match &self.storage {
+            Storage::Owned(lines) => Lines::taken(lines.len()) as u64,
+            Storage::Shared(_) => 0,
+            Storage::Device(buffer) => buffer.taken(),
+        }
+    }
+
     /// Bytes of its elements.
     pub fn n_bytes(&self) -> usize {
         self.shape.elements() * self.dtype.size()
@@ -174,7 +194,8 @@ impl Tensor {
 
     /// A tensor over bytes that live elsewhere (a mapped file); copied only if misaligned.
     pub fn from_shared(dtype: Dtype, shape: Shape, bytes: SharedBytes) -> Result<Tensor> {
-        let given = (*bytes).as_ref();
+        let lent = Lent::of(bytes);
+        let given = lent.bytes();
         let wanted = shape.elements().checked_mul(dtype.size());
         if wanted != Some(given.len()) {
             return Err(Error::new(Fault::BadLength, format!("{} bytes for {dtype} {shape}", given.len())));
@@ -184,7 +205,7 @@ impl Tensor {
             t.bytes_mut().copy_from_slice(given);
             return Ok(t);
         }
-        Ok(Tensor { dtype, shape, storage: Storage::Shared(bytes) })
+        Ok(Tensor { dtype, shape, storage: Storage::Shared(lent) })
     }
 
     /// The element type.
@@ -205,9 +226,8 @@ impl Tensor {
     /// The raw bytes of a tensor in host memory.
     pub fn bytes(&self) -> &[u8] {
         match &self.storage {
-            // SAFETY: `len` bytes of the lines are initialised, and any bit pattern is a byte.
-            Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), *len) },
-            Storage::Shared(bytes) => (**bytes).as_ref(),
+            Storage::Owned(lines) => lines.bytes(),
+            Storage::Shared(lent) => lent.bytes(),
             Storage::Device(_) => panic!("{self:?} lies on a GPU"),
         }
     }
@@ -215,8 +235,7 @@ impl Tensor {
     /// The raw bytes, to be written. Panics on a shared tensor: weights of a revision never change.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.storage {
-            // SAFETY: as in `bytes`, and we hold the tensor exclusively.
-            Storage::Owned { lines, len } => unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), *len) },
+            Storage::Owned(lines) => lines.bytes_mut(),
             Storage::Shared(_) => panic!("a shared tensor is immutable"),
             Storage::Device(_) => panic!("the tensor lies on a GPU"),
         }
@@ -261,20 +280,44 @@ impl Tensor {
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) }
     }
 
-    /// All elements widened to f32.
+    /// All elements widened to f32: for few, since the list is asked for without asking whether there is room.
     pub fn to_f32(&self) -> Vec<f32> {
+        let mut all = vec![0.0; self.shape.elements()];
+        self.widen_into(&mut all);
+        all
+    }
+
+    /// Writes all elements, widened to f32, to a list of as many.
+    pub fn widen_into(&self, to: &mut [f32]) {
+        assert_eq!(to.len(), self.shape.elements(), "{self:?} is widened into {} elements", to.len());
         match self.elements() {
-            Elements::F32(x) => x.to_vec(),
-            Elements::Bf16(x) => x.iter().map(|b| f32::from_bits((b.0 as u32) << 16)).collect(),
-            Elements::F16(x) => x.iter().map(|h| super::cpu::lanes::f16_to_f32(h.0)).collect(),
+            Elements::F32(x) => to.copy_from_slice(x),
+            Elements::Bf16(x) => to.iter_mut().zip(x).for_each(|(to, b)| *to = f32::from_bits((b.0 as u32) << 16)),
+            Elements::F16(x) => to.iter_mut().zip(x).for_each(|(to, h)| *to = f16_to_f32(h.0)),
         }
+    }
+
+    /// Writes the elements from `first` on as bf16, as many as the bytes take.
+    fn round_into(&self, first: usize, bytes: &mut [u8]) {
+        let put = |(to, x): (&mut [u8], f32)| to.copy_from_slice(&half::bf16::from_f32(x).to_bits().to_ne_bytes());
+        let to = bytes.chunks_exact_mut(2);
+        match self.elements() {
+            Elements::F32(x) => to.zip(x[first..].iter().copied()).for_each(put),
+            Elements::Bf16(x) => to.zip(&x[first..]).for_each(|(to, b)| to.copy_from_slice(&b.0.to_ne_bytes())),
+            Elements::F16(x) => to.zip(x[first..].iter().map(|h| f16_to_f32(h.0))).for_each(put),
+        }
+    }
+
+    /// The rows that an activation tensor has when `n` were asked for.
+    pub fn rows_reserved(n: usize) -> usize {
+        n.next_multiple_of(16)
     }
 
     /// Makes sure that an activation tensor [rows, ...] has at least `n` rows; contents are lost when it grows.
     pub fn reserve_rows(&mut self, n: usize) -> Result<()> {
         if self.extent(0) < n {
             let mut extents = self.shape.extents().to_vec();
-            extents[0] = n.next_multiple_of(16);
+            extents[0] = Tensor::rows_reserved(n);
             *self = match &self.storage {
                 Storage::Device(buffer) => Tensor::on(&Device::Cuda(buffer.device().clone()), self.dtype, &extents)?,
                 _ => Tensor::zeros(self.dtype, &extents)?,

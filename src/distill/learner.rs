@@ -24,7 +24,7 @@ use crate::error::{Error, Fault, Result};
 use crate::model::backward::{BackwardScratch, backward, head_backward};
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
-use crate::serve::{Cancel, Hidden, Revision, ServedModel};
+use crate::serve::{Bound, Cancel, Hidden, Revision, ServedModel};
 use crate::tensor::Dtype;
 use crate::text::source::Source;
 
@@ -44,7 +44,7 @@ pub struct Scores {
     /// Its hidden states of the rows that predict action tokens; none where no loss asks for them.
     pub hidden: Hidden,
     /// The weights that computed them, to which the output projection belongs.
-    pub revision: Arc<Revision>,
+    pub revision: Bound,
 }
 
 /// Masters and moments, f32, in the shapes of the model.
@@ -158,7 +158,8 @@ impl Task<'_> {
             next = end;
         }
         progress(done as u64, total as u64);
-        let squares: f64 = weights.tensors().iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g)).sum();
+        let squares = weights.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
+        let squares: f64 = squares.sum::<Result<f64>>()?;
         let norm = squares.sqrt();
         let report = tally.report(norm, started.elapsed().as_secs_f64());
         if !norm.is_finite() || !report.loss.is_finite() {
@@ -205,17 +206,18 @@ impl Task<'_> {
         pass.dhidden.reserve_rows(ids.len())?;
         ops::fill(device, &mut pass.dhidden, 0.0, ids.len());
         // One output projection a chunk: a teacher may have moved on between two episodes.
-        let teacher_of = |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| Arc::as_ptr(&s.revision));
+        let teacher_of =
+            |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| std::ptr::from_ref::<Revision>(&s.revision));
         let runs = rows.chunk_by(|(_, a), (_, b)| teacher_of(a) == teacher_of(b));
         for chunk in runs.flat_map(|run| run.chunks(LOSS_ROWS)) {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
-            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n);
+            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n)?;
             leave_out(&mut pass.logits, self.vocabulary, n);
             let targets: Vec<i32> =
                 chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
-            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n);
+            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n)?;
             for ((_, t), logprob) in chunk.iter().zip(logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
@@ -231,7 +233,7 @@ impl Task<'_> {
                 .collect();
             let teacher_logits =
                 teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
-            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n);
+            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n)?;
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
             }
@@ -355,7 +357,7 @@ impl Pass {
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
         if let Some(weights) = weights {
-            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len());
+            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len())?;
             if let Some(other) = &mut side.in_students_rows {
                 let (to, from) = (other.extent(1), side.logits.extent(1));
                 let rows = other.f32_mut().chunks_exact_mut(to).zip(side.logits.f32().chunks_exact(from));

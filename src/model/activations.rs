@@ -3,8 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::{Model, ModelConfig};
-use crate::backend::ops::{AttendScratch, Draws, ExpertActivations, FfnActivations, Head};
-use crate::backend::{Batch, Device, Graphs, Tensor};
+use crate::backend::ops::{AttendScratch, Dealing, Draws, ExpertActivations, ExpertExtents, FfnActivations, Head};
+use crate::backend::{Batch, Device, Graphs, Tensor, host};
 use crate::error::Result;
 
 /// Activations of a batch of N rows.
@@ -21,6 +21,8 @@ pub struct Activations {
     pub keep: bool,
     /// [N, C] after the final norm; `decode` leaves it as it was
     pub hidden: Tensor,
+    /// Parts of attention, where a GPU splits the positions; lent to every layer.
+    pub attend_scratch: AttendScratch,
     /// Logits and what leads to them, of the rows that are wanted.
     pub head: Option<Head>,
     /// What the last decode step drew.
@@ -53,8 +55,6 @@ pub struct LayerActivations {
     pub k: Tensor,
     /// [N, H*D] attention output
     pub attended: Tensor,
-    /// parts of it, where a GPU splits the positions
-    pub attend_scratch: AttendScratch,
     /// [N, C] the stream after attention (only kept for training)
     pub middle: Tensor,
     /// [N, C] after the post-attention norm
@@ -65,55 +65,85 @@ pub struct LayerActivations {
     pub experts: Option<ExpertActivations>,
 }
 
+/// Elements of a row of each tensor of a layer, in the order of the struct; the first two are kept for training alone.
+fn widths(config: &ModelConfig) -> [usize; 10] {
+    let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+    [c, c, c, hd, gd, gd, hd, gd, hd, c]
+}
+
 impl LayerActivations {
-    fn new(device: &Device, config: &ModelConfig, keep: bool, layer: Option<usize>) -> Result<LayerActivations> {
+    /// Those of a layer with experts, or without.
+    fn new(device: &Device, config: &ModelConfig, keep: bool, sparse: bool) -> Result<LayerActivations> {
         let zeros = |width: usize| Tensor::on(device, device.activation_dtype(), &[0, width]);
-        let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        let sparse = layer.is_none_or(|l| config.is_moe_layer(l));
-        let experts = match &config.moe {
-            Some(moe) if sparse => {
-                Some(ExpertActivations::new(device, c, moe.expert_intermediate_size, moe.n_experts, keep)?)
-            }
+        let experts = match expert_extents(config) {
+            Some(extents) if sparse => Some(ExpertActivations::new(device, extents, keep)?),
             _ => None,
         };
+        let [input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed] = widths(config);
         Ok(LayerActivations {
-            input: zeros(c)?,
-            normed: zeros(c)?,
-            q_raw: zeros(hd)?,
-            k_raw: zeros(gd)?,
-            v: zeros(gd)?,
-            q: zeros(hd)?,
-            k: zeros(gd)?,
-            attended: zeros(hd)?,
-            attend_scratch: AttendScratch::default(),
-            middle: zeros(c)?,
-            post_normed: zeros(c)?,
+            input: zeros(input)?,
+            middle: zeros(middle)?,
+            normed: zeros(normed)?,
+            q_raw: zeros(q_raw)?,
+            k_raw: zeros(k_raw)?,
+            v: zeros(v)?,
+            q: zeros(q)?,
+            k: zeros(k)?,
+            attended: zeros(attended)?,
+            post_normed: zeros(post_normed)?,
             ffn: FfnActivations::new(device, 0, config.intermediate_size)?,
             experts,
         })
     }
 
-    fn reserve(&mut self, n: usize, keep: bool, n_slots: usize) -> Result<()> {
-        let always = [
-            &mut self.normed,
-            &mut self.q_raw,
-            &mut self.k_raw,
-            &mut self.v,
-            &mut self.q,
-            &mut self.k,
-            &mut self.attended,
-            &mut self.post_normed,
-        ];
-        always.into_iter().try_for_each(|t| t.reserve_rows(n))?;
+    /// Its own tensors, in the order of `widths`.
+    fn tensors(&self) -> [&Tensor; 10] {
+        let LayerActivations { input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed, .. } = self;
+        [input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed]
+    }
+
+    fn reserve(&mut self, device: &Device, n: usize, keep: bool) -> Result<()> {
+        let LayerActivations { input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed, .. } = self;
+        for t in [normed, q_raw, k_raw, v, q, k, attended, post_normed] {
+            t.reserve_rows(n)?;
+        }
         if keep {
-            self.input.reserve_rows(n)?;
-            self.middle.reserve_rows(n)?;
+            input.reserve_rows(n)?;
+            middle.reserve_rows(n)?;
         }
         if let Some(experts) = &mut self.experts {
-            experts.reserve(n, n_slots)?;
+            experts.reserve(device, n)?;
         }
         self.ffn.reserve(n)
     }
+
+    fn bytes(device: &Device, config: &ModelConfig, n: usize, keep: bool, sparse: bool) -> u64 {
+        let (rows, size) = (Tensor::rows_reserved(n), device.activation_dtype().size());
+        let of = |(i, width): (usize, usize)| device.taken(if i >= 2 || keep { rows * width * size } else { 0 });
+        let own: u64 = widths(config).into_iter().enumerate().map(of).sum();
+        let experts = expert_extents(config).filter(|_| sparse);
+        own + FfnActivations::bytes(device, rows, config.intermediate_size)
+            + experts.map_or(0, |extents| ExpertActivations::bytes(device, n, &extents, keep))
+    }
+
+    fn taken(&self) -> u64 {
+        let experts = self.experts.as_ref().map_or(0, ExpertActivations::taken);
+        self.tensors().iter().map(|t| t.taken()).sum::<u64>() + self.ffn.taken() + experts
+    }
+}
+
+fn expert_extents(config: &ModelConfig) -> Option<ExpertExtents> {
+    config.moe.as_ref().map(|moe| ExpertExtents {
+        hidden_size: config.hidden_size,
+        width: moe.expert_intermediate_size,
+        n_experts: moe.n_experts,
+        dealing: Dealing { n_experts_per_token: moe.n_experts_per_token, norm_topk_prob: moe.norm_topk_prob },
+    })
+}
+
+/// Rows of logits that there is room for where `n` are wanted.
+fn head_rows(n: usize) -> usize {
+    n.next_power_of_two().max(8)
 }
 
 impl Activations {
@@ -129,12 +159,11 @@ impl Activations {
 
     fn new(device: &Device, config: &ModelConfig, keep: bool) -> Result<Activations> {
         let zeros = || Tensor::on(device, device.activation_dtype(), &[0, config.hidden_size]);
-        let layers = if keep {
-            let layer = |l| LayerActivations::new(device, config, true, Some(l));
-            (0..config.n_layers).map(layer).collect::<Result<_>>()?
-        } else {
-            vec![LayerActivations::new(device, config, false, None)?]
-        };
+        let n_layers = if keep { config.n_layers } else { 1 };
+        let mut layers = host::with_room(n_layers)?;
+        for l in 0..n_layers {
+            layers.push(LayerActivations::new(device, config, keep, !keep || config.is_moe_layer(l))?);
+        }
         Ok(Activations {
             batch: Batch::default(),
             stream: zeros()?,
@@ -142,6 +171,7 @@ impl Activations {
             layers,
             keep,
             hidden: zeros()?,
+            attend_scratch: AttendScratch::default(),
             head: None,
             draws: Draws::new(device)?,
             graphs: Graphs::default(),
@@ -151,11 +181,31 @@ impl Activations {
         })
     }
 
+    /// Bytes of the device's memory that a batch of `n` rows takes, without head and scratch: of one set in serving, of one
+    /// a layer where they are kept. Exactly, but for experts in training, where it is the most that they take.
+    pub fn bytes(device: &Device, config: &ModelConfig, n: usize, keep: bool) -> u64 {
+        let shared = Tensor::rows_reserved(n) * config.hidden_size * device.activation_dtype().size();
+        let n_layers = if keep { config.n_layers } else { 1 };
+        let layer = |l| LayerActivations::bytes(device, config, n, keep, !keep || config.is_moe_layer(l));
+        3 * device.taken(shared) + Draws::bytes(device) + (0..n_layers).map(layer).sum::<u64>()
+    }
+
+    /// Bytes that the logits of `n` rows take, with what leads to them.
+    pub fn head_bytes(device: &Device, config: &ModelConfig, n: usize) -> u64 {
+        Head::bytes(device, head_rows(n), config.hidden_size, config.vocab_size)
+    }
+
+    /// Bytes that it took for the rows of batches, as `bytes` counts them.
+    pub fn taken(&self) -> u64 {
+        let shared = [&self.stream, &self.branch, &self.hidden];
+        let layers = self.layers.iter().map(LayerActivations::taken).sum::<u64>();
+        shared.iter().map(|t| t.taken()).sum::<u64>() + Draws::bytes(&self.device) + layers
+    }
+
     /// Makes room for the batch's rows. Graphs over buffers that move are forgotten, also where only some could move.
     pub(super) fn reserve(&mut self, model: &Model) -> Result<()> {
         let plan = self.batch.plan();
         let n = plan.rows;
-        let n_slots = model.config.moe.as_ref().map_or(0, |m| m.n_experts_per_token);
         // Before anything moves: where there is room for half of it only, the rest must not be forgotten.
         if n > self.n_rows || self.generation != self.batch.generation() {
             self.graphs.clear();
@@ -165,11 +215,11 @@ impl Activations {
             t.reserve_rows(n)?;
         }
         for layer in &mut self.layers {
-            layer.reserve(n, self.keep, n_slots)?;
-            if layer.attend_scratch.is_short(&self.device, model.heads(), plan) {
-                self.graphs.clear();
-                layer.attend_scratch.reserve(&self.device, model.heads(), plan)?;
-            }
+            layer.reserve(&self.device, n, self.keep)?;
+        }
+        if self.attend_scratch.is_short(&self.device, model.heads(), plan) {
+            self.graphs.clear();
+            self.attend_scratch.reserve(&self.device, model.heads(), plan)?;
         }
         self.n_rows = self.n_rows.max(n);
         Ok(())
@@ -180,9 +230,16 @@ impl Activations {
         if self.head.as_ref().is_none_or(|h| h.logits.extent(0) < n) {
             self.graphs.clear();
             self.head = None;
-            let n = n.next_power_of_two().max(8);
+            let n = head_rows(n);
             self.head = Some(Head::new(&self.device, n, model.config.hidden_size, model.config.vocab_size)?);
         }
         Ok(())
+    }
+}
+
+impl Drop for Activations {
+    fn drop(&mut self) {
+        // What its passes needed meanwhile; whoever runs others takes his own again.
+        self.device.release_scratch();
     }
 }

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::activations::{Activations, LayerActivations};
 use super::weights::{Ffn, Layer, Mlp, Weights};
-use super::{Model, Moe};
+use super::{Model, ModelConfig, Moe};
 use crate::backend::ops::{ExpertActivations, FfnActivations};
-use crate::backend::{Tensor, ops};
+use crate::backend::{Device, Tensor, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -39,6 +39,8 @@ pub struct BackwardScratch {
 struct ExpertScratch {
     /// [N, E]
     dlogits: Tensor,
+    /// [N, k]
+    dweights: Tensor,
     /// [N*k, C]
     dslots: Tensor,
     /// [M, C]
@@ -58,6 +60,7 @@ impl BackwardScratch {
             None => None,
             Some(moe) => Some(ExpertScratch {
                 dlogits: zeros(moe.n_experts)?,
+                dweights: zeros(moe.n_experts_per_token)?,
                 dslots: zeros(c)?,
                 dx: zeros(c)?,
                 dy: zeros(c)?,
@@ -92,9 +95,43 @@ impl BackwardScratch {
         all.into_iter().try_for_each(|t| t.reserve_rows(n))?;
         if let Some(e) = &mut self.experts {
             e.dlogits.reserve_rows(n)?;
+            e.dweights.reserve_rows(n)?;
             e.dslots.reserve_rows(n * n_slots)?;
+            // All rows may have gone to one expert.
+            e.dx.reserve_rows(n)?;
+            e.dy.reserve_rows(n)?;
+            e.ffn.reserve(n)?;
         }
         self.ffn.reserve(n)
+    }
+
+    /// Bytes of `n` rows.
+    pub fn bytes(device: &Device, config: &ModelConfig, n: usize) -> u64 {
+        let rows = Tensor::rows_reserved(n);
+        let of = |rows: usize, width: usize| device.taken(rows * width * Dtype::F32.size());
+        let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let dense = [c, c, hd, hd, gd, gd, hd, gd].map(|width| of(rows, width)).iter().sum::<u64>()
+            + FfnActivations::bytes(device, rows, config.intermediate_size);
+        dense
+            + config.moe.as_ref().map_or(0, |moe| {
+                let slots = Tensor::rows_reserved(n * moe.n_experts_per_token);
+                of(rows, moe.n_experts)
+                    + of(rows, moe.n_experts_per_token)
+                    + of(slots, c)
+                    + 2 * of(rows, c)
+                    + FfnActivations::bytes(device, rows, moe.expert_intermediate_size)
+            })
+    }
+
+    /// Bytes that it has.
+    pub fn taken(&self) -> u64 {
+        let dense = [&self.dstream, &self.dnormed, &self.dattended, &self.dq, &self.dk, &self.dv];
+        let raw = [&self.dq_raw, &self.dk_raw];
+        let experts = self.experts.as_ref().map_or(0, |e| {
+            let tensors = [&e.dlogits, &e.dweights, &e.dslots, &e.dx, &e.dy];
+            tensors.iter().map(|t| t.taken()).sum::<u64>() + e.ffn.taken()
+        });
+        dense.iter().chain(&raw).map(|t| t.taken()).sum::<u64>() + self.ffn.taken() + experts
     }
 }
 
@@ -131,12 +168,14 @@ pub fn backward(
     let (device, config, eps) = (&model.device, &model.config, model.config.rms_norm_eps);
     scratch.reserve(n, config.moe.as_ref().map_or(0, |m| m.n_experts_per_token))?;
     ops::fill(device, &mut scratch.dstream, 0.0, n);
-    let (dw, x) = (&mut gradients.norm, &activations.stream);
-    ops::rmsnorm_backward(device, &mut scratch.dstream, dw, dhidden, x, &weights.norm, n, eps);
+    let norm = |weight| ops::Norm { weight, eps };
+    let to = ops::NormGradients { dx: &mut scratch.dstream, dw: &mut gradients.norm };
+    ops::rmsnorm_backward(device, to, dhidden, &activations.stream, norm(&weights.norm), n)?;
     for l in (0..weights.layers.len()).rev() {
         let (layer, dlayer, a) = (&weights.layers[l], &mut gradients.layers[l], &activations.layers[l]);
         // dstream is the gradient of the layer's output; the residual passes it on unchanged.
         ops::fill(device, &mut scratch.dnormed, 0.0, n);
+        let (dx, dy, x) = (&mut scratch.dnormed, &scratch.dstream, &a.post_normed);
         match (&layer.mlp, &mut dlayer.mlp, &config.moe, &a.experts, &mut scratch.experts) {
             (
                 Mlp::Experts { router, experts },
@@ -145,21 +184,31 @@ pub fn backward(
                 Some(e),
                 Some(s),
             ) => {
-                let (dx, dy) = (&mut scratch.dnormed, &scratch.dstream);
-                experts_backward(model, moe, (router, experts), (drouter, dexperts), e, s, dx, dy, &a.post_normed, n)?;
+                experts_backward(model, moe, (router, experts), (drouter, dexperts), e, s, Flow { dx, dy, x, n })?;
             }
             (Mlp::Dense(w), Mlp::Dense(dw), ..) => {
-                let (dx, dy) = (&mut scratch.dnormed, &scratch.dstream);
-                ffn_backward(model, w, dw, &a.ffn, &mut scratch.ffn, dx, dy, &a.post_normed, n);
+                ffn_backward(model, w, dw, &a.ffn, &mut scratch.ffn, Flow { dx, dy, x, n });
             }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
-        let (dw, x) = (&mut dlayer.post_norm, &a.middle);
-        ops::rmsnorm_backward(device, &mut scratch.dstream, dw, &scratch.dnormed, x, &layer.post_norm, n, eps);
-        attention_half_backward(model, layer, dlayer, a, spans, activations.batch.positions(), scratch);
+        let to = ops::NormGradients { dx: &mut scratch.dstream, dw: &mut dlayer.post_norm };
+        ops::rmsnorm_backward(device, to, &scratch.dnormed, &a.middle, norm(&layer.post_norm), n)?;
+        attention_half_backward(model, layer, dlayer, a, spans, activations.batch.positions(), scratch)?;
     }
     ops::embedding_backward(device, &mut gradients.embedding, ids, &scratch.dstream);
     Ok(())
+}
+
+/// What flows through a feed-forward part, each [N, C].
+struct Flow<'a> {
+    /// gradient of its input, which is added to
+    dx: &'a mut Tensor,
+    /// gradient of its output
+    dy: &'a Tensor,
+    /// its input
+    x: &'a Tensor,
+    /// N
+    n: usize,
 }
 
 fn attention_half_backward(
@@ -170,7 +219,7 @@ fn attention_half_backward(
     spans: &[Range<usize>],
     positions: &[u32],
     s: &mut BackwardScratch,
-) {
+) -> Result<()> {
     let (device, config) = (&model.device, &model.config);
     let (n, eps) = (positions.len(), config.rms_norm_eps);
     for t in [&mut s.dattended, &mut s.dq_raw] {
@@ -180,37 +229,28 @@ fn attention_half_backward(
     ops::fill(device, &mut s.dnormed, 0.0, n);
     ops::linear_backward_weight(device, &mut dlayer.o, &s.dstream, &a.attended, n);
     ops::linear_backward_input(device, &mut s.dattended, &s.dstream, &layer.o, n);
-    let (gradients, operands) = ((&mut s.dq, &mut s.dk, &mut s.dv), (&a.q, &a.k, &a.v));
-    ops::attention_backward(device, gradients, &s.dattended, operands, spans, model.heads());
-    let rope = &model.rope;
-    let (dw, w, heads) = (&mut dlayer.q_norm, &layer.q_norm, config.n_heads);
-    ops::qk_norm_rope_backward(device, &mut s.dq_raw, dw, &s.dq, &a.q_raw, w, rope, positions, n, heads, eps);
-    let (dw, w, heads) = (&mut dlayer.k_norm, &layer.k_norm, config.n_kv_heads);
-    ops::qk_norm_rope_backward(device, &mut s.dk_raw, dw, &s.dk, &a.k_raw, w, rope, positions, n, heads, eps);
+    let to = ops::AttentionGradients { dq: &mut s.dq, dk: &mut s.dk, dv: &mut s.dv };
+    let kv = ops::KeysValues { k: &a.k, v: &a.v };
+    ops::attention_backward(device, to, &s.dattended, &a.q, kv, spans, model.heads())?;
+    let norm = |weight| ops::Norm { weight, eps };
+    let of = |weight, n_heads| ops::HeadNorm { norm: norm(weight), table: &model.rope, n_heads };
+    let to = ops::NormGradients { dx: &mut s.dq_raw, dw: &mut dlayer.q_norm };
+    ops::qk_norm_rope_backward(device, to, &s.dq, &a.q_raw, of(&layer.q_norm, config.n_heads), positions)?;
+    let to = ops::NormGradients { dx: &mut s.dk_raw, dw: &mut dlayer.k_norm };
+    ops::qk_norm_rope_backward(device, to, &s.dk, &a.k_raw, of(&layer.k_norm, config.n_kv_heads), positions)?;
     for (dw, w, dy) in
         [(&mut dlayer.q, &layer.q, &s.dq_raw), (&mut dlayer.k, &layer.k, &s.dk_raw), (&mut dlayer.v, &layer.v, &s.dv)]
     {
         ops::linear_backward_weight(device, dw, dy, &a.normed, n);
         ops::linear_backward_input(device, &mut s.dnormed, dy, w, n);
     }
-    let (dw, w) = (&mut dlayer.input_norm, &layer.input_norm);
-    ops::rmsnorm_backward(device, &mut s.dstream, dw, &s.dnormed, &a.input, w, n, eps);
+    let to = ops::NormGradients { dx: &mut s.dstream, dw: &mut dlayer.input_norm };
+    ops::rmsnorm_backward(device, to, &s.dnormed, &a.input, norm(&layer.input_norm), n)
 }
 
-/// Adds to `dx` [n, C] and to the block's parameters, from `dy` [n, C].
-#[allow(clippy::too_many_arguments)] // one block: weights, gradients, activations, scratch
-fn ffn_backward(
-    model: &Model,
-    w: &Ffn,
-    dw: &mut Ffn,
-    a: &FfnActivations,
-    s: &mut FfnActivations,
-    dx: &mut Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    n: usize,
-) {
-    let device = &model.device;
+/// Adds to the flow's `dx` and to the block's parameters.
+fn ffn_backward(model: &Model, w: &Ffn, dw: &mut Ffn, a: &FfnActivations, s: &mut FfnActivations, flow: Flow) {
+    let (device, Flow { dx, dy, x, n }) = (&model.device, flow);
     ops::fill(device, &mut s.product, 0.0, n);
     ops::linear_backward_weight(device, &mut dw.down, dy, &a.product, n);
     ops::linear_backward_input(device, &mut s.product, dy, &w.down, n);
@@ -221,8 +261,7 @@ fn ffn_backward(
     ops::linear_backward_input(device, dx, &s.up, &w.up, n);
 }
 
-/// Adds to `dx` [n, C] and to router and experts, from `dy` [n, C].
-#[allow(clippy::too_many_arguments)] // a layer of experts: weights, gradients, activations, scratch
+/// Adds to the flow's `dx` and to router and experts.
 fn experts_backward(
     model: &Model,
     moe: &Moe,
@@ -230,32 +269,28 @@ fn experts_backward(
     (drouter, dexperts): (&mut Tensor, &mut [Ffn]),
     a: &ExpertActivations,
     s: &mut ExpertScratch,
-    dx: &mut Tensor,
-    dy: &Tensor,
-    x: &Tensor,
-    n: usize,
+    flow: Flow,
 ) -> Result<()> {
-    let (device, k) = (&model.device, moe.n_experts_per_token);
+    let (device, k, Flow { dx, dy, x, n }) = (&model.device, moe.n_experts_per_token, flow);
+    let routing = a.routing.as_ref().filter(|routing| routing.weights.len() == n * k);
     let missing = || Error::new(Fault::OutOfOrder, "a layer of experts has no routing: its forward has not run");
-    let routing = a.routing.as_ref().ok_or_else(missing)?;
-    let mut dweights = vec![0.0; n * k];
-    ops::combine_backward(device, &mut s.dslots, &mut dweights, dy, &a.slots, &routing.weights, n, k);
+    let routing = routing.ok_or_else(missing)?;
+    let dweights = &mut s.dweights.f32_mut()[..n * k];
+    let to = ops::CombineGradients { dslots: &mut s.dslots, dweights };
+    ops::combine_backward(device, to, dy, &a.slots, &routing.weights, k);
     for (e, block) in a.blocks.iter().enumerate() {
-        let m = block.slots.len();
-        if m == 0 {
+        let (slots, rows) = (routing.slots_of(e), routing.rows_of(e));
+        let n = slots.len();
+        if n == 0 {
             continue;
         }
-        for t in [&mut s.dx, &mut s.dy] {
-            t.reserve_rows(m)?;
-        }
-        s.ffn.reserve(m)?;
-        ops::gather_rows(device, &mut s.dy, &s.dslots, &block.slots);
-        ops::fill(device, &mut s.dx, 0.0, m);
-        ffn_backward(model, &experts[e], &mut dexperts[e], &block.ffn, &mut s.ffn, &mut s.dx, &s.dy, &block.x, m);
-        let rows: Vec<usize> = block.slots.iter().map(|slot| slot / k).collect();
-        ops::scatter_add_rows(device, dx, &s.dx, &rows);
+        ops::gather_rows(device, &mut s.dy, &s.dslots, slots);
+        ops::fill(device, &mut s.dx, 0.0, n);
+        let flow = Flow { dx: &mut s.dx, dy: &s.dy, x: &block.x, n };
+        ffn_backward(model, &experts[e], &mut dexperts[e], &block.ffn, &mut s.ffn, flow);
+        ops::scatter_add_rows(device, dx, &s.dx, rows);
     }
-    ops::route_backward(device, &mut s.dlogits, &dweights, routing, n);
+    ops::route_backward(device, &mut s.dlogits, &s.dweights.f32()[..n * k], routing, n);
     ops::linear_backward_weight(device, drouter, &s.dlogits, x, n);
     ops::linear_backward_input(device, dx, &s.dlogits, router, n);
     Ok(())

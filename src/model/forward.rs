@@ -10,12 +10,12 @@
 //! recorded graph, whose results the host need not wait for before it asks for the next.
 #![forbid(unsafe_code)]
 
+use super::Model;
 use super::activations::{Activations, LayerActivations};
 use super::kv_cache::KvCache;
 use super::weights::{Layer, Mlp, Weights};
-use super::{Model, Moe};
 use crate::backend::batch::{Batch, BatchSegment};
-use crate::backend::{Tensor, ops};
+use crate::backend::{Tensor, host, ops};
 use crate::error::{Error, Fault, Result};
 
 /// New rows of one timeline: `ids` go to positions `kv.len()..`.
@@ -52,7 +52,8 @@ pub fn forward_unless(
     layers(model, weights, segments, activations, unwanted)?;
     let Activations { hidden, stream, batch, .. } = activations;
     let (n, eps) = (batch.plan().rows, model.config.rms_norm_eps);
-    ops::rmsnorm_forward(&model.device, hidden, stream, &weights.norm, n, eps, model.compute);
+    let norm = ops::Norm { weight: &weights.norm, eps };
+    ops::rmsnorm_forward(&model.device, hidden, stream, norm, n, model.compute);
     model.device.check()?;
     segments.iter_mut().for_each(|s| s.kv.advance(s.ids.len()));
     Ok(())
@@ -78,11 +79,10 @@ pub fn decode(
         let Activations { stream, head, draws: drawn, batch, .. } = activations;
         let (device, eps) = (&model.device, model.config.rms_norm_eps);
         let head = head.as_mut().expect("room was made for the head");
-        let rows = ops::RowList::first(plan.rows);
-        let norm = Some((&weights.norm, eps));
-        ops::head_forward(device, head, stream, norm, weights.head(), &rows, model.compute);
-        ops::sample_rows(device, drawn, head, draws, batch);
-        Ok(())
+        let rows = ops::RowList::first(plan.rows)?;
+        let norm = Some(ops::Norm { weight: &weights.norm, eps });
+        ops::head_forward(device, head, stream, norm, weights.head(), &rows, model.compute)?;
+        ops::sample_rows(device, drawn, head, draws, batch)
     });
     activations.graphs = graphs;
     run?;
@@ -102,13 +102,13 @@ pub fn head<'a>(
     activations.reserve_head(model, rows.len())?;
     let Activations { hidden, head, .. } = activations;
     let head = head.as_mut().expect("room was made for the head");
-    ops::head_forward(&model.device, head, hidden, None, weights.head(), rows, model.compute);
+    ops::head_forward(&model.device, head, hidden, None, weights.head(), rows, model.compute)?;
     Ok(head)
 }
 
 /// Logits [n, V] of rows of hidden states [n, C] after the final norm; f32 in any compute.
-pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) {
-    ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute);
+pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) -> Result<()> {
+    ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute)
 }
 
 fn outside(model: &Model, id: i32) -> Error {
@@ -135,8 +135,8 @@ fn begin(
         }
         s.kv.reserve(s.ids.len())?;
     }
-    let rows: Vec<BatchSegment> =
-        segments.iter().map(|s| BatchSegment { ids: s.ids, start: s.kv.len(), pages: s.kv.pages() }).collect();
+    let rows = segments.iter().map(|s| BatchSegment { ids: s.ids, start: s.kv.len(), pages: s.kv.pages() });
+    let rows = host::collected(rows)?;
     activations.batch.set(&model.device, &rows, draws, model.heads())?;
     activations.reserve(model)
 }
@@ -150,9 +150,9 @@ fn layers(
     unwanted: &dyn Fn() -> bool,
 ) -> Result<()> {
     let (device, config, compute) = (&model.device, &model.config, model.compute);
-    let Activations { batch, stream, branch, layers, keep, draws, .. } = activations;
+    let Activations { batch, stream, branch, layers, keep, draws, attend_scratch, .. } = activations;
     let mut row = 0;
-    let mut spans: Vec<ops::Span> = Vec::with_capacity(segments.len());
+    let mut spans: Vec<ops::Span> = host::with_room(segments.len())?;
     for s in segments.iter_mut().filter(|s| !s.ids.is_empty()) {
         let start = s.kv.len();
         spans.push(ops::Span { rows: row..row + s.ids.len(), start, pages: s.kv.pages_mut() });
@@ -168,21 +168,20 @@ fn layers(
         if *keep {
             ops::copy_rows(device, &mut acts.input, stream, n);
         }
-        attention_half(model, layer, l, acts, stream, branch, batch, &mut spans);
+        let half = AttentionHalf { stream, branch, acts, scratch: attend_scratch };
+        half.run(model, layer, l, batch, &mut spans)?;
         if *keep {
             ops::copy_rows(device, &mut acts.middle, stream, n);
         }
-        let (norm, eps, scratch) = (&layer.post_norm, config.rms_norm_eps, (&mut acts.post_normed, &mut *branch));
-        match (&layer.mlp, &config.moe, &mut acts.experts) {
-            (Mlp::Experts { router, experts }, Some(moe), Some(a)) => {
-                let (expert, dealing) = (|e: usize| experts[e].matrices(), dealing(moe));
-                let keep = *keep;
-                ops::experts_forward(
-                    device, stream, scratch, a, norm, router, &expert, dealing, n, eps, keep, compute,
-                )?;
+        let norm = ops::Norm { weight: &layer.post_norm, eps: config.rms_norm_eps };
+        let half = ops::FfnHalf { stream, normed: &mut acts.post_normed, branch };
+        match (&layer.mlp, &mut acts.experts) {
+            (Mlp::Experts { router, experts }, Some(a)) => {
+                let w = ops::ExpertWeights { router, expert: &|e: usize| experts[e].matrices() };
+                ops::experts_forward(device, half, a, norm, w, n, compute)?;
             }
-            (Mlp::Dense(ffn), ..) => {
-                ops::ffn_forward(device, stream, scratch, &mut acts.ffn, norm, ffn.matrices(), n, eps, compute);
+            (Mlp::Dense(ffn), _) => {
+                ops::ffn_forward(device, half, &mut acts.ffn, norm, ffn.matrices(), n, compute)?;
             }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
@@ -190,38 +189,37 @@ fn layers(
     Ok(())
 }
 
-fn dealing(moe: &Moe) -> ops::Dealing {
-    ops::Dealing { n_experts_per_token: moe.n_experts_per_token, norm_topk_prob: moe.norm_topk_prob }
+/// What the attention half of a layer reads and writes.
+struct AttentionHalf<'a> {
+    /// [N, C] the residual stream
+    stream: &'a mut Tensor,
+    /// [N, C] scratch: what is added to the stream
+    branch: &'a mut Tensor,
+    acts: &'a mut LayerActivations,
+    scratch: &'a mut ops::AttendScratch,
 }
 
-/// stream += O(attention(norm(stream))).
-#[allow(clippy::too_many_arguments)] // half a layer: its weights, its activations, the batch
-fn attention_half(
-    model: &Model,
-    layer: &Layer,
-    l: usize,
-    a: &mut LayerActivations,
-    stream: &mut Tensor,
-    branch: &mut Tensor,
-    batch: &Batch,
-    spans: &mut [ops::Span],
-) {
-    let (device, config, compute) = (&model.device, &model.config, model.compute);
-    let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
-    let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
-    let w = (&layer.q, &layer.k, &layer.v);
-    ops::qkv_forward(device, projected, stream, &layer.input_norm, w, n, eps, compute);
-    let heads = ops::Attend {
-        q_raw: &a.q_raw,
-        k_raw: &a.k_raw,
-        v: &a.v,
-        q: &mut a.q,
-        k: &mut a.k,
-        out: &mut a.attended,
-        scratch: &mut a.attend_scratch,
-    };
-    let norms = (&layer.q_norm, &layer.k_norm);
-    let (shape, extents, next) = (model.page_shape(), model.heads(), layer.read_after_attention());
-    ops::attend_forward(device, heads, norms, &model.rope, batch, spans, shape, l, extents, eps, compute, &next);
-    ops::linear_residual_forward(device, stream, branch, &a.attended, &layer.o, n, compute);
+impl AttentionHalf<'_> {
+    /// stream += O(attention(norm(stream))), by layer `l`.
+    fn run(self, model: &Model, layer: &Layer, l: usize, batch: &Batch, spans: &mut [ops::Span]) -> Result<()> {
+        let (device, config, compute) = (&model.device, &model.config, model.compute);
+        let AttentionHalf { stream, branch, acts: a, scratch } = self;
+        let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
+        let norm = |weight| ops::Norm { weight, eps };
+        let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
+        let w = ops::QkvWeights { q: &layer.q, k: &layer.k, v: &layer.v };
+        ops::qkv_forward(device, projected, stream, norm(&layer.input_norm), w, n, compute)?;
+        let (q_raw, k_raw, v) = (&a.q_raw, &a.k_raw, &a.v);
+        let heads = ops::Attend { q_raw, k_raw, v, q: &mut a.q, k: &mut a.k, out: &mut a.attended, scratch };
+        let of_layer = ops::AttendLayer {
+            q_norm: norm(&layer.q_norm),
+            k_norm: norm(&layer.k_norm),
+            table: &model.rope,
+            heads: model.heads(),
+            at: ops::PageLayer { shape: model.page_shape(), layer: l },
+            next: layer.read_after_attention(),
+        };
+        ops::attend_forward(device, heads, &of_layer, batch, spans, compute)?;
+        ops::linear_residual_forward(device, stream, branch, &a.attended, &layer.o, n, compute)
+    }
 }

@@ -5,28 +5,36 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::backend::Device;
 use crate::backend::page::{PAGE, Page, PageShape};
+use crate::backend::{Device, host};
 use crate::error::{Error, Fault, Result};
 use crate::sync::Mutex;
 
-/// Where pages come from. Pages in use never exceed the budget; freed ones are kept for the next taker.
+/// Where pages come from. Pages that exist never exceed the budget. Freed ones are kept for the next taker where making
+/// one costs time, but no more of them than are in use, and a few.
 pub struct KvPool {
     device: Device,
     shape: PageShape,
     budget: usize,
-    in_use: AtomicUsize,
-    free: Mutex<Vec<Page>>,
+    pages: Mutex<Pages>,
 }
+
+/// Pages that exist: those that timelines hold, those on their way to one, and those that nobody holds.
+struct Pages {
+    existing: usize,
+    free: Vec<Page>,
+}
+
+/// Freed pages that are kept though fewer are in use: about those of a chunk of prefill.
+const KEPT: usize = 16;
 
 impl KvPool {
     /// A pool of pages of one shape that together take at most `budget_bytes`.
     pub fn new(device: &Device, shape: PageShape, budget_bytes: u64) -> Arc<KvPool> {
         let budget = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / shape.bytes().max(1);
-        let device = device.clone();
-        Arc::new(KvPool { device, shape, budget, in_use: AtomicUsize::new(0), free: Mutex::new(Vec::new()) })
+        let pages = Mutex::new(Pages { existing: 0, free: Vec::new() });
+        Arc::new(KvPool { device: device.clone(), shape, budget, pages })
     }
 
     /// The pages' shape.
@@ -36,27 +44,51 @@ impl KvPool {
 
     /// Pages that timelines hold.
     pub fn pages_in_use(&self) -> usize {
-        self.in_use.load(Ordering::Relaxed)
+        let pages = self.pages.lock();
+        pages.existing - pages.free.len()
+    }
+
+    /// Pages that exist, in use or kept.
+    pub fn pages_existing(&self) -> usize {
+        self.pages.lock().existing
     }
 
     fn take(&self) -> Result<Page> {
-        let full = |n: usize| if n < self.budget { Some(n + 1) } else { None };
-        if self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, full).is_err() {
-            let bytes = self.shape.bytes() as u64;
-            let why = format!("the KV budget of {} pages of {bytes} bytes is used up", self.budget);
-            return Err(Error::memory(Fault::KvBudget, bytes, 0, why));
+        {
+            let mut pages = self.pages.lock();
+            if let Some(page) = pages.free.pop() {
+                return Ok(page);
+            }
+            if pages.existing >= self.budget {
+                let bytes = self.shape.bytes() as u64;
+                let why = format!("the KV budget of {} pages of {bytes} bytes is used up", self.budget);
+                return Err(Error::memory(Fault::KvBudget, bytes, 0, why));
+            }
+            pages.existing += 1;
         }
-        let free = self.free.lock().pop();
-        free.map_or_else(|| Page::new(&self.device, self.shape), Ok).inspect_err(|_| {
-            self.in_use.fetch_sub(1, Ordering::Relaxed);
-        })
+        // Made without the lock: it may take long.
+        Page::new(&self.device, self.shape).inspect_err(|_| self.pages.lock().existing -= 1)
     }
 
     fn give_back(&self, page: Arc<Page>) {
-        if let Some(page) = Arc::into_inner(page) {
-            self.in_use.fetch_sub(1, Ordering::Relaxed);
-            self.free.lock().push(page);
-        }
+        let Some(page) = Arc::into_inner(page) else { return };
+        let mut pages = self.pages.lock();
+        let in_use = pages.existing - pages.free.len() - 1;
+        let most = if self.device.reuses_memory() { 0 } else { in_use.max(KEPT) };
+        // As pages come back one by one, at most two are too many.
+        let dropped = match pages.free.len() < most && pages.free.try_reserve(1).is_ok() {
+            true => {
+                pages.free.push(page);
+                None
+            }
+            false => Some(page),
+        };
+        let spare = if pages.free.len() > most { pages.free.pop() } else { None };
+        drop(pages);
+        // They count until they are gone.
+        let n = usize::from(dropped.is_some()) + usize::from(spare.is_some());
+        drop((dropped, spare));
+        self.pages.lock().existing -= n;
     }
 }
 
@@ -93,11 +125,11 @@ impl KvCache {
         self.pool.shape
     }
 
-    /// A cache of the same positions that shares every page that holds one.
-    pub fn fork(&self) -> KvCache {
+    /// A cache of the same positions that shares every page that holds one. Errors: `OutOfHostMemory` for the list of them.
+    pub fn fork(&self) -> Result<KvCache> {
         // A page that is reserved but not yet written to stays this timeline's own: its next write copies nothing.
-        let pages = self.pages[..self.len.div_ceil(PAGE)].to_vec();
-        KvCache { pool: self.pool.clone(), pages, len: self.len }
+        let pages = host::collected(self.pages[..self.len.div_ceil(PAGE)].iter().cloned())?;
+        Ok(KvCache { pool: self.pool.clone(), pages, len: self.len })
     }
 
     /// Forgets positions from `len` on, and every page reserved for later ones.
@@ -137,6 +169,7 @@ impl KvCache {
             }
         }
         let held = self.pages.len();
+        host::reserve(&mut self.pages, wanted.saturating_sub(held))?;
         while self.pages.len() < wanted {
             match self.pool.take() {
                 Ok(page) => self.pages.push(Arc::new(page)),
@@ -200,7 +233,7 @@ mod tests {
         let mut parent = KvCache::new(&pool);
         grow(&mut parent, 2 * PAGE + 5, 1.0).unwrap();
         assert_eq!(pool.pages_in_use(), 3);
-        let mut child = parent.fork();
+        let mut child = parent.fork().unwrap();
         assert_eq!(pool.pages_in_use(), 3);
         grow(&mut child, 3, 2.0).unwrap();
         assert_eq!(pool.pages_in_use(), 4, "one page was copied");
@@ -235,7 +268,7 @@ mod tests {
         let mut parent = KvCache::new(&pool);
         grow(&mut parent, 5, 1.0).unwrap();
         parent.reserve(2 * PAGE).unwrap();
-        let mut child = parent.fork();
+        let mut child = parent.fork().unwrap();
         grow(&mut child, 2 * PAGE, 2.0).unwrap();
         grow(&mut parent, 2 * PAGE, 3.0).unwrap();
         assert_eq!((mark(&parent, PAGE + 9), mark(&child, PAGE + 9)), (3.0, 2.0));
@@ -249,9 +282,61 @@ mod tests {
         let pool = pool(10);
         let mut a = KvCache::new(&pool);
         grow(&mut a, 2 * PAGE, 1.0).unwrap();
-        let b = a.fork();
+        let b = a.fork().unwrap();
         a.truncate(PAGE + 3);
         grow(&mut a, 2, 9.0).unwrap();
         assert_eq!((mark(&a, PAGE + 3), mark(&b, PAGE + 3)), (9.0, 1.0));
+    }
+
+    #[test]
+    fn pages_that_exist_never_exceed_the_budget_however_many_threads_race_for_them() {
+        const BUDGET: usize = 6;
+        let pool = pool(BUDGET as u64);
+        let running = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while running.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert!(pool.pages_existing() <= BUDGET);
+                }
+            });
+            let workers: Vec<_> = (0..8)
+                .map(|i| {
+                    let pool = &pool;
+                    scope.spawn(move || {
+                        for round in 0..2000 {
+                            let mut kv = KvCache::new(pool);
+                            match kv.reserve((1 + (i + round) % 3) * PAGE) {
+                                Ok(()) => kv.advance(1),
+                                Err(e) => assert_eq!(e.fault(), Fault::KvBudget),
+                            }
+                        }
+                    })
+                })
+                .collect();
+            workers.into_iter().for_each(|w| w.join().unwrap());
+            running.store(false, std::sync::atomic::Ordering::Relaxed);
+            watcher.join().unwrap();
+        });
+        assert_eq!(pool.pages_in_use(), 0);
+        let mut kv = KvCache::new(&pool);
+        kv.reserve(BUDGET * PAGE).unwrap();
+        assert_eq!(pool.pages_existing(), BUDGET, "none was lost");
+    }
+
+    #[test]
+    fn freed_pages_are_kept_for_the_next_taker_but_not_all_of_them() {
+        let pool = pool(1000);
+        let mut kv = KvCache::new(&pool);
+        kv.reserve(200 * PAGE).unwrap();
+        kv.truncate(0);
+        assert_eq!((pool.pages_in_use(), pool.pages_existing()), (0, KEPT));
+        kv.reserve(KEPT * PAGE).unwrap();
+        assert_eq!(pool.pages_existing(), KEPT, "the kept ones were taken");
+        let mut other = KvCache::new(&pool);
+        other.reserve(100 * PAGE).unwrap();
+        kv.truncate(0);
+        assert_eq!((pool.pages_in_use(), pool.pages_existing()), (100, 100 + KEPT));
+        drop(other);
+        assert_eq!((pool.pages_in_use(), pool.pages_existing()), (0, KEPT));
     }
 }

@@ -10,16 +10,17 @@ mod config_fields;
 mod folder;
 pub mod forward;
 pub mod kv_cache;
+pub mod plan;
 pub mod weights;
 
 pub use activations::Activations;
 pub use config::{ModelConfig, Moe};
 pub use kv_cache::{KvCache, KvPool};
+pub use plan::{Load, MemoryPlan};
 pub use weights::Weights;
 
-use crate::backend::batch::{MAX_DECODE_ROWS, Plan};
 use crate::backend::page::PageShape;
-use crate::backend::{Compute, Device, Extents, ops};
+use crate::backend::{Compute, Device, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -38,7 +39,7 @@ pub fn context_of(config: &ModelConfig, device: &Device, max_context: usize) -> 
         );
         return Err(Error::new(Fault::BadOption, why));
     }
-    device.check_extents(&extents(config))?;
+    ops::check_extents(device, &extents(config))?;
     let max_context = if max_context == 0 { limit } else { max_context };
     let d = config.head_dim;
     // max_position comes from a document that no weight backs: it must not decide alone what is allocated.
@@ -72,19 +73,12 @@ pub fn heads(config: &ModelConfig) -> ops::Heads {
     }
 }
 
-/// Bytes of a GPU's memory that a model's first calls take besides weights, pages and the rows of a batch: the head of
-/// a full round, and the parts of attention of one timeline that fills `max_context`.
-pub fn step_bytes_on_gpu(config: &ModelConfig, max_context: usize) -> u64 {
-    let attention = ops::AttendScratch::bytes(heads(config), Plan::of_decode(1, max_context));
-    ops::Head::bytes(MAX_DECODE_ROWS, config.hidden_size, config.vocab_size) + attention
-}
-
-fn extents(config: &ModelConfig) -> Extents {
+fn extents(config: &ModelConfig) -> ops::Extents {
     let moe = config.moe.as_ref();
     // A dense model's width and its experts' must both be what kernels take; the odd one is the one to name.
     let widths = [Some(config.intermediate_size), moe.map(|m| m.expert_intermediate_size)];
     let ffn_size = widths.into_iter().flatten().find(|w| w % 32 != 0).unwrap_or(config.intermediate_size);
-    Extents {
+    ops::Extents {
         hidden_size: config.hidden_size,
         ffn_size,
         vocab_size: config.vocab_size,

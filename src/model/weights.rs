@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ModelConfig;
 use crate::backend::cuda::Buffer;
-use crate::backend::{Device, Tensor, ops};
+use crate::backend::{Device, Tensor, host, ops};
 use crate::error::{Error, Fault, Result};
 use crate::format::StoredTensor;
 use crate::tensor::{Dtype, Shape};
@@ -103,7 +103,7 @@ impl Weights {
             make(&name, *shape)
         };
         let embedding = get("model.embed_tokens.weight".into())?;
-        let mut layers = Vec::with_capacity(config.n_layers);
+        let mut layers = host::with_room(config.n_layers)?;
         for l in 0..config.n_layers {
             let mut part = |name: &str| get(format!("model.layers.{l}.{name}.weight"));
             layers.push(Layer {
@@ -118,15 +118,15 @@ impl Weights {
                 mlp: match &config.moe {
                     Some(moe) if config.is_moe_layer(l) => Mlp::Experts {
                         router: part("mlp.gate")?,
-                        experts: (0..moe.n_experts)
-                            .map(|e| {
-                                Ok(Ffn {
-                                    gate: part(&format!("mlp.experts.{e}.gate_proj"))?,
-                                    up: part(&format!("mlp.experts.{e}.up_proj"))?,
-                                    down: part(&format!("mlp.experts.{e}.down_proj"))?,
-                                })
-                            })
-                            .collect::<Result<_>>()?,
+                        experts: {
+                            let mut experts = host::with_room(moe.n_experts)?;
+                            for e in 0..moe.n_experts {
+                                let mut part = |matrix: &str| part(&format!("mlp.experts.{e}.{matrix}"));
+                                let (gate, up, down) = (part("gate_proj")?, part("up_proj")?, part("down_proj")?);
+                                experts.push(Ffn { gate, up, down });
+                            }
+                            experts
+                        },
                     },
                     _ => Mlp::Dense(Ffn {
                         gate: part("mlp.gate_proj")?,
@@ -178,7 +178,7 @@ impl Weights {
         let mut copies = weights.tensors().into_iter();
         let mut out = Weights::zeros(config)?;
         for (to, (_, from)) in out.tensors_mut().into_iter().zip(&mut copies) {
-            to.f32_mut().copy_from_slice(&from.to_f32());
+            from.widen_into(to.f32_mut());
         }
         Ok(out)
     }
@@ -216,7 +216,11 @@ impl Weights {
         let weights = Weights::build(config, |_, shape| {
             number += 1;
             let ones = match shape.extents() {
-                &[n] => Some(Tensor::from_f32(&[n], &vec![1.0; n])?),
+                &[n] => {
+                    let mut ones = Tensor::zeros(Dtype::F32, &[n])?;
+                    ones.f32_mut().fill(1.0);
+                    Some(ones)
+                }
                 _ => None,
             };
             let mut tensor = match &mut place {

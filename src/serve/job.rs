@@ -188,3 +188,12 @@ impl Drop for Job {
         self.fail(|| Error::new(Fault::EngineStopped, "the engine stopped before the call was done"));
     }
 }
+
+/// Ends the jobs of these identities that are still there.
+pub(super) fn end_each(jobs: &mut Vec<Job>, ends: Vec<(u64, End)>) {
+    for (id, end) in ends {
+        if let Some(i) = jobs.iter().position(|job| job.id == id) {
+            jobs.remove(i).finish(end);
+        }
+    }
+}

@@ -13,10 +13,9 @@ use super::engine::Engine;
 use super::log::Level;
 use super::model::{Parts, ServedModel};
 use crate::backend::Tensor;
-use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::format::{ModelDir, within_folder};
-use crate::model::{Model, ModelConfig, Weights, context_of, page_shape, step_bytes_on_gpu};
+use crate::model::{Load, MemoryPlan, Model, ModelConfig, Weights, context_of};
 use crate::tensor::Dtype;
 
 /// How to load a model.
@@ -47,15 +46,14 @@ impl Engine {
         let begun = Instant::now();
         let context = |e| within_folder(e, path);
         if self.options().host_budget > 0 || self.device().free_bytes()?.is_some() {
-            let plan = self.plan(path, options)?;
-            let bytes = |key: &str| plan[key].as_u64();
-            match (bytes("device_bytes"), bytes("device_bytes_free")) {
+            let (plan, _) = self.memory_plan(path, options)?;
+            match (plan.device(), self.device().free_bytes()?) {
                 (Some(needed), Some(free)) if needed > free => {
                     let why = format!("the model needs {needed} bytes of device memory, {free} are free");
                     return Err(context(Error::memory(Fault::DeviceBudget, needed, free, why)));
                 }
                 (Some(_), _) => {}
-                _ => self.check_budget(bytes("weight_bytes").unwrap_or(0)).map_err(context)?,
+                (None, _) => self.check_budget(plan.weights).map_err(context)?,
             }
         }
         let tell = &mut |done, all| {
@@ -92,47 +90,48 @@ impl Engine {
 
     /// What a model folder would need, before anything is allocated. Bytes throughout.
     pub fn plan(&self, path: &Path, options: LoadOptions) -> Result<Value> {
-        self.plan_of(path, options).map_err(|e| within_folder(e, path))
-    }
-
-    fn plan_of(&self, path: &Path, options: LoadOptions) -> Result<Value> {
-        let mut dir = ModelDir::open(path)?;
-        let config = ModelConfig::of_folder(&mut dir)?;
-        dir.generation_defaults();
-        let weight_bytes: u64 = dir.tensors.values().map(|t| t.bytes.len() as u64).sum();
-        let parameters: u64 = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
-        let max_context = context_of(&config, self.device(), options.max_context)?;
-        let (c, page) = (&config, page_shape(&config, self.options().compute));
-        let per_token = page.bytes() as u64 / PAGE as u64;
-        let widths =
-            5 * c.hidden_size + 3 * c.n_heads * c.head_dim + 3 * c.n_kv_heads * c.head_dim + 3 * c.intermediate_size;
-        let table_bytes = (max_context * c.head_dim * size_of::<f32>()) as u64;
-        let activation_bytes = (self.options().max_batch_tokens * widths) as u64;
-        let logit_bytes = 32 * 4 * c.vocab_size as u64;
-        // On a GPU weights become bf16, activations are bf16, and everything comes out of its memory.
+        let (plan, found) = self.memory_plan(path, options)?;
         let free = self.device().free_bytes()?;
-        let on_gpu = Weights::bytes_on_gpu(c)
-            + table_bytes
-            + activation_bytes * 2
-            + step_bytes_on_gpu(c, max_context)
-            + page.bytes() as u64;
         Ok(json!({
-            "parameters": parameters,
-            "weight_bytes": weight_bytes,
-            "weights_are": if free.is_some() { "on the device" } else if options.copy { "copied" } else { "mapped" },
-            "device_bytes": free.map(|_| on_gpu),
+            "parameters": found.parameters,
+            "weight_bytes": found.stored,
+            "weights_are": if plan.on_device { "on the device" } else if options.copy { "copied" } else { "mapped" },
+            "device_bytes": plan.device(),
             "device_bytes_free": free,
-            "kv_bytes_per_token": per_token,
-            "kv_bytes_per_full_session": per_token * max_context as u64,
+            "kv_bytes_per_token": plan.kv_per_token,
+            "kv_bytes_per_full_session": plan.kv_session(),
             "kv_budget": self.options().kv_budget,
-            "activation_bytes": activation_bytes * if free.is_some() { 2 } else { 4 },
-            "logit_bytes": logit_bytes,
-            "table_bytes": table_bytes,
-            "training_bytes": parameters * 16 + weight_bytes,
-            "max_context": max_context,
-            "warnings": dir.warnings,
+            "activation_bytes": plan.activations + plan.scratch,
+            "logit_bytes": plan.head,
+            "table_bytes": plan.rotary_table,
+            "training_bytes": plan.training.fixed(),
+            "max_context": plan.max_context,
+            "warnings": found.warnings,
         }))
     }
+
+    /// The plan of a model folder, and what was found in it.
+    fn memory_plan(&self, path: &Path, options: LoadOptions) -> Result<(MemoryPlan, Found)> {
+        let plan = || {
+            let mut dir = ModelDir::open(path)?;
+            let config = ModelConfig::of_folder(&mut dir)?;
+            dir.generation_defaults();
+            let stored = dir.tensors.values().map(|t| t.bytes.len() as u64).sum();
+            let parameters = dir.tensors.values().map(|t| t.shape.elements() as u64).sum();
+            let (max_context, rows) = (options.max_context, self.options().max_batch_tokens);
+            let load = Load { max_context, rows, parameters, stored };
+            let plan = MemoryPlan::new(&config, self.device(), self.options().compute, load)?;
+            Ok((plan, Found { parameters, stored, warnings: dir.warnings }))
+        };
+        plan().map_err(|e| within_folder(e, path))
+    }
+}
+
+/// What a model folder holds, for its plan.
+struct Found {
+    parameters: u64,
+    stored: u64,
+    warnings: Vec<String>,
 }
 
 /// `tell` is told the bytes of weights done and in all, and stops the loading by an error.

@@ -18,7 +18,7 @@ pub struct Revision {
     pub number: u64,
     /// The weights.
     pub weights: Weights,
-    /// sessions that are bound to it
+    /// who is bound to it
     bound: AtomicUsize,
     /// bytes of all revisions of the engine, these included
     total: Arc<AtomicU64>,
@@ -37,8 +37,9 @@ impl Drop for Revision {
     }
 }
 
-/// A session's hold on its revision. Who only looks at a revision holds an `Arc` of it, which keeps nobody from publishing.
-pub(super) struct Bound(Arc<Revision>);
+/// A hold on a revision that counts: that of a session, and of what was computed by it. Who only looks at a revision holds
+/// an `Arc` of it, which keeps nobody from publishing.
+pub struct Bound(Arc<Revision>);
 
 impl Bound {
     pub(super) fn revision(&self) -> &Arc<Revision> {
@@ -87,11 +88,10 @@ impl Revisions {
     }
 
     fn check_room(&mut self, limit: usize) -> Result<()> {
-        self.alive.retain(|r| r.strong_count() > 0);
-        // If no session is bound to the current revision, it goes when it is replaced, as soon as whoever looks at it has
-        // looked. Under this lock nobody binds one.
-        let goes = usize::from(self.current.bound.load(Ordering::Relaxed) == 0);
-        let alive = self.alive.len() - goes + 1;
+        // One that nobody is bound to is gone as soon as whoever looks at it has looked, the current one once it is
+        // replaced. Under this lock nobody binds one anew.
+        let bound = |r: &Weak<Revision>| r.upgrade().is_some_and(|r| r.bound.load(Ordering::Relaxed) > 0);
+        let alive = self.alive.iter().filter(|r| bound(r)).count() + 1;
         if alive > limit.max(1) {
             let bytes = self.current.weights.bytes();
             let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");

@@ -1,15 +1,16 @@
 //! The rounds of a step: rows through the model, then what they were wanted for. A round's jobs share a revision.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::cancel::Cancel;
-use super::job::{End, Job, ScoreRow, Work};
+use super::job::{End, Job, ScoreRow, Work, end_each};
 use super::metrics::{Counters, add};
 use super::outbox::{Finish, Sampled};
+use super::pace::Pace;
 use super::revision::Revision;
-use super::scheduler::{Scheduler, Share};
 use super::timeline::{Timeline, Token};
 use crate::backend::ops;
 use crate::error::{Error, Fault, Result};
@@ -20,8 +21,36 @@ use crate::random::{Stream, uniform};
 /// Rows of logits held at once: [32, V] is 19 MB for Qwen3.
 const LOGIT_ROWS: usize = 32;
 
+/// What rounds leave for the next ones: scratch memory, and draws that are not taken yet.
+#[derive(Default)]
+pub(super) struct Rounds {
+    scratch: HashMap<usize, Scratch>,
+    /// the round whose draws are not taken yet
+    ahead: Option<Ahead>,
+}
+
+/// One model's activations and logits, and what is known of its rounds.
+struct Scratch {
+    /// keeps the key, the model's address, from being given to another model
+    model: Arc<Model>,
+    activations: Activations,
+    pace: Pace,
+}
+
+/// A job's share of a round.
+pub(super) struct Share {
+    /// index in the list of jobs
+    pub(super) job: usize,
+    /// rows it feeds
+    pub(super) n: usize,
+    /// position of the first
+    pub(super) start: usize,
+    /// row of the batch of the first
+    pub(super) row: usize,
+}
+
 /// A round of decode whose draws are not taken yet.
-pub(super) struct Ahead {
+struct Ahead {
     revision: Arc<Revision>,
     model: Arc<Model>,
     /// the job of each row; a job that ended meanwhile is gone from the list of jobs
@@ -36,46 +65,69 @@ struct Wanted {
     next: i32,
 }
 
-impl Scheduler {
+impl Rounds {
+    fn scratch(&mut self, model: &Arc<Model>) -> Result<&mut Scratch> {
+        Ok(match self.scratch.entry(Arc::as_ptr(model) as usize) {
+            std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
+            std::collections::hash_map::Entry::Vacant(e) => {
+                let activations = Activations::for_serving(model)?;
+                e.insert(Scratch { model: model.clone(), activations, pace: Pace::default() })
+            }
+        })
+    }
+
+    /// The scratch of a model that `scratch` was asked for before.
+    fn made(&mut self, model: &Arc<Model>) -> &mut Scratch {
+        match self.scratch.get_mut(&(Arc::as_ptr(model) as usize)) {
+            Some(scratch) => scratch,
+            None => unreachable!("whoever runs a round has asked for the scratch"),
+        }
+    }
+
+    /// What is known of a model's rounds.
+    pub(super) fn pace(&self, model: &Arc<Model>) -> Pace {
+        self.scratch.get(&(Arc::as_ptr(model) as usize)).map_or_else(Pace::default, |s| s.pace.clone())
+    }
+
+    /// Frees the scratch memory of models that nobody has any more.
+    pub(super) fn forget_released(&mut self) {
+        self.scratch.retain(|_, s| Arc::strong_count(&s.model) > 1);
+    }
+
     /// One token more for jobs that all decode. On a device that runs ahead the tokens are taken by the next step, if
     /// these jobs are `alone`.
-    pub(super) fn decode_round(
+    pub(super) fn decode(
         &mut self,
+        jobs: &mut [Job],
         revision: &Arc<Revision>,
         shares: &[Share],
         alone: bool,
         counters: &Counters,
         ends: &mut Vec<(u64, End)>,
     ) -> Result<()> {
-        let model = self.jobs[shares[0].job].model().clone();
+        let model = jobs[shares[0].job].model().clone();
         self.scratch(&model)?;
-        let ids: Vec<i32> = shares.iter().map(|s| self.jobs[s.job].parts().0.ids[s.start]).collect();
-        let jobs: Vec<u64> = shares.iter().map(|s| self.jobs[s.job].id).collect();
+        let ids: Vec<i32> = shares.iter().map(|s| jobs[s.job].parts().0.ids[s.start]).collect();
+        let rows: Vec<u64> = shares.iter().map(|s| jobs[s.job].id).collect();
         let begun = Instant::now();
-        self.launch(&model, revision, &jobs, &ids, counters)?;
-        let ahead = Ahead { revision: revision.clone(), model, jobs };
+        let ahead = Ahead { revision: revision.clone(), model, jobs: rows };
+        self.launch(jobs, &ahead, &ids, counters)?;
         if alone && ahead.model.device.runs_ahead() {
             self.ahead = Some(ahead);
             return Ok(());
         }
-        self.deliver(&ahead, counters, ends)?;
+        self.deliver(jobs, &ahead, counters, ends)?;
         self.scratch(&ahead.model)?.pace.learn(shares.len(), begun.elapsed());
         Ok(())
     }
 
-    /// Asks for one row of each job and a draw of the token after it. `ids` are the rows' tokens.
-    fn launch(
-        &mut self,
-        model: &Arc<Model>,
-        revision: &Revision,
-        jobs: &[u64],
-        ids: &[i32],
-        counters: &Counters,
-    ) -> Result<()> {
-        let (all, scratch) = self.jobs_and_scratch(model);
-        let mut rows: Vec<(usize, Segment, (ops::Sampling, f32))> = Vec::with_capacity(jobs.len());
-        for job in all.iter_mut() {
-            let Some(row) = jobs.iter().position(|&id| id == job.id) else { continue };
+    /// Asks for one row of each of the round's jobs and a draw of the token after it. `ids` are the rows' tokens.
+    fn launch(&mut self, jobs: &mut [Job], round: &Ahead, ids: &[i32], counters: &Counters) -> Result<()> {
+        let Ahead { revision, model, jobs: wanted } = round;
+        let scratch = self.made(model);
+        let mut rows: Vec<(usize, Segment, (ops::Sampling, f32))> = Vec::with_capacity(wanted.len());
+        for job in jobs.iter_mut() {
+            let Some(row) = wanted.iter().position(|&id| id == job.id) else { continue };
             let (timeline, work) = job.parts();
             let Work::Generate(g) = work else { continue };
             let position = timeline.kv.len() + 1;
@@ -93,37 +145,43 @@ impl Scheduler {
         decode(model, &revision.weights, &mut segments, &draws, &mut scratch.activations)?;
         add(&counters.rounds, 1);
         add(&counters.rows, draws.len() as u64);
-        let fed = self.jobs.iter_mut().filter(|job| jobs.contains(&job.id));
+        let fed = jobs.iter_mut().filter(|job| wanted.contains(&job.id));
         fed.for_each(|job| job.parts().0.n_computed += 1);
         Ok(())
     }
 
     /// Takes the draws of a round and gives them to the jobs that are still there.
-    fn deliver(&mut self, ahead: &Ahead, counters: &Counters, ends: &mut Vec<(u64, End)>) -> Result<()> {
+    fn deliver(
+        &mut self,
+        jobs: &mut [Job],
+        ahead: &Ahead,
+        counters: &Counters,
+        ends: &mut Vec<(u64, End)>,
+    ) -> Result<()> {
         let sampled = self.scratch(&ahead.model)?.activations.draws.take()?;
         for (&id, sampled) in ahead.jobs.iter().zip(sampled) {
-            let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) else { continue };
+            let Some(job) = jobs.iter_mut().find(|job| job.id == id) else { continue };
             ends.extend(give(job, &ahead.model, ahead.revision.number, sampled, counters).map(|end| (id, end)));
         }
         Ok(())
     }
 
     /// Takes what a round that ran ahead drew.
-    pub(super) fn take_ahead(&mut self, counters: &Counters) {
+    pub(super) fn take_ahead(&mut self, jobs: &mut Vec<Job>, counters: &Counters) {
         let Some(ahead) = self.ahead.take() else { return };
         let mut ends = Vec::new();
-        if let Err(e) = self.deliver(&ahead, counters, &mut ends) {
+        if let Err(e) = self.deliver(jobs, &ahead, counters, &mut ends) {
             ends.extend(ahead.jobs.iter().map(|&id| (id, End::Failed(e.again()))));
         }
-        self.end_each(ends);
+        end_each(jobs, ends);
     }
 
     /// While everybody just decodes: asks for the next round, then takes the last one's draws. Returns whether it did;
     /// it does not where somebody else waits, or where somebody's next token may be beyond what was asked for.
-    pub(super) fn run_ahead(&mut self, counters: &Counters) -> bool {
+    pub(super) fn run_ahead(&mut self, jobs: &mut Vec<Job>, counters: &Counters) -> bool {
         let Some(ahead) = &self.ahead else { return false };
         let (model, limit) = (ahead.model.clone(), ahead.model.max_context());
-        let everybody = self.jobs.iter().all(|job| ahead.jobs.contains(&job.id));
+        let everybody = jobs.iter().all(|job| ahead.jobs.contains(&job.id));
         let may_go_on = |job: &mut Job| {
             let (timeline, work) = job.parts();
             let Work::Generate(g) = work else { return false };
@@ -131,38 +189,39 @@ impl Scheduler {
             let (most, length) = (g.options.max_tokens, timeline.len());
             (most == 0 || g.n_sampled + 1 < most) && length + 1 < limit && timeline.kv.reserve(1).is_ok()
         };
-        if !everybody || self.jobs.is_empty() || !self.jobs.iter_mut().all(may_go_on) {
+        if !everybody || jobs.is_empty() || !jobs.iter_mut().all(may_go_on) {
             return false;
         }
         let Some(ahead) = self.ahead.take() else { return false };
-        let rows = ahead.jobs.iter().enumerate().filter(|(_, id)| self.jobs.iter().any(|job| job.id == **id));
-        let (ids, jobs): (Vec<i32>, Vec<u64>) = rows.map(|(row, &id)| (-1 - row as i32, id)).unzip();
-        let launched = self.launch(&model, &ahead.revision, &jobs, &ids, counters);
+        let rows = ahead.jobs.iter().enumerate().filter(|(_, id)| jobs.iter().any(|job| job.id == **id));
+        let (ids, rows): (Vec<i32>, Vec<u64>) = rows.map(|(row, &id)| (-1 - row as i32, id)).unzip();
+        let next = Ahead { revision: ahead.revision.clone(), model, jobs: rows };
+        let launched = self.launch(jobs, &next, &ids, counters);
         let mut ends = Vec::new();
-        let delivered = self.deliver(&ahead, counters, &mut ends);
+        let delivered = self.deliver(jobs, &ahead, counters, &mut ends);
         // Whoever failed, draws that were asked for are taken: they must not be the next round's.
         let is_under_way = launched.is_ok();
-        let next = Ahead { revision: ahead.revision, model, jobs };
         if let Err(e) = delivered.and(launched) {
             ends.extend(next.jobs.iter().map(|&id| (id, End::Failed(e.again()))));
         }
         self.ahead = is_under_way.then_some(next);
-        self.end_each(ends);
-        if self.jobs.is_empty() {
-            self.take_ahead(counters);
+        end_each(jobs, ends);
+        if jobs.is_empty() {
+            self.take_ahead(jobs, counters);
         }
         true
     }
 
     /// Rows of all kinds.
-    pub(super) fn round(
+    pub(super) fn run(
         &mut self,
+        jobs: &mut [Job],
         revision: &Arc<Revision>,
         shares: &mut [Share],
         counters: &Counters,
         ends: &mut Vec<(u64, End)>,
     ) -> Result<()> {
-        let model = self.jobs[shares[0].job].model().clone();
+        let model = jobs[shares[0].job].model().clone();
         self.scratch(&model)?;
         let begun = Instant::now();
         let mut n_rows = 0;
@@ -170,8 +229,8 @@ impl Scheduler {
             share.row = n_rows;
             n_rows += share.n;
         }
-        let cancels: Vec<Cancel> = shares.iter().map(|s| self.jobs[s.job].cancel.clone()).collect();
-        let (jobs, scratch) = self.jobs_and_scratch(&model);
+        let cancels: Vec<Cancel> = shares.iter().map(|s| jobs[s.job].cancel.clone()).collect();
+        let scratch = self.made(&model);
         {
             let mut wanted = shares.iter().peekable();
             let mut segments = Vec::with_capacity(shares.len());

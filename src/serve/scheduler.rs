@@ -12,51 +12,27 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::job::{End, Job, Work};
+use super::job::{End, Job, Work, end_each};
 use super::metrics::Counters;
-use super::pace::Pace;
 use super::pages;
 use super::revision::Revision;
-use super::round::Ahead;
+use super::round::{Rounds, Share};
 use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::error::{Error, Fault, Result};
-use crate::model::{Activations, Model};
+use crate::error::{Error, Fault};
 
 /// The jobs under way and the scratch memory of their models.
 pub(super) struct Scheduler {
     /// in order of arrival
-    pub(super) jobs: Vec<Job>,
+    jobs: Vec<Job>,
     /// the number of the next job
     next_id: u64,
-    scratch: HashMap<usize, Scratch>,
-    /// the round whose draws are not taken yet
-    pub(super) ahead: Option<Ahead>,
+    rounds: Rounds,
     max_batch_tokens: usize,
     slice: Option<Duration>,
     /// steps so far
     steps: u64,
     /// who is served first: of those that decode, and of those with a prompt
     first: [u64; 2],
-}
-
-/// One model's activations and logits, and what is known of its rounds.
-pub(super) struct Scratch {
-    /// keeps the key, the model's address, from being given to another model
-    model: Arc<Model>,
-    pub(super) activations: Activations,
-    pub(super) pace: Pace,
-}
-
-/// A job's share of a round.
-pub(super) struct Share {
-    /// index in the list of jobs
-    pub(super) job: usize,
-    /// rows it feeds
-    pub(super) n: usize,
-    /// position of the first
-    pub(super) start: usize,
-    /// row of the batch of the first
-    pub(super) row: usize,
 }
 
 /// Shares that run together.
@@ -72,8 +48,7 @@ impl Scheduler {
         Scheduler {
             jobs: Vec::new(),
             next_id: 0,
-            scratch: HashMap::new(),
-            ahead: None,
+            rounds: Rounds::default(),
             max_batch_tokens: max_batch_tokens.max(1),
             slice,
             steps: 0,
@@ -94,31 +69,30 @@ impl Scheduler {
     /// Forgets every job; each fails with `why`. After a panic, when nothing can be trusted.
     pub(super) fn abandon(&mut self, why: &Error) {
         self.jobs.drain(..).for_each(|job| job.lose(|| Error::new(why.fault(), why.message())));
-        self.ahead = None;
-        self.scratch.clear();
+        self.rounds = Rounds::default();
     }
 
     /// Ends the jobs that their callers cancelled.
     pub(super) fn end_cancelled(&mut self, counters: &Counters) {
         if self.jobs.iter().any(|job| job.cancel.is_set()) {
             // A timeline goes back only when the device is done with its last row.
-            self.take_ahead(counters);
+            self.rounds.take_ahead(&mut self.jobs, counters);
         }
         self.end_jobs(|job| job.cancel.is_set().then_some(End::Cancelled));
     }
 
     /// Frees the scratch memory of models that nobody has any more.
     pub(super) fn forget_released(&mut self) {
-        self.scratch.retain(|_, s| Arc::strong_count(&s.model) > 1);
+        self.rounds.forget_released();
     }
 
     /// One round.
     pub(super) fn step(&mut self, counters: &Counters) {
         self.end_cancelled(counters);
-        if self.run_ahead(counters) {
+        if self.rounds.run_ahead(&mut self.jobs, counters) {
             return;
         }
-        self.take_ahead(counters);
+        self.rounds.take_ahead(&mut self.jobs, counters);
         self.end_jobs(|job| {
             let done = job.pending() == 0 && !matches!(job.parts().1, Work::Generate(_));
             // What was asked for must have come about before anybody is told that it did.
@@ -131,25 +105,17 @@ impl Scheduler {
         let mut ends: Vec<(u64, End)> = ends;
         for Group { revision, decodes, mut shares } in groups {
             let done = if decodes && shares.len() <= MAX_DECODE_ROWS {
-                self.decode_round(&revision, &shares, alone, counters, &mut ends)
+                self.rounds.decode(&mut self.jobs, &revision, &shares, alone, counters, &mut ends)
             } else {
-                self.round(&revision, &mut shares, counters, &mut ends)
+                self.rounds.run(&mut self.jobs, &revision, &mut shares, counters, &mut ends)
             };
             if let Err(e) = done {
                 let end = || if e.fault() == Fault::Cancelled { End::Cancelled } else { End::Failed(e.again()) };
                 ends.extend(shares.iter().map(|s| (self.jobs[s.job].id, end())));
             }
         }
-        self.end_each(ends);
+        end_each(&mut self.jobs, ends);
         self.forget_released();
-    }
-
-    pub(super) fn end_each(&mut self, ends: Vec<(u64, End)>) {
-        for (id, end) in ends {
-            if let Some(i) = self.jobs.iter().position(|job| job.id == id) {
-                self.jobs.remove(i).finish(end);
-            }
-        }
     }
 
     fn end_jobs(&mut self, mut end_of: impl FnMut(&mut Job) -> Option<End>) {
@@ -159,24 +125,6 @@ impl Scheduler {
                 Some(end) => self.jobs.remove(i).finish(end),
                 None => i += 1,
             }
-        }
-    }
-
-    pub(super) fn scratch(&mut self, model: &Arc<Model>) -> Result<&mut Scratch> {
-        Ok(match self.scratch.entry(Arc::as_ptr(model) as usize) {
-            std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
-            std::collections::hash_map::Entry::Vacant(e) => {
-                let activations = Activations::for_serving(model)?;
-                e.insert(Scratch { model: model.clone(), activations, pace: Pace::default() })
-            }
-        })
-    }
-
-    /// The jobs, and the scratch of a model that `scratch` was asked for before.
-    pub(super) fn jobs_and_scratch(&mut self, model: &Arc<Model>) -> (&mut Vec<Job>, &mut Scratch) {
-        match self.scratch.get_mut(&(Arc::as_ptr(model) as usize)) {
-            Some(scratch) => (&mut self.jobs, scratch),
-            None => unreachable!("whoever runs a round has asked for the scratch"),
         }
     }
 
@@ -209,8 +157,7 @@ impl Scheduler {
         for i in self.in_turn(1, &prompts) {
             let model = self.jobs[i].model();
             let (key, timed) = (Arc::as_ptr(model) as usize, model.device.mixes_rows());
-            let scratch = self.scratch.get(&key);
-            let pace = |slice| scratch.map_or_else(Pace::default, |s| s.pace.clone()).rows(slice, somebody_decodes);
+            let pace = |slice| self.rounds.pace(model).rows(slice, somebody_decodes);
             // A device that runs ahead tells the time of nothing.
             let slice = self.slice.filter(|_| timed);
             let allowed = allowed.entry(key).or_insert_with(|| slice.map_or(usize::MAX, pace));

@@ -16,7 +16,7 @@ use super::job::{Generating, Job, ScoreRow, Work};
 use super::metrics::Counters;
 use super::model::ServedModel;
 use super::outbox::Outbox;
-use super::revision::{Bound, Revision};
+use super::revision::Bound;
 use super::slot::{Out, Slot};
 use super::timeline::{Hidden, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
@@ -91,7 +91,7 @@ impl Session {
     }
 
     /// The revision it is bound to.
-    pub fn revision(&self) -> Arc<Revision> {
+    pub fn revision(&self) -> Bound {
         self.slot.revision()
     }
 
@@ -219,7 +219,7 @@ impl Session {
 
     /// A session with the same timeline on the same revision; the pages are shared until one writes.
     pub fn fork(&self) -> Result<Session> {
-        let (timeline, revision) = self.slot.resting(|t, revision| Ok((t.fork(), revision.clone())))?;
+        let (timeline, revision) = self.slot.resting(|t, revision| Ok((t.fork()?, revision.clone())))?;
         Session::with(&self.model, revision, timeline)
     }
 

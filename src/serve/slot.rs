@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::revision::{Bound, Revision};
+use super::revision::Bound;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
 use crate::sync::{Condvar, Mutex};
@@ -58,8 +58,8 @@ impl Slot {
     }
 
     /// The revision that it is bound to.
-    pub(super) fn revision(&self) -> Arc<Revision> {
-        self.state.lock().revision.revision().clone()
+    pub(super) fn revision(&self) -> Bound {
+        self.state.lock().revision.clone()
     }
 
     /// Runs `f` on the timeline while it rests. `SessionBusy` while somebody waits for work on it; work that was let go

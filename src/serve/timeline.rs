@@ -111,15 +111,15 @@ impl Timeline {
         }
     }
 
-    pub(super) fn fork(&self) -> Timeline {
-        Timeline {
+    pub(super) fn fork(&self) -> Result<Timeline> {
+        Ok(Timeline {
             tokens: self.tokens.clone(),
             ids: self.ids.clone(),
-            kv: self.kv.fork(),
+            kv: self.kv.fork()?,
             hidden: None,
             turn_begun_at: self.turn_begun_at,
             n_computed: 0,
-        }
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! comes from a tile of R x C outputs that share their loads; the tile's shape cannot change a bit.
 
 use super::lanes::Lanes;
+use crate::backend::host::Plain;
 
 /// How the two operands of a dot product are stored and multiplied.
 pub trait Form: Send + Sync {
@@ -48,6 +49,9 @@ impl Widen for f32 {
 #[derive(Clone, Copy, Default)]
 #[repr(transparent)]
 pub struct B16(pub u16);
+
+// SAFETY: two bytes without padding, and any bits are one.
+unsafe impl Plain for B16 {}
 
 /// f16 bits.
 #[derive(Clone, Copy, Default)]

@@ -11,6 +11,7 @@ pub mod math;
 pub mod outer;
 mod pool;
 mod scalar;
+mod scratch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,8 +21,11 @@ pub use float_env::FloatEnv;
 pub use lanes::Lanes;
 pub use pool::Pool;
 pub use scalar::Scalar;
+pub use scratch::Scratch;
 
+use super::host::Plain;
 use crate::error::{Error, Fault, Result};
+use scratch::Spare;
 
 /// The instruction sets that kernels exist for. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,6 +107,7 @@ pub struct Cpu {
     pool: Arc<Pool>,
     kernels: KernelSet,
     weight_bytes: Arc<AtomicU64>,
+    spare: Spare,
 }
 
 impl Cpu {
@@ -121,7 +126,7 @@ impl Cpu {
         };
         let pool = Pool::new(n_threads)
             .map_err(|e| Error::new(Fault::OutOfHostMemory, format!("cannot start {n_threads} threads: {e}")))?;
-        Ok(Cpu { pool: Arc::new(pool), kernels, weight_bytes: Arc::default() })
+        Ok(Cpu { pool: Arc::new(pool), kernels, weight_bytes: Arc::default(), spare: Spare::default() })
     }
 
     /// The kernel set in use.
@@ -142,6 +147,26 @@ impl Cpu {
     /// Bytes of weights that products have read so far.
     pub fn weight_bytes(&self) -> u64 {
         self.weight_bytes.load(Ordering::Relaxed)
+    }
+
+    /// `n` elements of any value for the time that an op runs. Errors: `OutOfHostMemory`.
+    pub fn scratch<T: Plain>(&self, n: usize) -> Result<Scratch<T>> {
+        self.spare.take(n)
+    }
+
+    /// What scratch of `bytes` takes of host memory.
+    pub fn scratch_bytes(bytes: usize) -> u64 {
+        Spare::bytes(bytes) as u64
+    }
+
+    /// Bytes of scratch that are kept for the next op.
+    pub fn scratch_held(&self) -> u64 {
+        self.spare.held()
+    }
+
+    /// Gives the scratch that nobody uses back to the system.
+    pub fn release_scratch(&self) {
+        self.spare.clear();
     }
 
     /// Runs a kernel's tasks and returns when all are done.

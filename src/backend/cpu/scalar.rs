@@ -21,31 +21,37 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        each(|i| unsafe { p.add(i).read() })
+        // SAFETY: 16 elements are readable.
+        Scalar(unsafe { p.cast::<[f32; 16]>().read() })
     }
     #[inline(always)]
     unsafe fn load_tail(p: *const f32, n: usize) -> Self {
-        each(|i| if i < n { unsafe { p.add(i).read() } } else { 0.0 })
+        let mut x = [0.0; 16];
+        // SAFETY: `n` elements are readable, and `x` has room for them.
+        unsafe { std::ptr::copy_nonoverlapping(p, x.as_mut_ptr(), n) };
+        Scalar(x)
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self {
-        each(|i| f32::from_bits((unsafe { p.add(i).read() } as u32) << 16))
+        // SAFETY: 16 elements are readable.
+        let x = unsafe { p.cast::<[u16; 16]>().read() };
+        each(|i| f32::from_bits((x[i] as u32) << 16))
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
-        each(|i| f16_to_f32(unsafe { p.add(i).read() }))
+        // SAFETY: 16 elements are readable.
+        let x = unsafe { p.cast::<[u16; 16]>().read() };
+        each(|i| f16_to_f32(x[i]))
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
-        for i in 0..16 {
-            unsafe { p.add(i).write(self.0[i]) };
-        }
+        // SAFETY: 16 elements are writable.
+        unsafe { p.cast::<[f32; 16]>().write(self.0) };
     }
     #[inline(always)]
     unsafe fn store_tail(self, p: *mut f32, n: usize) {
-        for i in 0..n {
-            unsafe { p.add(i).write(self.0[i]) };
-        }
+        // SAFETY: `n` elements, at most 16, are writable.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), p, n) };
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
@@ -89,9 +95,9 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16) {
-        for i in 0..16 {
-            unsafe { p.add(i).write((self.0[i].to_bits() >> 16) as u16) };
-        }
+        let x: [u16; 16] = std::array::from_fn(|i| (self.0[i].to_bits() >> 16) as u16);
+        // SAFETY: 16 elements are writable.
+        unsafe { p.cast::<[u16; 16]>().write(x) };
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
@@ -109,11 +115,15 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const u16) -> [u16; 32] {
-        std::array::from_fn(|i| unsafe { p.add(i).read() })
+        // SAFETY: 32 elements are readable.
+        unsafe { p.cast::<[u16; 32]>().read() }
     }
     #[inline(always)]
     unsafe fn load_pairs_tail(p: *const u16, n: usize) -> [u16; 32] {
-        std::array::from_fn(|i| if i < n { unsafe { p.add(i).read() } } else { 0 })
+        let mut x = [0; 32];
+        // SAFETY: `n` elements are readable, and `x` has room for them.
+        unsafe { std::ptr::copy_nonoverlapping(p, x.as_mut_ptr(), n) };
+        x
     }
     #[inline(always)]
     unsafe fn dot_pairs(acc: Self, a: [u16; 32], b: [u16; 32]) -> Self {

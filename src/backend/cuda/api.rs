@@ -9,6 +9,21 @@ use crate::error::Result;
 /// A place in device memory, in bytes.
 pub type Address = u64;
 
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Which of the machine's devices.
+    pub index: usize,
+    /// Bytes of device memory that may be taken; 0: whatever is free.
+    pub budget: u64,
+    /// Launch every kernel after its predecessor's end, though the device could overlap them: the judge of overlapping.
+    pub no_overlap: bool,
+    /// Take every buffer from the device by itself, so that the shim's guards stand between any two.
+    pub no_pool: bool,
+    /// The shim's order of threads and blocks; a device takes no notice.
+    pub seed: u64,
+}
+
 /// What is known of a device.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {

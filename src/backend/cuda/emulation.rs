@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 use std::thread::{self, ThreadId};
 
-use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
-use super::{CudaOptions, api};
+use super::api::{self, Address, Api, CudaOptions, Event, Facts, Graph, Launch, Matmul};
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
 use crate::sync::Mutex;

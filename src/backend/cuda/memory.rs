@@ -3,9 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::api::Address;
+use super::device::Cuda;
+use super::pinned::{PIECE, Staging};
 use super::pool::Pool;
-use super::{Address, Cuda, Pinned};
-use crate::error::{Error, Fault, Result};
+use crate::backend::host;
+use crate::error::Result;
 
 /// A piece of device memory. Views of one allocation share it.
 #[derive(Clone)]
@@ -23,7 +26,7 @@ struct Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.device.0.pool.lock().give(self.device.api(), self.at, self.bytes);
+        self.device.pool().give(self.device.api(), self.at, self.bytes);
     }
 }
 
@@ -32,7 +35,7 @@ impl Cuda {
     /// `OutOfDeviceMemory` beyond the device, both with the bytes needed and free; nothing is taken then.
     pub fn allocate(&self, bytes: usize) -> Result<Buffer> {
         let whole = Pool::whole(bytes);
-        let at = self.0.pool.lock().take(self.api(), whole)?;
+        let at = self.pool().take(self.api(), whole)?;
         Ok(Buffer { block: Arc::new(Block { device: self.clone(), at, bytes: whole }), offset: 0, bytes })
     }
 }
@@ -46,6 +49,16 @@ impl Buffer {
     /// Its length.
     pub fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes that its allocation took of the device, that of a view the whole one's.
+    pub fn taken(&self) -> u64 {
+        self.block.bytes
+    }
+
+    /// What an allocation of so many bytes takes of a device.
+    pub fn taken_by(bytes: usize) -> u64 {
+        Pool::whole(bytes)
     }
 
     /// Whether it has no bytes.
@@ -67,34 +80,43 @@ impl Buffer {
     /// Copies host bytes into it and waits.
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.bytes);
-        const PIECE: usize = 32 << 20;
-        let mut staging = Pinned::new(self.device(), bytes.len().clamp(1, PIECE))?;
-        for (i, piece) in bytes.chunks(PIECE).enumerate() {
-            staging.bytes_mut()[..piece.len()].copy_from_slice(piece);
+        self.write_by(|at, piece| piece.copy_from_slice(&bytes[at..at + piece.len()]))
+    }
+
+    /// Copies into it what `fill` writes, piece by piece, and waits. `fill` is given the offset of a piece, a multiple of
+    /// 4 KiB, and its bytes.
+    pub fn write_by(&self, mut fill: impl FnMut(usize, &mut [u8])) -> Result<()> {
+        let mut staging = Staging::of(self.device(), self.bytes)?;
+        for at in (0..self.bytes).step_by(PIECE) {
+            let n = (self.bytes - at).min(PIECE);
+            fill(at, &mut staging.bytes_mut()[..n]);
             // SAFETY: the piece lies inside both, and the wait below keeps the staging as it is.
-            unsafe { self.device().api().upload(self.address() + (i * PIECE) as u64, staging.as_ptr(), piece.len())? };
-            self.device().api().synchronize()?;
+            let asked = unsafe { self.device().upload(self.address() + at as u64, staging.as_mut_ptr(), n) };
+            // Waited for in any case: the staging is somebody else's next.
+            self.device().api().synchronize().and(asked)?;
         }
         Ok(())
     }
 
     /// Its bytes, after all that was launched.
     pub fn read(&self) -> Result<Vec<u8>> {
-        const PIECE: usize = 32 << 20;
-        let mut staging = Pinned::new(self.device(), self.bytes.clamp(1, PIECE))?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(self.bytes).map_err(|_| {
-            Error::memory(Fault::OutOfHostMemory, self.bytes as u64, 0, "cannot hold what is read from the device")
-        })?;
-        for start in (0..self.bytes).step_by(PIECE) {
-            let n = (self.bytes - start).min(PIECE);
-            // SAFETY: as in `write`.
-            unsafe { self.device().api().download(staging.as_mut_ptr(), self.address() + start as u64, n)? };
-            self.device().api().synchronize()?;
-            bytes.extend_from_slice(&staging.bytes()[..n]);
-        }
-        self.device().check()?;
+        let mut bytes = host::filled(self.bytes, 0)?;
+        self.read_into(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Copies its bytes to the host, after all that was launched.
+    pub fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
+        assert_eq!(bytes.len(), self.bytes);
+        let mut staging = Staging::of(self.device(), self.bytes)?;
+        for (i, piece) in bytes.chunks_mut(PIECE).enumerate() {
+            let from = self.address() + (i * PIECE) as u64;
+            // SAFETY: as in `write_by`.
+            let asked = unsafe { self.device().api().download(staging.as_mut_ptr(), from, piece.len()) };
+            self.device().api().synchronize().and(asked)?;
+            piece.copy_from_slice(&staging.bytes()[..piece.len()]);
+        }
+        self.device().check()
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Address, Api};
+use super::api::{Address, Api};
 use crate::error::{Error, Fault, Result, Status};
 
 /// Every piece is a multiple of it, and so aligned to it.

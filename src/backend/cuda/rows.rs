@@ -3,8 +3,9 @@
 //!
 //! All matrices are bf16 and row-major; columns are a multiple of 32, outputs of a fused product one of 16.
 
-use super::{Address, Cuda, KernelArgs, Launch, Matmul};
-use crate::backend::batch::MAX_DECODE_ROWS;
+use super::api::{Address, Launch, Matmul};
+use super::device::{Cuda, KernelArgs};
+use crate::backend::terms::MAX_DECODE_ROWS;
 
 /// Rows that a product may normalise by itself.
 pub(super) const MAX_NORMED: usize = 8;

@@ -1,15 +1,17 @@
-//! What a step's kernels must know of its rows, in one block of device memory and one upload a step
-//! (kernels/step.cuh reads it).
+//! What a step's kernels must know of its rows, in device memory: a block that is written by one upload a step, and a
+//! table of page addresses of which only what changed is written (kernels/step.cuh reads both).
 //!
 //! The block's layout depends on its capacities alone, so a graph recorded for some capacities finds everything at the
-//! same addresses when it is replayed. The host writes into one of a few pinned staging buffers in turn; a buffer is
-//! written again only when the stream has passed its upload.
+//! same addresses when it is replayed. Steps that decode and others have a table each, so that neither overwrites what the
+//! other left. The host writes into one of a few pinned staging buffers in turn; a buffer is written again only when the
+//! stream has passed its upload.
 
-use super::{Address, Buffer, Cuda, Event, Pinned};
+use super::api::{Address, Event};
+use super::device::Cuda;
+use super::memory::Buffer;
+use super::pinned::Pinned;
+use crate::backend::host::{self, Plain};
 use crate::error::Result;
-
-/// Positions in a split of attention.
-pub const SPLIT: usize = 256;
 
 /// Staging buffers. A step is asked for while two more at most are under way: enough to keep the device busy, and
 /// whoever cancels a prompt waits for no more than these.
@@ -66,7 +68,7 @@ pub struct Facts {
     pub positions: Vec<u32>,
     /// `[N]` where the row's timeline's pages begin in `pages`
     pub row_pages: Vec<u32>,
-    /// Addresses of pages, timeline by timeline.
+    /// Addresses of pages, timeline by timeline, with unused entries between.
     pub pages: Vec<Address>,
     /// Of a decode step.
     pub items: Vec<Item>,
@@ -78,8 +80,8 @@ pub struct Facts {
     pub draws: Vec<Draw>,
 }
 
-/// Extents of the block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Extents of the block and of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Rows that are launched.
     pub rows: usize,
@@ -87,8 +89,10 @@ pub struct Capacity {
     pub items: usize,
     /// Tiles.
     pub tiles: usize,
-    /// Pages.
+    /// Entries of the table of pages.
     pub pages: usize,
+    /// Whether the table is that of steps that decode.
+    pub decodes: bool,
 }
 
 /// The addresses that kernels take: `Step` of kernels/step.cuh.
@@ -115,23 +119,12 @@ pub struct Addresses {
     pub draws: Address,
 }
 
-/// Plain structs whose bytes go to the device.
-///
-/// # Safety
-/// No padding.
-unsafe trait Plain: Copy {}
-// SAFETY: four-byte fields only.
+// SAFETY: four-byte fields only, and any bits are a value of each.
 unsafe impl Plain for Item {}
-// SAFETY: four-byte fields only.
+// SAFETY: as for `Item`.
 unsafe impl Plain for Tile {}
-// SAFETY: four-byte fields only.
+// SAFETY: as for `Item`.
 unsafe impl Plain for Draw {}
-// SAFETY: no fields.
-unsafe impl Plain for u32 {}
-// SAFETY: no fields.
-unsafe impl Plain for i32 {}
-// SAFETY: no fields.
-unsafe impl Plain for u64 {}
 
 /// Byte offsets of the block's parts.
 struct Layout {
@@ -142,7 +135,6 @@ struct Layout {
     items: usize,
     item_rows: usize,
     tiles: usize,
-    pages: usize,
     end: usize,
 }
 
@@ -157,34 +149,117 @@ impl Layout {
         let (ids, positions, row_pages) = (part(c.rows, 4), part(c.rows, 4), part(c.rows, 4));
         let draws = part(c.rows, size_of::<Draw>());
         let (items, item_rows) = (part(c.items, size_of::<Item>()), part(c.items, 4));
-        let (tiles, pages) = (part(c.tiles, size_of::<Tile>()), part(c.pages, 8));
-        Layout { ids, positions, row_pages, draws, items, item_rows, tiles, pages, end }
+        let tiles = part(c.tiles, size_of::<Tile>());
+        Layout { ids, positions, row_pages, draws, items, item_rows, tiles, end }
     }
 }
 
-/// The block and its staging buffers.
+/// A table of page addresses on the device, and what the host knows to be in it once the stream has come so far.
+struct Table {
+    at: Buffer,
+    held: Vec<Address>,
+}
+
+/// Entries that are sent though they did not change, where that makes one copy of two.
+const GAP: usize = 64;
+
+impl Table {
+    fn new(device: &Cuda, n: usize) -> Result<Table> {
+        Ok(Table { at: device.allocate(8 * n)?, held: host::with_room(n)? })
+    }
+
+    /// Entries it has room for.
+    fn room(&self) -> usize {
+        self.at.len() / 8
+    }
+
+    /// Sends what of `pages` differs from what is there, through `staging`.
+    fn update(&mut self, device: &Cuda, pages: &[Address], staging: &mut [u8]) -> Result<()> {
+        // Until all is asked for, nobody knows what is there.
+        let mut held = std::mem::take(&mut self.held);
+        let known = held.len().min(pages.len());
+        let differs = |i: usize| i >= known || held[i] != pages[i];
+        let mut from = 0;
+        while let Some(first) = (from..pages.len()).find(|&i| differs(i)) {
+            let mut end = first + 1;
+            while let Some(next) = (end..(end + GAP).min(pages.len())).find(|&i| differs(i)) {
+                end = next + 1;
+            }
+            let bytes = &mut staging[8 * first..8 * end];
+            put(bytes, 0, &pages[first..end]);
+            let to = self.at.address() + 8 * first as u64;
+            from = end;
+            // SAFETY: the run lies inside the table, and the staging stays as it is until the step's event has passed.
+            unsafe { device.upload(to, bytes.as_ptr(), bytes.len())? };
+        }
+        if held.len() < pages.len() {
+            host::reserve(&mut held, pages.len() - known)?;
+            held.resize(pages.len(), 0);
+        }
+        held[..pages.len()].copy_from_slice(pages);
+        self.held = held;
+        Ok(())
+    }
+}
+
+/// The block, its tables and its staging buffers.
 pub struct Step {
     device: Cuda,
+    room: Room,
     block: Buffer,
+    /// of steps that do not decode, and of those that do
+    tables: [Table; 2],
     stages: Vec<(Pinned, Event)>,
     next: usize,
 }
 
+/// What a step has room for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Room {
+    /// bytes of the block
+    block: usize,
+    /// entries of each table
+    pages: [usize; 2],
+}
+
+impl Room {
+    /// Room for a capacity, and for all that there was room for before.
+    pub fn with(self, capacity: &Capacity) -> Room {
+        let mut room = self;
+        room.block = room.block.max(Layout::of(capacity).end.next_power_of_two().max(1 << 12));
+        let table = &mut room.pages[usize::from(capacity.decodes)];
+        *table = (*table).max(capacity.pages.next_power_of_two().max(1 << 8));
+        room
+    }
+
+    /// Bytes of the block and of each table.
+    pub fn bytes(&self) -> [usize; 3] {
+        [self.block, 8 * self.pages[0], 8 * self.pages[1]]
+    }
+}
+
 impl Step {
-    /// A block of at least `bytes`.
-    pub fn new(device: &Cuda, capacity: &Capacity) -> Result<Step> {
-        let bytes = Layout::of(capacity).end.next_power_of_two().max(1 << 14);
-        let mut step = Step { device: device.clone(), block: device.allocate(bytes)?, stages: Vec::new(), next: 0 };
+    /// A step with this room.
+    pub fn new(device: &Cuda, room: Room) -> Result<Step> {
+        let [others, decodes] = room.pages.map(|n| Table::new(device, n));
+        let (block, tables) = (device.allocate(room.block)?, [others?, decodes?]);
+        let mut step = Step { device: device.clone(), room, block, tables, stages: Vec::new(), next: 0 };
         for _ in 0..STAGES {
-            let pinned = Pinned::new(device, bytes)?;
+            let pinned = Pinned::new(device, room.block + 8 * room.pages.into_iter().max().unwrap_or(0))?;
             step.stages.push((pinned, device.api().event()?));
         }
         Ok(step)
     }
 
+    /// What it has room for.
+    pub fn room(&self) -> Room {
+        self.room
+    }
+
     /// Whether a step of this capacity fits.
     pub fn holds(&self, capacity: &Capacity) -> bool {
-        Layout::of(capacity).end <= self.block.len()
+        let table = &self.tables[usize::from(capacity.decodes)];
+        Layout::of(capacity).end <= self.block.len() && capacity.pages <= table.room()
     }
 
     /// Where things lie for a capacity.
@@ -196,7 +271,7 @@ impl Step {
             ids: of(l.ids),
             positions: of(l.positions),
             row_pages: of(l.row_pages),
-            pages: of(l.pages),
+            pages: self.tables[usize::from(capacity.decodes)].at.address(),
             items: of(l.items),
             item_rows: of(l.item_rows),
             tiles: of(l.tiles),
@@ -207,14 +282,14 @@ impl Step {
     /// Uploads a step's facts, in order with what is launched before and after.
     pub fn upload(&mut self, capacity: &Capacity, facts: &Facts) -> Result<()> {
         let l = Layout::of(capacity);
-        assert!(l.end <= self.block.len() && facts.ids.len() <= capacity.rows && facts.pages.len() <= capacity.pages);
+        assert!(self.holds(capacity) && facts.ids.len() <= capacity.rows && facts.pages.len() <= capacity.pages);
         assert!(facts.items.len() <= capacity.items && facts.item_rows.len() <= capacity.items);
         assert!(facts.tiles.len() <= capacity.tiles);
         let (stage, event) = &mut self.stages[self.next];
         self.next = (self.next + 1) % STAGES;
         // The stream passed this long ago, unless the host runs STAGES steps ahead.
         self.device.api().wait(*event)?;
-        let bytes = stage.bytes_mut();
+        let (bytes, pages) = stage.bytes_mut().split_at_mut(self.block.len());
         let counts = [facts.ids.len() as u32, facts.items.len() as u32, facts.tiles.len() as u32, 0];
         put(bytes, 0, &counts);
         put(bytes, l.ids, &facts.ids);
@@ -224,15 +299,20 @@ impl Step {
         put(bytes, l.items, &facts.items);
         put(bytes, l.item_rows, &facts.item_rows);
         put(bytes, l.tiles, &facts.tiles);
-        put(bytes, l.pages, &facts.pages);
         // Rows that are launched beyond those in use have no token and no pages.
-        let spare = capacity.rows - facts.ids.len();
-        put(bytes, l.ids + 4 * facts.ids.len(), &vec![0i32; spare]);
-        put(bytes, l.positions + 4 * facts.ids.len(), &vec![0u32; spare]);
-        let used = l.pages + 8 * facts.pages.len();
+        for part in [l.ids, l.positions] {
+            bytes[part + 4 * facts.ids.len()..part + 4 * capacity.rows].fill(0);
+        }
+        let used = match (facts.items.len(), facts.tiles.len()) {
+            (0, n) => l.tiles + size_of::<Tile>() * n,
+            (n, _) => l.item_rows + 4 * n,
+        };
         // SAFETY: the staging buffer is not written again before the event has passed.
-        unsafe { self.device.api().upload(self.block.address(), stage.as_ptr(), used)? };
-        self.device.api().record(*event)
+        let sent = unsafe { self.device.upload(self.block.address(), bytes.as_ptr(), used) };
+        let table = &mut self.tables[usize::from(capacity.decodes)];
+        let sent = sent.and_then(|()| table.update(&self.device, &facts.pages, pages));
+        // Also where only some was asked for: that much leaves this stage.
+        self.device.api().record(*event).and(sent)
     }
 }
 

@@ -4,7 +4,8 @@
 //!
 //! All matrices are bf16, row-major and aligned to 16 bytes; k is a multiple of 32, the width of a result one of 8.
 
-use super::{Address, Cuda, KernelArgs, Launch, Matmul};
+use super::api::{Address, Launch, Matmul};
+use super::device::{Cuda, KernelArgs};
 
 const THREADS: u32 = 256;
 /// Weight rows of a tile.
@@ -212,7 +213,7 @@ mod tests {
     /// The CPU path's product in bf16 compute.
     fn judge(x: &Tensor, w: &Tensor) -> Tensor {
         let mut y = Tensor::zeros(Dtype::F32, &[x.extent(0), w.extent(0)]).unwrap();
-        linear_forward(&device(), &mut y, x, &stored(w, Dtype::Bf16), x.extent(0), Compute::Bf16);
+        linear_forward(&device(), &mut y, x, &stored(w, Dtype::Bf16), x.extent(0), Compute::Bf16).unwrap();
         y
     }
 

@@ -10,6 +10,7 @@ use super::split::{Elementwise, launch_elementwise};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, piece};
 use crate::backend::{Device, Tensor};
+use crate::error::Result;
 use crate::tensor::Dtype;
 
 /// Elements of one partial sum of squares, fixed so that the thread count cannot change a bit.
@@ -66,14 +67,14 @@ pub fn adamw_step(device: &Device, w: &mut Tensor, m: &mut Tensor, v: &mut Tenso
 
 /// Sum of g^2, in an order that does not depend on the threads. Not finite where an element is not (or where
 /// one is above 1e19).
-pub fn sum_of_squares(device: &Device, g: &Tensor) -> f64 {
+pub fn sum_of_squares(device: &Device, g: &Tensor) -> Result<f64> {
     let g = g.f32();
-    let mut parts = vec![0.0f64; g.len().div_ceil(SQUARES_CHUNK)];
     let cpu = device.cpu();
+    let mut parts = cpu.scratch::<f64>(g.len().div_ceil(SQUARES_CHUNK))?;
     let _env = FloatEnv::set();
     let n_tasks = parts.len();
     cpu.launch(n_tasks, &SumOfSquares { parts: Shared::new(&mut parts), g });
-    parts.iter().sum()
+    Ok(parts.iter().sum())
 }
 
 /// Rounds master weights to the stored dtype, to nearest, ties to even; f16 overflows to infinity.
@@ -264,14 +265,14 @@ mod tests {
             let wanted: f64 = wide(&g).iter().map(|x| x * x).sum();
             let mut judge = None;
             for device in devices() {
-                let got = sum_of_squares(&device, &g);
+                let got = sum_of_squares(&device, &g).unwrap();
                 assert!((got / wanted - 1.0).abs() < 1e-6);
                 assert_eq!(got.to_bits(), *judge.get_or_insert(got.to_bits()));
             }
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut g = stored(&g, Dtype::F32);
                 g.f32_mut()[len - 1] = bad;
-                assert!(!sum_of_squares(&device(), &g).is_finite());
+                assert!(!sum_of_squares(&device(), &g).unwrap().is_finite());
             }
         }
     }

@@ -5,11 +5,14 @@
 
 use std::sync::Arc;
 
-use super::{Heads, RopeTable, Span, attention_forward, kv_append, qk_norm_rope_forward};
-use crate::backend::batch::{Batch, Plan, TILE_COLUMNS};
-use crate::backend::cuda::step::{Addresses, SPLIT};
+use super::{
+    HeadNorm, KeysValues, Norm, PageLayer, RopeTable, Span, attention_forward, kv_append, qk_norm_rope_forward,
+};
+use crate::backend::batch::Batch;
+use crate::backend::cuda::step::Addresses;
 use crate::backend::cuda::{Address, Cuda, KernelArgs, Launch};
-use crate::backend::page::{PAGE, PageShape};
+use crate::backend::page::PAGE;
+use crate::backend::terms::{Heads, Plan, SPLIT, TILE_COLUMNS};
 use crate::backend::{Compute, Device, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -43,9 +46,9 @@ pub struct AttendScratch {
 }
 
 impl AttendScratch {
-    /// Bytes of a plan.
-    pub fn bytes(heads: Heads, plan: Plan) -> u64 {
-        4 * (n_parts(heads, plan) + n_counters(heads, plan)) as u64
+    /// Bytes of a plan on a GPU.
+    pub fn bytes(device: &Device, heads: Heads, plan: Plan) -> u64 {
+        device.taken(4 * n_parts(heads, plan)) + device.taken(4 * n_counters(heads, plan))
     }
 
     /// Whether a plan needs more room. Making it voids the graphs that name what is there.
@@ -87,45 +90,57 @@ fn parts(heads: Heads, plan: Plan) -> usize {
     plan.rows * heads.n_heads * plan.context.div_ceil(SPLIT)
 }
 
+/// What attention takes of a layer and of its model.
+pub struct AttendLayer<'a> {
+    /// `[D]` over each query head
+    pub q_norm: Norm<'a>,
+    /// `[D]` over each key head
+    pub k_norm: Norm<'a>,
+    /// rotary angles
+    pub table: &'a RopeTable,
+    /// extents of the heads
+    pub heads: Heads,
+    /// where keys and values go
+    pub at: PageLayer,
+    /// Weights that the next ops read: a GPU that has nothing better to do meanwhile moves them closer.
+    pub next: [&'a Tensor; 2],
+}
+
 /// Attention of all rows of a batch in one layer; their keys and values are in the pages afterwards. `spans` are the
-/// batch's timelines, whose pages of new positions have no other owner. `next` are weights that the next ops read:
-/// a GPU that has nothing better to do meanwhile moves them closer.
-#[allow(clippy::too_many_arguments)] // half a layer: its operands, its weights, the batch
+/// batch's timelines, whose pages of new positions have no other owner.
 pub fn attend_forward(
     device: &Device,
     a: Attend,
-    (q_norm, k_norm): (&Tensor, &Tensor),
-    table: &RopeTable,
+    layer: &AttendLayer,
     batch: &Batch,
     spans: &mut [Span],
-    shape: PageShape,
-    layer: usize,
-    heads: Heads,
-    eps: f32,
     compute: Compute,
-    next: &[&Tensor],
-) {
+) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        return match batch.plan().decodes {
-            true => decode(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps, next),
-            false => prefill(cuda, a, (q_norm, k_norm), table, batch, layer, heads, eps),
-        };
+        match batch.plan().decodes {
+            true => decode(cuda, a, layer, batch),
+            false => prefill(cuda, a, layer, batch),
+        }
+        return Ok(());
     }
-    let (n, positions) = (batch.len(), batch.positions());
-    qk_norm_rope_forward(device, a.q, a.q_raw, q_norm, table, positions, n, heads.n_heads, eps, compute);
-    qk_norm_rope_forward(device, a.k, a.k_raw, k_norm, table, positions, n, heads.n_kv_heads, eps, compute);
+    let AttendLayer { q_norm, k_norm, table, heads, at, .. } = *layer;
+    let of = |norm, n_heads| HeadNorm { norm, table, n_heads };
+    let positions = batch.positions();
+    qk_norm_rope_forward(device, a.q, a.q_raw, of(q_norm, heads.n_heads), positions, compute);
+    qk_norm_rope_forward(device, a.k, a.k_raw, of(k_norm, heads.n_kv_heads), positions, compute);
+    let kv = KeysValues { k: a.k, v: a.v };
     for span in spans.iter_mut() {
         let (mut row, mut pos) = (span.rows.start, span.start);
         while row < span.rows.end {
             let count = (PAGE - pos % PAGE).min(span.rows.end - row);
             // The cache made the page this timeline's own, and only a fork, which needs the cache, could share it again.
             let page = Arc::get_mut(&mut span.pages[pos / PAGE]).expect("a reserved page has one owner");
-            kv_append(device, page, shape, layer, pos % PAGE, (a.k, a.v), row..row + count);
+            kv_append(device, page, at, pos % PAGE, kv, row..row + count);
             row += count;
             pos += count;
         }
     }
-    attention_forward(device, a.out, a.q, spans, shape, layer, heads, compute);
+    attention_forward(device, a.out, a.q, spans, at, heads, compute)
 }
 
 /// Weights that idle blocks bring into L2.
@@ -167,19 +182,8 @@ const THREADS: u32 = 128;
 /// Lines of 128 bytes that a thread of an idle block may ask for, so that looking ahead never takes longer than attention.
 const AHEAD_LINES: u32 = 16;
 
-#[allow(clippy::too_many_arguments)] // those of `attend_forward`
-fn decode(
-    cuda: &Cuda,
-    a: Attend,
-    (q_norm, k_norm): (&Tensor, &Tensor),
-    table: &RopeTable,
-    batch: &Batch,
-    layer: usize,
-    heads: Heads,
-    eps: f32,
-    next: &[&Tensor],
-) {
-    let Heads { n_heads, n_kv_heads, head_dim, scale } = heads;
+fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
+    let Heads { n_heads, n_kv_heads, head_dim, scale } = l.heads;
     let plan = batch.plan();
     let kernel = match (head_dim, plan.columns) {
         (32, 8) => "squire_attend_d32_n8",
@@ -195,29 +199,29 @@ fn decode(
     };
     let room = "room was made for the parts of attention";
     let (all_parts, counters) = (a.scratch.parts.as_ref().expect(room), a.scratch.counters.as_ref().expect(room));
-    let parts = parts(heads, plan);
-    assert!(all_parts.extent(0) >= n_parts(heads, plan) && counters.extent(0) >= n_counters(heads, plan), "{room}");
-    let [cosine, sine] = table.addresses();
+    let parts = parts(l.heads, plan);
+    assert!(all_parts.extent(0) >= n_parts(l.heads, plan) && counters.extent(0) >= n_counters(l.heads, plan), "{room}");
+    let [cosine, sine] = l.table.addresses();
     let args = DecodeArgs {
         step: batch.addresses(),
         out: a.out.address(),
         q: a.q_raw.address(),
         k: a.k_raw.address(),
         v: a.v.address(),
-        q_norm: q_norm.address(),
-        k_norm: k_norm.address(),
+        q_norm: l.q_norm.weight.address(),
+        k_norm: l.k_norm.weight.address(),
         cosine,
         sine,
         partial: all_parts.address(),
         weight: all_parts.address() + (parts * head_dim * size_of::<f32>()) as u64,
         arrived: counters.address(),
-        ahead: look_ahead(cuda, next),
+        ahead: look_ahead(cuda, l.next),
         ahead_lines: AHEAD_LINES,
-        layer: layer as u32,
+        layer: l.at.layer as u32,
         group: (n_heads / n_kv_heads) as u32,
         splits: plan.context.div_ceil(SPLIT) as u32,
         scale,
-        eps,
+        eps: l.q_norm.eps,
     };
     // Multiprocessors that no item needs get a block to look ahead.
     let idle = (cuda.facts().n_sms as usize).saturating_sub(batch.max_items() * n_kv_heads);
@@ -226,7 +230,7 @@ fn decode(
 }
 
 /// The first two of `next`, as far as half of L2 holds them: the rest of it belongs to what is being read now.
-fn look_ahead(cuda: &Cuda, next: &[&Tensor]) -> [Range; 2] {
+fn look_ahead(cuda: &Cuda, next: [&Tensor; 2]) -> [Range; 2] {
     let mut left = cuda.facts().l2_bytes / 2;
     let mut ranges = [Range::default(); 2];
     for (range, weights) in ranges.iter_mut().zip(next) {
@@ -276,32 +280,23 @@ struct PrefillArgs {
 // SAFETY: `PrefillArgs` of kernels/attend_prefill.cu: addresses, then an even number of words.
 unsafe impl KernelArgs for PrefillArgs {}
 
-#[allow(clippy::too_many_arguments)] // those of `attend_forward`
-fn prefill(
-    cuda: &Cuda,
-    a: Attend,
-    (q_norm, k_norm): (&Tensor, &Tensor),
-    table: &RopeTable,
-    batch: &Batch,
-    layer: usize,
-    heads: Heads,
-    eps: f32,
-) {
-    let Heads { n_heads, n_kv_heads, head_dim, scale } = heads;
+fn prefill(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
+    let Heads { n_heads, n_kv_heads, head_dim, scale } = l.heads;
     let (append, attend) = match head_dim {
         32 => ("squire_append_d32", "squire_attend_prefill_d32"),
         64 => ("squire_append_d64", "squire_attend_prefill_d64"),
         128 => ("squire_append_d128", "squire_attend_prefill_d128"),
         d => panic!("there is no attention for heads of {d}"),
     };
-    let (step, [cosine, sine], layer) = (batch.addresses(), table.addresses(), layer as u32);
+    let (step, [cosine, sine], layer) = (batch.addresses(), l.table.addresses(), l.at.layer as u32);
+    let eps = l.q_norm.eps;
     let blocks = [batch.n_tiles() as u32, n_kv_heads as u32, 1];
-    let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), k_norm.address());
+    let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), l.k_norm.weight.address());
     // The values of a tile, two elements more a row than it has.
     let shared = TILE_COLUMNS * (head_dim + 2) * 2;
     let args = AppendArgs { step, k, v, k_norm, cosine, sine, layer, eps };
     cuda.launch(Launch::new(append, blocks, THREADS, shared), &args);
-    let (out, q, q_norm) = (a.out.address(), a.q_raw.address(), q_norm.address());
+    let (out, q, q_norm) = (a.out.address(), a.q_raw.address(), l.q_norm.weight.address());
     let group = (n_heads / n_kv_heads) as u32;
     let args = PrefillArgs { step, out, q, q_norm, cosine, sine, layer, group, scale, eps };
     // Keys and values of two pages.

@@ -10,14 +10,18 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::linear::narrow;
+use super::linear::{linear_scratch_bytes, narrow};
 use crate::backend::cpu::dot::{B16, Form, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::math::exp;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared};
+use crate::backend::host;
 use crate::backend::page::{PAGE, Page, PageShape};
+use crate::backend::terms::Heads;
 use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::error::Result;
 use crate::tensor::Dtype;
 
 /// Query rows of one timeline: rows `rows` of the batch are its positions `start..`.
@@ -30,45 +34,43 @@ pub struct Span<'a> {
     pub pages: &'a mut [Arc<Page>],
 }
 
-/// Extents of the heads.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    /// H
-    pub n_heads: usize,
-    /// G
-    pub n_kv_heads: usize,
-    /// D
-    pub head_dim: usize,
-    /// 1 / sqrt(D)
-    pub scale: f32,
+/// One layer of pages of one shape.
+#[derive(Clone, Copy)]
+pub struct PageLayer {
+    /// of the pages
+    pub shape: PageShape,
+    /// which of their layers
+    pub layer: usize,
 }
 
-impl Heads {
-    /// Query heads that share a key head.
-    fn group(&self) -> usize {
-        self.n_heads / self.n_kv_heads
+impl PageLayer {
+    /// Element offset of key row (head, slot).
+    #[inline]
+    fn key_offset(&self, head: usize, slot: usize) -> usize {
+        self.shape.key_offset(self.layer, head, slot)
     }
 }
 
-/// Writes rows `rows` of k and v (each [N, G*D] f32, already rounded to the KV dtype's precision) into
-/// slots `slot..` of a page.
-pub fn kv_append(
-    device: &Device,
-    page: &mut Page,
-    shape: PageShape,
-    layer: usize,
-    slot: usize,
-    (k, v): (&Tensor, &Tensor),
-    rows: Range<usize>,
-) {
+/// Keys and values of some rows, each [N, G*D] f32, already rounded to the precision of the KV dtype.
+#[derive(Clone, Copy)]
+pub struct KeysValues<'a> {
+    /// after norm and RoPE
+    pub k: &'a Tensor,
+    /// as projected
+    pub v: &'a Tensor,
+}
+
+/// Writes rows `rows` of keys and values into slots `slot..` of a page.
+pub fn kv_append(device: &Device, page: &mut Page, at: PageLayer, slot: usize, kv: KeysValues, rows: Range<usize>) {
     device.cpu();
+    let shape = at.shape;
     let (g, d) = (shape.n_kv_heads, shape.head_dim);
-    assert!(slot + rows.len() <= PAGE && k.extent(1) == g * d && v.extent(1) == g * d);
-    for (value, source) in [(0, k.f32()), (shape.value_offset(), v.f32())] {
+    assert!(slot + rows.len() <= PAGE && kv.k.extent(1) == g * d && kv.v.extent(1) == g * d);
+    for (value, source) in [(0, kv.k.f32()), (shape.value_offset(), kv.v.f32())] {
         for (i, row) in rows.clone().enumerate() {
             for head in 0..g {
                 let from = &source[(row * g + head) * d..][..d];
-                let at = shape.key_offset(layer, head, slot + i) + value;
+                let at = at.key_offset(head, slot + i) + value;
                 match shape.dtype {
                     Dtype::F32 => page.elements_mut().f32_mut()[at..at + d].copy_from_slice(from),
                     _ => {
@@ -81,18 +83,17 @@ pub fn kv_append(
     }
 }
 
-/// Attention of all spans' rows in one layer. Overwrites their rows of `out`, rounded in bf16 compute.
-#[allow(clippy::too_many_arguments)] // one op of a layer: its operands and its extents
+/// Attention of all spans' rows in one layer; q [N, H*D]. Overwrites their rows of `out` [N, H*D], rounded in bf16
+/// compute.
 pub fn attention_forward(
     device: &Device,
     out: &mut Tensor,
     q: &Tensor,
     spans: &[Span],
-    shape: PageShape,
-    layer: usize,
+    at: PageLayer,
     heads: Heads,
     compute: Compute,
-) {
+) -> Result<()> {
     let width = heads.n_heads * heads.head_dim;
     let n = spans.iter().map(|s| s.rows.end).max().unwrap_or(0);
     assert!(q.extent(0) >= n && q.extent(1) == width && out.extent(0) >= n && out.extent(1) == width);
@@ -102,25 +103,48 @@ pub fn attention_forward(
     let cpu = device.cpu();
     let out = Shared::new(&mut out.f32_mut()[..n * width]);
     let q = &q.f32()[..n * width];
-    match shape.dtype {
-        Dtype::F32 => forward::<Wide<f32>>(cpu, out, q, spans, shape, layer, heads, compute.rounds()),
-        _ => forward::<Paired>(cpu, out, &narrow(cpu, q), spans, shape, layer, heads, compute.rounds()),
+    let round = compute.rounds();
+    match at.shape.dtype {
+        Dtype::F32 => forward::<Wide<f32>>(cpu, Operands { out, q, spans, at, heads, round }),
+        _ => forward::<Paired>(cpu, Operands { out, q: &narrow(cpu, q)?, spans, at, heads, round }),
     }
 }
 
 /// Rows of a span in one task.
 const ROWS_PER_TASK: usize = 16;
 
-struct Forward<'a, F: Form> {
+/// What attention reads and writes, with the form of the product chosen.
+struct Operands<'a, F: Form> {
     out: Shared<f32>,
     q: &'a [F::X],
     spans: &'a [Span<'a>],
-    /// (span, first row) of each block of rows.
-    blocks: Vec<(usize, usize)>,
-    shape: PageShape,
-    layer: usize,
+    at: PageLayer,
     heads: Heads,
     round: bool,
+}
+
+/// Blocks of rows times key heads, dealt out among as many workers as compute: each has its own scores.
+struct Forward<'a, F: Form> {
+    of: Operands<'a, F>,
+    /// (span, first row) of each block of rows.
+    blocks: Vec<(usize, usize)>,
+    /// the next piece that nobody has begun
+    next: AtomicUsize,
+    scores: Shared<f32>,
+    /// of a worker
+    n_scores: usize,
+}
+
+/// f32 that a worker needs for a block of rows that ends at position `longest`: a row of scores and a sum a query.
+fn scores_of(n_rows: usize, group: usize, longest: usize) -> usize {
+    (n_rows * group * (longest + 1)).next_multiple_of(16)
+}
+
+/// Bytes of scratch that attention over `n` rows takes at most, of which the last stands at position `context` - 1.
+pub fn attention_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize, context: usize, compute: Compute) -> u64 {
+    let a_worker = scores_of(n.min(ROWS_PER_TASK), heads.group(), context);
+    let scores = Cpu::scratch_bytes(4 * cpu.n_threads() * a_worker);
+    scores + linear_scratch_bytes(n, heads.n_heads * heads.head_dim, compute)
 }
 
 /// A page's elements in the form's stored type.
@@ -143,25 +167,26 @@ impl PageElements for B16 {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // the public op's arguments, with the form chosen
-fn forward<F: Form>(
-    cpu: &Cpu,
-    out: Shared<f32>,
-    q: &[F::X],
-    spans: &[Span],
-    shape: PageShape,
-    layer: usize,
-    heads: Heads,
-    round: bool,
-) where
+fn forward<F: Form>(cpu: &Cpu, of: Operands<F>) -> Result<()>
+where
     F::W: Widen + PageElements,
 {
-    let mut blocks = Vec::new();
-    for (i, span) in spans.iter().enumerate() {
-        blocks.extend(span.rows.clone().step_by(ROWS_PER_TASK).map(|row| (i, row)));
+    let steps = |span: &Span| span.rows.clone().step_by(ROWS_PER_TASK);
+    let mut blocks = host::with_room(of.spans.iter().map(|span| steps(span).len()).sum())?;
+    for (i, span) in of.spans.iter().enumerate() {
+        blocks.extend(steps(span).map(|row| (i, row)));
     }
-    let kernel = Forward::<F> { out, q, spans, blocks, shape, layer, heads, round };
-    cpu.launch(kernel.blocks.len() * heads.n_kv_heads, &kernel);
+    let of_block = |&(i, row): &(usize, usize)| {
+        let span = &of.spans[i];
+        let n = ROWS_PER_TASK.min(span.rows.end - row);
+        scores_of(n, of.heads.group(), span.start + row - span.rows.start + n)
+    };
+    let n_scores = blocks.iter().map(of_block).max().unwrap_or(0);
+    let n_workers = cpu.n_threads().min(blocks.len() * of.heads.n_kv_heads);
+    let mut scores = cpu.scratch::<f32>(n_workers * n_scores)?;
+    let (next, scores) = (AtomicUsize::new(0), Shared::new(&mut scores));
+    cpu.launch(n_workers, &Forward::<F> { of, blocks, next, scores, n_scores });
+    Ok(())
 }
 
 impl<F: Form> Kernel for Forward<'_, F>
@@ -169,28 +194,51 @@ where
     F::W: Widen + PageElements,
 {
     #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, index: usize) {
-        let Heads { n_heads, n_kv_heads, head_dim, scale } = self.heads;
-        let group = self.heads.group();
-        let (head, (span, first)) = (index % n_kv_heads, self.blocks[index / n_kv_heads]);
-        let span = &self.spans[span];
+    unsafe fn task<V: Lanes>(&self, worker: usize) {
+        // SAFETY: each worker has its own scores.
+        let scores = unsafe { self.scores.slice(worker * self.n_scores, self.n_scores) };
+        loop {
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            if piece >= self.blocks.len() * self.of.heads.n_kv_heads {
+                return;
+            }
+            // SAFETY: the caller's contract; the counter gives each piece once.
+            unsafe { self.block::<V>(piece, scores) };
+        }
+    }
+}
+
+impl<F: Form> Forward<'_, F>
+where
+    F::W: Widen + PageElements,
+{
+    /// Attention of one block of rows under one key head.
+    ///
+    /// # Safety
+    /// The contract of [`Lanes`]; each piece is computed once, with scores of its own.
+    #[inline(always)]
+    unsafe fn block<V: Lanes>(&self, piece: usize, scores: &mut [f32]) {
+        let Operands { out, q: queries, spans, at: layer, heads, round } = &self.of;
+        let Heads { n_heads, n_kv_heads, head_dim, scale } = *heads;
+        let group = heads.group();
+        let (head, (span, first)) = (piece % n_kv_heads, self.blocks[piece / n_kv_heads]);
+        let span = &spans[span];
         let rows = first..(first + ROWS_PER_TASK).min(span.rows.end);
         // Query (row, head of the group) m attends to the first lens(m) positions.
         let n_queries = rows.len() * group;
         let len = |m: usize| span.start + (first - span.rows.start) + m / group + 1;
         let longest = len(n_queries - 1);
         let at = |m: usize| ((first + m / group) * n_heads + head * group + m % group) * head_dim;
-        let mut scores = vec![0.0f32; n_queries * longest];
-        let mut sums = vec![0.0f32; n_queries];
-        // SAFETY: offsets lie inside the page, the batch and the local buffers; this task alone writes its rows.
+        let (scores, sums) = scores.split_at_mut(n_queries * longest);
+        // SAFETY: offsets lie inside the page, the batch and the worker's scores; this piece alone writes its rows.
         unsafe {
             for (p, page) in span.pages.iter().enumerate().take(longest.div_ceil(PAGE)) {
-                let keys = F::W::of(page).as_ptr().add(self.shape.key_offset(self.layer, head, 0));
+                let keys = F::W::of(page).as_ptr().add(layer.key_offset(head, 0));
                 let n_slots = (longest - p * PAGE).min(PAGE);
                 let out = scores.as_mut_ptr().add(p * PAGE);
                 let mut m = 0;
                 while m < n_queries {
-                    let q = |i: usize| self.q.as_ptr().add(at(m + i));
+                    let q = |i: usize| queries.as_ptr().add(at(m + i));
                     match n_queries - m {
                         1 => score::<V, F, 1>([q(0)], keys, n_slots, head_dim, out.add(m * longest), longest),
                         2 => score::<V, F, 2>([q(0), q(1)], keys, n_slots, head_dim, out.add(m * longest), longest),
@@ -202,13 +250,12 @@ where
                     m += 3.min(n_queries - m);
                 }
             }
-            for (m, sum) in sums.iter_mut().enumerate() {
+            for (m, sum) in sums[..n_queries].iter_mut().enumerate() {
                 *sum = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
             }
-            let values = |page: &Page| {
-                F::W::of(page).as_ptr().add(self.shape.key_offset(self.layer, head, 0) + self.shape.value_offset())
-            };
-            for (m, &sum) in sums.iter().enumerate() {
+            let values =
+                |page: &Page| F::W::of(page).as_ptr().add(layer.key_offset(head, 0) + layer.shape.value_offset());
+            for (m, &sum) in sums[..n_queries].iter().enumerate() {
                 let p = scores.as_ptr().add(m * longest);
                 let mut d = 0;
                 while d < head_dim {
@@ -238,7 +285,7 @@ where
                     }
                     let sum = V::splat(sum);
                     for (j, a) in acc.iter().enumerate().take(n_vectors) {
-                        a.div(sum).store_rounded(self.out.at(at(m) + d + 16 * j), width - 16 * j, self.round);
+                        a.div(sum).store_rounded(out.at(at(m) + d + 16 * j), width - 16 * j, *round);
                     }
                     d += width;
                 }
@@ -300,24 +347,38 @@ unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
     }
 }
 
+/// Gradients that `attention_backward` overwrites, in the spans' rows.
+pub struct AttentionGradients<'a> {
+    /// [N, H*D]
+    pub dq: &'a mut Tensor,
+    /// [N, G*D]
+    pub dk: &'a mut Tensor,
+    /// [N, G*D]
+    pub dv: &'a mut Tensor,
+}
+
 /// Gradients of attention over whole packed sequences: `spans` are row ranges that start at position 0.
 ///
-/// q, dq, dout [N, H*D]; k, v, dk, dv [N, G*D]; all f32, k and v as stored in the cache. Overwrites the
+/// q, dout [N, H*D]; k, v [N, G*D]; all f32, k and v as stored in the cache. Overwrites the
 /// spans' rows of dq, dk and dv. With p the softmax weights and P_s = dout . v\[s\]:
 /// dv\[s\] += p_s dout;  ds = p_s (P_s - sum p P) scale;  dq += ds k\[s\];  dk\[s\] += ds q.
-#[allow(clippy::too_many_arguments)] // three gradients, their operands and extents
 pub fn attention_backward(
     device: &Device,
-    (dq, dk, dv): (&mut Tensor, &mut Tensor, &mut Tensor),
+    to: AttentionGradients,
     dout: &Tensor,
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    q: &Tensor,
+    kv: KeysValues,
     spans: &[Range<usize>],
     heads: Heads,
-) {
+) -> Result<()> {
+    let (AttentionGradients { dq, dk, dv }, KeysValues { k, v }) = (to, kv);
     let (wide, narrow) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
     assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
     assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
     let cpu = device.cpu();
+    let n_scores = backward_scores(spans.iter().map(Range::len).max().unwrap_or(0));
+    let n_workers = cpu.n_threads().min(spans.len() * heads.n_kv_heads);
+    let mut scores = cpu.scratch::<f32>(n_workers * n_scores)?;
     let kernel = Backward {
         dq: Shared::new(dq.f32_mut()),
         dk: Shared::new(dk.f32_mut()),
@@ -328,10 +389,25 @@ pub fn attention_backward(
         v: v.f32(),
         spans,
         heads,
+        next: AtomicUsize::new(0),
+        scores: Shared::new(&mut scores),
+        n_scores,
     };
-    cpu.launch(spans.len() * heads.n_kv_heads, &kernel);
+    cpu.launch(n_workers, &kernel);
+    Ok(())
 }
 
+/// f32 that a worker of the backward needs: a row of weights and one of their gradients.
+fn backward_scores(longest: usize) -> usize {
+    2 * longest.next_multiple_of(16)
+}
+
+/// Bytes of scratch that the backward of `n` rows takes at most.
+pub fn attention_backward_scratch_bytes(cpu: &Cpu, n: usize) -> u64 {
+    Cpu::scratch_bytes(4 * cpu.n_threads() * backward_scores(n))
+}
+
+/// Spans times key heads, dealt out among as many workers as compute.
 struct Backward<'a> {
     dq: Shared<f32>,
     dk: Shared<f32>,
@@ -342,6 +418,9 @@ struct Backward<'a> {
     v: &'a [f32],
     spans: &'a [Range<usize>],
     heads: Heads,
+    next: AtomicUsize,
+    scores: Shared<f32>,
+    n_scores: usize,
 }
 
 /// y[0..n] += a x[0..n]
@@ -379,13 +458,33 @@ unsafe fn dots<V: Lanes>(x: *const f32, w: *const f32, stride: usize, n: usize, 
 
 impl Kernel for Backward<'_> {
     #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, index: usize) {
+    unsafe fn task<V: Lanes>(&self, worker: usize) {
+        // SAFETY: each worker has its own scores.
+        let scores = unsafe { self.scores.slice(worker * self.n_scores, self.n_scores) };
+        loop {
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            if piece >= self.spans.len() * self.heads.n_kv_heads {
+                return;
+            }
+            // SAFETY: the caller's contract; the counter gives each piece once.
+            unsafe { self.piece::<V>(piece, scores) };
+        }
+    }
+}
+
+impl Backward<'_> {
+    /// The gradients of one span under one key head.
+    ///
+    /// # Safety
+    /// The contract of [`Lanes`]; each piece is computed once, with scores of its own.
+    #[inline(always)]
+    unsafe fn piece<V: Lanes>(&self, index: usize, scores: &mut [f32]) {
         let Heads { n_heads, n_kv_heads, head_dim: d, scale } = self.heads;
         let (span, g) = (&self.spans[index / n_kv_heads], index % n_kv_heads);
         let stride = n_kv_heads * d;
         let start = (span.start * n_kv_heads + g) * d;
-        let (mut p, mut dp) = (vec![0.0f32; span.len()], vec![0.0f32; span.len()]);
-        // SAFETY: a task owns one key head of one span: those rows of dk and dv, and the group's heads of dq.
+        let (p, dp) = scores.split_at_mut(self.n_scores / 2);
+        // SAFETY: a piece owns one key head of one span: those rows of dk and dv, and the group's heads of dq.
         unsafe {
             for i in 0..span.len() {
                 self.dk.slice(start + i * stride, d).fill(0.0);
@@ -396,9 +495,9 @@ impl Kernel for Backward<'_> {
                     let at = ((span.start + i) * n_heads + h) * d;
                     let (q, dout) = (self.q.as_ptr().add(at), self.dout.as_ptr().add(at));
                     let (k, v) = (self.k.as_ptr().add(start), self.v.as_ptr().add(start));
-                    dots::<V>(q, k, stride, i + 1, d, &mut p);
+                    dots::<V>(q, k, stride, i + 1, d, p);
                     let sum = softmax::<V>(p.as_mut_ptr(), i + 1, scale);
-                    dots::<V>(dout, v, stride, i + 1, d, &mut dp);
+                    dots::<V>(dout, v, stride, i + 1, d, dp);
                     let mut mean = 0.0f32;
                     for s in 0..=i {
                         p[s] /= sum;
@@ -475,6 +574,7 @@ mod tests {
     fn forward(device: &Device, case: &Case, q: &Tensor, k: &Tensor, v: &Tensor, chunk: usize, dtype: Dtype) -> Tensor {
         let Heads { n_kv_heads, head_dim, .. } = case.heads;
         let shape = PageShape { n_layers: 2, n_kv_heads, head_dim, dtype };
+        let at = PageLayer { shape, layer: 1 };
         let compute = if dtype == Dtype::F32 { Compute::F32 } else { Compute::Bf16 };
         let mut pages: Vec<Vec<Arc<Page>>> = case
             .lengths
@@ -490,14 +590,14 @@ mod tests {
                 let end = (start + chunk).min(*len);
                 for p in start..end {
                     let page = Arc::get_mut(&mut pages[p / PAGE]).unwrap();
-                    kv_append(device, page, shape, 1, p % PAGE, (k, v), first + p..first + p + 1);
+                    kv_append(device, page, at, p % PAGE, KeysValues { k, v }, first + p..first + p + 1);
                 }
                 if start < end {
                     spans.push(Span { rows: first + start..first + end, start, pages });
                 }
                 first += len;
             }
-            attention_forward(device, &mut out, q, &spans, shape, 1, case.heads, compute);
+            attention_forward(device, &mut out, q, &spans, at, case.heads, compute).unwrap();
         }
         out
     }
@@ -549,7 +649,9 @@ mod tests {
                 spans.push(first..first + l);
                 first += l;
             }
-            attention_backward(&device(), (&mut dq, &mut dk, &mut dv), &dout, (&q, &k, &v), &spans, case.heads);
+            let to = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            let kv = KeysValues { k: &k, v: &v };
+            attention_backward(&device(), to, &dout, &q, kv, &spans, case.heads).unwrap();
             let (q, k, v) = (wide(&q), wide(&k), wide(&v));
             let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
                 naive(&case, q, k, v).iter().zip(wide(&dout)).map(|(o, d)| o * d).sum()

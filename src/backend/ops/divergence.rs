@@ -10,7 +10,8 @@
 
 use super::logprob::{CHUNK, RowSum, exp_at_most_one, load_or_minus_infinity, row_sums};
 use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, math, piece};
-use crate::backend::{Device, Tensor};
+use crate::backend::{Device, Tensor, host};
+use crate::error::Result;
 
 /// Which loss a row carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +44,15 @@ pub fn divergence_forward_backward(
     teacher: Option<&Tensor>,
     rows: &[RowLoss],
     n: usize,
-) -> Vec<f32> {
+) -> Result<Vec<f32>> {
     let v = logits.extent(1);
     let rows = &rows[..n];
     assert!(logits.extent(0) >= n, "logits are {} for {n} rows", logits.shape());
     for row in rows.iter().filter(|r| r.kind == Divergence::CrossEntropy) {
         assert!(row.target >= 0 && (row.target as usize) < v, "target {} of a vocabulary of {v}", row.target);
     }
-    let compared: Vec<usize> = (0..n).filter(|&i| rows[i].kind != Divergence::CrossEntropy).collect();
+    let mut compared = host::with_room(n)?;
+    compared.extend((0..n).filter(|&i| rows[i].kind != Divergence::CrossEntropy));
     if !compared.is_empty() {
         let fits = teacher.is_some_and(|t| t.extent(0) >= n && t.extent(1) == v);
         assert!(fits, "teacher logits are {teacher:?}, the student's {}", logits.shape());
@@ -58,11 +60,11 @@ pub fn divergence_forward_backward(
     let cpu = device.cpu();
     let _env = FloatEnv::set();
 
-    let student_sums = row_sums(cpu, logits, &Vec::from_iter(0..n));
-    let mut facts: Vec<Row> = rows.iter().zip(&student_sums).map(|(&spec, sum)| Row::new(spec, sum)).collect();
+    let student_sums = row_sums(cpu, logits, &host::collected(0..n)?)?.rows;
+    let mut facts = host::collected(rows.iter().zip(&student_sums).map(|(&spec, sum)| Row::new(spec, sum)))?;
     let teacher_logits = teacher.map_or(&[][..], |t| t.f32());
     if let Some(teacher) = teacher {
-        for (&i, sum) in compared.iter().zip(row_sums(cpu, teacher, &compared)) {
+        for (&i, sum) in compared.iter().zip(row_sums(cpu, teacher, &compared)?.rows) {
             facts[i].teacher = Side::new(&sum);
             facts[i].shift = (student_sums[i].ln_sum - sum.ln_sum) as f32;
         }
@@ -73,7 +75,7 @@ pub fn divergence_forward_backward(
     }
 
     let n_chunks = v.div_ceil(CHUNK);
-    let mut parts = vec![0.0f32; compared.len() * n_chunks];
+    let mut parts = cpu.scratch::<f32>(compared.len() * n_chunks)?;
     let n_parts = parts.len();
     let x = logits.f32();
     let losses =
@@ -84,7 +86,7 @@ pub fn divergence_forward_backward(
     }
     let x = Shared::new(&mut logits.f32_mut()[..n * v]);
     cpu.launch(n * n_chunks, &Gradients { x, teacher: teacher_logits, facts: &facts, v });
-    facts.iter().map(|f| f.loss).collect()
+    host::collected(facts.iter().map(|f| f.loss))
 }
 
 /// One of the two distributions of a row.
@@ -286,7 +288,7 @@ mod tests {
             let mut judge: Option<(Vec<f32>, Vec<f32>)> = None;
             for device in devices() {
                 let mut x = copy(&student);
-                let got = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, n);
+                let got = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, n).unwrap();
                 for (i, row) in rows.iter().enumerate() {
                     let at = i * v..(i + 1) * v;
                     let (s, t) = (&wide(&student)[at.clone()], &wide(&teacher)[at.clone()]);
@@ -315,7 +317,7 @@ mod tests {
             let rows = [row(ReverseKl, 1.0), row(ForwardKl, 0.5), row(ReverseKl, -3.0), row(ForwardKl, -1.0)];
             for device in devices() {
                 let mut x = copy(&teacher);
-                let losses = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 4);
+                let losses = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 4).unwrap();
                 assert_same_bits("losses", &losses, &[0.0; 4]);
                 assert_same_bits("gradients", x.f32(), &vec![0.0; 4 * v]);
             }
@@ -338,9 +340,9 @@ mod tests {
             };
             for device in devices() {
                 let mut x = copy(&student);
-                let wanted = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 5);
+                let wanted = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 5).unwrap();
                 let mut y = wider(&student);
-                let found = divergence_forward_backward(&device, &mut y, Some(&wider(&teacher)), &rows, 5);
+                let found = divergence_forward_backward(&device, &mut y, Some(&wider(&teacher)), &rows, 5).unwrap();
                 assert_same_bits("losses", &found, &wanted);
                 for (y, x) in y.f32().chunks_exact(v + more).zip(x.f32().chunks_exact(v)) {
                     assert_same_bits("gradients", &y[..v], x);
@@ -358,7 +360,7 @@ mod tests {
         let student = Tensor::from_f32(&[2, v], &near).unwrap();
         let rows = [ReverseKl, ForwardKl].map(|kind| RowLoss { kind, weight: 1.0, target: 0 });
         let mut x = copy(&student);
-        let got = divergence_forward_backward(&device(), &mut x, Some(&teacher), &rows, 2);
+        let got = divergence_forward_backward(&device(), &mut x, Some(&teacher), &rows, 2).unwrap();
         for i in 0..2 {
             let at = i * v..(i + 1) * v;
             let wanted = loss(rows[i].kind, &wide(&student)[at.clone()], &wide(&teacher)[at], 0);
@@ -378,7 +380,7 @@ mod tests {
                     let mut x = Tensor::from_f32(&[1, 8], &s).unwrap();
                     let teacher = Tensor::from_f32(&[1, 8], &t).unwrap();
                     let row = RowLoss { kind, weight: 1.0, target: 2 };
-                    let loss = divergence_forward_backward(&device(), &mut x, Some(&teacher), &[row], 1);
+                    let loss = divergence_forward_backward(&device(), &mut x, Some(&teacher), &[row], 1).unwrap();
                     assert!(!loss[0].is_nan() && x.f32().iter().all(|g| !g.is_nan()), "{kind:?} {s:?} {t:?}");
                 }
             }
@@ -390,7 +392,7 @@ mod tests {
         let student = logits(6, 1, 30);
         let mut x = copy(&student);
         let row = RowLoss { kind: CrossEntropy, weight: 1.0, target: 29 };
-        let got = divergence_forward_backward(&device(), &mut x, None, &[row], 1);
+        let got = divergence_forward_backward(&device(), &mut x, None, &[row], 1).unwrap();
         assert!((got[0] as f64 - loss(CrossEntropy, &wide(&student), &[0.0; 30], 29)).abs() < 1e-6);
     }
 }

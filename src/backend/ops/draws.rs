@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 
+use super::head::Head;
 use super::logprob::select_bytes;
-use super::{Head, Sampled, Sampling, sample_token};
-use crate::backend::batch::MAX_DECODE_ROWS;
+use super::sample::{Sampled, sample_token};
 use crate::backend::cuda::{Address, Buffer, Cuda, Event, KernelArgs, Launch, Pinned};
-use crate::backend::{Batch, Device, Tensor};
+use crate::backend::terms::{MAX_DECODE_ROWS, Sampling};
+use crate::backend::{Batch, Device, Tensor, host};
 use crate::error::Result;
 
 /// Bytes of a record: id, log-prob, log-prob it was drawn with.
@@ -42,12 +43,20 @@ struct Sent {
 }
 
 /// Draws a token for each row of the head's logits; on a GPU as the batch's step says.
-pub fn sample_rows(device: &Device, draws: &mut Draws, head: &Head, wanted: &[(Sampling, f32)], batch: &Batch) {
+pub fn sample_rows(
+    device: &Device,
+    draws: &mut Draws,
+    head: &Head,
+    wanted: &[(Sampling, f32)],
+    batch: &Batch,
+) -> Result<()> {
     match device {
         Device::Cpu(_) => {
-            let row =
-                |(i, &(sampling, u)): (usize, &(Sampling, f32))| sample_token(device, &head.logits, i, sampling, u);
-            draws.sampled = wanted.iter().enumerate().map(row).collect();
+            let mut sampled = host::with_room(wanted.len())?;
+            for (i, &(sampling, u)) in wanted.iter().enumerate() {
+                sampled.push(sample_token(device, &head.logits, i, sampling, u)?);
+            }
+            draws.sampled = sampled;
         }
         Device::Cuda(cuda) => {
             let gpu = draws.gpu.as_ref().expect("the draws of a GPU lie there");
@@ -58,10 +67,34 @@ pub fn sample_rows(device: &Device, draws: &mut Draws, head: &Head, wanted: &[(S
             launch(cuda, &head.logits, head.stats(), 0, rows, (at.counts, at.draws), out);
         }
     }
+    Ok(())
+}
+
+/// Draws from a row of the head's logits, and waits for it.
+pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
+    match device {
+        Device::Cpu(_) => sample_token(device, &head.logits, row, sampling, u),
+        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, sampling, u),
+    }
+}
+
+/// The same from the first `v` ids alone, as if a row had no more. On the CPU.
+pub fn sample_row_among(
+    device: &Device,
+    head: &Head,
+    row: usize,
+    v: usize,
+    sampling: Sampling,
+    u: f32,
+) -> Result<Sampled> {
+    let width = head.logits.extent(1);
+    let v = v.min(width);
+    let part = Tensor::from_f32(&[1, v], &head.logits.f32()[row * width..][..v])?;
+    sample_token(device, &part, 0, sampling, u)
 }
 
 /// Draws from row `row` on a GPU, and waits for it.
-pub(super) fn sample_row_on(
+fn sample_row_on(
     cuda: &Cuda,
     logits: &Tensor,
     stats: &Tensor,
@@ -145,6 +178,14 @@ impl Draws {
             }),
         };
         Ok(Draws { sampled: Vec::new(), gpu })
+    }
+
+    /// Bytes of a GPU that it takes; none of the host's to speak of.
+    pub fn bytes(device: &Device) -> u64 {
+        match device {
+            Device::Cpu(_) => 0,
+            Device::Cuda(_) => device.taken(4 * MAX_DECODE_ROWS) + device.taken(RECORD * MAX_DECODE_ROWS),
+        }
     }
 
     /// Where the drawn ids lie on the GPU; 0 where there are none.
@@ -240,7 +281,7 @@ mod tests {
         let mut draws = Draws::new(gpu).unwrap();
         let mut all = Vec::new();
         for wanted in wanted.chunks(32) {
-            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted));
+            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted)).unwrap();
             draws.send(wanted.len()).unwrap();
             all.extend(draws.take().unwrap());
         }
@@ -304,9 +345,9 @@ mod tests {
         let (device, logits) = (device(), Tensor::from_f32(&[1, x.len()], x).unwrap());
         let mut n_border = 0;
         for (&(s, u), got) in wanted.iter().zip(got) {
-            let judge = sample_token(&device, &logits, 0, s, u);
+            let judge = sample_token(&device, &logits, 0, s, u).unwrap();
             assert!((got.id as usize) < x.len(), "{s:?} {u}: {got:?}");
-            let logprob = logprobs_of(&device, &logits, &[got.id], 1)[0];
+            let logprob = logprobs_of(&device, &logits, &[got.id], 1).unwrap()[0];
             assert!(agree(got.logprob, logprob), "{s:?} {u}: {got:?}, log-prob {logprob}");
             if got.id == judge.id && agree(got.sampled_logprob, judge.sampled_logprob) {
                 continue;
@@ -379,7 +420,7 @@ mod tests {
                     let wanted: Vec<_> = [RAW, Sampling { top_k: 3, top_p: 0.5, ..RAW }].map(|s| (s, 0.5)).into();
                     let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
                     for ((s, u), got) in wanted.iter().zip(draw_all(&gpu, &x, &wanted)) {
-                        let judge = sample_token(&device(), &logits, 0, *s, *u);
+                        let judge = sample_token(&device(), &logits, 0, *s, *u).unwrap();
                         assert_eq!(got.id, judge.id, "{bad} {mixed} {s:?}");
                         assert!(agree(got.logprob, judge.logprob), "{bad} {mixed}: {got:?}, not {judge:?}");
                         assert!(agree(got.sampled_logprob, judge.sampled_logprob), "{got:?}, not {judge:?}");
@@ -422,7 +463,7 @@ mod tests {
                     (0..3).for_each(|row| x[20 * row + 3 * row + step + round] = 1.0);
                     // Three rows launch as four; the fourth is not in use.
                     let head = head_on(&gpu, &[x, vec![0.0; 20]].concat(), 20);
-                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3]));
+                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3])).unwrap();
                     draws.send(3).unwrap();
                 }
                 for step in 0..3 {

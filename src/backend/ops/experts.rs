@@ -4,28 +4,18 @@
 //! stream += down(silu(gate x) * up x) with x = rmsnorm(stream) * w; with experts the weighted sum of a row's k best of
 //! them (see `moe`). Activations are kept for the backward; a GPU keeps only what it needs.
 
+use super::linear::{matmul, product};
 use super::{
-    GateUp, Routing, combine_forward, gate_up_forward, gather_rows, linear_forward, linear_residual_forward,
-    residual_forward, rmsnorm_forward, route, scatter_rows, swiglu_forward,
+    Dealing, FfnWeights, GateUp, Norm, Routing, combine_forward, gate_up_forward, gather_rows, linear_forward,
+    linear_residual_forward, residual_forward, rmsnorm_forward, route, scatter_rows, swiglu_forward,
 };
 use crate::backend::cuda::experts_rows::{self, Deal, ExpertsRows, Router};
 use crate::backend::cuda::experts_tile::{ExpertsTile, sorted_bytes};
-use crate::backend::cuda::rows::{Norm, norms_within};
+use crate::backend::cuda::rows::norms_within;
 use crate::backend::cuda::{Buffer, Cuda};
-use crate::backend::{Compute, Device, Tensor};
+use crate::backend::{Compute, Device, Tensor, host};
 use crate::error::Result;
 use crate::tensor::Dtype;
-
-/// The matrices of one SwiGLU block.
-#[derive(Clone, Copy)]
-pub struct FfnWeights<'a> {
-    /// [F, C]
-    pub gate: &'a Tensor,
-    /// [F, C]
-    pub up: &'a Tensor,
-    /// [C, F]
-    pub down: &'a Tensor,
-}
 
 /// Activations of one SwiGLU block over its own rows.
 pub struct FfnActivations {
@@ -41,7 +31,7 @@ pub struct FfnActivations {
 pub struct ExpertActivations {
     /// [N, E] router logits
     pub logits: Tensor,
-    /// chosen experts and their weights
+    /// chosen experts and their weights; None before the first rows, and on a GPU
     pub routing: Option<Routing>,
     /// [N*k, C] each slot's result
     pub slots: Tensor,
@@ -49,13 +39,26 @@ pub struct ExpertActivations {
     pub blocks: Vec<ExpertBlock>,
     /// in place of routing and blocks on a GPU
     on_gpu: Option<ExpertsOnGpu>,
+    extents: ExpertExtents,
+    /// whether each expert has its own rows
+    keep: bool,
+}
+
+/// Extents of a layer of experts.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertExtents {
+    /// C
+    pub hidden_size: usize,
+    /// F of each expert
+    pub width: usize,
+    /// E
+    pub n_experts: usize,
+    /// k, and how their weights are normed
+    pub dealing: Dealing,
 }
 
 /// What a GPU keeps of a layer of experts: where rows go is known there alone.
 struct ExpertsOnGpu {
-    device: Cuda,
-    n_experts: usize,
-    width: usize,
     /// rows there is room for
     n: usize,
     /// [N, k] u32, in a tensor of f32
@@ -72,23 +75,12 @@ struct ExpertsOnGpu {
 
 /// One expert's share of the batch, M rows.
 pub struct ExpertBlock {
-    /// slots it computes, in order
-    pub slots: Vec<usize>,
     /// [M, C] its inputs
     pub x: Tensor,
     /// its SwiGLU
     pub ffn: FfnActivations,
     /// [M, C] its outputs
     pub y: Tensor,
-}
-
-/// How rows are dealt to experts.
-#[derive(Clone, Copy, Debug)]
-pub struct Dealing {
-    /// Experts of a row, k.
-    pub n_experts_per_token: usize,
-    /// Whether their weights are divided by their sum.
-    pub norm_topk_prob: bool,
 }
 
 impl FfnActivations {
@@ -102,159 +94,251 @@ impl FfnActivations {
     pub fn reserve(&mut self, n: usize) -> Result<()> {
         [&mut self.gate, &mut self.up, &mut self.product].into_iter().try_for_each(|t| t.reserve_rows(n))
     }
+
+    /// Bytes of `n` rows, each tensor's own.
+    pub fn bytes(device: &Device, n: usize, width: usize) -> u64 {
+        3 * device.taken(n * width * device.activation_dtype().size())
+    }
+
+    /// Bytes that it has.
+    pub fn taken(&self) -> u64 {
+        [&self.gate, &self.up, &self.product].iter().map(|t| t.taken()).sum()
+    }
 }
 
 impl ExpertBlock {
     fn new(device: &Device, hidden_size: usize, width: usize) -> Result<ExpertBlock> {
         let on = || Tensor::on(device, device.activation_dtype(), &[0, hidden_size]);
-        Ok(ExpertBlock { slots: Vec::new(), x: on()?, ffn: FfnActivations::new(device, 0, width)?, y: on()? })
+        Ok(ExpertBlock { x: on()?, ffn: FfnActivations::new(device, 0, width)?, y: on()? })
     }
 
     /// Makes room for `n` rows.
-    pub fn reserve(&mut self, n: usize) -> Result<()> {
+    fn reserve(&mut self, n: usize) -> Result<()> {
         self.x.reserve_rows(n)?;
         self.y.reserve_rows(n)?;
         self.ffn.reserve(n)
     }
+
+    fn bytes(device: &Device, n: usize, of: &ExpertExtents) -> u64 {
+        let rows = device.taken(n * of.hidden_size * device.activation_dtype().size());
+        2 * rows + FfnActivations::bytes(device, n, of.width)
+    }
+
+    fn taken(&self) -> u64 {
+        self.x.taken() + self.y.taken() + self.ffn.taken()
+    }
 }
 
 impl ExpertsOnGpu {
-    /// Room for `n` rows of `k` experts each.
-    fn new(device: &Cuda, n_experts: usize, width: usize, n: usize, k: usize) -> Result<ExpertsOnGpu> {
-        let on = Device::Cuda(device.clone());
+    /// Room for `n` rows.
+    fn new(device: &Cuda, n: usize, of: &ExpertExtents) -> Result<ExpertsOnGpu> {
+        let (on, k) = (Device::Cuda(device.clone()), of.dealing.n_experts_per_token);
         Ok(ExpertsOnGpu {
-            device: device.clone(),
-            n_experts,
-            width,
             n,
             ids: Tensor::on(&on, Dtype::F32, &[n, k])?,
             weights: Tensor::on(&on, Dtype::F32, &[n, k])?,
-            product: Tensor::on(&on, Dtype::Bf16, &[n * k, width])?,
-            sorted: device.allocate(sorted_bytes(n * k, n_experts))?,
+            product: Tensor::on(&on, Dtype::Bf16, &[n * k, of.width])?,
+            sorted: device.allocate(sorted_bytes(n * k, of.n_experts))?,
             // Zero has the same bits in f32.
             arrived: Tensor::zeros(Dtype::F32, &[1])?.to_device(&on)?,
         })
     }
 
-    fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
-        if self.n < n {
-            // As activations grow, so that all of them move in the same step.
-            *self = ExpertsOnGpu::new(&self.device, self.n_experts, self.width, n.next_multiple_of(16), k)?;
-        }
-        Ok(())
+    fn bytes(device: &Device, n: usize, of: &ExpertExtents) -> u64 {
+        let slots = n * of.dealing.n_experts_per_token;
+        let pieces = [4 * slots, 4 * slots, 2 * slots * of.width, sorted_bytes(slots, of.n_experts), 4];
+        pieces.into_iter().map(|bytes| device.taken(bytes)).sum()
+    }
+
+    fn taken(&self) -> u64 {
+        let tensors = [&self.ids, &self.weights, &self.product, &self.arrived];
+        tensors.iter().map(|t| t.taken()).sum::<u64>() + self.sorted.taken()
     }
 }
 
 impl ExpertActivations {
-    /// Empty activations of E experts of width `width`, with one block for each or one for all.
-    pub fn new(device: &Device, hidden_size: usize, width: usize, n_experts: usize, keep: bool) -> Result<Self> {
+    /// Empty activations, with one block for each expert or one for all.
+    pub fn new(device: &Device, extents: ExpertExtents, keep: bool) -> Result<Self> {
+        let ExpertExtents { hidden_size, width, n_experts, .. } = extents;
         let on = |width: usize| Tensor::on(device, device.activation_dtype(), &[0, width]);
         let n_blocks = if keep { n_experts } else { 1 };
         let on_gpu = match device {
             Device::Cpu(_) => None,
-            Device::Cuda(cuda) => Some(ExpertsOnGpu::new(cuda, n_experts, width, 0, 1)?),
+            Device::Cuda(cuda) => Some(ExpertsOnGpu::new(cuda, 0, &extents)?),
         };
+        let mut blocks = host::with_room(n_blocks)?;
+        for _ in 0..n_blocks {
+            blocks.push(ExpertBlock::new(device, hidden_size, width)?);
+        }
         Ok(ExpertActivations {
             logits: on(n_experts)?,
             routing: None,
             slots: on(hidden_size)?,
-            blocks: (0..n_blocks).map(|_| ExpertBlock::new(device, hidden_size, width)).collect::<Result<_>>()?,
+            blocks,
             on_gpu,
+            extents,
+            keep,
         })
     }
 
-    /// Makes room for `n` rows of `k` experts each.
-    pub fn reserve(&mut self, n: usize, k: usize) -> Result<()> {
-        if let Some(on_gpu) = &mut self.on_gpu {
-            on_gpu.reserve(n, k)?;
+    /// Makes room for `n` rows.
+    pub fn reserve(&mut self, device: &Device, n: usize) -> Result<()> {
+        match device {
+            // As activations grow, so that all of them move in the same step.
+            Device::Cuda(cuda) => {
+                if self.on_gpu.as_ref().is_none_or(|g| g.n < n) {
+                    self.on_gpu = Some(ExpertsOnGpu::new(cuda, Tensor::rows_reserved(n), &self.extents)?);
+                }
+            }
+            Device::Cpu(_) => {
+                let ExpertExtents { n_experts, dealing, .. } = self.extents;
+                let n = Tensor::rows_reserved(n);
+                match &mut self.routing {
+                    Some(routing) => routing.reserve(n)?,
+                    none => none.insert(Routing::new(n_experts, dealing)?).reserve(n)?,
+                }
+                if let (false, [all]) = (self.keep, self.blocks.as_mut_slice()) {
+                    // All rows may go to one expert.
+                    all.reserve(n)?;
+                }
+            }
         }
         self.logits.reserve_rows(n)?;
-        self.slots.reserve_rows(n * k)
+        self.slots.reserve_rows(n * self.extents.dealing.n_experts_per_token)
+    }
+
+    /// Makes room for each expert's own rows. Where one has to grow, all are made anew: else each would end with room for
+    /// the most rows that it ever had, and all together with more than any batch has.
+    fn reserve_blocks(&mut self, device: &Device) -> Result<()> {
+        let (Some(routing), true) = (&self.routing, self.keep) else { return Ok(()) };
+        let wanted = |e: usize| routing.slots_of(e).len();
+        if self.blocks.iter().enumerate().all(|(e, block)| block.x.extent(0) >= wanted(e)) {
+            return Ok(());
+        }
+        let ExpertExtents { hidden_size, width, .. } = self.extents;
+        for block in &mut self.blocks {
+            *block = ExpertBlock::new(device, hidden_size, width)?;
+        }
+        self.blocks.iter_mut().enumerate().try_for_each(|(e, block)| block.reserve(wanted(e)))
+    }
+
+    /// Bytes that `n` rows take: exactly, but for the rows of each expert in training, where this is the most.
+    pub fn bytes(device: &Device, n: usize, of: &ExpertExtents, keep: bool) -> u64 {
+        let (k, size) = (of.dealing.n_experts_per_token, device.activation_dtype().size());
+        let (rows, n_slots) = (Tensor::rows_reserved(n), Tensor::rows_reserved(n * k));
+        let tensors = device.taken(rows * of.n_experts * size) + device.taken(n_slots * of.hidden_size * size);
+        let block = |n: usize| ExpertBlock::bytes(device, n, of);
+        let n_blocks = if keep { of.n_experts } else { 1 };
+        tensors
+            + match device {
+                // The blocks stay empty: where rows go is known on the device alone.
+                Device::Cuda(_) => n_blocks as u64 * block(0) + ExpertsOnGpu::bytes(device, rows, of),
+                Device::Cpu(_) if n == 0 => 0,
+                Device::Cpu(_) if !keep => block(rows) + Routing::bytes(rows, of.n_experts, k),
+                // One row to each of as many experts as there are slots: each rounds it up. The others go to one of them.
+                Device::Cpu(_) => {
+                    let hit = of.n_experts.min(n * k);
+                    let most = Tensor::rows_reserved(n * k - hit + 1);
+                    (hit as u64 - 1) * block(16) + block(most) + Routing::bytes(rows, of.n_experts, k)
+                }
+            }
+    }
+
+    /// Bytes that it has.
+    pub fn taken(&self) -> u64 {
+        let blocks: u64 = self.blocks.iter().map(ExpertBlock::taken).sum();
+        let routing = self.routing.as_ref().map_or(0, Routing::taken);
+        let on_gpu = self.on_gpu.as_ref().map_or(0, ExpertsOnGpu::taken);
+        self.logits.taken() + self.slots.taken() + blocks + on_gpu + routing
     }
 }
 
-/// stream += ffn(rmsnorm(stream)). `normed` and `branch` [N, C] are scratch that the backward reads.
-#[allow(clippy::too_many_arguments)] // half a layer: its tensors
-pub fn ffn_forward(
-    device: &Device,
-    stream: &mut Tensor,
-    (normed, branch): (&mut Tensor, &mut Tensor),
-    a: &mut FfnActivations,
-    norm: &Tensor,
-    w: FfnWeights,
-    n: usize,
-    eps: f32,
-    compute: Compute,
-) {
-    let out = GateUp { normed, gate: &mut a.gate, up: &mut a.up, product: &mut a.product };
-    gate_up_forward(device, out, stream, norm, (w.gate, w.up), n, eps, compute);
-    linear_residual_forward(device, stream, branch, &a.product, w.down, n, compute);
+/// What a feed-forward half reads and adds to, each [N, C].
+pub struct FfnHalf<'a> {
+    /// the residual stream
+    pub stream: &'a mut Tensor,
+    /// the stream after the norm; the backward reads it
+    pub normed: &'a mut Tensor,
+    /// scratch: what is added to the stream
+    pub branch: &'a mut Tensor,
 }
 
-/// stream += sum over a row's chosen experts of weight * expert(rmsnorm(stream)), in router-rank order. `expert` gives an
-/// expert's matrices; on a GPU those of all lie at equal distances.
-#[allow(clippy::too_many_arguments)] // half a layer: its tensors
-pub fn experts_forward<'w>(
+/// stream += ffn(rmsnorm(stream)), for the first `n` rows.
+pub fn ffn_forward(
     device: &Device,
-    stream: &mut Tensor,
-    (normed, branch): (&mut Tensor, &mut Tensor),
-    a: &mut ExpertActivations,
-    norm: &Tensor,
-    router: &Tensor,
-    expert: &dyn Fn(usize) -> FfnWeights<'w>,
-    dealing: Dealing,
+    half: FfnHalf,
+    a: &mut FfnActivations,
+    norm: Norm,
+    w: FfnWeights,
     n: usize,
-    eps: f32,
-    keep: bool,
+    compute: Compute,
+) -> Result<()> {
+    let FfnHalf { stream, normed, branch } = half;
+    let out = GateUp { normed, gate: &mut a.gate, up: &mut a.up, product: &mut a.product };
+    gate_up_forward(device, out, stream, norm, w, n, compute)?;
+    linear_residual_forward(device, stream, branch, &a.product, w.down, n, compute)
+}
+
+/// The matrices of a layer of experts.
+pub struct ExpertWeights<'a, 'w> {
+    /// [E, C]
+    pub router: &'a Tensor,
+    /// an expert's own; on a GPU those of all lie at equal distances
+    pub expert: &'a dyn Fn(usize) -> FfnWeights<'w>,
+}
+
+/// stream += sum over a row's chosen experts of weight * expert(rmsnorm(stream)), in router-rank order, for the first `n`
+/// rows.
+pub fn experts_forward(
+    device: &Device,
+    half: FfnHalf,
+    a: &mut ExpertActivations,
+    norm: Norm,
+    w: ExpertWeights,
+    n: usize,
     compute: Compute,
 ) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        experts_on_gpu(cuda, stream, normed, a, (norm, eps), router, expert, dealing, n);
+        experts_on_gpu(cuda, half, a, norm, w, n);
         return Ok(());
     }
-    let k = dealing.n_experts_per_token;
-    rmsnorm_forward(device, normed, stream, norm, n, eps, compute);
-    linear_forward(device, &mut a.logits, normed, router, n, compute);
-    let routing = a.routing.insert(route(device, &a.logits, n, k, dealing.norm_topk_prob));
-    let mut slots_of: Vec<Vec<usize>> = vec![Vec::new(); router.extent(0)];
-    for (slot, &e) in routing.experts.iter().enumerate() {
-        slots_of[e as usize].push(slot);
+    let FfnHalf { stream, normed, branch } = half;
+    let k = a.extents.dealing.n_experts_per_token;
+    rmsnorm_forward(device, normed, stream, norm, n, compute);
+    linear_forward(device, &mut a.logits, normed, w.router, n, compute)?;
+    a.reserve(device, n)?;
+    if let Some(routing) = &mut a.routing {
+        route(device, routing, &a.logits, n)?;
     }
-    for (e, slots) in slots_of.into_iter().enumerate() {
-        let block = &mut a.blocks[if keep { e } else { 0 }];
-        let m = slots.len();
-        block.slots = slots;
+    a.reserve_blocks(device)?;
+    let ExpertActivations { routing: Some(routing), slots, blocks, keep, .. } = a else {
+        unreachable!("room was made for the routing");
+    };
+    for e in 0..w.router.extent(0) {
+        let (own, rows) = (routing.slots_of(e), routing.rows_of(e));
+        let m = own.len();
         if m == 0 {
             continue;
         }
-        block.reserve(m)?;
-        let (w, ffn) = (expert(e), &mut block.ffn);
-        let rows: Vec<usize> = block.slots.iter().map(|s| s / k).collect();
-        gather_rows(device, &mut block.x, normed, &rows);
-        linear_forward(device, &mut ffn.gate, &block.x, w.gate, m, compute);
-        linear_forward(device, &mut ffn.up, &block.x, w.up, m, compute);
+        let block = &mut blocks[if *keep { e } else { 0 }];
+        let (w, ffn) = ((w.expert)(e), &mut block.ffn);
+        gather_rows(device, &mut block.x, normed, rows);
+        linear_forward(device, &mut ffn.gate, &block.x, w.gate, m, compute)?;
+        linear_forward(device, &mut ffn.up, &block.x, w.up, m, compute)?;
         swiglu_forward(device, &mut ffn.product, &ffn.gate, &ffn.up, m, compute);
-        linear_forward(device, &mut block.y, &ffn.product, w.down, m, compute);
-        scatter_rows(device, &mut a.slots, &block.y, &block.slots);
+        linear_forward(device, &mut block.y, &ffn.product, w.down, m, compute)?;
+        scatter_rows(device, slots, &block.y, own);
     }
-    combine_forward(device, branch, &a.slots, &routing.weights, n, k, compute);
+    combine_forward(device, branch, slots, &routing.weights, n, k, compute);
     residual_forward(device, stream, branch, n, compute);
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)] // half a layer: its tensors
-fn experts_on_gpu<'w>(
-    cuda: &Cuda,
-    stream: &mut Tensor,
-    normed: &mut Tensor,
-    a: &mut ExpertActivations,
-    (norm, eps): (&Tensor, f32),
-    router: &Tensor,
-    expert: &dyn Fn(usize) -> FfnWeights<'w>,
-    dealing: Dealing,
-    n: usize,
-) {
-    let (k, e, c) = (dealing.n_experts_per_token, router.extent(0), norm.extent(0));
+fn experts_on_gpu(cuda: &Cuda, half: FfnHalf, a: &mut ExpertActivations, norm: Norm, w: ExpertWeights, n: usize) {
+    let FfnHalf { stream, normed, .. } = half;
+    let (expert, router) = (w.expert, w.router);
+    let Dealing { n_experts_per_token: k, norm_topk_prob } = a.extents.dealing;
+    let (e, c) = (router.extent(0), norm.weight.extent(0));
     let g = a.on_gpu.as_ref().expect("activations are where the weights are");
     assert!(stream.extent(0) >= n && stream.extent(1) == c && normed.shape() == stream.shape(), "stream is {stream:?}");
     assert!(g.n >= n && g.ids.extent(1) == k && a.slots.extent(0) >= n * k, "room for {} rows of {k} experts", g.n);
@@ -265,16 +349,16 @@ fn experts_on_gpu<'w>(
         n,
         e,
         k,
-        norm_topk_prob: dealing.norm_topk_prob,
+        norm_topk_prob,
     };
     if norms_within(cuda, n, c) {
-        let norm = Norm { weight: norm.bf16_address(), eps };
+        let norm = norm.on_gpu();
         let (normed, stream, w) = (normed.bf16_address(), stream.bf16_address(), router.bf16_address());
         deal.route_normed(cuda, &Router { normed, stream, norm, w, c }, g.arrived.address());
     } else {
         let device = Device::Cuda(cuda.clone());
-        rmsnorm_forward(&device, normed, stream, norm, n, eps, Compute::Bf16);
-        linear_forward(&device, &mut a.logits, normed, router, n, Compute::Bf16);
+        rmsnorm_forward(&device, normed, stream, norm, n, Compute::Bf16);
+        product(cuda, &matmul(&a.logits, normed, router, n));
         deal.route(cuda);
     }
 
@@ -365,10 +449,10 @@ mod tests {
             let x = rows_of(normed, slot / k..slot / k + 1);
             let [mut gate, mut up, mut product] = [f, f, f].map(|width| room(&device(), 1, width));
             let mut y = room(&device(), 1, c);
-            linear_forward(&device(), &mut gate, &x, w.gate, 1, Compute::Bf16);
-            linear_forward(&device(), &mut up, &x, w.up, 1, Compute::Bf16);
+            linear_forward(&device(), &mut gate, &x, w.gate, 1, Compute::Bf16).unwrap();
+            linear_forward(&device(), &mut up, &x, w.up, 1, Compute::Bf16).unwrap();
             swiglu_forward(&device(), &mut product, &gate, &up, 1, Compute::Bf16);
-            linear_forward(&device(), &mut y, &product, w.down, 1, Compute::Bf16);
+            linear_forward(&device(), &mut y, &product, w.down, 1, Compute::Bf16).unwrap();
             scatter_rows(&device(), &mut slots, &y, &[slot]);
         }
         let (mut branch, mut sum) = (room(&device(), n, c), stored(stream, Dtype::F32));
@@ -385,31 +469,19 @@ mod tests {
             let router = stored(&random(3, &[e, c]), Dtype::Bf16);
             let experts = Experts::new(e, c, f);
             let dealing = Dealing { n_experts_per_token: k, norm_topk_prob };
+            let extents = ExpertExtents { hidden_size: c, width: f, n_experts: e, dealing };
             for gpu in gpus() {
                 let (norm, router, experts_there) = (bf16_on(&gpu, &norm), bf16_on(&gpu, &router), experts.on(&gpu));
-                let mut a = ExpertActivations::new(&gpu, c, f, e, false).unwrap();
+                let mut a = ExpertActivations::new(&gpu, extents, false).unwrap();
                 let mut of = |rows: std::ops::Range<usize>| {
                     let n = rows.len();
-                    a.reserve(n, k).unwrap();
+                    a.reserve(&gpu, n).unwrap();
                     let mut y = bf16_on(&gpu, &rows_of(&stream, rows));
                     let (mut normed, mut branch) = (room(&gpu, n, c), room(&gpu, n, c));
-                    let expert = |i: usize| experts_there.get(i);
-                    let scratch = (&mut normed, &mut branch);
-                    experts_forward(
-                        &gpu,
-                        &mut y,
-                        scratch,
-                        &mut a,
-                        &norm,
-                        &router,
-                        &expert,
-                        dealing,
-                        n,
-                        EPS,
-                        false,
-                        Compute::Bf16,
-                    )
-                    .unwrap();
+                    let half = FfnHalf { stream: &mut y, normed: &mut normed, branch: &mut branch };
+                    let w = ExpertWeights { router: &router, expert: &|i: usize| experts_there.get(i) };
+                    let norm = Norm { weight: &norm, eps: EPS };
+                    experts_forward(&gpu, half, &mut a, norm, w, n, Compute::Bf16).unwrap();
                     let g = a.on_gpu.as_ref().unwrap();
                     let first = |t: &Tensor, len: usize| read(t)[..len].to_vec();
                     let ids: Vec<u32> = first(&g.ids, n * k).iter().map(|id| id.to_bits()).collect();
@@ -417,7 +489,8 @@ mod tests {
                 };
                 let (judge_y, judge_ids, judge_weights, logits, normed) = of(0..70);
                 let logits = Tensor::from_f32(&[70, e], &logits).unwrap();
-                let routing = route(&device(), &logits, 70, k, norm_topk_prob);
+                let mut routing = Routing::new(e, dealing).unwrap();
+                route(&device(), &mut routing, &logits, 70).unwrap();
                 assert_eq!(judge_ids, routing.experts);
                 let weights: Vec<f64> = routing.weights.iter().map(|&w| w as f64).collect();
                 assert_close("weights", &judge_weights, &weights, 1e-5);
@@ -444,7 +517,8 @@ mod tests {
             let x: Vec<f32> = random(1, &[n, e]).f32().iter().map(|x| (8.0 * x).round() / 2.0).collect();
             let logits = Tensor::from_f32(&[n, e], &x).unwrap();
             for norm_topk_prob in [false, true] {
-                let wanted = route(&device(), &logits, n, k, norm_topk_prob);
+                let mut wanted = Routing::new(e, Dealing { n_experts_per_token: k, norm_topk_prob }).unwrap();
+                route(&device(), &mut wanted, &logits, n).unwrap();
                 for gpu in gpus() {
                     let Device::Cuda(cuda) = &gpu else { unreachable!("gpus() are") };
                     let logits = bf16_on(&gpu, &logits);

@@ -4,13 +4,12 @@
 //! largest x of each 16 ids and the sum of e^(x - largest), from which log-probs and draws are made without reading all
 //! logits again.
 
-use super::draws::sample_row_on;
 use super::logprob::{logprobs_on, top_k_on};
-use super::{Sampled, Sampling, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, sample_token, top_k};
-use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::backend::cuda::rows::{self, HeadProduct, Norm};
+use super::{Norm, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward, top_k};
+use crate::backend::cuda::rows::{self, HeadProduct};
 use crate::backend::cuda::{Buffer, Cuda};
-use crate::backend::{Compute, Device, Tensor};
+use crate::backend::terms::MAX_DECODE_ROWS;
+use crate::backend::{Compute, Device, Tensor, host};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -26,8 +25,8 @@ pub struct RowList {
 
 impl RowList {
     /// Rows 0 to n - 1.
-    pub fn first(n: usize) -> RowList {
-        RowList { rows: (0..n).collect(), listed: None }
+    pub fn first(n: usize) -> Result<RowList> {
+        Ok(RowList { rows: host::collected(0..n)?, listed: None })
     }
 
     /// Any rows. Waits for their upload on a GPU.
@@ -36,12 +35,14 @@ impl RowList {
             Device::Cpu(_) => None,
             Device::Cuda(cuda) => {
                 let buffer = cuda.allocate(4 * rows.len())?;
-                let bytes: Vec<u8> = rows.iter().flat_map(|&r| (r as u32).to_ne_bytes()).collect();
-                buffer.write(&bytes)?;
+                buffer.write_by(|at, piece| {
+                    let words = piece.chunks_exact_mut(4).zip(&rows[at / 4..]);
+                    words.for_each(|(to, &row)| to.copy_from_slice(&(row as u32).to_ne_bytes()));
+                })?;
                 Some(buffer)
             }
         };
-        Ok(RowList { rows: rows.to_vec(), listed })
+        Ok(RowList { rows: host::collected(rows.iter().copied())?, listed })
     }
 
     /// The rows.
@@ -93,10 +94,20 @@ impl Head {
         })
     }
 
-    /// Bytes of it on a GPU.
-    pub fn bytes(n_rows: usize, hidden_size: usize, vocab_size: usize) -> u64 {
-        let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
-        (n_rows * (2 * hidden_size * bf16 + (vocab_size + 2 * vocab_size.div_ceil(STATS_IDS)) * f32)) as u64
+    /// Bytes of `n_rows` rows.
+    pub fn bytes(device: &Device, n_rows: usize, hidden_size: usize, vocab_size: usize) -> u64 {
+        let stats = match device {
+            Device::Cpu(_) => 0,
+            Device::Cuda(_) => device.taken(n_rows * 2 * vocab_size.div_ceil(STATS_IDS) * Dtype::F32.size()),
+        };
+        let hidden = device.taken(n_rows * hidden_size * device.activation_dtype().size());
+        2 * hidden + device.taken(n_rows * vocab_size * Dtype::F32.size()) + stats
+    }
+
+    /// Bytes that it has.
+    pub fn taken(&self) -> u64 {
+        let stats = self.stats.as_ref().map_or(0, Tensor::taken);
+        self.gathered.taken() + self.hidden.taken() + self.logits.taken() + stats
     }
 
     /// The statistics of a head on a GPU.
@@ -108,7 +119,7 @@ impl Head {
 /// Log-prob of `ids[i]` under row i of the head's logits.
 pub fn logprobs_of_head(device: &Device, head: &Head, ids: &[i32]) -> Result<Vec<f32>> {
     match device {
-        Device::Cpu(_) => Ok(logprobs_of(device, &head.logits, ids, ids.len())),
+        Device::Cpu(_) => logprobs_of(device, &head.logits, ids, ids.len()),
         Device::Cuda(cuda) => logprobs_on(cuda, &head.logits, head.stats(), ids),
     }
 }
@@ -116,67 +127,45 @@ pub fn logprobs_of_head(device: &Device, head: &Head, ids: &[i32]) -> Result<Vec
 /// The `k` likeliest ids of a row of the head's logits, with their log-probs.
 pub fn top_k_of_head(device: &Device, head: &Head, row: usize, k: usize) -> Result<Vec<(i32, f32)>> {
     match device {
-        Device::Cpu(_) => Ok(top_k(device, &head.logits, row, k)),
+        Device::Cpu(_) => top_k(device, &head.logits, row, k),
         Device::Cuda(cuda) => top_k_on(cuda, &head.logits, head.stats(), row, k),
     }
 }
 
-/// Draws from a row of the head's logits, and waits for it.
-pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
-    match device {
-        Device::Cpu(_) => Ok(sample_token(device, &head.logits, row, sampling, u)),
-        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, sampling, u),
-    }
-}
-
-/// The same from the first `v` ids alone, as if a row had no more. On the CPU.
-pub fn sample_row_among(
-    device: &Device,
-    head: &Head,
-    row: usize,
-    v: usize,
-    sampling: Sampling,
-    u: f32,
-) -> Result<Sampled> {
-    let width = head.logits.extent(1);
-    let v = v.min(width);
-    let part = Tensor::from_f32(&[1, v], &head.logits.f32()[row * width..][..v])?;
-    Ok(sample_token(device, &part, 0, sampling, u))
-}
-
-/// Logits (and statistics) of rows of x [N, C], through a norm (its weight and eps) where one is given: row i of the
-/// list in row i of `head.logits`.
+/// Logits (and statistics) of rows of x [N, C], through a norm where one is given; w [V, C]: row i of the list in row i of
+/// `head.logits`.
 pub fn head_forward(
     device: &Device,
     head: &mut Head,
     x: &Tensor,
-    norm: Option<(&Tensor, f32)>,
+    norm: Option<Norm>,
     w: &Tensor,
     rows: &RowList,
     compute: Compute,
-) {
+) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        return head_on(cuda, head, x, norm, w, rows);
+        head_on(cuda, head, x, norm, w, rows);
+        return Ok(());
     }
     let n = rows.len();
     gather_rows(device, &mut head.gathered, x, rows.rows());
     let hidden = match norm {
-        Some((norm, eps)) => {
-            rmsnorm_forward(device, &mut head.hidden, &head.gathered, norm, n, eps, compute);
+        Some(norm) => {
+            rmsnorm_forward(device, &mut head.hidden, &head.gathered, norm, n, compute);
             &head.hidden
         }
         None => &head.gathered,
     };
-    linear_forward_f32(device, &mut head.logits, hidden, w, n, compute);
+    linear_forward_f32(device, &mut head.logits, hidden, w, n, compute)
 }
 
 /// On a GPU, where the product finds the rows by itself, and up to MAX_DECODE_ROWS of them read the matrix once.
-fn head_on(cuda: &Cuda, head: &mut Head, x: &Tensor, norm: Option<(&Tensor, f32)>, w: &Tensor, rows: &RowList) {
+fn head_on(cuda: &Cuda, head: &mut Head, x: &Tensor, norm: Option<Norm>, w: &Tensor, rows: &RowList) {
     let (n, v, c) = (rows.len(), w.extent(0), w.extent(1));
     assert!(x.extent(1) == c && rows.rows().iter().all(|&r| r < x.extent(0)), "{n} rows of {x:?}, w {w:?}");
     assert!(head.logits.extent(0) >= n && head.logits.extent(1) == v, "logits are {:?}, w {w:?}", head.logits);
     let stats = head.stats.as_ref().expect("a head on a GPU has statistics").address();
-    let norm = norm.map(|(weight, eps)| Norm { weight: weight.bf16_address(), eps });
+    let norm = norm.map(|norm| norm.on_gpu());
     let few = HeadProduct {
         logits: head.logits.address(),
         stats,
@@ -238,7 +227,16 @@ mod tests {
             let w = stored(&random(3, &[v, c]), Dtype::Bf16);
             let run = |device: &Device, [x, norm, w]: [&Tensor; 3], norms: bool, rows: &RowList| {
                 let mut head = Head::new(device, rows.len(), c, v).unwrap();
-                head_forward(device, &mut head, x, norms.then_some((norm, 1e-5)), w, rows, Compute::Bf16);
+                head_forward(
+                    device,
+                    &mut head,
+                    x,
+                    norms.then_some(Norm { weight: norm, eps: 1e-5 }),
+                    w,
+                    rows,
+                    Compute::Bf16,
+                )
+                .unwrap();
                 head
             };
             let scattered: Vec<usize> = (0..140).map(|i| i * 37 % 140).collect();
@@ -261,7 +259,7 @@ mod tests {
                     }
                     assert_same_bits("a row alone", &of(&scattered[9..10]), &judge[9 * v..10 * v]);
                     let listed = of(&(0..9).collect::<Vec<_>>());
-                    let first = run(&gpu, [&x, &norm, &w], norms, &RowList::first(9));
+                    let first = run(&gpu, [&x, &norm, &w], norms, &RowList::first(9).unwrap());
                     assert_same_bits("the first rows", &read(&first.logits), &listed);
                 }
             }

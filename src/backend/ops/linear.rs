@@ -5,22 +5,37 @@
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
 use super::residual_forward;
-use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::outer::Outer;
-use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
-use crate::backend::cuda::{Matmul, rows, tile as tiles};
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Scratch, Shared, piece};
+use crate::backend::cuda::{Cuda, Matmul, rows, tile as tiles};
+use crate::backend::terms::MAX_DECODE_ROWS;
 use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::error::Result;
 
 /// y = x w^T. Overwrites the first `n` rows of `y`.
-pub fn linear_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) {
-    linear(device, y, x, w, n, compute, compute.rounds());
+pub fn linear_forward(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+) -> Result<()> {
+    linear(device, y, x, w, n, compute, compute.rounds())
 }
 
 /// y = x w^T where y stays f32 in any compute (the logits). Overwrites the first `n` rows of `y`.
-pub fn linear_forward_f32(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute) {
-    linear(device, y, x, w, n, compute, false);
+pub fn linear_forward_f32(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+) -> Result<()> {
+    linear(device, y, x, w, n, compute, false)
 }
 
 /// stream += x w^T, rounded after the product and after the sum. `branch` [N, O] is scratch.
@@ -32,16 +47,18 @@ pub fn linear_residual_forward(
     w: &Tensor,
     n: usize,
     compute: Compute,
-) {
+) -> Result<()> {
     if let Device::Cuda(cuda) = device {
         let matmul = matmul(stream, x, w, n);
-        return match n {
+        match n {
             0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, true),
             _ => tiles::product_residual(cuda, &matmul, branch.bf16_address()),
-        };
+        }
+        return Ok(());
     }
-    linear_forward(device, branch, x, w, n, compute);
+    linear_forward(device, branch, x, w, n, compute)?;
     residual_forward(device, stream, branch, n, compute);
+    Ok(())
 }
 
 /// y = x w^T on a GPU.
@@ -52,7 +69,25 @@ pub(super) fn matmul(y: &Tensor, x: &Tensor, w: &Tensor, n: usize) -> Matmul {
     Matmul { y: y.bf16_address(), x: x.bf16_address(), w: w.bf16_address(), n, m, k, y_stride: m }
 }
 
-fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, compute: Compute, round: bool) {
+/// A product on a GPU by the kernel for its number of rows.
+pub(super) fn product(cuda: &Cuda, matmul: &Matmul) {
+    match matmul.n {
+        0..=MAX_DECODE_ROWS => rows::product(cuda, matmul, false),
+        // A router may have any number of experts; nothing else is so odd.
+        _ if !matmul.m.is_multiple_of(8) => rows::product(cuda, matmul, false),
+        _ => tiles::product(cuda, matmul),
+    }
+}
+
+fn linear(
+    device: &Device,
+    y: &mut Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    n: usize,
+    compute: Compute,
+    round: bool,
+) -> Result<()> {
     let (o, k) = (w.extent(0), w.extent(1));
     assert!(x.extent(0) >= n && x.extent(1) == k, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == o, "y is {}, w {}", y.shape(), w.shape());
@@ -60,26 +95,23 @@ fn linear(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, com
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
             assert!(round, "logits are made by the head");
-            let matmul = matmul(y, x, w, n);
-            return match n {
-                0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, false),
-                // A router may have any number of experts; nothing else is so odd.
-                _ if !matmul.m.is_multiple_of(8) => rows::product(cuda, &matmul, false),
-                _ => tiles::product(cuda, &matmul),
-            };
+            product(cuda, &matmul(y, x, w, n));
+            return Ok(());
         }
     };
     let x = &x.f32()[..n * k];
     let y = Shared::new(&mut y.f32_mut()[..n * o]);
+    let extents = Extents { n, o, k };
     match (w.elements(), compute) {
         (Elements::Bf16(w), Compute::Bf16) => {
-            let x = narrow(cpu, x);
-            launch::<Paired>(cpu, &x, w, y, n, o, k, round)
+            let x = narrow(cpu, x)?;
+            launch::<Paired>(cpu, &x, w, y, extents, round)
         }
-        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, n, o, k, round),
-        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, n, o, k, round),
-        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, n, o, k, round),
+        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, extents, round),
+        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, extents, round),
+        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, extents, round),
     }
+    Ok(())
 }
 
 /// dx = dy w. Adds to the first `n` rows of `dx`.
@@ -144,10 +176,15 @@ impl Kernel for Narrow<'_> {
 }
 
 /// x as bf16; exact where x already holds rounded values.
-pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Vec<B16> {
-    let mut y = vec![B16(0); x.len()];
+pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Result<Scratch<B16>> {
+    let mut y = cpu.scratch::<B16>(x.len())?;
     cpu.launch(x.len().div_ceil(NARROW_PIECE), &Narrow { x, y: Shared::new(&mut y) });
-    y
+    Ok(y)
+}
+
+/// Bytes of scratch that a product of `n` rows of `k` elements takes.
+pub fn linear_scratch_bytes(n: usize, k: usize, compute: Compute) -> u64 {
+    if compute.rounds() { Cpu::scratch_bytes(n * k * size_of::<B16>()) } else { 0 }
 }
 
 /// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
@@ -155,6 +192,17 @@ pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Vec<B16> {
 const STREAMED: usize = 4 << 20;
 /// Bytes of x kept in the second-level cache while all of w passes by.
 const X_BLOCK: usize = 512 << 10;
+
+/// Extents of one product.
+#[derive(Clone, Copy)]
+struct Extents {
+    /// rows
+    n: usize,
+    /// outputs
+    o: usize,
+    /// terms
+    k: usize,
+}
 
 struct LinearForward<'a, F: Form> {
     x: &'a [F::X],
@@ -169,8 +217,8 @@ struct LinearForward<'a, F: Form> {
     round: bool,
 }
 
-#[allow(clippy::too_many_arguments)] // extents of one product
-fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, n: usize, o: usize, k: usize, round: bool) {
+fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
+    let Extents { n, o, k } = extents;
     let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
     // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
     let work_floor = (1 << 15) / (n * k).max(1);
@@ -266,10 +314,10 @@ mod tests {
             for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                 let w = stored(&random(2, &[o, k]), dtype);
                 let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32);
+                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32).unwrap();
                 assert_close("y", y.f32(), &naive(&x, &w), 1e-5);
                 let rounded = stored(&x, Dtype::Bf16);
-                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16);
+                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16).unwrap();
                 if dtype == Dtype::Bf16 {
                     assert_close("y of pairs", y.f32(), &naive(&rounded, &w), 1e-5);
                 }
@@ -286,12 +334,12 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                        linear_forward(&device, &mut y, &x, &w, n, compute);
+                        linear_forward(&device, &mut y, &x, &w, n, compute).unwrap();
                         let judge = judge.get_or_insert_with(|| y.f32().to_vec());
                         assert_same_bits("y", y.f32(), judge);
                         for i in 0..n {
                             let row = Tensor::from_f32(&[1, k], &x.f32()[i * k..(i + 1) * k]).unwrap();
-                            linear_forward(&device, &mut y, &row, &w, 1, compute);
+                            linear_forward(&device, &mut y, &row, &w, 1, compute).unwrap();
                             assert_same_bits("row", &y.f32()[..o], &judge[i * o..(i + 1) * o]);
                         }
                     }
@@ -349,8 +397,8 @@ mod tests {
             let start = rounded(&random(3, &[70, o]));
             let (mut wanted, mut added) = (stored(&start, Dtype::F32), stored(&start, Dtype::F32));
             let mut branch = stored(&start, Dtype::F32);
-            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16);
-            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16);
+            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16).unwrap();
+            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16).unwrap();
             let (wanted, added) = (wide(&wanted), wide(&added));
             for gpu in gpus() {
                 let w = bf16_on(&gpu, &w);
@@ -358,9 +406,9 @@ mod tests {
                     let (n, x) = (x.extent(0), bf16_on(&gpu, x));
                     let (mut y, mut branch) = (bf16_on(&gpu, start), room(&gpu, n, o));
                     if adds {
-                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16);
+                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16).unwrap();
                     } else {
-                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16);
+                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16).unwrap();
                     }
                     read(&y)
                 };

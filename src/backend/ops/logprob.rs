@@ -5,8 +5,11 @@
 //! of s_j e^(m_j - M)), in f64, and log p(id) = x[id] - lse, rounded to f32 once. Every user of a row's
 //! log-probability (losses, sampling, the tally of alternatives) takes it from here, so it is one number.
 
-use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
+use std::collections::BinaryHeap;
+
+use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Scratch, Shared, math, piece};
 use crate::backend::cuda::{Address, Buffer, Cuda, KernelArgs, Launch};
+use crate::backend::host::{self, Plain};
 use crate::backend::{Device, Tensor};
 use crate::error::Result;
 use crate::tensor::Dtype;
@@ -15,34 +18,35 @@ use crate::tensor::Dtype;
 pub(super) const CHUNK: usize = 4096;
 
 /// ln of the sum of e^x over each of the first `n` rows.
-pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Vec<f32> {
+pub fn logsumexp(device: &Device, logits: &Tensor, n: usize) -> Result<Vec<f32>> {
     let cpu = device.cpu();
     let _env = FloatEnv::set();
-    row_sums(cpu, logits, &Vec::from_iter(0..n)).iter().map(|r| r.lse() as f32).collect()
+    let sums = row_sums(cpu, logits, &host::collected(0..n)?)?;
+    host::collected(sums.rows.iter().map(|r| r.lse() as f32))
 }
 
 /// `log p(ids[i])` under row i, in nats, for the first `n` rows.
-pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> Vec<f32> {
+pub fn logprobs_of(device: &Device, logits: &Tensor, ids: &[i32], n: usize) -> Result<Vec<f32>> {
     let v = logits.extent(1);
     let ids = &ids[..n];
     assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
     let cpu = device.cpu();
     let _env = FloatEnv::set();
-    let sums = row_sums(cpu, logits, &Vec::from_iter(0..n));
+    let sums = row_sums(cpu, logits, &host::collected(0..n)?)?;
     let x = logits.f32();
-    ids.iter().enumerate().map(|(i, &id)| sums[i].logprob(x[i * v + id as usize])).collect()
+    host::collected(ids.iter().enumerate().map(|(i, &id)| sums.rows[i].logprob(x[i * v + id as usize])))
 }
 
 /// The `k` most likely ids of a row with their log-probabilities, most likely first, ties to the lower id. NaN is
 /// never chosen.
-pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Vec<(i32, f32)> {
+pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Result<Vec<(i32, f32)>> {
     let v = logits.extent(1);
     let cpu = device.cpu();
     let _env = FloatEnv::set();
-    let sum = &row_sums(cpu, logits, &[row])[0];
+    let sums = row_sums(cpu, logits, &[row])?;
     let x = &logits.f32()[row * v..][..v];
-    let best = largest(x, &sum.chunks, k);
-    best.into_iter().map(|id| (id as i32, sum.logprob(x[id]))).collect()
+    let best = largest(x, sums.chunks(0), k)?;
+    host::collected(best.into_iter().map(|id| (id as i32, sums.rows[0].logprob(x[id]))))
 }
 
 /// Threads that work on a row on a GPU, and the most ids that are ranked there.
@@ -78,7 +82,10 @@ pub(super) fn logprobs_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, ids: &[i
     }
     let memory = cuda.allocate(8 * n)?;
     let (asked, out) = (memory.view(0, 4 * n), memory.view(4 * n, 4 * n));
-    asked.write(&ids.iter().flat_map(|id| id.to_ne_bytes()).collect::<Vec<u8>>())?;
+    asked.write_by(|at, piece| {
+        let words = piece.chunks_exact_mut(4).zip(&ids[at / 4..]);
+        words.for_each(|(to, id)| to.copy_from_slice(&id.to_ne_bytes()));
+    })?;
     let args = LogprobsArgs {
         logprobs: out.address(),
         logits: logits.address(),
@@ -88,7 +95,7 @@ pub(super) fn logprobs_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, ids: &[i
         unused: 0,
     };
     cuda.launch(Launch::new("squire_logprobs", [n as u32, 1, 1], ROW_THREADS, ROW_BYTES), &args);
-    Ok(words(&out)?.into_iter().map(f32::from_bits).collect())
+    host::collected(words(&out)?.into_iter().map(f32::from_bits))
 }
 
 /// `top_k` of a row on a GPU; beyond 1024 ids the row is ranked on the host. Waits.
@@ -101,9 +108,9 @@ pub(super) fn top_k_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, row: usize,
     }
     let (from, stats) = (logits.buffer().view(row * v * 4, v * 4), stats.address() + (row * v.div_ceil(16) * 8) as u64);
     if k > ROW_THREADS as usize {
-        let mut host = Tensor::zeros(Dtype::F32, &[1, v])?;
-        host.bytes_mut().copy_from_slice(&from.read()?);
-        return Ok(top_k(&Device::Cpu(Cpu::new(1, None)?), &host, 0, k));
+        let mut copy = Tensor::zeros(Dtype::F32, &[1, v])?;
+        from.read_into(copy.bytes_mut())?;
+        return top_k(&Device::Cpu(Cpu::new(1, None)?), &copy, 0, k);
     }
     let memory = cuda.allocate(8 * k + 4)?;
     let of = |word: usize| memory.address() + 4 * word as u64;
@@ -118,7 +125,7 @@ pub(super) fn top_k_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, row: usize,
 
 /// 32-bit words of device memory, after all that was launched.
 fn words(buffer: &Buffer) -> Result<Vec<u32>> {
-    Ok(buffer.read()?.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])).collect())
+    host::collected(buffer.read()?.chunks_exact(4).map(|w| u32::from_ne_bytes([w[0], w[1], w[2], w[3]])))
 }
 
 #[repr(C)]
@@ -167,9 +174,11 @@ pub(super) struct ChunkSum {
     pub sum: f32,
 }
 
-/// A row's chunks and what they add up to.
+// SAFETY: two f32 without padding, and any bits are one.
+unsafe impl Plain for ChunkSum {}
+
+/// What the chunks of a row add up to.
 pub(super) struct RowSum {
-    pub chunks: Vec<ChunkSum>,
     /// The row's largest logit, NaN apart.
     pub largest: f32,
     /// ln of the sum of e^(x - largest).
@@ -183,7 +192,7 @@ impl RowSum {
         let sum: f64 = chunks.iter().map(scaled).sum();
         // Where a logit is NaN or infinite, or all are -inf, there is no distribution.
         let ln_sum = if sum > 0.0 && sum.is_finite() { math::ln(sum) } else { f64::NAN };
-        RowSum { chunks: chunks.to_vec(), largest, ln_sum }
+        RowSum { largest, ln_sum }
     }
 
     pub fn lse(&self) -> f64 {
@@ -200,15 +209,30 @@ pub(super) fn exp_at_most_one(x: f64) -> f64 {
     if x < -700.0 { 0.0 } else { math::exp_f64(x) }
 }
 
+/// The sums of some rows and of their chunks.
+pub(super) struct RowSums {
+    pub rows: Vec<RowSum>,
+    chunks: Scratch<ChunkSum>,
+}
+
+impl RowSums {
+    /// The chunks of the i-th of the rows.
+    pub fn chunks(&self, i: usize) -> &[ChunkSum] {
+        let n = self.chunks.len() / self.rows.len();
+        &self.chunks[i * n..(i + 1) * n]
+    }
+}
+
 /// The sums of some rows of logits [N, V]; the caller has set the float environment.
-pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: &[usize]) -> Vec<RowSum> {
+pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: &[usize]) -> Result<RowSums> {
     let v = logits.extent(1);
     assert!(rows.iter().all(|&row| row < logits.extent(0)), "a row lies outside the logits, {}", logits.shape());
     let n_chunks = v.div_ceil(CHUNK);
-    let mut chunks = vec![ChunkSum::default(); rows.len() * n_chunks];
+    let mut chunks = cpu.scratch::<ChunkSum>(rows.len() * n_chunks)?;
     let n_tasks = chunks.len();
     cpu.launch(n_tasks, &ChunkSums { chunks: Shared::new(&mut chunks), x: logits.f32(), rows, v });
-    chunks.chunks_exact(n_chunks).map(RowSum::new).collect()
+    let rows = host::collected(chunks.chunks_exact(n_chunks).map(RowSum::new))?;
+    Ok(RowSums { rows, chunks })
 }
 
 /// Task i: chunk i % n_chunks of row rows[i / n_chunks].
@@ -279,9 +303,9 @@ impl Kernel for ChunkSums<'_> {
 
 /// The indices of the `k` largest elements, largest first, ties to the lower index, NaN and -inf apart. Chunks
 /// whose largest element cannot enter are skipped.
-pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
+pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Result<Vec<usize>> {
     // A sorted list would move k elements an insertion; the heap keeps the worst of the chosen on top.
-    let mut chosen: std::collections::BinaryHeap<Ranked> = Default::default();
+    let mut chosen = BinaryHeap::from(host::with_room::<Ranked>(k.min(x.len()))?);
     for (j, chunk) in chunks.iter().enumerate() {
         let mut floor = if chosen.len() < k { f32::NEG_INFINITY } else { chosen.peek().map_or(f32::INFINITY, |w| w.x) };
         if chunk.largest <= floor {
@@ -300,7 +324,7 @@ pub(super) fn largest(x: &[f32], chunks: &[ChunkSum], k: usize) -> Vec<usize> {
             }
         }
     }
-    chosen.into_sorted_vec().into_iter().map(|w| w.i).collect()
+    host::collected(chosen.into_sorted_vec().into_iter().map(|w| w.i))
 }
 
 /// A candidate; greater is worse: a smaller logit, or an equal one with a higher index.
@@ -351,13 +375,13 @@ mod tests {
             let wanted: Vec<f64> = (0..n).map(|i| wide(&logits)[i * v + ids[i] as usize] - lse[i]).collect();
             let mut judge: Option<Vec<f32>> = None;
             for device in devices() {
-                assert_close("lse", &logsumexp(&device, &logits, n), &lse, 1e-6);
-                let got = logprobs_of(&device, &logits, &ids, n);
+                assert_close("lse", &logsumexp(&device, &logits, n).unwrap(), &lse, 1e-6);
+                let got = logprobs_of(&device, &logits, &ids, n).unwrap();
                 assert_close("logprobs", &got, &wanted, 1e-6);
                 assert_same_bits("logprobs", &got, judge.get_or_insert_with(|| got.clone()));
                 for (i, &id) in ids.iter().enumerate() {
                     let row = Tensor::from_f32(&[1, v], &logits.f32()[i * v..(i + 1) * v]).unwrap();
-                    assert_same_bits("row", &logprobs_of(&device, &row, &[id], 1), &got[i..=i]);
+                    assert_same_bits("row", &logprobs_of(&device, &row, &[id], 1).unwrap(), &got[i..=i]);
                 }
             }
         }
@@ -374,12 +398,12 @@ mod tests {
                 let mut order: Vec<usize> = (0..v).collect();
                 order.sort_by(|&a, &b| x[row * v + b].partial_cmp(&x[row * v + a]).unwrap().then(a.cmp(&b)));
                 for k in [0, 1, 5, 100, v, v + 1] {
-                    let got = top_k(&device, &logits, row, k);
+                    let got = top_k(&device, &logits, row, k).unwrap();
                     assert_eq!(got.len(), k.min(v));
                     for (at, (&(id, logprob), &wanted)) in got.iter().zip(&order).enumerate() {
                         assert_eq!(id as usize, wanted);
                         if at % 100 == 0 {
-                            assert_eq!(logprob, logprobs_of(&device, &logits, &vec![id; n], n)[row]);
+                            assert_eq!(logprob, logprobs_of(&device, &logits, &vec![id; n], n).unwrap()[row]);
                         }
                     }
                 }
@@ -391,7 +415,7 @@ mod tests {
     fn masked_ids_add_nothing_and_a_nan_is_not_hidden() {
         let mut x = vec![f32::NEG_INFINITY; 9000];
         (x[5000], x[5001]) = (1.0, 2.0);
-        let lse = |x: &[f32]| logsumexp(&device(), &Tensor::from_f32(&[1, x.len()], x).unwrap(), 1)[0];
+        let lse = |x: &[f32]| logsumexp(&device(), &Tensor::from_f32(&[1, x.len()], x).unwrap(), 1).unwrap()[0];
         assert_close("lse", &[lse(&x)], &[formula(&[1.0, 2.0])], 1e-7);
         for at in [0, 5002, 8999] {
             let mut x = x.clone();
@@ -399,7 +423,7 @@ mod tests {
             assert!(lse(&x).is_nan());
         }
         let logits = Tensor::from_f32(&[1, 9000], &x).unwrap();
-        let ids: Vec<i32> = top_k(&device(), &logits, 0, 9000).iter().map(|t| t.0).collect();
+        let ids: Vec<i32> = top_k(&device(), &logits, 0, 9000).unwrap().iter().map(|t| t.0).collect();
         assert_eq!(ids, [5001, 5000]);
         assert!(lse(&vec![f32::NEG_INFINITY; 5000]).is_nan());
         assert_eq!(lse(&[3e38, -3e38]), 3e38);
@@ -439,7 +463,7 @@ mod tests {
         for (n, v) in [(1, 1), (3, 17), (2, 4096), (5, 4097)] {
             let logits = logits(n, v);
             let ids: Vec<i32> = (0..n).map(|i| ((i * 7919) % v) as i32).collect();
-            let wanted = logprobs_of(&device(), &logits, &ids, n);
+            let wanted = logprobs_of(&device(), &logits, &ids, n).unwrap();
             for gpu in gpus() {
                 let Device::Cuda(cuda) = &gpu else { unreachable!() };
                 let (logits, stats) = on_gpu(&gpu, &logits);
@@ -458,7 +482,7 @@ mod tests {
         for x in [with(f32::NAN), with(f32::INFINITY), vec![f32::NEG_INFINITY; 300]] {
             let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
             for id in [0, 123, 299] {
-                assert!(logprobs_of(&device(), &logits, &[id], 1)[0].is_nan());
+                assert!(logprobs_of(&device(), &logits, &[id], 1).unwrap()[0].is_nan());
                 for gpu in gpus() {
                     let Device::Cuda(cuda) = &gpu else { unreachable!() };
                     let (logits, stats) = on_gpu(&gpu, &logits);
@@ -484,7 +508,7 @@ mod tests {
                     let Device::Cuda(cuda) = &gpu else { unreachable!() };
                     let (on_gpu, stats) = on_gpu(&gpu, &logits);
                     for k in [0, 1, 5, 100, 1024, 3000] {
-                        let wanted = top_k(&device(), &logits, n - 1, k);
+                        let wanted = top_k(&device(), &logits, n - 1, k).unwrap();
                         let got = top_k_on(cuda, &on_gpu, &stats, n - 1, k).unwrap();
                         assert_eq!(got.len(), wanted.len(), "V {v}, k {k}");
                         for (g, w) in got.iter().zip(&wanted) {

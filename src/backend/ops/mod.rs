@@ -15,6 +15,7 @@ mod divergence;
 mod draws;
 mod embedding;
 mod experts;
+mod extents;
 mod gather;
 mod head;
 mod linear;
@@ -30,28 +31,38 @@ mod sample;
 mod split;
 mod swiglu;
 
+pub use super::terms::{Heads, Sampling};
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
-pub use attend::{Attend, AttendScratch, attend_forward};
-pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
+pub use attend::{Attend, AttendLayer, AttendScratch, attend_forward};
+pub use attention::{
+    AttentionGradients, KeysValues, PageLayer, Span, attention_backward, attention_backward_scratch_bytes,
+    attention_forward, attention_scratch_bytes, kv_append,
+};
 pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
-pub use draws::{Draws, sample_rows};
+pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
-pub use experts::{Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward};
+pub use experts::{
+    ExpertActivations, ExpertBlock, ExpertExtents, ExpertWeights, FfnActivations, FfnHalf, experts_forward, ffn_forward,
+};
+pub use extents::{Extents, check_extents};
 pub use gather::{gather_rows, scatter_add_rows};
-pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, sample_row, sample_row_among, top_k_of_head};
+pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, top_k_of_head};
 pub use linear::{
     linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
+    linear_scratch_bytes,
 };
 pub use logprob::{logit_stats, logprobs_of, logsumexp, select_bytes, top_k};
-pub use moe::{Routing, combine_backward, combine_forward, route, route_backward};
-pub use qkv::{Qkv, qkv_forward};
+pub use moe::{CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward};
+pub use qkv::{Qkv, QkvWeights, qkv_forward};
 pub use random::fill_random;
 pub use residual::residual_forward;
-pub use rmsnorm::{rmsnorm_backward, rmsnorm_forward};
-pub use rope::{RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies};
+pub use rmsnorm::{Norm, NormGradients, rmsnorm_backward, rmsnorm_forward};
+pub use rope::{
+    HeadNorm, RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies,
+};
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
-pub use sample::{Sampled, Sampling, sample_token};
-pub use swiglu::{GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
+pub use sample::{Sampled, sample_token};
+pub use swiglu::{FfnWeights, GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
 
 #[cfg(test)]
 pub(crate) mod claims;

@@ -7,9 +7,19 @@
 
 use super::split::items_per_task;
 use crate::backend::cpu::{Kernel, Lanes, Shared, math, piece};
-use crate::backend::{Compute, Device, Tensor};
+use crate::backend::{Compute, Device, Tensor, host};
+use crate::error::Result;
 
-/// Where each row goes.
+/// How rows are dealt to experts.
+#[derive(Clone, Copy, Debug)]
+pub struct Dealing {
+    /// Experts of a row, k.
+    pub n_experts_per_token: usize,
+    /// Whether their weights are divided by their sum.
+    pub norm_topk_prob: bool,
+}
+
+/// Where each row goes. A slot is one (row, rank) pair: slot = row * k + rank.
 pub struct Routing {
     /// [N, k], most likely first.
     pub experts: Vec<u32>,
@@ -17,22 +27,106 @@ pub struct Routing {
     pub weights: Vec<f32>,
     /// [N, E], the softmax; for the backward.
     pub probs: Vec<f32>,
+    /// [N, k] slots by expert, in order within each.
+    slots: Vec<usize>,
+    /// [N, k] the rows of those slots.
+    rows: Vec<usize>,
+    /// [E + 1] where each expert's slots begin.
+    starts: Vec<usize>,
     n_experts: usize,
-    k: usize,
-    norm_topk_prob: bool,
+    dealing: Dealing,
 }
 
-/// Routes the first `n` rows of logits [N, E] to `k` experts each.
-pub fn route(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_prob: bool) -> Routing {
-    let e = logits.extent(1);
+impl Routing {
+    /// No rows, of E experts.
+    pub fn new(n_experts: usize, dealing: Dealing) -> Result<Routing> {
+        let (experts, weights, probs) = (Vec::new(), Vec::new(), Vec::new());
+        let starts = host::filled(n_experts + 1, 0)?;
+        let (slots, rows) = (Vec::new(), Vec::new());
+        Ok(Routing { experts, weights, probs, slots, rows, starts, n_experts, dealing })
+    }
+
+    /// Makes room for `n` rows.
+    pub fn reserve(&mut self, n: usize) -> Result<()> {
+        let n_slots = n * self.dealing.n_experts_per_token;
+        grow(&mut self.experts, n_slots)?;
+        grow(&mut self.weights, n_slots)?;
+        grow(&mut self.probs, n * self.n_experts)?;
+        grow(&mut self.slots, n_slots)?;
+        grow(&mut self.rows, n_slots)
+    }
+
+    /// Bytes of the host's memory that `n` rows take.
+    pub fn bytes(n: usize, n_experts: usize, n_experts_per_token: usize) -> u64 {
+        let slot = size_of::<u32>() + size_of::<f32>() + 2 * size_of::<usize>();
+        (n * (n_experts_per_token * slot + n_experts * size_of::<f32>()) + (n_experts + 1) * size_of::<usize>()) as u64
+    }
+
+    /// Bytes that it has of the host's memory.
+    pub fn taken(&self) -> u64 {
+        let words = self.slots.capacity() + self.rows.capacity() + self.starts.capacity();
+        let halves = self.experts.capacity() + self.weights.capacity() + self.probs.capacity();
+        (words * size_of::<usize>() + halves * size_of::<f32>()) as u64
+    }
+
+    /// The slots that an expert computes, in order.
+    pub fn slots_of(&self, expert: usize) -> &[usize] {
+        &self.slots[self.starts[expert]..self.starts[expert + 1]]
+    }
+
+    /// The rows of those slots.
+    pub fn rows_of(&self, expert: usize) -> &[usize] {
+        &self.rows[self.starts[expert]..self.starts[expert + 1]]
+    }
+
+    /// Lists the slots by expert.
+    fn list(&mut self) {
+        let k = self.dealing.n_experts_per_token;
+        self.starts.fill(0);
+        self.experts.iter().for_each(|&e| self.starts[e as usize + 1] += 1);
+        for e in 0..self.n_experts {
+            self.starts[e + 1] += self.starts[e];
+        }
+        self.slots.resize(self.experts.len(), 0);
+        self.rows.resize(self.experts.len(), 0);
+        // Each start moves to the next as its slots are put down; then they move back by one.
+        for (slot, &e) in self.experts.iter().enumerate() {
+            let at = &mut self.starts[e as usize];
+            (self.slots[*at], self.rows[*at]) = (slot, slot / k);
+            *at += 1;
+        }
+        self.starts.copy_within(0..self.n_experts, 1);
+        self.starts[0] = 0;
+    }
+}
+
+/// Makes sure that a list has room for `n` elements in all, and for no more.
+fn grow<T>(list: &mut Vec<T>, n: usize) -> Result<()> {
+    match n > list.capacity() {
+        true => {
+            *list = Vec::new();
+            *list = host::with_room(n)?;
+            Ok(())
+        }
+        false => Ok(()),
+    }
+}
+
+/// Routes the first `n` rows of logits [N, E]. Overwrites `routing`, whose k experts a row gets.
+pub fn route(device: &Device, routing: &mut Routing, logits: &Tensor, n: usize) -> Result<()> {
+    let (e, Dealing { n_experts_per_token: k, norm_topk_prob }) = (logits.extent(1), routing.dealing);
     assert!(logits.extent(0) >= n && k >= 1 && k <= e, "logits are {} for {n} rows and {k} experts", logits.shape());
+    assert_eq!(e, routing.n_experts, "logits are {}", logits.shape());
     let cpu = device.cpu();
-    let (mut experts, mut weights, mut probs) = (vec![0u32; n * k], vec![0.0; n * k], vec![0.0; n * e]);
+    routing.reserve(n)?;
+    routing.experts.resize(n * k, 0);
+    routing.weights.resize(n * k, 0.0);
+    routing.probs.resize(n * e, 0.0);
     let rows = items_per_task(cpu, n, e * (k + 4));
     let kernel = Route {
-        experts: Shared::new(&mut experts),
-        weights: Shared::new(&mut weights),
-        probs: Shared::new(&mut probs),
+        experts: Shared::new(&mut routing.experts),
+        weights: Shared::new(&mut routing.weights),
+        probs: Shared::new(&mut routing.probs),
         logits: &logits.f32()[..n * e],
         n,
         e,
@@ -41,12 +135,13 @@ pub fn route(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_pro
         rows,
     };
     cpu.launch(n.div_ceil(rows), &kernel);
-    Routing { experts, weights, probs, n_experts: e, k, norm_topk_prob }
+    routing.list();
+    Ok(())
 }
 
 /// Overwrites the first `n` rows of `dlogits` [N, E] by the gradient, given that by the weights, [N, k].
 pub fn route_backward(device: &Device, dlogits: &mut Tensor, dweights: &[f32], routing: &Routing, n: usize) {
-    let (e, k) = (routing.n_experts, routing.k);
+    let (e, k) = (routing.n_experts, routing.dealing.n_experts_per_token);
     assert!(dlogits.extent(0) >= n && dlogits.extent(1) == e, "dlogits are {} for {e} experts", dlogits.shape());
     assert!(dweights.len() == n * k && routing.weights.len() == n * k, "{} gradients of weights", dweights.len());
     let cpu = device.cpu();
@@ -76,30 +171,30 @@ pub fn combine_forward(
     cpu.launch(n.div_ceil(rows), &CombineForward { y, slots, weights, n, k, c, rows, round: compute.rounds() });
 }
 
-/// dslots = weight * dy and dweights = dy . slot. Overwrites the first n k rows of `dslots` and all of `dweights`.
-#[allow(clippy::too_many_arguments)] // the op's tensors
-pub fn combine_backward(
-    device: &Device,
-    dslots: &mut Tensor,
-    dweights: &mut [f32],
-    dy: &Tensor,
-    slots: &Tensor,
-    weights: &[f32],
-    n: usize,
-    k: usize,
-) {
-    let c = dy.extent(1);
-    assert!(dy.extent(0) >= n, "dy is {} for {n} rows", dy.shape());
+/// Gradients that `combine_backward` overwrites.
+pub struct CombineGradients<'a> {
+    /// [N k, C] by the slots
+    pub dslots: &'a mut Tensor,
+    /// [N, k] by the weights
+    pub dweights: &'a mut [f32],
+}
+
+/// dslots = weight * dy and dweights = dy . slot, for N rows of k slots: dy [N, C], slots [N k, C], weights [N, k].
+/// Overwrites the first N k rows of `to.dslots` and all of `to.dweights`.
+pub fn combine_backward(device: &Device, to: CombineGradients, dy: &Tensor, slots: &Tensor, weights: &[f32], k: usize) {
+    let CombineGradients { dslots, dweights } = to;
+    let (c, n_slots) = (dy.extent(1), weights.len());
+    assert!(dy.extent(0) >= n_slots / k, "dy is {} for {n_slots} slots", dy.shape());
     for (name, t) in [("dslots", &*dslots), ("slots", slots)] {
-        assert!(t.extent(0) >= n * k && t.extent(1) == c, "{name} are {}, dy {}", t.shape(), dy.shape());
+        assert!(t.extent(0) >= n_slots && t.extent(1) == c, "{name} are {}, dy {}", t.shape(), dy.shape());
     }
-    assert!(weights.len() == n * k && dweights.len() == n * k, "{} weights for {n} rows of {k}", weights.len());
+    assert!(n_slots.is_multiple_of(k) && dweights.len() == n_slots, "{n_slots} weights of {k} a row");
     let cpu = device.cpu();
-    let (dy, slots) = (&dy.f32()[..n * c], &slots.f32()[..n * k * c]);
-    let dslots = Shared::new(&mut dslots.f32_mut()[..n * k * c]);
-    let rows = items_per_task(cpu, n * k, c);
+    let (dy, slots) = (&dy.f32()[..n_slots / k * c], &slots.f32()[..n_slots * c]);
+    let dslots = Shared::new(&mut dslots.f32_mut()[..n_slots * c]);
+    let rows = items_per_task(cpu, n_slots, c);
     let kernel = CombineBackward { dslots, dweights: Shared::new(dweights), dy, slots, weights, k, c, rows };
-    cpu.launch((n * k).div_ceil(rows), &kernel);
+    cpu.launch(n_slots.div_ceil(rows), &kernel);
 }
 
 struct Route<'a> {
@@ -166,7 +261,8 @@ struct RouteBackward<'a> {
 impl Kernel for RouteBackward<'_> {
     #[inline(always)]
     unsafe fn task<V: Lanes>(&self, index: usize) {
-        let Routing { n_experts: e, k, norm_topk_prob, .. } = *self.routing;
+        let Routing { n_experts: e, dealing, .. } = *self.routing;
+        let Dealing { n_experts_per_token: k, norm_topk_prob } = dealing;
         for row in piece(index, self.rows, self.n) {
             let probs = &self.routing.probs[row * e..(row + 1) * e];
             let of = row * k..(row + 1) * k;
@@ -267,6 +363,15 @@ mod tests {
     /// (rows, experts, experts a row)
     const ROUTES: [(usize, usize, usize); 5] = [(1, 1, 1), (3, 7, 2), (5, 17, 17), (4, 128, 8), (70, 33, 3)];
 
+    fn routed(device: &Device, logits: &Tensor, n: usize, k: usize, norm_topk_prob: bool) -> Routing {
+        let dealing = Dealing { n_experts_per_token: k, norm_topk_prob };
+        let mut routing = Routing::new(logits.extent(1), dealing).unwrap();
+        // What stood there before must not matter.
+        route(device, &mut routing, &random(77, &[n + 1, logits.extent(1)]), n + 1).unwrap();
+        route(device, &mut routing, logits, n).unwrap();
+        routing
+    }
+
     fn softmax(x: &[f64]) -> Vec<f64> {
         let m = x.iter().fold(f64::MIN, |m, &x| m.max(x));
         let sum: f64 = x.iter().map(|x| (x - m).exp()).sum();
@@ -289,7 +394,7 @@ mod tests {
             for norm in [false, true] {
                 let mut judge: Option<Vec<f32>> = None;
                 for device in devices() {
-                    let got = route(&device, &logits, n, k, norm);
+                    let got = routed(&device, &logits, n, k, norm);
                     for row in 0..n {
                         let x = &x[row * e..(row + 1) * e];
                         let mut order: Vec<u32> = (0..e as u32).collect();
@@ -311,7 +416,7 @@ mod tests {
         for (n, e, k) in ROUTES {
             let (logits, dw) = (random(2, &[n, e]), random(3, &[n * k]));
             for norm in [false, true] {
-                let routing = route(&device(), &logits, n, k, norm);
+                let routing = routed(&device(), &logits, n, k, norm);
                 let weighted = |row: usize, x: &[f64]| -> f64 {
                     let of = row * k..(row + 1) * k;
                     let w = weights_of(x, &routing.experts[of.clone()], norm);
@@ -365,7 +470,8 @@ mod tests {
             let mut judge: Option<Vec<f32>> = None;
             for device in devices() {
                 let (mut ds, mut dw) = (random(8, &[n * k, c]), vec![9.0; n * k]);
-                combine_backward(&device, &mut ds, &mut dw, &dy, &slots, weights.f32(), n, k);
+                let to = CombineGradients { dslots: &mut ds, dweights: &mut dw };
+                combine_backward(&device, to, &dy, &slots, weights.f32(), k);
                 assert_close("dslots", ds.f32(), &wanted_s, 1e-5);
                 assert_close("dweights", &dw, &wanted_w, 1e-5);
                 let all = [ds.f32(), &dw].concat();
@@ -377,10 +483,28 @@ mod tests {
     #[test]
     fn routing_of_nan_logits_still_names_distinct_experts() {
         let logits = Tensor::from_f32(&[2, 4], &[f32::NAN, 1.0, f32::NAN, 0.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN]);
-        let routing = route(&device(), &logits.unwrap(), 2, 3, true);
+        let routing = routed(&device(), &logits.unwrap(), 2, 3, true);
         for experts in routing.experts.chunks_exact(3) {
             assert!(experts.iter().all(|&e| e < 4));
             assert!(experts[0] != experts[1] && experts[1] != experts[2] && experts[0] != experts[2]);
+        }
+    }
+
+    #[test]
+    fn slots_are_listed_by_expert_in_order_and_each_once() {
+        for (n, e, k) in ROUTES {
+            let routing = routed(&device(), &random(9, &[n, e]), n, k, true);
+            let mut seen = vec![false; n * k];
+            for expert in 0..e {
+                let (slots, rows) = (routing.slots_of(expert), routing.rows_of(expert));
+                assert!(slots.is_sorted());
+                assert!(slots.iter().zip(rows).all(|(slot, row)| slot / k == *row));
+                for &slot in slots {
+                    assert_eq!(routing.experts[slot], expert as u32);
+                    assert!(!std::mem::replace(&mut seen[slot], true));
+                }
+            }
+            assert!(seen.into_iter().all(|seen| seen));
         }
     }
 }

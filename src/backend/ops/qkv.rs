@@ -3,10 +3,11 @@
 //! stream, normed [N, C]; q [N, H*D], k, v [N, G*D]; rounding after the norm and after each projection. One op, because a
 //! GPU reads the stream once and launches once.
 
-use super::{linear_forward, rmsnorm_forward};
-use crate::backend::batch::MAX_DECODE_ROWS;
-use crate::backend::cuda::rows::{self, Norm, QkvProduct};
+use super::{Norm, linear_forward, rmsnorm_forward};
+use crate::backend::cuda::rows::{self, QkvProduct};
+use crate::backend::terms::MAX_DECODE_ROWS;
 use crate::backend::{Compute, Device, Tensor};
+use crate::error::Result;
 
 /// Results of `qkv_forward`. A GPU may leave `normed` unwritten.
 pub struct Qkv<'a> {
@@ -20,41 +21,51 @@ pub struct Qkv<'a> {
     pub v: &'a mut Tensor,
 }
 
-/// Overwrites the first `n` rows of the results; `w` are the matrices of q, k and v.
-#[allow(clippy::too_many_arguments)] // the op's tensors
+/// The matrices of `qkv_forward`.
+#[derive(Clone, Copy)]
+pub struct QkvWeights<'a> {
+    /// [H*D, C]
+    pub q: &'a Tensor,
+    /// [G*D, C]
+    pub k: &'a Tensor,
+    /// [G*D, C]
+    pub v: &'a Tensor,
+}
+
+/// Overwrites the first `n` rows of the results; stream [N, C].
 pub fn qkv_forward(
     device: &Device,
     out: Qkv,
     stream: &Tensor,
-    norm: &Tensor,
-    w: (&Tensor, &Tensor, &Tensor),
+    norm: Norm,
+    w: QkvWeights,
     n: usize,
-    eps: f32,
     compute: Compute,
-) {
+) -> Result<()> {
     if let Device::Cuda(cuda) = device
         && n <= MAX_DECODE_ROWS
     {
-        let c = norm.extent(0);
-        let (q_out, kv_out) = (w.0.extent(0), w.1.extent(0));
-        for (y, w) in [(&*out.q, w.0), (&*out.k, w.1), (&*out.v, w.2)] {
+        let c = norm.weight.extent(0);
+        let (q_out, kv_out) = (w.q.extent(0), w.k.extent(0));
+        for (y, w) in [(&*out.q, w.q), (&*out.k, w.k), (&*out.v, w.v)] {
             assert!(w.extent(1) == c && y.extent(0) >= n && y.extent(1) == w.extent(0), "{y:?} of {w:?}");
         }
-        assert!(stream.extent(0) >= n && stream.extent(1) == c && w.2.extent(0) == kv_out, "stream is {stream:?}");
+        assert!(stream.extent(0) >= n && stream.extent(1) == c && w.v.extent(0) == kv_out, "stream is {stream:?}");
         let (x, norm) = if rows::norms_within(cuda, n, c) {
-            (stream, Some(Norm { weight: norm.bf16_address(), eps }))
+            (stream, Some(norm.on_gpu()))
         } else {
-            rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
+            rmsnorm_forward(device, out.normed, stream, norm, n, compute);
             (&*out.normed, None)
         };
         let out = [out.q, out.k, out.v].map(|t| t.bf16_address());
-        let w = [w.0, w.1, w.2].map(Tensor::bf16_address);
-        return rows::qkv(cuda, &QkvProduct { out, x: x.bf16_address(), norm, w, n, c, q_out, kv_out });
+        let w = [w.q, w.k, w.v].map(Tensor::bf16_address);
+        rows::qkv(cuda, &QkvProduct { out, x: x.bf16_address(), norm, w, n, c, q_out, kv_out });
+        return Ok(());
     }
-    rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
-    linear_forward(device, out.q, out.normed, w.0, n, compute);
-    linear_forward(device, out.k, out.normed, w.1, n, compute);
-    linear_forward(device, out.v, out.normed, w.2, n, compute);
+    rmsnorm_forward(device, out.normed, stream, norm, n, compute);
+    linear_forward(device, out.q, out.normed, w.q, n, compute)?;
+    linear_forward(device, out.k, out.normed, w.k, n, compute)?;
+    linear_forward(device, out.v, out.normed, w.v, n, compute)
 }
 
 #[cfg(test)]
@@ -74,7 +85,9 @@ mod tests {
                 let mut normed = room(device, n, c);
                 let [mut q, mut k, mut v] = [q_out, kv_out, kv_out].map(|o| room(device, n, o));
                 let out = Qkv { normed: &mut normed, q: &mut q, k: &mut k, v: &mut v };
-                qkv_forward(device, out, stream, norm, (&w[0], &w[1], &w[2]), n, 1e-5, Compute::Bf16);
+                let (norm, [q_w, k_w, v_w]) = (Norm { weight: norm, eps: 1e-5 }, w);
+                let w = QkvWeights { q: q_w, k: k_w, v: v_w };
+                qkv_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 [q, k, v]
             };
             let wanted = forward(&device(), &stream, &norm, &w).map(|t| wide(&t));

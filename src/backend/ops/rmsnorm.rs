@@ -6,19 +6,44 @@
 use super::split::{SUM_ROWS, add_chunks, items_per_task};
 use crate::backend::cpu::dot::Widen;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
-use crate::backend::cuda::rows::{self, Norm};
+use crate::backend::cuda::rows;
 use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::error::Result;
+
+/// A norm of C elements.
+#[derive(Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[C]`, as stored
+    pub weight: &'a Tensor,
+    /// added to the mean of squares
+    pub eps: f32,
+}
+
+impl Norm<'_> {
+    /// As kernels take it.
+    pub(super) fn on_gpu(&self) -> rows::Norm {
+        rows::Norm { weight: self.weight.bf16_address(), eps: self.eps }
+    }
+}
+
+/// Gradients that a norm adds to.
+pub struct NormGradients<'a> {
+    /// [N, C] by the input
+    pub dx: &'a mut Tensor,
+    /// `[C]` by the weight, f32 whatever that is stored as
+    pub dw: &'a mut Tensor,
+}
 
 /// y = x / rms(x) * w. Overwrites the first `n` rows of `y`.
-pub fn rmsnorm_forward(device: &Device, y: &mut Tensor, x: &Tensor, w: &Tensor, n: usize, eps: f32, compute: Compute) {
+pub fn rmsnorm_forward(device: &Device, y: &mut Tensor, x: &Tensor, norm: Norm, n: usize, compute: Compute) {
+    let (w, eps) = (norm.weight, norm.eps);
     let c = w.extent(0);
     assert!(x.extent(0) >= n && x.extent(1) == c, "x is {}, w {}", x.shape(), w.shape());
     assert!(y.extent(0) >= n && y.extent(1) == c, "y is {}, w {}", y.shape(), w.shape());
     let cpu = match device {
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
-            let norm = Norm { weight: w.bf16_address(), eps };
-            return rows::rmsnorm(cuda, y.bf16_address(), x.bf16_address(), 0, norm, n, c);
+            return rows::rmsnorm(cuda, y.bf16_address(), x.bf16_address(), 0, norm.on_gpu(), n, c);
         }
     };
     let x = &x.f32()[..n * c];
@@ -36,18 +61,17 @@ fn forward<W: Widen>(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: &[W], n: usize, ep
     cpu.launch(n.div_ceil(rows), &RmsnormForward { y, x, w, n, rows, eps, round });
 }
 
-/// Adds the gradients to the first `n` rows of `dx` and to `dw` `[C]`, which is f32 whatever w is stored as.
-#[allow(clippy::too_many_arguments)] // the op's tensors
+/// Adds the gradients to the first `n` rows of `to.dx` and to `to.dw`; dy, x [N, C].
 pub fn rmsnorm_backward(
     device: &Device,
-    dx: &mut Tensor,
-    dw: &mut Tensor,
+    to: NormGradients,
     dy: &Tensor,
     x: &Tensor,
-    w: &Tensor,
+    norm: Norm,
     n: usize,
-    eps: f32,
-) {
+) -> Result<()> {
+    let NormGradients { dx, dw } = to;
+    let (w, eps) = (norm.weight, norm.eps);
     let c = w.extent(0);
     assert!(dw.extent(0) == c, "dw is {}, w {}", dw.shape(), w.shape());
     for (name, t) in [("dx", &*dx), ("dy", dy), ("x", x)] {
@@ -56,28 +80,17 @@ pub fn rmsnorm_backward(
     let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * c], &x.f32()[..n * c]);
     let dx = Shared::new(&mut dx.f32_mut()[..n * c]);
-    let mut parts = vec![0.0; n.div_ceil(SUM_ROWS) * c];
+    let mut parts = cpu.scratch::<f32>(n.div_ceil(SUM_ROWS) * c)?;
+    parts.fill(0.0);
     let shared = Shared::new(&mut parts);
+    let n_tasks = n.div_ceil(SUM_ROWS);
     match w.elements() {
-        Elements::F32(w) => backward(cpu, dx, shared, dy, x, w, n, eps),
-        Elements::Bf16(w) => backward(cpu, dx, shared, dy, x, w, n, eps),
-        Elements::F16(w) => backward(cpu, dx, shared, dy, x, w, n, eps),
+        Elements::F32(w) => cpu.launch(n_tasks, &RmsnormBackward { dx, parts: shared, dy, x, w, n, eps }),
+        Elements::Bf16(w) => cpu.launch(n_tasks, &RmsnormBackward { dx, parts: shared, dy, x, w, n, eps }),
+        Elements::F16(w) => cpu.launch(n_tasks, &RmsnormBackward { dx, parts: shared, dy, x, w, n, eps }),
     }
     add_chunks(cpu, dw.f32_mut(), &parts);
-}
-
-#[allow(clippy::too_many_arguments)] // the op's tensors
-fn backward<W: Widen>(
-    cpu: &Cpu,
-    dx: Shared<f32>,
-    parts: Shared<f32>,
-    dy: &[f32],
-    x: &[f32],
-    w: &[W],
-    n: usize,
-    eps: f32,
-) {
-    cpu.launch(n.div_ceil(SUM_ROWS), &RmsnormBackward { dx, parts, dy, x, w, n, eps });
+    Ok(())
 }
 
 /// 1 / sqrt(mean of squares + eps) of `c` elements.
@@ -192,6 +205,10 @@ mod tests {
     const EXTENTS: [(usize, usize); 5] = [(1, 1), (2, 7), (17, 48), (5, 131), (40, 300)];
     const EPS: f32 = 1e-5;
 
+    fn norm(weight: &Tensor) -> Norm<'_> {
+        Norm { weight, eps: EPS }
+    }
+
     fn formula(x: &[f64], w: &[f64]) -> Vec<f64> {
         let c = w.len();
         let row = |x: &[f64]| {
@@ -211,7 +228,7 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, c]).unwrap();
-                        rmsnorm_forward(&device, &mut y, &x, &w, n, EPS, compute);
+                        rmsnorm_forward(&device, &mut y, &x, norm(&w), n, compute);
                         assert_close("y", y.f32(), &formula(&wide(&x), &wide(&w)), tolerance);
                         assert_same_bits("y", y.f32(), judge.get_or_insert_with(|| y.f32().to_vec()));
                     }
@@ -230,7 +247,8 @@ mod tests {
             wanted_x.iter_mut().zip(wide(&dx)).for_each(|(d, s)| *d += s);
             let mut wanted_w = finite_difference(&wide(&w), |w| weighted(&wide(&x), w));
             wanted_w.iter_mut().zip(wide(&dw)).for_each(|(d, s)| *d += s);
-            rmsnorm_backward(&device(), &mut dx, &mut dw, &dy, &x, &w, n, EPS);
+            let to = NormGradients { dx: &mut dx, dw: &mut dw };
+            rmsnorm_backward(&device(), to, &dy, &x, norm(&w), n).unwrap();
             assert_close("dx", dx.f32(), &wanted_x, 2e-6);
             assert_close("dw", dw.f32(), &wanted_w, 2e-6);
         }
@@ -244,7 +262,8 @@ mod tests {
             for device in devices() {
                 let mut dx = Tensor::zeros(Dtype::F32, &[n, c]).unwrap();
                 let mut dw = Tensor::zeros(Dtype::F32, &[c]).unwrap();
-                rmsnorm_backward(&device, &mut dx, &mut dw, &dy, &x, &w, n, EPS);
+                let to = NormGradients { dx: &mut dx, dw: &mut dw };
+                rmsnorm_backward(&device, to, &dy, &x, norm(&w), n).unwrap();
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);
                 assert_same_bits("dw", dw.f32(), &judge.1);
@@ -257,10 +276,10 @@ mod tests {
         for (n, c) in [(1, 32), (5, 96), (70, 2080)] {
             let (x, w) = (rounded(&random(1, &[n, c])), stored(&random(2, &[c]), Dtype::Bf16));
             let mut wanted = Tensor::zeros(Dtype::F32, &[n, c]).unwrap();
-            rmsnorm_forward(&device(), &mut wanted, &x, &w, n, EPS, Compute::Bf16);
+            rmsnorm_forward(&device(), &mut wanted, &x, norm(&w), n, Compute::Bf16);
             for gpu in gpus() {
                 let mut y = room(&gpu, n, c);
-                rmsnorm_forward(&gpu, &mut y, &bf16_on(&gpu, &x), &bf16_on(&gpu, &w), n, EPS, Compute::Bf16);
+                rmsnorm_forward(&gpu, &mut y, &bf16_on(&gpu, &x), norm(&bf16_on(&gpu, &w)), n, Compute::Bf16);
                 assert_close("y", &read(&y), &wide(&wanted), 1.0 / 128.0);
             }
         }

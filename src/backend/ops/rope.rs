@@ -5,7 +5,7 @@
 //! y[i] = u[i] cos - u[i + D/2] sin, y[i + D/2] = u[i + D/2] cos + u[i] sin. RoPE is from Su et al. 2021
 //! (arXiv 2104.09864), the stretched frequencies from YaRN, Peng et al. 2023 (arXiv 2309.00071).
 
-use super::rmsnorm::inverse_rms;
+use super::rmsnorm::{Norm, NormGradients, inverse_rms};
 use super::split::{SUM_ROWS, add_chunks, items_per_task};
 use crate::backend::cpu::dot::Widen;
 use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
@@ -83,6 +83,11 @@ impl RopeTable {
         Ok(RopeTable { cos, sin })
     }
 
+    /// Bytes of a table of so many positions and heads of so many elements.
+    pub fn bytes(device: &Device, n_positions: usize, head_dim: usize) -> u64 {
+        2 * device.taken(n_positions * (head_dim / 2) * Dtype::F32.size())
+    }
+
     /// Number of positions P.
     pub fn n_positions(&self) -> usize {
         self.cos.extent(0)
@@ -118,29 +123,36 @@ impl RopeTable {
     }
 }
 
-/// y = rope(rmsnorm(x) * w) for each of `n_heads` heads. Overwrites the first `n` rows of `y`.
-#[allow(clippy::too_many_arguments)] // the op's tensors
+/// How heads are normed and turned.
+#[derive(Clone, Copy)]
+pub struct HeadNorm<'a> {
+    /// `[D]`, as stored, with its eps
+    pub norm: Norm<'a>,
+    /// angles of all positions
+    pub table: &'a RopeTable,
+    /// heads of a row
+    pub n_heads: usize,
+}
+
+/// y = rope(rmsnorm(x) * w) for each head of each row, x, y [N, H*D]; `positions` has one entry a row in use. Overwrites
+/// their rows of `y`.
 pub fn qk_norm_rope_forward(
     device: &Device,
     y: &mut Tensor,
     x: &Tensor,
-    w: &Tensor,
-    table: &RopeTable,
+    how: HeadNorm,
     positions: &[u32],
-    n: usize,
-    n_heads: usize,
-    eps: f32,
     compute: Compute,
 ) {
-    let width = n_heads * w.extent(0);
+    let (w, table, n) = (how.norm.weight, how.table, positions.len());
+    let width = how.n_heads * w.extent(0);
     assert!(x.extent(0) >= n && x.extent(1) == width, "x is {}, wanted rows of {width}", x.shape());
     assert!(y.extent(0) >= n && y.extent(1) == width, "y is {}, wanted rows of {width}", y.shape());
-    let positions = &positions[..n];
     table.assert_fits(w, positions);
     let cpu = device.cpu();
     let x = &x.f32()[..n * width];
     let y = Shared::new(&mut y.f32_mut()[..n * width]);
-    let heads = Heads { cos: table.cos.f32(), sin: table.sin.f32(), positions, n_heads, eps };
+    let heads = Heads::new(&how, positions);
     let round = compute.rounds();
     match w.elements() {
         Elements::F32(w) => forward(cpu, y, x, w, heads, round),
@@ -155,54 +167,39 @@ fn forward<W: Widen>(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: &[W], heads: Heads
     cpu.launch(n.div_ceil(per_task), &QkNormRopeForward { y, x, w, heads, n, per_task, round });
 }
 
-/// Adds the gradients to the first `n` rows of `dx` and to `dw` `[D]`, which is f32 whatever w is stored as.
-#[allow(clippy::too_many_arguments)] // the op's tensors
+/// Adds the gradients to the rows in use of `to.dx` [N, H*D] and to `to.dw` `[D]`; dy, x [N, H*D].
 pub fn qk_norm_rope_backward(
     device: &Device,
-    dx: &mut Tensor,
-    dw: &mut Tensor,
+    to: NormGradients,
     dy: &Tensor,
     x: &Tensor,
-    w: &Tensor,
-    table: &RopeTable,
+    how: HeadNorm,
     positions: &[u32],
-    n: usize,
-    n_heads: usize,
-    eps: f32,
-) {
+) -> Result<()> {
+    let NormGradients { dx, dw } = to;
+    let (w, n) = (how.norm.weight, positions.len());
     let d = w.extent(0);
-    let width = n_heads * d;
+    let width = how.n_heads * d;
     assert!(dw.extent(0) == d, "dw is {}, w {}", dw.shape(), w.shape());
     for (name, t) in [("dx", &*dx), ("dy", dy), ("x", x)] {
         assert!(t.extent(0) >= n && t.extent(1) == width, "{name} is {}, wanted rows of {width}", t.shape());
     }
-    let positions = &positions[..n];
-    table.assert_fits(w, positions);
+    how.table.assert_fits(w, positions);
     let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * width], &x.f32()[..n * width]);
     let dx = Shared::new(&mut dx.f32_mut()[..n * width]);
-    let mut parts = vec![0.0; n.div_ceil(SUM_ROWS) * d];
-    let shared = Shared::new(&mut parts);
-    let heads = Heads { cos: table.cos.f32(), sin: table.sin.f32(), positions, n_heads, eps };
+    let mut sums = cpu.scratch::<f32>(n.div_ceil(SUM_ROWS) * d)?;
+    sums.fill(0.0);
+    let parts = Shared::new(&mut sums);
+    let heads = Heads::new(&how, positions);
+    let n_tasks = n.div_ceil(SUM_ROWS);
     match w.elements() {
-        Elements::F32(w) => backward(cpu, dx, shared, dy, x, w, heads),
-        Elements::Bf16(w) => backward(cpu, dx, shared, dy, x, w, heads),
-        Elements::F16(w) => backward(cpu, dx, shared, dy, x, w, heads),
+        Elements::F32(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
+        Elements::Bf16(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
+        Elements::F16(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
     }
-    add_chunks(cpu, dw.f32_mut(), &parts);
-}
-
-fn backward<W: Widen>(
-    cpu: &Cpu,
-    dx: Shared<f32>,
-    parts: Shared<f32>,
-    dy: &[f32],
-    x: &[f32],
-    w: &[W],
-    heads: Heads<'_>,
-) {
-    let n_tasks = heads.positions.len().div_ceil(SUM_ROWS);
-    cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads });
+    add_chunks(cpu, dw.f32_mut(), &sums);
+    Ok(())
 }
 
 /// What both directions know about the heads; positions has one entry for each row in use.
@@ -213,6 +210,13 @@ struct Heads<'a> {
     positions: &'a [u32],
     n_heads: usize,
     eps: f32,
+}
+
+impl<'a> Heads<'a> {
+    fn new(how: &HeadNorm<'a>, positions: &'a [u32]) -> Heads<'a> {
+        let (cos, sin) = (how.table.cos.f32(), how.table.sin.f32());
+        Heads { cos, sin, positions, n_heads: how.n_heads, eps: how.norm.eps }
+    }
 }
 
 struct QkNormRopeForward<'a, W> {
@@ -362,6 +366,10 @@ mod tests {
         RopeTable::new(&inverse_frequencies(d, 1e4), 50, 1.25).unwrap()
     }
 
+    fn of<'a>(weight: &'a Tensor, table: &'a RopeTable, n_heads: usize) -> HeadNorm<'a> {
+        HeadNorm { norm: Norm { weight, eps: EPS }, table, n_heads }
+    }
+
     fn formula(x: &[f64], w: &[f64], n: usize) -> Vec<f64> {
         let d = w.len();
         let n_heads = x.len() / d / n;
@@ -387,7 +395,7 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, h * d]).unwrap();
-                        qk_norm_rope_forward(&device, &mut y, &x, &w, &table, &positions(n), n, h, EPS, compute);
+                        qk_norm_rope_forward(&device, &mut y, &x, of(&w, &table, h), &positions(n), compute);
                         assert_close("y", y.f32(), &formula(&wide(&x), &wide(&w), n), tolerance);
                         assert_same_bits("y", y.f32(), judge.get_or_insert_with(|| y.f32().to_vec()));
                     }
@@ -407,7 +415,8 @@ mod tests {
             wanted_x.iter_mut().zip(wide(&dx)).for_each(|(d, s)| *d += s);
             let mut wanted_w = finite_difference(&wide(&w), |w| weighted(&wide(&x), w));
             wanted_w.iter_mut().zip(wide(&dw)).for_each(|(d, s)| *d += s);
-            qk_norm_rope_backward(&device(), &mut dx, &mut dw, &dy, &x, &w, &table(d), &positions(n), n, h, EPS);
+            let to = NormGradients { dx: &mut dx, dw: &mut dw };
+            qk_norm_rope_backward(&device(), to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
             assert_close("dx", dx.f32(), &wanted_x, 1e-5);
             assert_close("dw", dw.f32(), &wanted_w, 1e-5);
         }
@@ -421,7 +430,8 @@ mod tests {
             for device in devices() {
                 let mut dx = Tensor::zeros(Dtype::F32, &[n, h * d]).unwrap();
                 let mut dw = Tensor::zeros(Dtype::F32, &[d]).unwrap();
-                qk_norm_rope_backward(&device, &mut dx, &mut dw, &dy, &x, &w, &table(d), &positions(n), n, h, EPS);
+                let to = NormGradients { dx: &mut dx, dw: &mut dw };
+                qk_norm_rope_backward(&device, to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);
                 assert_same_bits("dw", dw.f32(), &judge.1);
@@ -465,6 +475,6 @@ mod tests {
     fn a_position_outside_the_table_panics() {
         let (x, w) = (random(1, &[1, 4]), random(2, &[4]));
         let mut y = Tensor::zeros(Dtype::F32, &[1, 4]).unwrap();
-        qk_norm_rope_forward(&device(), &mut y, &x, &w, &table(4), &[50], 1, 1, EPS, Compute::F32);
+        qk_norm_rope_forward(&device(), &mut y, &x, of(&w, &table(4), 1), &[50], Compute::F32);
     }
 }

@@ -1,6 +1,6 @@
 //! Moving whole rows: fill, copy, scatter. x and y [N, C] f32.
 
-use crate::backend::{Device, Tensor};
+use crate::backend::{Device, Tensor, host};
 use crate::error::Result;
 use crate::tensor::Shape;
 
@@ -32,14 +32,14 @@ pub fn scatter_rows(device: &Device, y: &mut Tensor, x: &Tensor, rows: &[usize])
 /// Rows of x [N, C] as f32 in host memory, one behind another, after all that was launched.
 pub fn read_rows(device: &Device, x: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
     let c = x.extent(1);
-    let mut all = Vec::with_capacity(rows.len() * c);
-    for &row in rows {
+    let mut all = host::filled(rows.len() * c, 0.0)?;
+    for (to, &row) in all.chunks_exact_mut(c.max(1)).zip(rows) {
         match device {
-            Device::Cpu(_) => all.extend_from_slice(&x.f32()[row * c..][..c]),
+            Device::Cpu(_) => to.copy_from_slice(&x.f32()[row * c..][..c]),
             Device::Cuda(_) => {
                 let bytes = c * x.dtype().size();
                 let one = Shape::new(&[c]).expect("a row of a tensor is a shape");
-                all.extend(Tensor::over(x.dtype(), one, x.buffer().view(row * bytes, bytes)).to_host()?.to_f32());
+                Tensor::over(x.dtype(), one, x.buffer().view(row * bytes, bytes)).to_host()?.widen_into(to);
             }
         }
     }

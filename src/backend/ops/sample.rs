@@ -10,24 +10,15 @@ use std::collections::BinaryHeap;
 
 use super::logprob::{CHUNK, ChunkSum, Ranked, RowSum, largest, load_or_minus_infinity, row_sums};
 use super::split::{Elementwise, launch_elementwise};
-use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Shared, math, piece};
-use crate::backend::{Device, Tensor};
+use crate::backend::cpu::{Cpu, FloatEnv, Kernel, Lanes, Scratch, Shared, math, piece};
+use crate::backend::terms::Sampling;
+use crate::backend::{Device, Tensor, host};
+use crate::error::Result;
 
 /// Below this a temperature counts as 0.
 const COLDEST: f32 = 1e-5;
 /// A higher temperature counts as this one.
 const HOTTEST: f32 = 1e6;
-
-/// How a token is chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits, up to 1e6. 0 (below 1e-5, or NaN) takes the most likely id.
-    pub temperature: f32,
-    /// Keep the `top_k` most likely ids; 0 keeps all.
-    pub top_k: u32,
-    /// Keep the smallest set of most likely ids whose mass reaches `top_p`, at least one; 1 keeps all.
-    pub top_p: f32,
-}
 
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,35 +34,36 @@ pub struct Sampled {
 /// Chooses an id of row `row` of logits [N, V] by the draw `u` in [0, 1). A draw has 24 bits, so it stands for the
 /// middle of an interval of 2^-24: a draw of 0 must not give the first id whatever its probability. A row that holds
 /// NaN or +inf, or nothing above -inf, has no distribution: its most likely id is taken, with NaN for log-probs.
-pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Sampling, u: f32) -> Sampled {
+pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
     let v = logits.extent(1);
     let cpu = device.cpu();
     let _env = FloatEnv::set();
-    let sum = &row_sums(cpu, logits, &[row])[0];
+    let sums = row_sums(cpu, logits, &[row])?;
+    let (sum, chunks) = (&sums.rows[0], sums.chunks(0));
     let x = &logits.f32()[row * v..][..v];
     let temperature = sampling.temperature.min(HOTTEST);
     let greedy = sampling.temperature.is_nan() || temperature < COLDEST;
     if greedy || sum.ln_sum.is_nan() {
-        let id = largest(x, &sum.chunks, 1).first().copied().unwrap_or(0);
+        let id = largest(x, chunks, 1)?.first().copied().unwrap_or(0);
         let logprob = sum.logprob(x[id]);
         let sampled_logprob = if sum.ln_sum.is_nan() { logprob } else { 0.0 };
-        return Sampled { id: id as i32, logprob, sampled_logprob };
+        return Ok(Sampled { id: id as i32, logprob, sampled_logprob });
     }
-    let row = Row { cpu, x, sum, temperature };
+    let row = Row { cpu, x, sum, chunks, temperature };
     let u = u as f64 + 0.5 / (1u64 << 24) as f64;
     let top_k = if sampling.top_k == 0 { v } else { (sampling.top_k as usize).min(v) };
     let by_mass = sampling.top_p < 1.0;
     let (id, ln_mass) = if top_k < v {
-        row.walk_down(row.best(top_k, sampling.top_p), u)
+        walk_down(row.best(top_k, sampling.top_p)?, u)
     } else if by_mass {
-        row.walk_down(row.nucleus(sampling.top_p), u)
+        walk_down(row.nucleus(sampling.top_p)?, u)
     } else {
-        row.walk_up(u)
+        row.walk_up(u)?
     };
     let logprob = sum.logprob(x[id]);
     let unchanged = top_k == v && !by_mass && temperature == 1.0;
     let tempered = (x[id] as f64 - sum.largest as f64) / temperature as f64 - ln_mass;
-    Sampled { id: id as i32, logprob, sampled_logprob: if unchanged { logprob } else { tempered as f32 } }
+    Ok(Sampled { id: id as i32, logprob, sampled_logprob: if unchanged { logprob } else { tempered as f32 } })
 }
 
 /// A row under a temperature. An id's mass is e^((x - largest) / temperature), at most 1.
@@ -79,34 +71,43 @@ struct Row<'a> {
     cpu: &'a Cpu,
     x: &'a [f32],
     sum: &'a RowSum,
+    chunks: &'a [ChunkSum],
     temperature: f32,
 }
 
 impl Row<'_> {
-    fn masses(&self, x: &[f32]) -> Vec<f32> {
-        let mut masses = vec![0.0; x.len()];
+    fn masses(&self, x: &[f32]) -> Result<Scratch<f32>> {
+        let mut masses = self.cpu.scratch(x.len())?;
         let (largest, warmth) = (self.sum.largest, 1.0 / self.temperature);
         launch_elementwise(self.cpu, x.len(), &Masses { masses: Shared::new(&mut masses), x, largest, warmth });
-        masses
+        Ok(masses)
+    }
+
+    /// The masses of some ids.
+    fn masses_of(&self, ids: &[usize]) -> Result<Scratch<f32>> {
+        let mut x = self.cpu.scratch::<f32>(ids.len())?;
+        x.iter_mut().zip(ids).for_each(|(x, &i)| *x = self.x[i]);
+        self.masses(&x)
     }
 
     /// The mass of each chunk, and of all.
-    fn chunk_masses(&self) -> (Vec<f32>, f64) {
-        let mut masses = vec![0.0; self.sum.chunks.len()];
-        let n_tasks = masses.len();
+    fn chunk_masses(&self) -> Result<(Scratch<f32>, f64)> {
+        let n_tasks = self.chunks.len();
+        let mut masses = self.cpu.scratch::<f32>(n_tasks)?;
+        masses.fill(0.0);
         let (largest, warmth) = (self.sum.largest, 1.0 / self.temperature);
         let shared = Shared::new(&mut masses);
-        let kernel = ChunkMasses { masses: shared, chunks: &self.sum.chunks, x: self.x, largest, warmth };
+        let kernel = ChunkMasses { masses: shared, chunks: self.chunks, x: self.x, largest, warmth };
         self.cpu.launch(n_tasks, &kernel);
         let total = masses.iter().map(|&m| m as f64).sum();
-        (masses, total)
+        Ok((masses, total))
     }
 
     /// The `k` most likely ids with their masses, cut further to `top_p` of their mass.
-    fn best(&self, k: usize, top_p: f32) -> Vec<(usize, f32)> {
-        let ids = largest(self.x, &self.sum.chunks, k);
-        let masses = self.masses(&ids.iter().map(|&i| self.x[i]).collect::<Vec<_>>());
-        let mut kept: Vec<(usize, f32)> = ids.into_iter().zip(masses).collect();
+    fn best(&self, k: usize, top_p: f32) -> Result<Vec<(usize, f32)>> {
+        let ids = largest(self.x, self.chunks, k)?;
+        let masses = self.masses_of(&ids)?;
+        let mut kept = host::collected(ids.into_iter().zip(masses.iter().copied()))?;
         if top_p < 1.0 {
             let wanted = top_p as f64 * kept.iter().map(|&(_, m)| m as f64).sum::<f64>();
             let mut mass = 0.0;
@@ -116,26 +117,28 @@ impl Row<'_> {
             });
             kept.truncate(enough.map_or(kept.len(), |i| i + 1));
         }
-        kept
+        Ok(kept)
     }
 
     /// The most likely ids that together have `top_p` of all mass. Ids below (1 - top_p) / V cannot be needed,
     /// since all of them together have less than 1 - top_p; the others come from a heap one by one.
-    fn nucleus(&self, top_p: f32) -> Vec<(usize, f32)> {
-        let (_, total) = self.chunk_masses();
+    fn nucleus(&self, top_p: f32) -> Result<Vec<(usize, f32)>> {
+        let (_, total) = self.chunk_masses()?;
         let top_p = top_p.max(0.0) as f64;
         // A hundredth lower, so that roundings cannot lose an id.
         let least = 0.99 * (1.0 - top_p) * total / self.x.len() as f64;
         let floor = (self.sum.largest as f64 + self.temperature as f64 * math::ln(least)) as f32;
         let mut ids = Vec::new();
-        for (j, _) in self.sum.chunks.iter().enumerate().filter(|(_, c)| c.largest >= floor) {
-            ids.extend(piece(j, CHUNK, self.x.len()).filter(|&i| self.x[i] >= floor));
+        for (j, _) in self.chunks.iter().enumerate().filter(|(_, c)| c.largest >= floor) {
+            let chunk = piece(j, CHUNK, self.x.len());
+            host::reserve(&mut ids, chunk.len())?;
+            ids.extend(chunk.filter(|&i| self.x[i] >= floor));
         }
-        let masses = self.masses(&ids.iter().map(|&i| self.x[i]).collect::<Vec<_>>());
+        let masses = self.masses_of(&ids)?;
         // Ids rise with their place in `ids`, so a tie goes to the lower id.
-        let ranked: Vec<_> = ids.iter().enumerate().map(|(at, &i)| Reverse(Ranked { x: self.x[i], i: at })).collect();
+        let ranked = host::collected(ids.iter().enumerate().map(|(at, &i)| Reverse(Ranked { x: self.x[i], i: at })))?;
         let mut heap = BinaryHeap::from(ranked);
-        let (mut kept, mut mass) = (Vec::new(), 0.0);
+        let (mut kept, mut mass) = (host::with_room(ids.len())?, 0.0);
         while let Some(Reverse(best)) = heap.pop() {
             kept.push((ids[best.i], masses[best.i]));
             mass += masses[best.i] as f64;
@@ -143,25 +146,12 @@ impl Row<'_> {
                 break;
             }
         }
-        kept
-    }
-
-    /// Draws among candidates in their order; returns the id and ln of their mass.
-    fn walk_down(&self, kept: Vec<(usize, f32)>, u: f64) -> (usize, f64) {
-        let total: f64 = kept.iter().map(|&(_, m)| m as f64).sum();
-        let mut mass = 0.0;
-        let reached = kept.iter().find(|&&(_, m)| {
-            mass += m as f64;
-            mass > u * total
-        });
-        // A row with a distribution has at least its largest logit among the candidates.
-        let (id, _) = reached.or(kept.last()).copied().unwrap_or((0, 0.0));
-        (id, math::ln(total))
+        Ok(kept)
     }
 
     /// Draws among all ids in rising order; returns the id and ln of all mass.
-    fn walk_up(&self, u: f64) -> (usize, f64) {
-        let (chunks, total) = self.chunk_masses();
+    fn walk_up(&self, u: f64) -> Result<(usize, f64)> {
+        let (chunks, total) = self.chunk_masses()?;
         let mut mass = 0.0;
         let mut at = 0;
         for (j, &m) in chunks.iter().enumerate().filter(|(_, m)| **m > 0.0) {
@@ -172,17 +162,30 @@ impl Row<'_> {
             mass += m as f64;
         }
         let range = piece(at, CHUNK, self.x.len());
-        let masses = self.masses(&self.x[range.clone()]);
+        let masses = self.masses(&self.x[range.clone()])?;
         let mut id = range.start;
-        for (i, m) in range.zip(masses).filter(|&(i, _)| self.x[i] > f32::NEG_INFINITY) {
+        for (i, &m) in range.zip(masses.iter()).filter(|&(i, _)| self.x[i] > f32::NEG_INFINITY) {
             id = i;
             mass += m as f64;
             if mass > u * total {
                 break;
             }
         }
-        (id, math::ln(total))
+        Ok((id, math::ln(total)))
     }
+}
+
+/// Draws among candidates in their order; returns the id and ln of their mass.
+fn walk_down(kept: Vec<(usize, f32)>, u: f64) -> (usize, f64) {
+    let total: f64 = kept.iter().map(|&(_, m)| m as f64).sum();
+    let mut mass = 0.0;
+    let reached = kept.iter().find(|&&(_, m)| {
+        mass += m as f64;
+        mass > u * total
+    });
+    // A row with a distribution has at least its largest logit among the candidates.
+    let (id, _) = reached.or(kept.last()).copied().unwrap_or((0, 0.0));
+    (id, math::ln(total))
 }
 
 struct Masses<'a> {
@@ -294,7 +297,7 @@ mod tests {
                         let u = uniform(Stream::World, &[v as u64, draw]);
                         let mut judge: Option<Sampled> = None;
                         for device in devices() {
-                            let got = sample_token(&device, &logits, row, s, u);
+                            let got = sample_token(&device, &logits, row, s, u).unwrap();
                             assert_eq!(got, *judge.get_or_insert(got));
                         }
                         let got = judge.unwrap();
@@ -303,7 +306,7 @@ mod tests {
                         let (u, p) = (u as f64, wanted[at].1);
                         assert!(below - 1e-5 < u && u < below + p + 1e-5, "{s:?}: {u} outside {below} + {p}");
                         assert!((got.sampled_logprob as f64 - p.ln()).abs() < 2e-5);
-                        assert_eq!(got.logprob, logprobs_of(&device(), &logits, &vec![got.id; n], n)[row]);
+                        assert_eq!(got.logprob, logprobs_of(&device(), &logits, &vec![got.id; n], n).unwrap()[row]);
                         if s == RAW {
                             assert_eq!(got.sampled_logprob.to_bits(), got.logprob.to_bits());
                         }
@@ -321,7 +324,7 @@ mod tests {
             let mut counts = [0u32; 5];
             for i in 0..20_000 {
                 let u = uniform(Stream::World, &[99, i]);
-                counts[sample_token(&device, &logits, 0, s, u).id as usize] += 1;
+                counts[sample_token(&device, &logits, 0, s, u).unwrap().id as usize] += 1;
             }
             for (id, p) in distribution(logits.f32(), s) {
                 // Standard deviation at most 0.0036; six of them is a defect, not chance.
@@ -338,9 +341,9 @@ mod tests {
         (x[700], x[8000]) = (3.0, 3.0);
         let logits = Tensor::from_f32(&[1, 9000], &x).unwrap();
         for s in [0.0, -1.0, f32::NAN].map(|temperature| Sampling { temperature, top_k: 3, top_p: 0.5 }) {
-            let got = sample_token(&device(), &logits, 0, s, 0.999);
+            let got = sample_token(&device(), &logits, 0, s, 0.999).unwrap();
             assert_eq!((got.id, got.sampled_logprob), (700, 0.0));
-            assert_eq!(got.logprob, logprobs_of(&device(), &logits, &[700], 1)[0]);
+            assert_eq!(got.logprob, logprobs_of(&device(), &logits, &[700], 1).unwrap()[0]);
         }
     }
 
@@ -352,13 +355,13 @@ mod tests {
         let hottest = Sampling { temperature: f32::INFINITY, top_k: 1, top_p: 1.0 };
         for s in SAMPLINGS.into_iter().chain([hottest]) {
             for u in [0.0, 0.5, 1.0 - f32::EPSILON / 2.0] {
-                assert_eq!(sample_token(&device(), &logits, 0, s, u).id, 5003, "{s:?}");
+                assert_eq!(sample_token(&device(), &logits, 0, s, u).unwrap().id, 5003, "{s:?}");
             }
         }
         let hot = |top_p| Sampling { temperature: f32::INFINITY, top_k: 0, top_p };
         for s in [hot(1.0), hot(0.9)] {
             for u in [0.0, 0.3, 0.7, 1.0 - f32::EPSILON / 2.0] {
-                let got = sample_token(&device(), &logits, 0, s, u);
+                let got = sample_token(&device(), &logits, 0, s, u).unwrap();
                 assert!((got.id == 5000) == (u < 0.5) || s.top_p < 1.0);
                 assert!([5000, 5003].contains(&got.id) && (got.sampled_logprob - 0.5f32.ln()).abs() < 1e-3);
             }
@@ -375,7 +378,7 @@ mod tests {
                 }
                 let logits = Tensor::from_f32(&[1, 5000], &x).unwrap();
                 for s in SAMPLINGS {
-                    let got = sample_token(&device(), &logits, 0, s, 0.5);
+                    let got = sample_token(&device(), &logits, 0, s, 0.5).unwrap();
                     assert!((0..5000).contains(&got.id));
                     assert_eq!(got.logprob.is_nan(), !(mixed && bad == f32::NEG_INFINITY));
                 }
@@ -386,6 +389,6 @@ mod tests {
     #[test]
     fn an_unlikely_first_id_is_not_taken_by_a_draw_of_zero() {
         let logits = Tensor::from_f32(&[1, 3], &[-60.0, 0.0, 0.0]).unwrap();
-        assert_eq!(sample_token(&device(), &logits, 0, RAW, 0.0).id, 1);
+        assert_eq!(sample_token(&device(), &logits, 0, RAW, 0.0).unwrap().id, 1);
     }
 }

@@ -3,12 +3,24 @@
 //! All [N, F] f32. sigmoid(g) = 1 / (1 + e^-g), so silu'(g) = s + g s (1 - s).
 
 use super::split::{Elementwise, launch_elementwise};
-use super::{linear_forward, rmsnorm_forward};
-use crate::backend::batch::MAX_DECODE_ROWS;
+use super::{Norm, linear_forward, rmsnorm_forward};
 use crate::backend::cpu::{Lanes, Shared, math};
-use crate::backend::cuda::rows::{self, Norm, SwigluProduct};
+use crate::backend::cuda::rows::{self, SwigluProduct};
 use crate::backend::cuda::{Cuda, tile};
+use crate::backend::terms::MAX_DECODE_ROWS;
 use crate::backend::{Compute, Device, Tensor};
+use crate::error::Result;
+
+/// The matrices of one SwiGLU block.
+#[derive(Clone, Copy)]
+pub struct FfnWeights<'a> {
+    /// [F, C]
+    pub gate: &'a Tensor,
+    /// [F, C]
+    pub up: &'a Tensor,
+    /// [C, F]
+    pub down: &'a Tensor,
+}
 
 /// Results of `gate_up_forward`. A GPU writes `product` alone.
 pub struct GateUp<'a> {
@@ -22,48 +34,38 @@ pub struct GateUp<'a> {
     pub product: &'a mut Tensor,
 }
 
-/// product = silu(gate x) * up x with x = rmsnorm(stream) * norm; `w` are the matrices of gate and up [F, C]. Rounded
-/// after the norm, after each projection and after the product. Overwrites the first `n` rows of the results.
-#[allow(clippy::too_many_arguments)] // the op's tensors
+/// product = silu(gate x) * up x with x = rmsnorm(stream); of `w` gate and up are read. Rounded after the norm, after each
+/// projection and after the product. Overwrites the first `n` rows of the results.
 pub fn gate_up_forward(
     device: &Device,
     out: GateUp,
     stream: &Tensor,
-    norm: &Tensor,
-    w: (&Tensor, &Tensor),
+    norm: Norm,
+    w: FfnWeights,
     n: usize,
-    eps: f32,
     compute: Compute,
-) {
+) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        return gate_up_on(cuda, device, out, stream, norm, w, n, eps, compute);
+        gate_up_on(cuda, out, stream, norm, w, n);
+        return Ok(());
     }
-    rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
-    linear_forward(device, out.gate, out.normed, w.0, n, compute);
-    linear_forward(device, out.up, out.normed, w.1, n, compute);
+    rmsnorm_forward(device, out.normed, stream, norm, n, compute);
+    linear_forward(device, out.gate, out.normed, w.gate, n, compute)?;
+    linear_forward(device, out.up, out.normed, w.up, n, compute)?;
     swiglu_forward(device, out.product, out.gate, out.up, n, compute);
+    Ok(())
 }
 
-#[allow(clippy::too_many_arguments)] // the op's tensors
-fn gate_up_on(
-    cuda: &Cuda,
-    device: &Device,
-    out: GateUp,
-    stream: &Tensor,
-    norm: &Tensor,
-    (gate, up): (&Tensor, &Tensor),
-    n: usize,
-    eps: f32,
-    compute: Compute,
-) {
-    let (f, c) = (gate.extent(0), norm.extent(0));
-    assert!(gate.extent(1) == c && up.shape() == gate.shape(), "gate is {gate:?}, up {up:?}, the norm {norm:?}");
+fn gate_up_on(cuda: &Cuda, out: GateUp, stream: &Tensor, norm: Norm, w: FfnWeights, n: usize) {
+    let (gate, up) = (w.gate, w.up);
+    let (f, c) = (gate.extent(0), norm.weight.extent(0));
+    assert!(gate.extent(1) == c && up.shape() == gate.shape(), "gate is {gate:?}, up {up:?}, the norm of {c}");
     assert!(stream.extent(0) >= n && stream.extent(1) == c, "stream is {stream:?}");
     assert!(out.product.extent(0) >= n && out.product.extent(1) == f, "product is {:?}", out.product);
     let (x, norm) = if rows::norms_within(cuda, n, c) {
-        (stream, Some(Norm { weight: norm.bf16_address(), eps }))
+        (stream, Some(norm.on_gpu()))
     } else {
-        rmsnorm_forward(device, out.normed, stream, norm, n, eps, compute);
+        rmsnorm_forward(&Device::Cuda(cuda.clone()), out.normed, stream, norm, n, Compute::Bf16);
         (&*out.normed, None)
     };
     let (y, x) = (out.product.bf16_address(), x.bf16_address());
@@ -232,7 +234,8 @@ mod tests {
                 let (mut normed, mut y) = (room(device, n, c), room(device, n, f));
                 let (mut gate, mut up) = (room(device, n, f), room(device, n, f));
                 let out = GateUp { normed: &mut normed, gate: &mut gate, up: &mut up, product: &mut y };
-                gate_up_forward(device, out, stream, norm, w, n, 1e-5, Compute::Bf16);
+                let (norm, w) = (Norm { weight: norm, eps: 1e-5 }, FfnWeights { gate: w.0, up: w.1, down: w.0 });
+                gate_up_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 y
             };
             let wanted = wide(&forward(&device(), &stream, &norm, (&gate, &up)));

@@ -11,10 +11,9 @@ use std::time::Instant;
 
 use serde_json::json;
 use squire::backend::Device;
-use squire::backend::page::PAGE;
-use squire::model::ModelConfig;
+use squire::model::{Load, MemoryPlan, ModelConfig};
 use squire::random::{Stream, below};
-use squire::serve::{Engine, EngineOptions, GenerationOptions, ServedModel, Session};
+use squire::serve::{Engine, GenerationOptions, ServedModel, Session};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
 
@@ -46,18 +45,13 @@ pub struct Args {
     json: bool,
 }
 
-/// Bytes that the bench will hold at once: weights, KV cache, activations, logits, rotary table.
-fn bytes_needed(config: &ModelConfig, context: usize, options: &EngineOptions) -> u64 {
-    let weights: u64 = config.tensor_shapes().iter().map(|(_, s)| 2 * s.elements() as u64).sum();
-    let (heads, kv) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    let kv_bytes =
-        context.next_multiple_of(PAGE) * config.n_layers * 2 * kv * if options.compute.rounds() { 2 } else { 4 };
-    let ffn = config.moe.as_ref().map_or(config.intermediate_size, |m| {
-        config.intermediate_size.max(m.expert_intermediate_size * m.n_experts_per_token)
-    });
-    let widths = 5 * config.hidden_size + 3 * heads + 3 * kv + 3 * ffn;
-    let activations = 4 * (options.max_batch_tokens * widths + 32 * config.vocab_size + context * config.head_dim);
-    weights + (kv_bytes + activations) as u64
+/// Bytes that the bench will hold at once: what serving takes of bf16 weights, and the KV cache of one timeline.
+fn bytes_needed(config: &ModelConfig, context: usize, engine: &Engine) -> squire::error::Result<u64> {
+    let options = engine.options();
+    let parameters = config.tensor_shapes().iter().map(|(_, s)| s.elements() as u64).sum();
+    let load = Load { max_context: context, rows: options.max_batch_tokens, parameters, stored: 2 * parameters };
+    let plan = MemoryPlan::new(config, engine.device(), options.compute, load)?;
+    Ok(plan.serving() + plan.kv_session() + plan.kv_page)
 }
 
 /// Bytes of the experts that one token does not see.
@@ -98,7 +92,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let (name, config) = &args.shape;
     let engine = Engine::new(args.engine.engine()?)?;
     let context = args.prefill.max(args.decode) as usize + 1;
-    let (needed, free) = (bytes_needed(config, context, engine.options()), free_memory());
+    let (needed, free) = (bytes_needed(config, context, &engine)?, free_memory());
     if let Some(free) = free.filter(|&free| free < needed) {
         let why = format!("shape {name} needs {needed} bytes ({}), {free} are free ({})", bytes(needed), bytes(free));
         return Err(Failure::Failed(why));

@@ -109,3 +109,17 @@ impl Drop for Current {
         }
     }
 }
+
+/// One call in the context: made current, checked, and named if it fails.
+macro_rules! call {
+    ($context:expr, $name:ident($($argument:expr),*)) => {{
+        let context: &Context = &$context;
+        context.enter().and_then(|_current| {
+            // SAFETY: the handles are this driver's own, results have their places, and addresses are valid by the
+            // contract of the interface.
+            let code = unsafe { (context.calls().$name)($($argument),*) };
+            context.check(stringify!($name), code)
+        })
+    }};
+}
+pub(super) use call;

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 
-use super::call;
-use super::context::Context;
+use cudarc::cublaslt::sys;
+
+use super::context::{Context, call};
 use super::library::entry_points;
 use crate::backend::cuda::api::{Address, Matmul};
 use crate::error::{Error, Fault, Result};
 use crate::sync::Mutex;
-use cudarc::cublaslt::sys;
 
 /// Bytes of device memory that a product may use meanwhile. One stream: one workspace is enough.
 const WORKSPACE: usize = 32 << 20;

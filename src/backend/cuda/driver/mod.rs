@@ -12,15 +12,15 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::thread::{self, ThreadId};
 
-use super::CudaOptions;
-use super::api::{Address, Api, Event, Facts, Graph, Launch, Matmul};
-use crate::error::{Error, Fault, Result};
-use crate::sync::Mutex;
-use context::Context;
-use cublaslt::CublasLt;
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::sys::CUlaunchAttributeID as LaunchAttribute;
+
+use super::api::{Address, Api, CudaOptions, Event, Facts, Graph, Launch, Matmul};
+use crate::error::{Error, Fault, Result};
+use crate::sync::Mutex;
+use context::{Context, call};
+use cublaslt::CublasLt;
 use library::{Library, describe, library};
 
 /// The least compute capability: the oldest that the kernels are compiled for, and that has bf16 tensor cores.
@@ -158,20 +158,6 @@ struct Kernel {
     /// bytes of dynamic shared memory that it may use
     shared: u32,
 }
-
-/// One call in the context: made current, checked, and named if it fails.
-macro_rules! call {
-    ($context:expr, $name:ident($($argument:expr),*)) => {{
-        let context: &Context = &$context;
-        context.enter().and_then(|_current| {
-            // SAFETY: the handles are this driver's own, results have their places, and addresses are valid by the
-            // contract of the interface.
-            let code = unsafe { (context.calls().$name)($($argument),*) };
-            context.check(stringify!($name), code)
-        })
-    }};
-}
-use call;
 
 impl Driver {
     fn open(library: &'static Library, device: sys::CUdevice, facts: Facts) -> Result<Driver> {

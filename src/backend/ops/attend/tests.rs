@@ -4,7 +4,7 @@ use super::super::claims::*;
 use super::*;
 use crate::backend::batch::BatchSegment;
 use crate::backend::ops::inverse_frequencies;
-use crate::backend::page::Page;
+use crate::backend::page::{Page, PageShape};
 
 const EPS: f32 = 1e-6;
 /// Rows beyond those that are launched.
@@ -186,21 +186,11 @@ impl Case {
                         spans.push(Span { rows: rows.clone(), start: *start, pages: table });
                     }
                 }
-                let (norms, next) = ((&norms[0], &norms[1]), [&q_raw, &v]);
-                attend_forward(
-                    device,
-                    attend,
-                    norms,
-                    &table,
-                    &batch,
-                    &mut spans,
-                    self.shape,
-                    LAYER,
-                    self.heads,
-                    EPS,
-                    Compute::Bf16,
-                    &next,
-                );
+                let [q_norm, k_norm] = norms.each_ref().map(|weight| Norm { weight, eps: EPS });
+                let at = PageLayer { shape: self.shape, layer: LAYER };
+                let next = [&q_raw, &v];
+                let layer = AttendLayer { q_norm, k_norm, table: &table, heads: self.heads, at, next };
+                attend_forward(device, attend, &layer, &batch, &mut spans, Compute::Bf16).unwrap();
             }
             let y = if on_gpu { read(&y) } else { y.f32().to_vec() };
             for (from, to) in rows.iter().enumerate() {
