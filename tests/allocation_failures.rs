@@ -180,7 +180,7 @@ fn calls_of_an_engine_end_with_out_of_host_memory_and_it_serves_on() {
     let engine = Engine::new(options()).unwrap();
     engine.random_model(config(true), Dtype::Bf16, 1, 0).unwrap().save(&path).unwrap();
     // Requests of the backend and the model; what the engine asks for by itself is less.
-    const LARGER: usize = 20 << 10;
+    const LARGER: usize = 10 << 10;
     assert!(sweep("loading", LARGER, || engine.load(&path, Default::default()).map(drop)) > 1);
     let model = engine.load(&path, Default::default()).unwrap();
     let prompt: Vec<i32> = (0..200).map(|i| i * 37 % 5000).collect();
