@@ -1,4 +1,5 @@
-// What a step's kernels know of its rows, in device memory (src/backend/cuda/step.rs writes it, one upload a step).
+// What a step's kernels know of its rows, in device memory (src/backend/cuda/step.rs writes it: a block by one upload a
+// step, and what changed of the table of pages).
 // All of it may differ between two replays of one graph; only the addresses here are fixed.
 #pragma once
 

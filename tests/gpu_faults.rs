@@ -166,6 +166,90 @@ fn room_that_was_made_for_half_of_a_batch_voids_what_was_recorded() {
     }
 }
 
+#[test]
+fn a_step_sends_what_is_new_and_locks_no_memory() {
+    // 3 pages of context, and 47 of the 64 that this recorded plan reaches.
+    let traffic = |n: usize| {
+        let cuda = shim(0)?;
+        let mut stand = Stand::new(&cuda, n);
+        stand.decode(3);
+        let (mut steps, mut before) = (Vec::new(), cuda.traffic());
+        for _ in 0..70 {
+            stand.decode(4);
+            let now = cuda.traffic();
+            assert_eq!((now.pins, now.pinned_bytes), (before.pins, before.pinned_bytes), "a step locks memory");
+            steps.push((now.uploads - before.uploads, now.uploaded_bytes - before.uploaded_bytes));
+            before = now;
+        }
+        Some(steps)
+    };
+    let (Some(short), Some(long)) = (traffic(96), traffic(1504)) else { return };
+    for steps in [&short, &long] {
+        // One block a step; its bytes are those of a row, but for the pieces of attention.
+        let of_new_page = |step: &&(u64, u64)| step.0 == 2;
+        assert_eq!(steps.iter().filter(of_new_page).count(), 2, "70 steps reach two new pages: {steps:?}");
+        assert!(steps.iter().all(|&(copies, bytes)| copies <= 2 && bytes < 1024), "{steps:?}");
+    }
+    let bytes = |steps: &[(u64, u64)]| steps.iter().map(|s| s.1).max().unwrap();
+    let (pages, pieces) = (8 * 44, 20 * 4);
+    assert!(bytes(&long) <= bytes(&short) + pieces + 256 && bytes(&long) < bytes(&short) + pages, "{short:?} {long:?}");
+}
+
+#[test]
+fn rows_that_come_and_go_find_their_pages_in_the_table() {
+    let Some(cuda) = shim(0) else { return };
+    let mut stand = Stand::new(&cuda, 70);
+    let Stand { model, weights, kv, activations } = &mut stand;
+    let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
+    let mut forks: Vec<KvCache> = (0..5).map(|_| kv.fork().unwrap()).collect();
+    // Alone, each in turn: what each row must draw whoever stands beside it.
+    let mut wanted = Vec::new();
+    for (i, kv) in forks.iter_mut().enumerate() {
+        let ids = [3 + i as i32];
+        decode(model, weights, &mut [Segment { ids: &ids, kv }], &[draw], activations).unwrap();
+        wanted.push(activations.draws.take().unwrap()[0]);
+        kv.truncate(70);
+    }
+    // Together, in other orders and numbers, with a prompt of another timeline between.
+    for list in [vec![0, 1, 2, 3, 4], vec![4, 2, 0], vec![1], vec![3, 4, 1, 0, 2], vec![0, 1]] {
+        let mut other = kv.fork().unwrap();
+        let ids: Vec<i32> = (0..40).collect();
+        forward(model, weights, &mut [Segment { ids: &ids, kv: &mut other }], activations).unwrap();
+        let ids: Vec<[i32; 1]> = list.iter().map(|&i| [3 + i as i32]).collect();
+        let mut taken: Vec<(usize, KvCache)> = list.iter().map(|&i| (i, forks[i].fork().unwrap())).collect();
+        let mut segments: Vec<Segment> = taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv }).collect();
+        decode(model, weights, &mut segments, &vec![draw; list.len()], activations).unwrap();
+        let drawn = activations.draws.take().unwrap();
+        for (i, got) in list.iter().zip(drawn) {
+            assert_eq!(got, wanted[*i], "row {i} of {list:?}");
+        }
+    }
+}
+
+#[test]
+fn loading_goes_through_one_locked_buffer_however_many_tensors_there_are() {
+    let Some(cuda) = shim(0) else { return };
+    let (config, device) = (config(&[("num_hidden_layers", 6)]), Device::Cuda(cuda.clone()));
+    let cpu = Device::Cpu(squire::backend::cpu::Cpu::new(1, None).unwrap());
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        let weights = Weights::random(&config, &cpu, dtype, 5, 0.05).unwrap();
+        let (n, judge) =
+            (weights.tensors().len() as u64, Weights::random(&config, &cpu, Dtype::Bf16, 5, 0.05).unwrap());
+        let before = cuda.traffic();
+        let there = weights.to_device(&config, &device, &mut |_, _| Ok(())).unwrap();
+        let now = cuda.traffic();
+        // It grows a few times at most, and then never again.
+        let pins = now.pins - before.pins;
+        assert!(pins <= 4, "{pins} times for {n} tensors");
+        assert_eq!(now.uploads - before.uploads, n);
+        let back = there.to_host(&config).unwrap();
+        assert_eq!(cuda.traffic().pins, now.pins, "reading back locks nothing more");
+        for ((name, a), (_, b)) in back.tensors().iter().zip(judge.tensors()) {
+            assert!(a.bytes() == b.bytes(), "{name} as {dtype}");
+        }
+    }
+}
+
 fn served(change: &[(&str, i64)]) -> squire::error::Result<ServedModel> {
     let options = EngineOptions {
         n_threads: 1,
@@ -230,10 +314,23 @@ fn a_prefill_is_cancelled_between_its_chunks() {
 #[test]
 fn a_plan_counts_what_the_first_calls_take() {
     let Some(_) = shim(0) else { return };
+    // A large vocabulary and a long context: what a step takes is more than the weights. With experts their activations
+    // are the most of it.
+    let dense = config(&[("vocab_size", 3001), ("num_hidden_layers", 1), ("max_position_embeddings", 60_000)]);
+    let mut sparse = config(&[("num_hidden_layers", 1), ("max_position_embeddings", 4096)]).to_json();
+    let experts = json!({
+        "model_type": "qwen3_moe", "num_experts": 12, "num_experts_per_tok": 8, "moe_intermediate_size": 512,
+        "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    });
+    experts.as_object().unwrap().iter().for_each(|(key, value)| sparse[key] = value.clone());
+    for config in [dense, ModelConfig::from_json(&sparse).unwrap()] {
+        first_calls_take_what_is_planned(config);
+    }
+}
+
+fn first_calls_take_what_is_planned(config: ModelConfig) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m");
-    // A large vocabulary and a long context: what a step takes is more than the weights.
-    let config = config(&[("vocab_size", 3001), ("num_hidden_layers", 1), ("max_position_embeddings", 60_000)]);
     let cpu = EngineOptions { n_threads: 1, ..EngineOptions::default() };
     Engine::new(cpu).unwrap().random_model(config, Dtype::Bf16, 1, 0).unwrap().save(&path).unwrap();
     let with = |device_budget| {

@@ -122,6 +122,11 @@ impl Batch {
         Ok(())
     }
 
+    /// Bytes of a GPU that it has.
+    pub fn taken(&self) -> u64 {
+        self.step.as_ref().map_or(0, Step::taken)
+    }
+
     /// Tokens, one a row in use.
     pub fn ids(&self) -> &[i32] {
         &self.facts.ids

@@ -104,6 +104,7 @@ mod tests {
         message: *const c_char,
         message_len: usize,
     ) {
+        // SAFETY: `user` is the list below, and each text is readable for its length while this runs.
         unsafe {
             let notes = &mut *user.cast::<Vec<(i32, String, i32)>>();
             let target = super::super::input::text(target, target_len, "target").unwrap();
@@ -116,10 +117,12 @@ mod tests {
     #[test]
     fn a_log_line_reaches_the_host_and_squire_refuses_calls_meanwhile() {
         let mut notes: Vec<(i32, String, i32)> = Vec::new();
+        // SAFETY: the list outlives the log, and one thread uses both.
         let log = unsafe { Log::new(Some(note), (&raw mut notes).cast(), 2) };
         log.line(2, "engine", "it rains");
         log.line(3, "engine", "too detailed");
         assert_eq!(notes, [(2, "engine: it rains".into(), SQUIRE_E_STATE)]);
+        // SAFETY: a function that is not there needs nothing of its user.
         unsafe { Log::new(None, null_mut(), 4) }.line(0, "engine", "nobody listens");
     }
 
@@ -128,9 +131,11 @@ mod tests {
         unsafe extern "C" fn half(_: *mut c_void, _: *const c_char, _: usize, done: u64, total: u64) -> i32 {
             -i32::from(done * 2 > total)
         }
+        // SAFETY: the function takes no notice of its user.
         let progress = unsafe { Progress::new(Some(half), null_mut()) };
         assert_eq!(progress.tell("load", 1, 2), ControlFlow::Continue(()));
         assert_eq!(progress.tell("load", 2, 2), ControlFlow::Break(()));
+        // SAFETY: a function that is not there needs nothing of its user.
         let silent = unsafe { Progress::new(None, null_mut()) };
         assert_eq!(silent.tell("load", 2, 2), ControlFlow::Continue(()));
     }

@@ -53,6 +53,7 @@ mod tests {
     #[test]
     fn setting_the_flag_reaches_the_call_that_holds_it() {
         let cancel = squire_cancel_create();
+        // SAFETY: a handle that was just made, released once and not used afterwards, or NULL.
         unsafe {
             let held = handle::hold(cancel).ok().unwrap();
             squire_cancel_set(cancel);

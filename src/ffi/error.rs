@@ -102,6 +102,7 @@ mod tests {
     fn an_error_shows_status_detail_message_and_document() {
         let error = Error::memory(Fault::KvBudget, 100, 40, "the KV budget is used up").within("session 3");
         let e = squire_error::from(error);
+        // SAFETY: an error that was just made; its document is read before its release.
         unsafe {
             assert_eq!(squire_error_status(e), status::SQUIRE_E_BUDGET);
             assert_eq!(squire_error_detail(e), 1101);
@@ -121,6 +122,7 @@ mod tests {
 
     #[test]
     fn a_null_error_is_read_as_nothing() {
+        // SAFETY: NULL is an error that every call takes.
         unsafe {
             let mut len = 9;
             assert_eq!((squire_error_status(null()), squire_error_detail(null())), (0, 0));

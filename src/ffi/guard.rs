@@ -254,6 +254,7 @@ mod tests {
 
     /// Takes the error out of its slot: status and message.
     fn take(err: *mut squire_error) -> (squire_status, String) {
+        // SAFETY: a live error, whose message is readable for its length, released once.
         unsafe {
             let mut len = 0;
             let message = squire_error_message(err, &mut len).cast::<u8>();
@@ -269,6 +270,7 @@ mod tests {
         let cases = [(Outcome::Done, 0), (Outcome::End, 1), (Outcome::Timeout, 2), (Outcome::Cancelled, 3)];
         for (outcome, status) in cases {
             let mut err = null_mut();
+            // SAFETY: the slot is a local that holds NULL, or NULL itself.
             assert_eq!(unsafe { guard(&mut err, |_| Ok(outcome)) }, status);
             assert!(err.is_null());
         }
@@ -278,8 +280,10 @@ mod tests {
     fn a_cancelled_call_is_an_outcome_without_an_error_object() {
         let mut err = null_mut();
         let cancelled = || Error::new(Fault::Cancelled, "the call was cancelled");
+        // SAFETY: the slot is a local that holds NULL, or NULL itself.
         assert_eq!(unsafe { guard(&mut err, |_| Err(cancelled())) }, 3);
         let mut out = null_mut::<squire_text>();
+        // SAFETY: both slots are locals that hold NULL.
         assert_eq!(unsafe { guard_out(&mut out, &mut err, |_| Err(cancelled())) }, 3);
         assert!(err.is_null() && out.is_null());
     }
@@ -287,6 +291,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_an_error_with_its_message_and_place() {
         let mut err = null_mut();
+        // SAFETY: the slot is a local that holds NULL, or NULL itself.
         let status = unsafe { guard(&mut err, |_| panic!("the sky fell on {}", "Tuesday")) };
         assert_eq!(status, SQUIRE_E_PANIC);
         let (status, message) = take(err);
@@ -302,6 +307,7 @@ mod tests {
                 panic!("dropped");
             }
         }
+        // SAFETY: an error slot that is NULL is not written.
         let status = unsafe { guard(null_mut(), |_| std::panic::panic_any(Bomb)) };
         assert_eq!(status, SQUIRE_E_PANIC);
     }
@@ -310,7 +316,9 @@ mod tests {
     fn a_panic_poisons_the_subject_and_spares_what_is_shared() {
         let subject = handle::into_raw::<squire_text>(CText::new("a"));
         let shared = handle::into_raw::<squire_text>(CText::new("b"));
+        // SAFETY: the handles are alive until they are released below.
         let touch = |text| unsafe { guard(null_mut(), |call| call.shared(text).map(|_| Outcome::Done)) };
+        // SAFETY: the handles are alive until they are released below.
         let status = unsafe {
             guard(null_mut(), |call| {
                 let _a = call.subject(subject)?;
@@ -320,6 +328,7 @@ mod tests {
         };
         assert_eq!(status, SQUIRE_E_PANIC);
         assert_eq!((touch(subject), touch(shared)), (SQUIRE_E_POISONED, SQUIRE_OK));
+        // SAFETY: the last use of each.
         unsafe {
             squire_text_release(subject);
             squire_text_release(shared);
@@ -330,12 +339,14 @@ mod tests {
     fn an_error_slot_that_is_not_null_is_refused_and_left_alone() {
         let occupied = 8usize as *mut squire_error;
         let mut err = occupied;
+        // SAFETY: the slot is a local; what it holds is compared with NULL and not followed.
         let status = unsafe { guard(&mut err, |_| unreachable!("the call must not run")) };
         assert_eq!((status, err), (SQUIRE_E_ARGUMENT, occupied));
     }
 
     #[test]
     fn a_missing_error_slot_still_gives_the_status() {
+        // SAFETY: an error slot that is NULL is not written.
         let status = unsafe { guard(null_mut(), |_| Err(Error::new(Fault::BadJson, "no"))) };
         assert_eq!(status, SQUIRE_E_ARGUMENT);
     }
@@ -345,6 +356,7 @@ mod tests {
         let stale = 8usize as *mut squire_text;
         let mut occupied = 8usize as *mut squire_error;
         let refused = Error::new(Fault::BadJson, "no");
+        // SAFETY: the slots are locals or NULL; what they held before is not followed.
         unsafe {
             let mut out = stale;
             assert_eq!(guard_out(&mut out, null_mut(), |_| Err(refused)), SQUIRE_E_ARGUMENT);
@@ -363,8 +375,10 @@ mod tests {
 
     #[test]
     fn a_call_inside_a_callback_is_refused_and_one_after_it_is_not() {
+        // SAFETY: an error slot that is NULL is not written.
         let call = || unsafe { guard(null_mut(), |_| Ok(Outcome::Done)) };
         let mut inside = 0;
+        // SAFETY: an error slot that is NULL is not written.
         let outer = unsafe {
             guard(null_mut(), |_| {
                 inside = callback(call);

@@ -156,6 +156,7 @@ pub(crate) unsafe fn retain<O: Object>(p: *mut O) -> *mut O {
     // SAFETY: the contract is passed on, and the tag says that this came from `into_raw`.
     match unsafe { check(p) } {
         Ok(handle) => {
+            // SAFETY: `check` found the tag that `into_raw` writes, and the host holds a reference, so the count is above zero.
             unsafe { Arc::increment_strong_count(handle) };
             p
         }
@@ -208,6 +209,7 @@ mod tests {
     fn the_last_release_drops_the_body_and_any_order_works() {
         let body = Arc::new(());
         let apple = into_raw::<Apple>(body.clone());
+        // SAFETY: references that were just made, and each is released once.
         unsafe {
             let again = retain(apple);
             assert_eq!(again, apple);
@@ -223,6 +225,7 @@ mod tests {
 
     #[test]
     fn null_is_refused_by_calls_and_ignored_by_release_and_retain() {
+        // SAFETY: NULL is a pointer that every call takes.
         unsafe {
             assert_eq!(fault(hold::<Apple>(std::ptr::null())), Fault::NullPointer);
             assert!(peek::<Apple>(std::ptr::null()).is_none());
@@ -234,6 +237,7 @@ mod tests {
     #[test]
     fn a_handle_of_another_kind_is_refused_and_not_released() {
         let pear = into_raw::<Pear>(7);
+        // SAFETY: a live handle, whose tag is read under either type, released once.
         unsafe {
             let as_apple = pear.cast::<Apple>();
             assert_eq!(fault(hold(as_apple)), Fault::WrongHandle);
@@ -246,6 +250,7 @@ mod tests {
     #[test]
     fn memory_that_is_no_handle_is_refused() {
         let words = [0u64, 1];
+        // SAFETY: sixteen readable bytes; a pointer that is not aligned is not read.
         unsafe {
             assert_eq!(fault(hold(words.as_ptr().cast::<Apple>())), Fault::WrongHandle);
             let odd = words.as_ptr().cast::<u8>().add(1).cast::<Apple>();
@@ -256,6 +261,7 @@ mod tests {
     #[test]
     fn a_tag_marked_freed_is_reported_as_released() {
         let words = [u64::from_le_bytes(FREED), 0];
+        // SAFETY: sixteen readable bytes.
         let e = unsafe { hold(words.as_ptr().cast::<Apple>()) }.err().unwrap();
         assert_eq!(e.fault(), Fault::WrongHandle);
         assert_eq!(e.message(), "apple was already released");
@@ -264,6 +270,7 @@ mod tests {
     #[test]
     fn a_poisoned_object_answers_nothing_but_release() {
         let pear = into_raw::<Pear>(7);
+        // SAFETY: a live handle, released once.
         unsafe {
             hold(pear).ok().unwrap().poison().set();
             assert_eq!(fault(hold(pear)), Fault::Poisoned);

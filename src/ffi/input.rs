@@ -11,8 +11,9 @@ use crate::error::{Error, Fault, Result};
 /// Any bytes of the type's size are a valid value.
 pub(crate) unsafe trait Bits: Copy {}
 
-// SAFETY (all): plain numbers.
+// SAFETY: a plain number.
 unsafe impl Bits for u8 {}
+// SAFETY: a plain number.
 unsafe impl Bits for i32 {}
 
 /// `n` elements at `p`; NULL is an empty slice if `n` is 0. `what` names the parameter in the message.
@@ -93,6 +94,7 @@ mod tests {
 
     #[test]
     fn null_of_length_zero_is_empty() {
+        // SAFETY: a length of 0 is not read.
         unsafe {
             assert_eq!(text(null(), 0, "s").unwrap(), "");
             assert!(ids(null(), 0, "ids").unwrap().is_empty());
@@ -101,11 +103,13 @@ mod tests {
 
     #[test]
     fn a_dangling_pointer_of_length_zero_is_not_read() {
+        // SAFETY: a length of 0 is not read.
         assert!(unsafe { ids(std::ptr::dangling(), 0, "ids") }.unwrap().is_empty());
     }
 
     #[test]
     fn null_with_a_length_is_refused() {
+        // SAFETY: NULL is not read.
         assert_eq!(fault(unsafe { text(null(), 1, "s") }), Fault::NullPointer);
     }
 
@@ -113,6 +117,7 @@ mod tests {
     fn lengths_beyond_memory_are_refused() {
         let a = [0i32; 2];
         let byte = a.as_ptr().cast::<c_char>();
+        // SAFETY: lengths that no memory has are refused before anything is read.
         unsafe {
             assert_eq!(fault(text(byte, usize::MAX, "s")), Fault::BadLength);
             assert_eq!(fault(text(byte, isize::MAX as usize + 1, "s")), Fault::BadLength);
@@ -126,11 +131,13 @@ mod tests {
     fn misaligned_numbers_are_refused() {
         let a = [0i32; 2];
         let odd = a.as_ptr().cast::<u8>().wrapping_add(1).cast::<i32>();
+        // SAFETY: a pointer that is not aligned is not read.
         assert_eq!(fault(unsafe { ids(odd, 1, "ids") }), Fault::Misaligned);
     }
 
     #[test]
     fn text_that_is_not_utf8_is_refused_with_the_place() {
+        // SAFETY: three readable bytes.
         let e = unsafe { text(b"ab\xff".as_ptr().cast(), 3, "prompt") }.err().unwrap();
         assert_eq!(e.fault(), Fault::NotUtf8);
         assert_eq!(e.message(), "prompt is not UTF-8 at byte 2 of 3");
@@ -138,6 +145,7 @@ mod tests {
 
     #[test]
     fn empty_paths_and_paths_with_nul_are_refused() {
+        // SAFETY: NULL, or a literal of as many bytes.
         unsafe {
             assert_eq!(fault(path(null(), 0, "path")), Fault::BadLength);
             assert_eq!(fault(path(c"a".as_ptr(), 2, "path")), Fault::BadOption);
@@ -147,6 +155,7 @@ mod tests {
 
     #[test]
     fn negative_ids_are_refused_with_the_place() {
+        // SAFETY: an array of two.
         let e = unsafe { ids([4, -1].as_ptr(), 2, "ids") }.err().unwrap();
         assert_eq!((e.fault(), e.message()), (Fault::IdOutOfRange, "ids[1] is -1, ids are not negative"));
     }

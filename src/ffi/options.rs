@@ -179,6 +179,7 @@ mod tests {
         c: u64,
     }
 
+    // SAFETY: `repr(C)` without padding, any bits are a value, and the first field is the size.
     unsafe impl Versioned for Now {
         const NAME: &'static str = "now";
         const FIRST_SIZE: usize = size_of::<Old>();
@@ -194,12 +195,14 @@ mod tests {
     #[test]
     fn a_struct_of_this_version_is_taken_as_it_is() {
         let now = Now { struct_size: 16, a: 1, b: 2 };
+        // SAFETY: a live struct of the size that it says.
         assert_eq!(unsafe { read(&now) }.unwrap(), now);
     }
 
     #[test]
     fn a_short_struct_gets_the_defaults_of_what_it_lacks() {
         let old = Old { struct_size: 8, a: 1 };
+        // SAFETY: a live struct of the size that it says, which is all that is read.
         let now = unsafe { read((&raw const old).cast::<Now>()) }.unwrap();
         assert_eq!((now.a, now.b), (1, 20));
     }
@@ -207,6 +210,7 @@ mod tests {
     #[test]
     fn a_long_struct_with_a_zero_tail_is_taken() {
         let new = New { now: Now { struct_size: 24, a: 1, b: 2 }, c: 0 };
+        // SAFETY: a live struct of the size that it says.
         let now = unsafe { read((&raw const new).cast::<Now>()) }.unwrap();
         assert_eq!((now.a, now.b), (1, 2));
     }
@@ -214,6 +218,7 @@ mod tests {
     #[test]
     fn a_long_struct_with_something_in_its_tail_is_refused() {
         let new = New { now: Now { struct_size: 24, a: 1, b: 2 }, c: 1 << 56 };
+        // SAFETY: a live struct of the size that it says.
         let e = unsafe { read((&raw const new).cast::<Now>()) }.err().unwrap();
         assert_eq!(e.fault(), Fault::StructSize);
         assert!(e.message().starts_with("byte 23 is set"), "{e}");
@@ -223,8 +228,10 @@ mod tests {
     fn sizes_that_no_version_has_are_refused() {
         for size in [0, 4, 7, 12, 15, 17, LARGEST as u32 + 8, u32::MAX] {
             let now = Now { struct_size: size, a: 1, b: 2 };
+            // SAFETY: of a size that no version has, the size alone is read.
             assert_eq!(fault(unsafe { read(&now) }), Fault::StructSize, "{size}");
             let mut now = now;
+            // SAFETY: of a size that no version has, the size alone is read.
             assert_eq!(fault(unsafe { fill(&mut now) }), Fault::StructSize, "{size}");
         }
     }
@@ -233,6 +240,7 @@ mod tests {
     fn null_and_misaligned_structs_are_refused() {
         let words = [16u64; 3];
         let odd = words.as_ptr().cast::<u8>().wrapping_add(4).cast::<Now>();
+        // SAFETY: NULL and what is not aligned are not read.
         unsafe {
             assert_eq!(fault(read::<Now>(null())), Fault::NullPointer);
             assert_eq!(fault(fill::<Now>(null_mut())), Fault::NullPointer);
@@ -245,6 +253,7 @@ mod tests {
     fn init_writes_the_defaults_that_fit_and_not_a_byte_more() {
         for size in [8usize, 16, 24] {
             let mut bytes = [0xffffu64; 4];
+            // SAFETY: an array larger than each size.
             unsafe { init(bytes.as_mut_ptr().cast::<Now>(), size) };
             let a = (bytes[0] >> 32) as i32;
             assert_eq!((bytes[0] as u32, a), (size as u32, 10));
@@ -258,6 +267,7 @@ mod tests {
     fn init_with_a_size_that_no_struct_has_writes_nothing() {
         for size in [0, 3, LARGEST + 1, usize::MAX] {
             let mut bytes = [0xffffu64; 2];
+            // SAFETY: a size that no struct has, for which nothing is written.
             unsafe { init(bytes.as_mut_ptr().cast::<Now>(), size) };
             assert_eq!(bytes, [0xffff; 2]);
         }
@@ -268,6 +278,7 @@ mod tests {
         let value = Now { struct_size: 0, a: 1, b: 2 };
         for size in [8u32, 16, 24] {
             let mut bytes = [0xffffu64 << 32 | u64::from(size), 0xffff, 0xffff, 0xffff];
+            // SAFETY: an array larger than each size that it says.
             unsafe { fill(bytes.as_mut_ptr().cast::<Now>()) }.unwrap().set(value);
             assert_eq!(bytes[0], 1 << 32 | u64::from(size));
             assert_eq!(bytes[1], if size >= 16 { 2 } else { 0xffff });

@@ -46,6 +46,7 @@ mod tests {
 
     #[test]
     fn a_required_slot_refuses_null_and_an_optional_one_ignores_it() {
+        // SAFETY: NULL, or a local.
         unsafe {
             assert_eq!(Slot::<u64>::required(null_mut(), "n").err().unwrap().fault(), Fault::NullPointer);
             Slot::<u64>::optional(null_mut(), "n").unwrap().set(1);
@@ -59,6 +60,7 @@ mod tests {
     fn a_misaligned_slot_is_refused() {
         let mut n = [0u64; 2];
         let odd = n.as_mut_ptr().cast::<u8>().wrapping_add(1).cast::<u64>();
+        // SAFETY: a slot that is not aligned is not written.
         assert_eq!(unsafe { Slot::optional(odd, "n") }.err().unwrap().fault(), Fault::Misaligned);
     }
 }

@@ -94,6 +94,7 @@ mod tests {
     fn a_row_gives_its_log_prob_and_its_best_ids() {
         let body = Scores::new(vec![-1.0, -2.0], vec![5, 6, 7, 8], vec![-0.1, -0.2, -0.3, -0.4], 2).unwrap();
         let scores = handle::into_raw::<squire_scores>(body);
+        // SAFETY: a live handle whose rows are read before its release; the slots are locals or NULL.
         unsafe {
             let (mut lp, mut ids, mut lps, mut k) = (0.0, null(), null(), 0);
             let status = squire_scores_row(scores, 1, &mut lp, &mut ids, &mut lps, &mut k, null_mut());

@@ -74,6 +74,7 @@ mod tests {
     #[test]
     fn text_comes_back_with_its_length_and_a_nul_behind_it() {
         let text = handle::into_raw::<squire_text>(CText::new("a\0é"));
+        // SAFETY: a live handle whose bytes are read before its release; the slot is a local or NULL.
         unsafe {
             let mut len = 0;
             let data = squire_text_data(text, &mut len);
@@ -86,6 +87,7 @@ mod tests {
     #[test]
     fn no_text_is_null_of_length_zero() {
         let mut len = 3;
+        // SAFETY: NULL is a text that every call takes, and the slot is a local.
         assert!(unsafe { squire_text_data(null(), &mut len) }.is_null());
         assert_eq!(len, 0);
     }

@@ -42,6 +42,7 @@ mod tests {
     #[test]
     fn ids_come_back_with_their_number() {
         let tokens = handle::into_raw::<squire_tokens>(vec![3, 1, 4].into());
+        // SAFETY: a live handle whose ids are read before its release, or NULL; the slot is a local.
         unsafe {
             let mut len = 0;
             let data = squire_tokens_data(tokens, &mut len);
@@ -50,6 +51,7 @@ mod tests {
             assert!(squire_tokens_data(null(), &mut len).is_null());
         }
         let mut len = 9;
+        // SAFETY: NULL is a list that every call takes, and the slot is a local.
         unsafe { squire_tokens_data(null(), &mut len) };
         assert_eq!(len, 0);
     }

@@ -60,8 +60,10 @@ mod tests {
 
     #[test]
     fn version_and_build_agree_with_the_package() {
+        // SAFETY: a C string that lives as long as the library.
         let version = unsafe { CStr::from_ptr(squire_version()) }.to_str().unwrap();
         assert_eq!(version, env!("CARGO_PKG_VERSION"));
+        // SAFETY: a C string that lives as long as the library.
         let build = unsafe { CStr::from_ptr(squire_build_json()) };
         let build: serde_json::Value = serde_json::from_slice(build.to_bytes()).unwrap();
         assert_eq!(build["version"], version);

@@ -76,7 +76,7 @@ impl MemoryPlan {
     /// The plan of a model on a device. Errors: those of [`context_of`].
     pub fn new(config: &ModelConfig, device: &Device, compute: Compute, load: Load) -> Result<MemoryPlan> {
         let max_context = context_of(config, device, load.max_context)?;
-        let on_device = matches!(device.free_bytes()?, Some(_));
+        let on_device = device.free_bytes()?.is_some();
         let page = page_shape(config, compute).bytes();
         Ok(MemoryPlan {
             on_device,

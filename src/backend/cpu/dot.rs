@@ -41,6 +41,7 @@ pub trait Widen: Copy + Send + Sync + Default + 'static {
 impl Widen for f32 {
     #[inline(always)]
     unsafe fn load<V: Lanes>(p: *const f32, n: usize) -> V {
+        // SAFETY: the caller's: `n` elements are readable.
         unsafe { V::load_up_to(p, n) }
     }
 }
@@ -61,6 +62,7 @@ pub struct H16(pub u16);
 impl Widen for B16 {
     #[inline(always)]
     unsafe fn load<V: Lanes>(p: *const B16, n: usize) -> V {
+        // SAFETY: `n` elements are readable by the caller's word; the local array has room for 16.
         unsafe {
             if n >= 16 {
                 return V::load_bf16(p as *const u16);
@@ -75,6 +77,7 @@ impl Widen for B16 {
 impl Widen for H16 {
     #[inline(always)]
     unsafe fn load<V: Lanes>(p: *const H16, n: usize) -> V {
+        // SAFETY: `n` elements are readable by the caller's word; the local array has room for 16.
         unsafe {
             if n >= 16 {
                 return V::load_f16(p as *const u16);
@@ -98,14 +101,17 @@ impl<W: Widen> Form for Wide<W> {
 
     #[inline(always)]
     unsafe fn x<V: Lanes>(p: *const f32, n: usize) -> V {
+        // SAFETY: the caller's.
         unsafe { V::load_up_to(p, n) }
     }
     #[inline(always)]
     unsafe fn w<V: Lanes>(p: *const W, n: usize) -> V {
+        // SAFETY: the caller's.
         unsafe { W::load(p, n) }
     }
     #[inline(always)]
     unsafe fn mac<V: Lanes>(acc: V, x: V, w: V) -> V {
+        // SAFETY: the caller's.
         unsafe { x.fma(w, acc) }
     }
 }
@@ -122,14 +128,17 @@ impl Form for Paired {
 
     #[inline(always)]
     unsafe fn x<V: Lanes>(p: *const B16, n: usize) -> V::Pairs {
+        // SAFETY: the caller's.
         unsafe { if n >= 32 { V::load_pairs(p as *const u16) } else { V::load_pairs_tail(p as *const u16, n) } }
     }
     #[inline(always)]
     unsafe fn w<V: Lanes>(p: *const B16, n: usize) -> V::Pairs {
+        // SAFETY: the caller's.
         unsafe { Self::x::<V>(p, n) }
     }
     #[inline(always)]
     unsafe fn mac<V: Lanes>(acc: V, x: V::Pairs, w: V::Pairs) -> V {
+        // SAFETY: the caller's.
         unsafe { V::dot_pairs(acc, x, w) }
     }
 }
@@ -144,6 +153,7 @@ pub unsafe fn tile<V: Lanes, F: Form, const R: usize, const C: usize>(
     w: [*const F::W; C],
     k: usize,
 ) -> [[f32; C]; R] {
+    // SAFETY: the caller's.
     unsafe {
         let mut acc = [[V::zero(); C]; R];
         let mut i = 0;
@@ -170,6 +180,7 @@ unsafe fn block<V: Lanes, F: Form, const R: usize, const C: usize>(
     i: usize,
     n: usize,
 ) {
+    // SAFETY: the caller's.
     unsafe {
         let mut xs = [F::x::<V>(x[0].add(i), n); R];
         for r in 1..R {

@@ -17,6 +17,7 @@ const MAGIC: f32 = 12_582_912.0;
 /// The contract of [`Lanes`].
 #[inline(always)]
 pub unsafe fn exp<V: Lanes>(x: V) -> V {
+    // SAFETY: the caller's: the contract of `Lanes`.
     unsafe {
         let x = V::splat(-87.3).max(x);
         let x = V::splat(88.3).min(x);
@@ -38,6 +39,7 @@ pub unsafe fn exp<V: Lanes>(x: V) -> V {
 /// The contract of [`Lanes`].
 #[inline(always)]
 pub unsafe fn sigmoid<V: Lanes>(x: V) -> V {
+    // SAFETY: the caller's: the contract of `Lanes`.
     unsafe { V::splat(1.0).div(V::splat(1.0).add(exp(V::zero().sub(x)))) }
 }
 

@@ -171,36 +171,47 @@ impl Cpu {
 
     /// Runs a kernel's tasks and returns when all are done.
     pub fn launch<K: Kernel>(&self, n_tasks: usize, kernel: &K) {
-        // SAFETY (all four): `new` checked that the set is available.
-        match self.kernels {
-            KernelSet::Scalar => self.pool.run(n_tasks, &|i| unsafe { kernel.task::<Scalar>(i) }),
+        // One way for all sets: a task by the set that `new` found available, and each index once, as the pool promises.
+        let task: unsafe fn(&K, usize) = match self.kernels {
+            KernelSet::Scalar => run_scalar,
             #[cfg(target_arch = "x86_64")]
-            KernelSet::Avx2 => self.pool.run(n_tasks, &|i| unsafe { run_avx2(kernel, i) }),
+            KernelSet::Avx2 => run_avx2,
             #[cfg(target_arch = "x86_64")]
-            KernelSet::Avx512 => self.pool.run(n_tasks, &|i| unsafe { run_avx512(kernel, i) }),
+            KernelSet::Avx512 => run_avx512,
             #[cfg(target_arch = "x86_64")]
-            KernelSet::Avx512Bf16 => self.pool.run(n_tasks, &|i| unsafe { run_avx512_bf16(kernel, i) }),
+            KernelSet::Avx512Bf16 => run_avx512_bf16,
             #[cfg(not(target_arch = "x86_64"))]
-            _ => self.pool.run(n_tasks, &|i| unsafe { kernel.task::<Scalar>(i) }),
-        }
+            _ => run_scalar,
+        };
+        // SAFETY: `new` checked that the machine has the set's instructions; the pool runs each index once, under the
+        // kernels' floating-point environment.
+        self.pool.run(n_tasks, &|i| unsafe { task(kernel, i) });
     }
+}
+
+unsafe fn run_scalar<K: Kernel>(kernel: &K, i: usize) {
+    // SAFETY: the caller's; plain code needs no instructions of its own.
+    unsafe { kernel.task::<Scalar>(i) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run_avx2<K: Kernel>(kernel: &K, i: usize) {
+    // SAFETY: the caller's, and the instructions are those that this function is compiled for.
     unsafe { kernel.task::<avx2::Avx2>(i) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn run_avx512<K: Kernel>(kernel: &K, i: usize) {
+    // SAFETY: as in `run_avx2`.
     unsafe { kernel.task::<avx512::Avx512>(i) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn run_avx512_bf16<K: Kernel>(kernel: &K, i: usize) {
+    // SAFETY: as in `run_avx2`.
     unsafe { kernel.task::<avx512::Avx512Bf16>(i) }
 }
 
@@ -229,6 +240,7 @@ impl<T> Shared<T> {
     #[inline(always)]
     pub unsafe fn at(&self, i: usize) -> *mut T {
         debug_assert!(i <= self.len, "element {i} of {}", self.len);
+        // SAFETY: the caller's: the buffer lives, and `i` lies inside it or at its end.
         unsafe { self.start.add(i) }
     }
 
@@ -240,6 +252,7 @@ impl<T> Shared<T> {
     #[allow(clippy::mut_from_ref)] // disjointness between tasks is the contract
     pub unsafe fn slice(&self, i: usize, n: usize) -> &mut [T] {
         debug_assert!(i + n <= self.len, "elements {i}..{} of {}", i + n, self.len);
+        // SAFETY: the caller's: the elements lie inside a live buffer, and no other task touches them.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i), n) }
     }
 }
@@ -265,6 +278,7 @@ mod tests {
     impl Kernel for EveryOperation {
         #[inline(always)]
         unsafe fn task<V: Lanes>(&self, index: usize) {
+            // SAFETY: the caller's; pointers are to local arrays of all lanes, and each task writes elements of its own.
             unsafe {
                 let word = |k: u64, i: u64| bits(Stream::World, &[index as u64, k, i]);
                 // Numbers of all sizes, many near the denormal border.

@@ -45,6 +45,7 @@ impl<B: Widen> Outer<'_, B> {
 
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize>(&self, i: usize, j: usize, width: usize, terms: std::ops::Range<usize>) {
+        // SAFETY: the caller's: rows, columns and terms lie inside the operands, and no other task writes these of C.
         unsafe {
             let vectors = [0, 16, 32, 48].map(|v| width.saturating_sub(v).min(16));
             let mut acc = [[V::zero(); 4]; R];

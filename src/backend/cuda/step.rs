@@ -251,6 +251,11 @@ impl Step {
         Ok(step)
     }
 
+    /// Bytes of the device that it has.
+    pub fn taken(&self) -> u64 {
+        self.block.taken() + self.tables.iter().map(|table| table.at.taken()).sum::<u64>()
+    }
+
     /// What it has room for.
     pub fn room(&self) -> Room {
         self.room

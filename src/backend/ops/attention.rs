@@ -304,6 +304,7 @@ unsafe fn score<V: Lanes, F: Form, const R: usize>(
     out: *mut f32,
     stride: usize,
 ) {
+    // SAFETY: the caller's: R rows of x and n of w are readable, and R rows of n scores are writable.
     unsafe {
         let mut s = 0;
         while s < n {
@@ -327,6 +328,7 @@ unsafe fn score<V: Lanes, F: Form, const R: usize>(
 /// Replaces `n` scores by exp(score * scale - max) and gives their sum.
 #[inline(always)]
 unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
+    // SAFETY: the caller's: `n` scores are readable and writable.
     unsafe {
         let mut max = f32::NEG_INFINITY;
         for s in 0..n {
@@ -426,6 +428,7 @@ struct Backward<'a> {
 /// y[0..n] += a x[0..n]
 #[inline(always)]
 unsafe fn axpy<V: Lanes>(y: *mut f32, a: f32, x: *const f32, n: usize) {
+    // SAFETY: the caller's: `n` elements of x are readable, and as many of y writable.
     unsafe {
         let a = V::splat(a);
         let mut i = 0;
@@ -441,6 +444,7 @@ unsafe fn axpy<V: Lanes>(y: *mut f32, a: f32, x: *const f32, n: usize) {
 /// out[s] = x . w[s] for rows w that lie `stride` apart.
 #[inline(always)]
 unsafe fn dots<V: Lanes>(x: *const f32, w: *const f32, stride: usize, n: usize, d: usize, out: &mut [f32]) {
+    // SAFETY: the caller's: x and each of the `n` rows of w have `d` readable elements.
     unsafe {
         let mut s = 0;
         while s < n {

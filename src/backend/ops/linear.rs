@@ -234,6 +234,7 @@ impl<F: Form> LinearForward<'_, F> {
     /// Rows n.., outputs o.., a tile of R x C.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize, const C: usize>(&self, n: usize, o: usize) {
+        // SAFETY: the caller's: the rows and the outputs lie inside the operands, and no other task writes them.
         unsafe {
             let x = std::array::from_fn(|r| self.x.as_ptr().add((n + r) * self.k));
             let w = std::array::from_fn(|c| self.w.as_ptr().add((o + c) * self.k));
@@ -250,6 +251,7 @@ impl<F: Form> LinearForward<'_, F> {
     #[inline(always)]
     unsafe fn tiles<V: Lanes, const C: usize>(&self, rows: std::ops::Range<usize>, o: usize) {
         let mut n = rows.start;
+        // SAFETY: the caller's; rows beyond the last are not touched.
         unsafe {
             while n + 3 <= rows.end {
                 self.tile::<V, 3, C>(n, o);
