@@ -9,8 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors as `src/lib.rs` has them.
-const FLOORS: [(&str, usize); 10] = [
+const FLOORS: [(&str, usize); 11] = [
     ("error", 0),
+    ("memory", 0),
     ("random", 0),
     ("tensor", 1),
     ("format", 1),
