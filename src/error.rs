@@ -283,18 +283,63 @@ struct Inner {
     causes: Vec<String>,
 }
 
+/// The longest message, in bytes; what is put in front of it by [`Error::within`] comes on top.
+const LONGEST: usize = 600;
+/// The longest context: a path of the host's, which may have 4,096 bytes.
+const LONGEST_CONTEXT: usize = 4_200;
+/// How much of a value stands in a message, in bytes.
+const LONGEST_VALUE: usize = 100;
+
+/// A value as a message shows it: a file's or a host's, which may be of any length, is cut.
+pub fn brief(value: impl fmt::Display) -> String {
+    struct Cut {
+        text: String,
+        whole: bool,
+    }
+    impl fmt::Write for Cut {
+        fn write_str(&mut self, part: &str) -> fmt::Result {
+            let room = LONGEST_VALUE - self.text.len();
+            if part.len() <= room {
+                self.text.push_str(part);
+                return Ok(());
+            }
+            self.text.push_str(&part[..part.floor_char_boundary(room)]);
+            self.whole = false;
+            Err(fmt::Error) // nothing more of the value is written
+        }
+    }
+    let mut cut = Cut { text: String::new(), whole: true };
+    let _ = fmt::Write::write_fmt(&mut cut, format_args!("{value}"));
+    if !cut.whole {
+        cut.text.push('…');
+    }
+    cut.text
+}
+
+/// A message of at most `longest` bytes: what is longer loses its middle.
+fn shortened(text: String, longest: usize) -> String {
+    if text.len() <= longest {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(longest * 2 / 3), text.ceil_char_boundary(text.len() - longest / 4));
+    format!("{} … {}", &text[..head], &text[tail..])
+}
+
 /// The crate's result type.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error with its message: lower case, names the object, wanted and found.
+    /// An error with its message: lower case, names the object, wanted and found. A message of more than a few hundred
+    /// bytes loses its middle: what files say may be of any length.
     pub fn new(fault: Fault, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { fault, message: message.into(), bytes: None, causes: Vec::new() }))
+        let message = shortened(message.into(), LONGEST);
+        Error(Box::new(Inner { fault, message, bytes: None, causes: Vec::new() }))
     }
 
     /// The same for a memory or budget fault, with the bytes needed and the bytes free.
     pub fn memory(fault: Fault, needed: u64, free: u64, message: impl Into<String>) -> Error {
-        Error(Box::new(Inner { fault, message: message.into(), bytes: Some((needed, free)), causes: Vec::new() }))
+        let message = shortened(message.into(), LONGEST);
+        Error(Box::new(Inner { fault, message, bytes: Some((needed, free)), causes: Vec::new() }))
     }
 
     /// The same error for one more who must be told.
@@ -305,6 +350,7 @@ impl Error {
 
     /// Puts `context: ` in front of the message.
     pub fn within(mut self, context: impl fmt::Display) -> Error {
+        let context = shortened(context.to_string(), LONGEST_CONTEXT);
         let message = format!("{context}: {}", self.0.message);
         self.0.causes.push(std::mem::replace(&mut self.0.message, message));
         self
@@ -361,6 +407,19 @@ mod tests {
             assert!(seen.insert(fault as i32), "{fault:?} reuses a code");
             assert_eq!(fault as i32 / 100, -(fault.status() as i32), "{fault:?} stands in the wrong block");
         }
+    }
+
+    #[test]
+    fn a_message_is_short_whatever_is_put_into_it() {
+        let long = "é".repeat(1 << 20);
+        let e = Error::new(Fault::BadJson, format!("first {long} last"));
+        assert!(e.message().len() <= LONGEST && e.message().starts_with("first é") && e.message().ends_with("é last"));
+        let path = "/p".repeat(2_000);
+        assert!(e.within(&path).message().starts_with(&format!("{path}: first")), "a path is the host's");
+        assert!(Error::new(Fault::BadJson, "x").within(&long).message().len() <= LONGEST_CONTEXT + 3);
+        assert_eq!(brief("as it is"), "as it is");
+        let cut = brief(format_args!("{long:?}"));
+        assert!(cut.len() <= LONGEST_VALUE + 3 && cut.starts_with("\"é") && cut.ends_with("é…"), "{cut}");
     }
 
     #[test]

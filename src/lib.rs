@@ -10,7 +10,7 @@
 //! | 3 | [`model`] | configuration, weights, KV cache, the one forward pass and its backward |
 //! | 2 | [`backend`] | tensors on a device, the ops, the CPU kernels |
 //! | 1 | [`tensor`], [`format`](mod@format), [`text`] | dtypes and shapes; model folders; tokenizer and chat template |
-//! | 0 | [`error`], [`random`], `sync` | one error type; counter-keyed random draws; locks |
+//! | 0 | [`error`], [`memory`], [`random`], `sync` | one error type; memory asked for beforehand; keyed draws; locks |
 
 #![warn(missing_docs)]
 
@@ -19,6 +19,7 @@ pub mod distill;
 pub mod error;
 pub mod ffi;
 pub mod format;
+pub mod memory;
 pub mod model;
 pub mod random;
 pub mod serve;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 /// The floors as `src/lib.rs` has them.
 const FLOORS: [(&str, usize); 11] = [
     ("error", 0),
+    ("memory", 0),
     ("random", 0),
     ("sync", 0),
     ("tensor", 1),

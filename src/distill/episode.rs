@@ -21,8 +21,8 @@ use crate::random::{Stream, bits};
 use crate::serve::{Ending, Generation, GenerationOptions, Session, Token};
 use crate::sync::Mutex;
 use crate::text::source::Source;
-use crate::text::tokenizer::Control;
-use crate::text::{Json, RenderOptions, unsaid};
+use crate::text::tokenizer::{Control, Room};
+use crate::text::{Json, RenderOptions, Watch, unsaid};
 
 /// Where an episode stands: what happened last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -406,7 +406,9 @@ impl Episode {
         let (model, end) = (self.distiller.student(), self.distiller.student().end_of_turn(&state.prompt));
         // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
         let spoken = |text: &str| {
-            let ids = model.tokenizer()?.encode(text, Control::NotSpecial);
+            let mut ids = Vec::new();
+            let room = Room { ids: model.model().max_context(), watch: &Watch::default() };
+            model.tokenizer()?.encode_within(text, Control::NotSpecial, room, &mut ids)?;
             Ok(ids.into_iter().chain(end).collect::<Vec<_>>())
         };
         let mut ids = match action {

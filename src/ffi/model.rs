@@ -18,7 +18,7 @@ use super::text::{CText, squire_text};
 use super::tokens::squire_tokens;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{LoadOptions, ServedModel};
-use crate::text::Control;
+use crate::text::{Control, Room, Watch};
 
 /// A lineage of weight revisions with one tokenizer and one chat template. Shared: see squire_model_retain.
 pub struct squire_model {
@@ -258,8 +258,9 @@ pub unsafe extern "C" fn squire_model_save(
     }
 }
 
-/// The ids of a text. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the model has no
-/// tokenizer. Any thread.
+/// The ids of a text, of any length: besides them it takes up to 24 bytes of memory for each byte of the longest piece that
+/// the tokenizer does not cut, such as a word. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the
+/// model has no tokenizer, SQUIRE_E_HOST_MEMORY. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_tokenize(
     model: *const squire_model,
@@ -276,7 +277,9 @@ pub unsafe extern "C" fn squire_tokenize(
             let text = input::text(text, text_len, "text")?;
             let control = options::flags(flags, "flags", SQUIRE_TOKENIZE_CONTROL)? & SQUIRE_TOKENIZE_CONTROL != 0;
             let control = if control { Control::All } else { Control::None };
-            Ok(model.tokenizer()?.encode(text, control).into())
+            let (mut ids, room) = (Vec::new(), Room { ids: usize::MAX, watch: &Watch::default() });
+            model.tokenizer()?.encode_within(text, control, room, &mut ids)?;
+            Ok(ids.into())
         })
     }
 }

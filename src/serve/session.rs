@@ -165,7 +165,9 @@ impl Session {
         let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
         let added = self.idle(|t| {
-            let ids = chat::encode_append(tokenizer, template, t.after(self.model.stop_ids()), &messages, options)?;
+            let after = t.after(self.model.stop_ids());
+            let room = model.max_context().saturating_sub(t.len());
+            let ids = chat::encode_append_within(tokenizer, template, after, &messages, options, room)?;
             let before = t.len();
             t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
             for token in &mut t.tokens[before..] {

@@ -11,12 +11,15 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::normalizer::{Normalizer, begins_with_mark, decomposed};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
+use crate::memory;
 
 /// The most added tokens a tokenizer may have; Qwen3 has 26.
 const MAX_ADDED: usize = 1 << 16;
 /// The longest text of an added token, in bytes; Qwen3's longest has 20.
 const MAX_TEXT: usize = 4096;
+/// All their texts together, in bytes; those of a model with 32,768 picture tokens have 1 MB.
+const MAX_TEXTS: usize = 4 << 20;
 
 /// One added token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,7 +116,12 @@ impl Tokens {
     }
 
     /// Cuts a text at the tokens that `wanted` accepts, in the very steps of Hugging Face's tokenizers.
-    fn cut(&self, text: &str, wanted: impl Fn(&AddedToken) -> bool, mut found: impl FnMut(Cut)) {
+    fn cut(
+        &self,
+        text: &str,
+        wanted: impl Fn(&AddedToken) -> bool,
+        mut found: impl FnMut(Cut) -> Result<()>,
+    ) -> Result<()> {
         let (mut from, mut at) = (0, 0);
         // The white space behind the last token that takes it, found once however many tokens lie in it.
         let mut space = 0..0;
@@ -144,14 +152,15 @@ impl Tokens {
                 stop = stop.max(space.end);
             }
             if from < start {
-                found(Cut::Text(from..start));
+                found(Cut::Text(from..start))?;
             }
-            found(Cut::Token(token.id));
+            found(Cut::Token(token.id))?;
             from = stop;
         }
         if from < text.len() {
-            found(Cut::Text(from..text.len()));
+            found(Cut::Text(from..text.len()))?;
         }
+        Ok(())
     }
 }
 
@@ -167,18 +176,24 @@ impl AddedTokens {
         let list = match list {
             Value::Null => &[][..],
             Value::Array(list) => list,
-            other => return Err(form(format!("wanted a list, found {other}; save the tokenizer again"))),
+            other => return Err(form(format!("wanted a list, found {}; save the tokenizer again", brief(other)))),
         };
         if list.len() > MAX_ADDED {
             let n = list.len();
             return Err(form(format!("wanted at most {MAX_ADDED} tokens, found {n}; put them into the vocabulary")));
         }
         let (mut plain, mut normalized) = (Vec::new(), Vec::new());
+        let mut all_bytes = 0;
         let mut ids = std::collections::HashSet::new();
         let mut texts = std::collections::HashSet::new();
         for entry in list {
             let text = entry.get("content").and_then(Value::as_str).filter(|text| !text.is_empty());
-            let text = text.ok_or_else(|| form(format!("wanted a content, found {entry}; remove the entry")))?;
+            let text =
+                text.ok_or_else(|| form(format!("wanted a content, found {}; remove the entry", brief(entry))))?;
+            all_bytes += text.len();
+            if all_bytes > MAX_TEXTS {
+                return Err(form(format!("wanted at most {MAX_TEXTS} bytes of texts, found more; remove tokens")));
+            }
             if text.len() > MAX_TEXT {
                 let (n, begin) = (text.len(), text.chars().take(40).collect::<String>());
                 return Err(form(format!(
@@ -188,17 +203,19 @@ impl AddedTokens {
             let found = entry.get("id").unwrap_or(&Value::Null);
             let id = found.as_i64().filter(|id| (0..=max_id as i64).contains(id));
             let id = id.ok_or_else(|| {
-                form(format!("{text:?}: wanted an id from 0 to {max_id}, found {found}; save the tokenizer again"))
+                let (text, found) = (brief(format_args!("{text:?}")), brief(found));
+                form(format!("{text}: wanted an id from 0 to {max_id}, found {found}; save the tokenizer again"))
             })? as i32;
             if !ids.insert(id) || !texts.insert(text) {
-                let why = format!("{text:?}: the token or its id {id} occurs twice, wanted once; remove one entry");
+                let text = brief(format_args!("{text:?}"));
+                let why = format!("{text}: the token or its id {id} occurs twice, wanted once; remove one entry");
                 return Err(form(why));
             }
             let flag = |key: &str| entry.get(key).and_then(Value::as_bool).unwrap_or(false);
             let is_normalized = flag("normalized");
             let token = AddedToken {
                 text: text.to_string(),
-                form: if is_normalized { normalizer.apply(text).into_owned() } else { text.to_string() },
+                form: if is_normalized { normalizer.apply(text)?.into_owned() } else { text.to_string() },
                 id,
                 special: flag("special"),
                 single_word: flag("single_word"),
@@ -212,8 +229,8 @@ impl AddedTokens {
         let decomposed = Tokens::new(without_form.iter().map(bare).collect());
         let normalized = Tokens::new(normalized);
         if let Some(pair) = normalized.sorted.windows(2).find(|pair| pair[0].form == pair[1].form) {
-            let [a, b] = [&pair[0].text, &pair[1].text];
-            return Err(form(format!("{a:?} and {b:?}: wanted two normal forms, found one; remove one of them")));
+            let [a, b] = [0, 1].map(|n| brief(format_args!("{:?}", pair[n].text)));
+            return Err(form(format!("{a} and {b}: wanted two normal forms, found one; remove one of them")));
         }
         Ok(AddedTokens { normalizer, plain: Tokens::new(plain), normalized, decomposed })
     }
@@ -223,17 +240,32 @@ impl AddedTokens {
         self.plain.sorted.iter().chain(&self.normalized.sorted)
     }
 
-    /// The normal form of a text.
-    pub(super) fn normal_form<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    /// The normal form of a text. Error: `OutOfHostMemory`.
+    pub(super) fn normal_form<'t>(&self, text: &'t str) -> Result<Cow<'t, str>> {
         self.normalizer.apply(text)
+    }
+
+    /// The fewest bytes that the normal form of a text of so many bytes can have.
+    pub(super) fn normalizer_least(&self, bytes: usize) -> usize {
+        self.normalizer.least(bytes)
+    }
+
+    /// The fewest bytes that the ids of a text of so many bytes can stand for; None where a token may take any number of
+    /// them with it.
+    pub(super) fn least(&self, bytes: usize) -> Option<usize> {
+        let strips = self.iter().any(|token| token.lstrip || token.rstrip);
+        (!strips).then(|| self.normalizer.least(bytes))
     }
 
     /// A text in the form in which tokens are looked for, so that none is hidden in another spelling: if
     /// there are tokens to be found in normalised text, all but the other tokens normalised.
-    pub(super) fn searched<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    ///
+    /// Error: `OutOfHostMemory`.
+    pub(super) fn searched<'t>(&self, text: &'t str) -> Result<Cow<'t, str>> {
         if self.decomposed.sorted.is_empty() || text.is_ascii() {
-            return Cow::Borrowed(text);
+            return Ok(Cow::Borrowed(text));
         }
+        memory::room_for(2 * text.len(), "the text of a message")?;
         let mut searched = String::with_capacity(text.len());
         let (mut from, mut at) = (0, 0);
         while at < text.len() {
@@ -241,13 +273,13 @@ impl AddedTokens {
                 at += text[at..].chars().next().map_or(1, char::len_utf8);
                 continue;
             };
-            searched.push_str(&self.normalizer.apply(&text[from..at]));
+            searched.push_str(&*self.normalizer.apply(&text[from..at])?);
             searched.push_str(&token.form);
             at += token.form.len();
             from = at;
         }
-        searched.push_str(&self.normalizer.apply(&text[from..]));
-        Cow::Owned(searched)
+        searched.push_str(&*self.normalizer.apply(&text[from..])?);
+        Ok(Cow::Owned(searched))
     }
 
     /// Whether what stands before a text may be changed by the text's first character when both are
@@ -273,29 +305,32 @@ impl AddedTokens {
     }
 
     /// Cuts a text at the tokens that `wanted` accepts, leftmost first, the longest of those that begin
-    /// at one place, and normalises what lies between. No piece of text is empty.
-    pub(super) fn split<'t>(&self, text: &'t str, wanted: impl Fn(&AddedToken) -> bool) -> Vec<Piece<'t>> {
-        let mut pieces = Vec::new();
+    /// at one place, and normalises what lies between. `found` gets the pieces in order; no piece of text is empty. It
+    /// stops at the first error.
+    pub(super) fn split<'t>(
+        &self,
+        text: &'t str,
+        wanted: impl Fn(&AddedToken) -> bool,
+        mut found: impl FnMut(Piece<'t>) -> Result<()>,
+    ) -> Result<()> {
         self.plain.cut(text, &wanted, |cut| match cut {
-            Cut::Token(id) => pieces.push(Piece::Token(id)),
+            Cut::Token(id) => found(Piece::Token(id)),
             Cut::Text(range) => {
-                let normal = self.normalizer.apply(&text[range]);
+                let normal = self.normalizer.apply(&text[range])?;
                 if self.normalized.sorted.is_empty() {
-                    pieces.push(Piece::Text(normal));
-                    return;
+                    return found(Piece::Text(normal));
                 }
                 self.normalized.cut(&normal, &wanted, |cut| {
-                    pieces.push(match cut {
+                    found(match cut {
                         Cut::Token(id) => Piece::Token(id),
                         Cut::Text(range) => Piece::Text(match &normal {
                             Cow::Borrowed(text) => Cow::Borrowed(&text[range]),
                             Cow::Owned(text) => Cow::Owned(text[range].to_string()),
                         }),
-                    });
-                });
+                    })
+                })
             }
-        });
-        pieces
+        })
     }
 }
 
@@ -317,13 +352,18 @@ mod tests {
     #[test]
     fn the_leftmost_token_wins_and_of_those_the_longest() {
         let added = tokens(&[("<a>", 1, true), ("<a>b", 2, true), ("a>b<", 3, true), ("é", 4, true)]);
-        let all = |text| added.split(text, |_| true);
+        let split = |text, wanted: fn(&AddedToken) -> bool| {
+            let mut pieces = Vec::new();
+            added.split(text, wanted, |piece| Ok(pieces.push(piece))).unwrap();
+            pieces
+        };
+        let all = |text| split(text, |_| true);
         assert_eq!(all("x<a>b<"), [text("x"), Piece::Token(2), text("<")]);
         assert_eq!(all("<a><a>"), [Piece::Token(1), Piece::Token(1)]);
         assert_eq!(all("eé€"), [text("e"), Piece::Token(4), text("€")]);
         assert_eq!(all(""), []);
         // A longer token that is not wanted does not hide a shorter one.
-        assert_eq!(added.split("<a>b", |t| t.id != 2), [Piece::Token(1), text("b")]);
+        assert_eq!(split("<a>b", |t| t.id != 2), [Piece::Token(1), text("b")]);
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Byte-pair merging: a piece of text, byte by byte, merged in the order of the merges' ranks.
 //!
 //! The same steps as in Hugging Face's tokenizers, stale entries of the queue included, so that the
-//! same ids come out where several merges make one token. Time is n log n in a piece's length.
+//! same ids come out where several merges make one token. Time is n log n in a piece's length, space 24 bytes for each of
+//! its bytes.
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::{BuildHasher, Hasher};
 
+use super::watch::Watch;
+use crate::error::{Error, Fault, Result};
+use crate::memory;
 use crate::random::mix;
 
 /// A merge of two tokens: the ids of its parts, and of what it makes. Its rank is its place in the list.
@@ -34,20 +38,28 @@ pub(super) struct Bpe {
 #[derive(Default)]
 pub(super) struct Scratch {
     symbols: Vec<Symbol>,
-    queue: BinaryHeap<Reverse<(u32, usize, i32)>>,
+    queue: BinaryHeap<Reverse<(u32, u32, i32)>>,
 }
 
+/// Places are 32 bits, so that a piece that fills a long text takes no more memory than it must.
 #[derive(Clone, Copy)]
 struct Symbol {
+    /// Below 0 once it was merged into the one before.
     id: i32,
-    /// False once it was merged into the one before.
-    alive: bool,
-    previous: usize,
-    next: usize,
+    previous: u32,
+    next: u32,
 }
 
 /// No symbol.
-const NONE: usize = usize::MAX;
+const NONE: u32 = u32::MAX;
+/// The id of a symbol that is none any more.
+const MERGED: i32 = -1;
+/// Symbols for which space is kept.
+const KEPT: usize = 1 << 16;
+/// The longest piece, in bytes.
+const MAX_PIECE: usize = NONE as usize - 1;
+/// Merges between two looks at the watch.
+const ASK_EVERY: u32 = 1 << 16;
 
 impl Bpe {
     /// `byte_ids` has 256 entries. `special` are the ids that [`Bpe::encode`] takes apart again.
@@ -64,21 +76,39 @@ impl Bpe {
         Bpe { byte_ids, merges: table, whole, parts }
     }
 
-    /// Appends the ids of a piece. Unless `special` are allowed, a special token that merging made is
-    /// taken apart again into the two parts of its first merge.
-    pub(super) fn encode(&self, piece: &[u8], special: bool, scratch: &mut Scratch, ids: &mut Vec<i32>) {
+    /// Appends the ids of a piece, at most one for each of its bytes. Unless `special` are allowed, a special token that
+    /// merging made is taken apart again into the two parts of its first merge.
+    ///
+    /// Errors: `OutOfHostMemory`; `BadLength` for a piece of 4 GiB; `Cancelled`.
+    pub(super) fn encode(
+        &self,
+        piece: &[u8],
+        special: bool,
+        scratch: &mut Scratch,
+        watch: &Watch,
+        ids: &mut Vec<i32>,
+    ) -> Result<()> {
         if let &[byte] = piece {
+            memory::reserve(ids, 1, "the ids of a text")?;
             ids.push(self.byte_ids[usize::from(byte)]);
-            return;
+            return Ok(());
         }
         if let Some(&id) = self.whole.get(piece) {
+            memory::reserve(ids, piece.len(), "the ids of a text")?;
             self.push(id, special, ids);
-            return;
+            return Ok(());
         }
-        self.merge(piece, scratch);
-        for symbol in scratch.symbols.iter().filter(|symbol| symbol.alive) {
+        self.merge(piece, scratch, watch)?;
+        let alive = || scratch.symbols.iter().filter(|symbol| symbol.id >= 0);
+        let most = if self.parts.is_empty() { alive().count() } else { piece.len() };
+        memory::reserve(ids, most, "the ids of a text")?;
+        for symbol in alive() {
             self.push(symbol.id, special, ids);
         }
+        if scratch.symbols.capacity() > KEPT {
+            *scratch = Scratch::default();
+        }
+        Ok(())
     }
 
     fn push(&self, id: i32, special: bool, ids: &mut Vec<i32>) {
@@ -96,47 +126,65 @@ impl Bpe {
         }
     }
 
-    fn merge(&self, piece: &[u8], Scratch { symbols, queue }: &mut Scratch) {
+    fn merge(&self, piece: &[u8], Scratch { symbols, queue }: &mut Scratch, watch: &Watch) -> Result<()> {
+        if piece.len() > MAX_PIECE {
+            let why = "the text has a piece of 4 GiB that the tokenizer does not cut; give it in parts";
+            return Err(Error::new(Fault::BadLength, why));
+        }
         symbols.clear();
-        let last = piece.len().saturating_sub(1);
-        symbols.extend(piece.iter().enumerate().map(|(at, &byte)| Symbol {
+        memory::reserve(symbols, piece.len(), "the tokenizer's symbols")?;
+        let last = piece.len().saturating_sub(1) as u32;
+        symbols.extend((0..).zip(piece).map(|(at, &byte)| Symbol {
             id: self.byte_ids[usize::from(byte)],
-            alive: true,
-            previous: at.wrapping_sub(1),
+            previous: if at > 0 { at - 1 } else { NONE },
             next: if at < last { at + 1 } else { NONE },
         }));
         let merge_of = |left: i32, right: i32| self.merges.get(&pair(left, right)).copied();
-        queue.clear();
-        for at in 0..last {
-            if let Some((rank, made)) = merge_of(symbols[at].id, symbols[at + 1].id) {
-                queue.push(Reverse((rank, at, made)));
-            }
-        }
+        let mut queued = std::mem::take(queue).into_vec();
+        queued.clear();
+        memory::reserve(&mut queued, piece.len(), "the tokenizer's queue")?;
+        queued.extend((0..last).filter_map(|at| {
+            let (rank, made) = merge_of(symbols[at as usize].id, symbols[at as usize + 1].id)?;
+            Some(Reverse((rank, at, made)))
+        }));
+        *queue = BinaryHeap::from(queued);
+        let mut unasked = ASK_EVERY;
         while let Some(Reverse((_, at, made))) = queue.pop() {
-            let Symbol { id, alive, previous, next } = symbols[at];
-            if !alive || next == NONE {
+            unasked -= 1;
+            if unasked == 0 {
+                unasked = ASK_EVERY;
+                watch.check()?;
+            }
+            let Symbol { id, previous, next } = symbols[at as usize];
+            if id < 0 || next == NONE {
                 continue;
             }
-            let right = symbols[next];
+            let right = symbols[next as usize];
             // What stands here now may be another pair than the one that was queued.
             if merge_of(id, right.id).is_none_or(|(_, now)| now != made) {
                 continue;
             }
-            symbols[next].alive = false;
-            symbols[at].id = made;
-            symbols[at].next = right.next;
+            symbols[next as usize].id = MERGED;
+            symbols[at as usize].id = made;
+            symbols[at as usize].next = right.next;
+            // Two more may come for the one that went.
+            if queue.capacity() - queue.len() < 2 {
+                let grown = queue.try_reserve(queue.len() / 2 + 2);
+                grown.map_err(|_| memory::refused(queue.len() * 18, "the tokenizer's queue"))?;
+            }
             if right.next != NONE {
-                symbols[right.next].previous = at;
-                if let Some((rank, made)) = merge_of(made, symbols[right.next].id) {
+                symbols[right.next as usize].previous = at;
+                if let Some((rank, made)) = merge_of(made, symbols[right.next as usize].id) {
                     queue.push(Reverse((rank, at, made)));
                 }
             }
             if previous != NONE
-                && let Some((rank, made)) = merge_of(symbols[previous].id, made)
+                && let Some((rank, made)) = merge_of(symbols[previous as usize].id, made)
             {
                 queue.push(Reverse((rank, previous, made)));
             }
         }
+        Ok(())
     }
 }
 

@@ -26,9 +26,11 @@ use super::added_tokens::{AddedToken, Piece};
 use super::json::Json;
 use super::messages::{PRIVATE, check_messages, message, private_characters, role_of, spelled};
 pub use super::template::{ChatTemplate, RenderOptions};
-use super::tokenizer::{Control, Tokenizer};
+use super::tokenizer::{Control, Room, Tokenizer};
 use super::turn::end_of_turn;
+use super::watch::Watch;
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 
 /// What stands in a timeline before messages that are appended to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,21 +51,31 @@ pub enum After<'a> {
 
 /// The ids of a whole conversation.
 ///
-/// Errors: `BadValue` where the messages are not a list of objects with roles; `TemplateFailed`.
+/// Errors: `BadValue` where the messages are not a list of objects with roles; `TemplateFailed`; `Cancelled`;
+/// `OutOfHostMemory`.
 pub fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     messages: impl Into<Json>,
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
-    let messages = &messages.into();
-    check_roles(template, messages, options)?;
+    encode_whole(tokenizer, template, &messages.into(), options, usize::MAX)
+}
+
+fn encode_whole(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &Json,
+    options: &RenderOptions,
+    room: usize,
+) -> Result<Vec<i32>> {
     let breaker = Breaker::new(tokenizer, template, messages, options)?;
-    let rendering = template.render(Json::List(breaker.messages(messages)?), &breaker.options(options))?;
+    check_roles(template, messages, options, &breaker.watch)?;
+    let rendering = template.render(Json::List(breaker.messages(messages)?), &breaker.options(options)?)?;
     if rendering.is_empty() && messages.as_list().is_some_and(|list| !list.is_empty()) {
         return Err(Error::new(Fault::TemplateFailed, "chat template: it made no text of the messages"));
     }
-    Ok(breaker.ids(&rendering))
+    breaker.ids(&rendering, room)
 }
 
 /// The ids that continue a timeline with `new_messages`: the glue that closes what stands there, the
@@ -79,9 +91,22 @@ pub fn encode_append(
     new_messages: impl Into<Json>,
     options: &RenderOptions,
 ) -> Result<Vec<i32>> {
+    encode_append_within(tokenizer, template, after, new_messages, options, usize::MAX)
+}
+
+/// The same for a timeline that has room for so many ids. Error besides: `ContextFull`, as soon as it is known, which is
+/// before a long text is encoded.
+pub fn encode_append_within(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    after: After<'_>,
+    new_messages: impl Into<Json>,
+    options: &RenderOptions,
+    room: usize,
+) -> Result<Vec<i32>> {
     let new_messages = &new_messages.into();
     let turn = match after {
-        After::Nothing => return encode_chat(tokenizer, template, new_messages, options),
+        After::Nothing => return encode_whole(tokenizer, template, new_messages, options, room),
         After::Messages => None,
         After::Turn { said, ends } => Some((said, ends)),
     };
@@ -94,9 +119,9 @@ pub fn encode_append(
             "continue_final_message: there is no message to continue; what stands in the timeline goes on as it is";
         return Err(Error::new(Fault::BadValue, why));
     }
-    check_roles(template, new_messages, options)?;
     let breaker = Breaker::new(tokenizer, template, new_messages, options)?;
-    let options = breaker.options(options);
+    check_roles(template, new_messages, options, &breaker.watch)?;
+    let options = breaker.options(options)?;
     let sentinel = breaker.sentinel.to_string();
     let stand_in = match turn {
         None => vec![message("user", &sentinel)],
@@ -127,11 +152,12 @@ pub fn encode_append(
             let why = "chat template: a message's end depends on the next one, so nothing can be appended";
             Error::new(Fault::TemplateFailed, why)
         })?;
-        return Ok(breaker.ids(added));
+        return breaker.ids(added, room);
     };
-    let mut ids = breaker.ids(&added);
+    // What stands in the timeline already is taken off again.
+    let mut ids = breaker.ids(&added, room.saturating_add(said.len()))?;
     // A template whose end of a turn depends on what follows has its end token at least.
-    let closing = closing.map(|text| breaker.ids(&text)).unwrap_or_default();
+    let closing = closing.and_then(|text| breaker.ids(&text, usize::MAX)).unwrap_or_default();
     let closing = if ids.starts_with(&closing) { closing.len() } else { 0 };
     let end = breaker.first_token(&added);
     let longest = closing.max(usize::from(end.is_some())).min(said.len());
@@ -146,6 +172,11 @@ pub fn encode_append(
     };
     let written = (1..=longest).rev().find(stands).unwrap_or(0);
     ids.drain(..written);
+    if ids.len() > room {
+        let wanted = ids.len();
+        let why = format!("{wanted} more tokens are wanted, there is room for {room}; truncate or begin anew");
+        return Err(Error::new(Fault::ContextFull, why));
+    }
     Ok(ids)
 }
 
@@ -166,7 +197,7 @@ pub fn notices(
     let breaker = Breaker::new(tokenizer, template, messages, options)?;
     let broken = breaker.messages(messages)?;
     let Some(at) = list.iter().zip(&broken).position(|(given, broken)| given != broken) else { return Ok(notices) };
-    let rendered = breaker.plain(&template.render(Json::List(broken), &breaker.options(options))?);
+    let rendered = breaker.plain(&template.render(Json::List(broken), &breaker.options(options)?)?);
     if template.render(messages, options).is_ok_and(|plain| plain != rendered) {
         let role = role_of(&list[at]);
         notices.push(format!(
@@ -179,13 +210,17 @@ pub fn notices(
 }
 
 /// Refuses messages of a role for which the template has no place.
-fn check_roles(template: &ChatTemplate, messages: &Json, options: &RenderOptions) -> Result<()> {
+fn check_roles(template: &ChatTemplate, messages: &Json, options: &RenderOptions, watch: &Watch) -> Result<()> {
+    let mut checked = None;
     for (n, message) in check_messages(messages)?.iter().enumerate() {
         let role = role_of(message);
-        if !template.knows_role(role, options)? {
+        if checked.replace(role) == Some(role) {
+            continue;
+        }
+        if !template.knows_role(role, options, watch)? {
             let mut known = Vec::new();
             for common in ["system", "user", "assistant", "tool"] {
-                if template.knows_role(common, options)? {
+                if template.knows_role(common, options, watch)? {
                     known.push(common);
                 }
             }
@@ -207,6 +242,8 @@ pub(super) struct Breaker<'a> {
     tokenizer: &'a Tokenizer,
     pub(super) nonce: char,
     pub(super) sentinel: char,
+    /// What may stop the request, with the deadline of all its renderings.
+    watch: Watch,
 }
 
 /// Whether a token can be told apart in a rendering: it takes two characters to be broken.
@@ -226,7 +263,7 @@ impl<'a> Breaker<'a> {
         taken.extend(tokenizer.added().iter().flat_map(|token| token.text.chars()));
         let mut free = PRIVATE.filter(|c| !taken.contains(c));
         match (free.next(), free.next()) {
-            (Some(nonce), Some(sentinel)) => Ok(Breaker { tokenizer, nonce, sentinel }),
+            (Some(nonce), Some(sentinel)) => Ok(Breaker { tokenizer, nonce, sentinel, watch: options.watch.begun() }),
             _ => Err(Error::new(Fault::BadValue, "messages: they use every private-use character from U+E000 on")),
         }
     }
@@ -234,38 +271,48 @@ impl<'a> Breaker<'a> {
     /// The messages with their tokens broken.
     fn messages(&self, messages: &Json) -> Result<Vec<Json>> {
         let list = check_messages(messages)?;
-        Ok(list.iter().map(|message| self.value(message, role_of(message) == "assistant")).collect())
+        list.iter().map(|message| self.value(message, role_of(message) == "assistant")).collect()
     }
 
     /// The options with the tokens in tools and variables broken.
-    pub(super) fn options(&self, options: &RenderOptions) -> RenderOptions {
-        RenderOptions {
+    pub(super) fn options(&self, options: &RenderOptions) -> Result<RenderOptions> {
+        let whole = |value: &Option<Json>| value.as_ref().map(|value| self.value(value, false)).transpose();
+        let variable = |(name, value): &(String, Json)| Ok((name.clone(), self.value(value, false)?));
+        Ok(RenderOptions {
             add_generation_prompt: options.add_generation_prompt,
             continue_final_message: options.continue_final_message,
             template: options.template.clone(),
-            tools: options.tools.as_ref().map(|tools| self.value(tools, false)),
-            documents: options.documents.as_ref().map(|documents| self.value(documents, false)),
-            variables: options.variables.iter().map(|(name, value)| (name.clone(), self.value(value, false))).collect(),
-        }
+            watch: self.watch.clone(),
+            tools: whole(&options.tools)?,
+            documents: whole(&options.documents)?,
+            variables: options.variables.iter().map(variable).collect::<Result<_>>()?,
+        })
     }
 
-    fn value(&self, value: &Json, only_special: bool) -> Json {
-        match value {
-            Json::String(text) => Json::String(self.text(text, only_special)),
-            Json::List(list) => Json::List(list.iter().map(|item| self.value(item, only_special)).collect()),
+    fn value(&self, value: &Json, only_special: bool) -> Result<Json> {
+        Ok(match value {
+            Json::String(text) => Json::String(self.text(text, only_special)?),
+            Json::List(list) => {
+                Json::List(list.iter().map(|item| self.value(item, only_special)).collect::<Result<_>>()?)
+            }
             Json::Object(map) => {
                 let entry =
-                    |(key, item): &(String, Json)| (self.text(key, only_special), self.value(item, only_special));
-                Json::Object(map.iter().map(entry).collect())
+                    |(key, item): &(String, Json)| Ok((self.text(key, only_special)?, self.value(item, only_special)?));
+                Json::Object(map.iter().map(entry).collect::<Result<_>>()?)
             }
             other => other.clone(),
-        }
+        })
     }
 
     /// A text with a nonce in every token and fragment of one, as the module's text says.
-    fn text(&self, text: &str, only_special: bool) -> String {
+    ///
+    /// Errors: `OutOfHostMemory`, `Cancelled`.
+    fn text(&self, text: &str, only_special: bool) -> Result<String> {
+        self.watch.check()?;
         let added = self.tokenizer.added();
-        let text = &*added.searched(text);
+        let text = &*added.searched(text)?;
+        // A nonce at every character at worst, and a buffer that grows by doubling.
+        memory::room_for(text.len().saturating_mul(3), "the text of a message")?;
         let wanted = |token: &AddedToken| breakable(token) && (token.special || !only_special);
         let telling = |fragment: &str| fragment.contains(|c: char| !c.is_alphanumeric());
         let ends_token = |token: &AddedToken| {
@@ -283,12 +330,7 @@ impl<'a> Breaker<'a> {
                 broken.push(self.nonce);
             }
         }
-        broken
-    }
-
-    /// The rendering cut at its control tokens, nonces still in the text.
-    fn pieces<'t>(&self, rendering: &'t str) -> Vec<Piece<'t>> {
-        self.tokenizer.added().split(rendering, breakable)
+        Ok(broken)
     }
 
     /// The text without its nonces, spelled ones (of a list that the template prints) too.
@@ -298,21 +340,29 @@ impl<'a> Breaker<'a> {
 
     /// The control token with which a rendering begins, if it begins with one.
     pub(super) fn first_token(&self, rendering: &str) -> Option<i32> {
-        match self.pieces(rendering).first() {
-            Some(&Piece::Token(id)) => Some(id),
-            _ => None,
-        }
+        let mut first = None;
+        let stop = || Error::new(Fault::Cancelled, "the first piece is all that is wanted");
+        let _ = self.tokenizer.added().split(rendering, breakable, |piece| {
+            if let Piece::Token(id) = piece {
+                first = Some(id);
+            }
+            Err(stop())
+        });
+        first
     }
 
-    fn ids(&self, rendering: &str) -> Vec<i32> {
+    /// The ids of a rendering cut at its control tokens, nonces still in the text.
+    ///
+    /// Errors: `ContextFull` where they are more than `room`; those of [`Tokenizer::encode_within`].
+    fn ids(&self, rendering: &str, room: usize) -> Result<Vec<i32>> {
         let mut ids = Vec::new();
-        for piece in self.pieces(rendering) {
-            match piece {
-                Piece::Token(id) => ids.push(id),
-                Piece::Text(text) => ids.extend(self.tokenizer.encode(&self.plain(&text), Control::None)),
-            }
-        }
-        ids
+        let room = Room { ids: room, watch: &self.watch };
+        memory::room_for(rendering.len().saturating_mul(4), "the rendering of a chat")?;
+        self.tokenizer.added().split(rendering, breakable, |piece| match piece {
+            Piece::Token(id) => self.tokenizer.push_within(id, room, &mut ids),
+            Piece::Text(text) => self.tokenizer.encode_within(&self.plain(&text), Control::None, room, &mut ids),
+        })?;
+        Ok(ids)
     }
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod added_tokens;
+mod aside;
 mod bpe;
 mod byte_level;
 pub mod chat;
@@ -18,13 +19,15 @@ pub mod stream;
 mod template;
 pub mod tokenizer;
 mod turn;
+mod watch;
 
-pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_chat, notices};
+pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_append_within, encode_chat, notices};
 pub use json::Json;
 pub use request::ChatRequest;
 pub use stream::TextStream;
-pub use tokenizer::{Control, Tokenizer};
+pub use tokenizer::{Control, Room, Tokenizer};
 pub use turn::{end_of_turn, generation_prompt, unsaid};
+pub use watch::Watch;
 
 #[cfg(test)]
 #[path = "../../tests/support/tiny_tokenizer.rs"]

@@ -11,7 +11,8 @@ use unicode_normalization_alignments::{IsNormalized, UnicodeNormalization, is_nf
 use unicode_normalization_alignments::{is_nfd_quick, is_nfkd_quick};
 
 use super::reading::{form, list_of, type_of, unsupported};
-use crate::error::Result;
+use crate::error::{Error, Result, brief};
+use crate::memory;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
@@ -22,9 +23,10 @@ enum Form {
 }
 
 impl Form {
-    fn apply<'t>(self, text: &'t str) -> Cow<'t, str> {
+    /// Error: `OutOfHostMemory`.
+    fn apply<'t>(self, text: &'t str) -> Result<Cow<'t, str>> {
         if text.is_ascii() {
-            return Cow::Borrowed(text);
+            return Ok(Cow::Borrowed(text));
         }
         let quick = match self {
             Form::Nfc => is_nfc_quick(text.chars()),
@@ -33,8 +35,11 @@ impl Form {
             Form::Nfkd => is_nfkd_quick(text.chars()),
         };
         if quick == IsNormalized::Yes {
-            return Cow::Borrowed(text);
+            return Ok(Cow::Borrowed(text));
         }
+        // The library allocates by itself: the result, and what it holds of a run of marks.
+        let other = text.bytes().filter(|byte| !byte.is_ascii()).count();
+        memory::room_for(text.len().saturating_add(other.saturating_mul(SPACE)), "the normal form of a text")?;
         let mut normal = String::with_capacity(text.len());
         match self {
             Form::Nfc => normal.extend(text.nfc().map(|(c, _)| c)),
@@ -42,9 +47,18 @@ impl Form {
             Form::Nfkc => normal.extend(text.nfkc().map(|(c, _)| c)),
             Form::Nfkd => normal.extend(text.nfkd().map(|(c, _)| c)),
         }
-        Cow::Owned(normal)
+        Ok(Cow::Owned(normal))
     }
 }
+
+/// The most that a byte of a text outside ASCII may take while it is brought into a normal form, in bytes: a mark of two
+/// bytes waits in 16 for its place in a run, and no character grows to more than eleven times its length.
+const SPACE: usize = 16;
+/// How many times longer than its normal form a text may be at most: a character of four bytes becomes one of ASCII.
+/// What is composed of several, of at most four bytes each, is longer than that.
+const SHRINKS: usize = 8;
+/// The most steps; one normal form says it all.
+const MAX_STEPS: usize = 16;
 
 /// The normal forms of a tokenizer, one after another; none leaves a text as it is.
 #[derive(Clone, Debug, Default)]
@@ -68,38 +82,50 @@ impl Normalizer {
             "NFKC" => self.0.push(Form::Nfkc),
             "NFKD" => self.0.push(Form::Nfkd),
             "Sequence" => {
-                for part in list_of(part, "normalizers", "normalizer")? {
-                    self.read(part)?;
+                let parts = list_of(part, "normalizers", "normalizer")?;
+                if parts.len() > MAX_STEPS {
+                    return Err(too_many());
                 }
+                parts.iter().try_for_each(|part| self.read(part))?;
             }
             other => {
+                let other = brief(other);
                 return Err(unsupported(format!(
                     "normalizer: wanted NFC, NFD, NFKC, NFKD or a Sequence of them, found {other}; use a tokenizer \
                      without it, as Qwen3's is"
                 )));
             }
         }
-        if self.0.len() > 16 {
-            return Err(form("normalizer: wanted at most 16 steps, found more; one normal form says it all"));
+        if self.0.len() > MAX_STEPS {
+            return Err(too_many());
         }
         Ok(())
     }
 
-    /// The normal form of a text.
-    pub(super) fn apply<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    /// The normal form of a text. Error: `OutOfHostMemory`.
+    pub(super) fn apply<'t>(&self, text: &'t str) -> Result<Cow<'t, str>> {
         let mut normal = Cow::Borrowed(text);
         for form in &self.0 {
-            if let Cow::Owned(changed) = form.apply(&normal) {
+            if let Cow::Owned(changed) = form.apply(&normal)? {
                 normal = Cow::Owned(changed);
             }
         }
-        normal
+        Ok(normal)
+    }
+
+    /// The fewest bytes that the normal form of a text of so many bytes can have.
+    pub(super) fn least(&self, bytes: usize) -> usize {
+        if self.is_identity() { bytes } else { bytes / SHRINKS }
     }
 
     /// Whether every text is its own normal form.
     pub(super) fn is_identity(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+fn too_many() -> Error {
+    form(format!("normalizer: wanted at most {MAX_STEPS} steps, found more; one normal form says it all"))
 }
 
 /// The canonical decomposition: what a text may be spelt like before it is composed.
@@ -126,24 +152,38 @@ mod tests {
         for case in 0..3000 {
             let draw = |i, n: usize| below(Stream::World, &[case, i], n as u64) as usize;
             let text: String = (0..draw(0, 8)).map(|i| pool[draw(i as u64 + 1, pool.len())]).collect();
-            assert_eq!(Form::Nfc.apply(&text), text.nfc().map(|(c, _)| c).collect::<String>());
-            assert_eq!(Form::Nfd.apply(&text), text.nfd().map(|(c, _)| c).collect::<String>());
-            assert_eq!(Form::Nfkc.apply(&text), text.nfkc().map(|(c, _)| c).collect::<String>());
-            assert_eq!(Form::Nfkd.apply(&text), text.nfkd().map(|(c, _)| c).collect::<String>());
+            assert_eq!(Form::Nfc.apply(&text).unwrap(), text.nfc().map(|(c, _)| c).collect::<String>());
+            assert_eq!(Form::Nfd.apply(&text).unwrap(), text.nfd().map(|(c, _)| c).collect::<String>());
+            assert_eq!(Form::Nfkc.apply(&text).unwrap(), text.nfkc().map(|(c, _)| c).collect::<String>());
+            assert_eq!(Form::Nfkd.apply(&text).unwrap(), text.nfkd().map(|(c, _)| c).collect::<String>());
         }
         for c in '\0'..=char::MAX {
             let text = c.to_string();
-            assert_eq!(Form::Nfc.apply(&text), text.nfc().map(|(c, _)| c).collect::<String>(), "{c:?}");
-            assert_eq!(Form::Nfkc.apply(&text), text.nfkc().map(|(c, _)| c).collect::<String>(), "{c:?}");
+            assert_eq!(Form::Nfc.apply(&text).unwrap(), text.nfc().map(|(c, _)| c).collect::<String>(), "{c:?}");
+            assert_eq!(Form::Nfkc.apply(&text).unwrap(), text.nfkc().map(|(c, _)| c).collect::<String>(), "{c:?}");
+        }
+    }
+
+    #[test]
+    fn no_text_is_longer_than_its_normal_form_by_more_than_is_said() {
+        let forms = [Form::Nfc, Form::Nfd, Form::Nfkc, Form::Nfkd];
+        for c in '\0'..=char::MAX {
+            let text = c.to_string();
+            for form in forms {
+                let normal = form.apply(&text).unwrap();
+                assert!(normal.len() * SHRINKS >= text.len() && normal.len() <= text.len() * 11, "{c:?} {form:?}");
+            }
+            // What composes to two bytes or more comes of four characters at most.
+            assert!(text.nfd().count() <= 4, "{c:?}");
         }
     }
 
     #[test]
     fn forms_are_applied_in_their_order() {
         let parts = json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "NFC"}]});
-        assert_eq!(Normalizer::from_json(&parts).unwrap().apply("e\u{301}"), "é");
+        assert_eq!(Normalizer::from_json(&parts).unwrap().apply("e\u{301}").unwrap(), "é");
         let parts = json!({"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "NFD"}]});
-        assert_eq!(Normalizer::from_json(&parts).unwrap().apply("ﬁé"), "fie\u{301}");
+        assert_eq!(Normalizer::from_json(&parts).unwrap().apply("ﬁé").unwrap(), "fie\u{301}");
         assert!(Normalizer::from_json(&json!(null)).unwrap().is_identity());
     }
 }

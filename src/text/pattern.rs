@@ -18,9 +18,12 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 
 use super::reading::{form, unsupported};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The longest pattern, in bytes; Qwen3's has 130.
 const MAX_PATTERN: usize = 4096;
+/// Groups and classes within each other; the patterns in use have three. Compiling recurses on the caller's stack.
+const MAX_NESTING: u32 = 24;
 /// The most memory that the automata of one pattern may take, in bytes; Qwen3's take 1 MB.
 const MAX_AUTOMATA: usize = 16 << 20;
 
@@ -42,6 +45,7 @@ impl Pattern {
             let n = source.len();
             return Err(broken(source, &format!("wanted at most {MAX_PATTERN} bytes, found {n}; write it shorter")));
         }
+        memory::room_for(2 * MAX_AUTOMATA, "tokenizer.json: pre_tokenizer: the automata of a pattern")?;
         let mut automata = Vec::new();
         for alternative in alternatives(source)? {
             alternative.add_to(&mut automata)?;
@@ -215,7 +219,10 @@ fn class_of(hir: &Hir) -> Option<Class> {
 }
 
 fn hir(text: &str, is_whole: bool) -> Result<Hir> {
-    let parse = |text: &str| ast::parse::Parser::new().parse(text).map_err(|e| e.kind().clone());
+    let parse = |text: &str| {
+        let mut parser = ast::parse::ParserBuilder::new().nest_limit(MAX_NESTING).build();
+        parser.parse(text).map_err(|e| e.kind().clone())
+    };
     let parsed = parse(text).map_err(|e| {
         use ast::ErrorKind::{UnsupportedBackreference, UnsupportedLookAround};
         match e {
@@ -246,6 +253,9 @@ fn possessive(text: &str, parsed: &Ast) -> Result<Vec<usize>> {
         Ast::Concat(concat) => &concat.asts[..],
         other => std::slice::from_ref(other),
     };
+    let translated = parts.iter().map(|part| translate(text, part)).collect::<Result<Vec<Hir>>>()?;
+    // From where on all that follows may be nothing.
+    let optional_from = translated.iter().rposition(|part| !is_optional(part)).map_or(0, |last| last + 1);
     let mut places = Vec::new();
     for (n, part) in parts.iter().enumerate() {
         let Ast::Repetition(outer) = part else { continue };
@@ -256,9 +266,8 @@ fn possessive(text: &str, parsed: &Ast) -> Result<Vec<usize>> {
         }
         let taken = class_of(&translate(text, &inner.ast)?);
         let mut gives_back = taken.is_none();
-        for (m, next) in parts.iter().enumerate().skip(n + 1) {
-            let next = translate(text, next)?;
-            let disjoint = match (first_class(&next), &taken) {
+        for (m, next) in translated.iter().enumerate().skip(n + 1) {
+            let disjoint = match (first_class(next), &taken) {
                 (Some(Class::Unicode(next)), Some(Class::Unicode(taken))) => {
                     let mut both = next.clone();
                     both.intersect(taken);
@@ -270,8 +279,7 @@ fn possessive(text: &str, parsed: &Ast) -> Result<Vec<usize>> {
                 break;
             }
             // Where all that follows may be nothing, nothing is ever given back.
-            let skippable = |part: &Ast| Ok(is_optional(&translate(text, part)?));
-            if !disjoint && !parts[m..].iter().map(skippable).collect::<Result<Vec<bool>>>()?.iter().all(|&yes| yes) {
+            if !disjoint && m < optional_from {
                 gives_back = true;
                 break;
             }

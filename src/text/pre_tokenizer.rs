@@ -7,11 +7,13 @@ use std::ops::Range;
 use serde_json::Value;
 
 use super::pattern::Pattern;
-use super::reading::{form, list_of, type_of, unsupported};
-use crate::error::Result;
+use super::reading::{form, list_of, quoted, type_of, unsupported};
+use crate::error::{Error, Result, brief};
 
 /// The most steps of a sequence; DeepSeek's has four.
-const MAX_STEPS: usize = 64;
+const MAX_STEPS: usize = 16;
+/// Their patterns together, in bytes; the longest in use has 400.
+const MAX_PATTERNS: usize = 16 << 10;
 /// The pattern that ByteLevel splits with where it is asked to (GPT-2's).
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
@@ -66,6 +68,7 @@ impl PreTokenizer {
         }
         let name = type_of(part, "pre_tokenizer")?;
         if self.ended && name != "Sequence" {
+            let name = brief(name);
             let why =
                 format!("pre_tokenizer: wanted ByteLevel as the last step, found {name} behind it; remove that step");
             return Err(unsupported(why));
@@ -74,9 +77,12 @@ impl PreTokenizer {
         let isolated = |delimiter| Step { delimiter, invert: false, behavior: Behavior::Isolated };
         match name {
             "Sequence" => {
-                for part in list_of(part, "pretokenizers", "pre_tokenizer")? {
-                    self.read(part)?;
+                let parts = list_of(part, "pretokenizers", "pre_tokenizer")?;
+                let pattern = |part: &Value| part["pattern"].as_object()?.values().next()?.as_str().map(str::len);
+                if parts.len() > MAX_STEPS || parts.iter().filter_map(pattern).sum::<usize>() > MAX_PATTERNS {
+                    return Err(too_many());
                 }
+                parts.iter().try_for_each(|part| self.read(part))?;
             }
             "ByteLevel" => {
                 if flag("add_prefix_space", true) {
@@ -96,6 +102,7 @@ impl PreTokenizer {
             }
             "Split" => self.steps.push(read_split(part, flag("invert", false))?),
             other => {
+                let other = brief(other);
                 return Err(unsupported(format!(
                     "pre_tokenizer: wanted ByteLevel, Split, Digits or a Sequence of them, found {other}; use a \
                      tokenizer of byte-level BPE, as Qwen3's is"
@@ -103,24 +110,38 @@ impl PreTokenizer {
             }
         }
         if self.steps.len() > MAX_STEPS {
-            return Err(form(format!("pre_tokenizer: wanted at most {MAX_STEPS} steps, found more; remove some")));
+            return Err(too_many());
         }
         Ok(())
     }
 
-    /// The pieces of a text, in order; none is empty, and together they are the text.
-    pub(super) fn split(&self, text: &str) -> Vec<Range<usize>> {
-        let mut pieces = Vec::new();
-        pieces.extend((!text.is_empty()).then_some(0..text.len()));
-        for step in &self.steps {
-            let mut next = Vec::with_capacity(pieces.len().max(text.len() / 4));
-            for piece in pieces {
-                step.split(&text[piece.clone()], piece.start, &mut next);
-            }
-            pieces = next;
-        }
-        pieces
+    /// Calls `found` for the pieces of a text, in order; none is empty, and together they are the text. It stops at the
+    /// first error. No list of the pieces is made: a long text has many.
+    pub(super) fn split(&self, text: &str, found: &mut dyn FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+        split(&self.steps, text, 0..text.len(), found)
     }
+}
+
+/// The pieces of a range of the text by these steps, each on the pieces of the one before.
+fn split(
+    steps: &[Step],
+    text: &str,
+    range: Range<usize>,
+    found: &mut dyn FnMut(Range<usize>) -> Result<()>,
+) -> Result<()> {
+    match steps.split_first() {
+        None if range.is_empty() => Ok(()),
+        None => found(range),
+        Some((step, rest)) => {
+            step.split(&text[range.clone()], range.start, &mut |piece| split(rest, text, piece, found))
+        }
+    }
+}
+
+fn too_many() -> Error {
+    form(format!(
+        "pre_tokenizer: wanted at most {MAX_STEPS} steps with {MAX_PATTERNS} bytes of patterns, found more; remove some"
+    ))
 }
 
 fn read_split(part: &Value, invert: bool) -> Result<Step> {
@@ -130,6 +151,7 @@ fn read_split(part: &Value, invert: bool) -> Result<Step> {
         (Some(regex), None) => Pattern::new(regex)?,
         (None, Some(string)) => Pattern::new(&regex_syntax::escape(string))?,
         _ => {
+            let pattern = brief(pattern);
             let why = format!("pre_tokenizer: Split: wanted a pattern with Regex or String, found {pattern}; give one");
             return Err(form(why));
         }
@@ -146,28 +168,30 @@ fn read_split(part: &Value, invert: bool) -> Result<Step> {
         }
         other => {
             let why = "wanted Isolated, MergedWithPrevious, MergedWithNext or Contiguous";
-            return Err(form(format!("pre_tokenizer: Split: behavior: {why}, found {other:?}; write one of them")));
+            let other = quoted(other);
+            return Err(form(format!("pre_tokenizer: Split: behavior: {why}, found {other}; write one of them")));
         }
     };
     Ok(Step { delimiter: Delimiter::Pattern(pattern), invert, behavior })
 }
 
 impl Step {
-    /// Appends the pieces of `text`, which begins at `offset` of the whole.
-    fn split(&self, text: &str, offset: usize, pieces: &mut Vec<Range<usize>>) {
-        let mut join = Join { behavior: self.behavior, first: pieces.len(), previous: false, offset, pieces };
+    /// Calls `out` for the pieces of `text`, which begins at `offset` of the whole; none is empty.
+    fn split(&self, text: &str, offset: usize, out: &mut dyn FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+        let mut join = Join { behavior: self.behavior, last: None, previous: false, offset, out };
         let mut end = 0;
-        let mut found = |start: usize, stop: usize| {
+        let mut found = |start: usize, stop: usize| -> Result<()> {
             if end != start {
-                join.add(end, start, self.invert);
+                join.add(end, start, self.invert)?;
             }
-            join.add(start, stop, !self.invert);
+            join.add(start, stop, !self.invert)?;
             end = stop;
+            Ok(())
         };
         match &self.delimiter {
             Delimiter::Numeric => {
                 for (at, c) in text.char_indices().filter(|(_, c)| c.is_numeric()) {
-                    found(at, at + c.len_utf8());
+                    found(at, at + c.len_utf8())?;
                 }
             }
             Delimiter::Pattern(pattern) => {
@@ -178,31 +202,31 @@ impl Step {
                         at = stop + text[stop..].chars().next().map_or(1, char::len_utf8);
                         continue;
                     }
-                    found(start, stop);
+                    found(start, stop)?;
                     (at, last) = (stop, Some(stop));
                 }
             }
         }
         if end < text.len() {
-            join.add(end, text.len(), self.invert);
+            join.add(end, text.len(), self.invert)?;
         }
-        join.finish();
+        join.finish()
     }
 }
 
 /// Puts pieces and delimiters together as the behavior says.
 struct Join<'a> {
     behavior: Behavior,
-    /// Where the pieces of this text begin in `pieces`.
-    first: usize,
-    /// Whether the last one was a delimiter.
+    /// The piece that may still be joined.
+    last: Option<Range<usize>>,
+    /// Whether it was a delimiter.
     previous: bool,
     offset: usize,
-    pieces: &'a mut Vec<Range<usize>>,
+    out: &'a mut dyn FnMut(Range<usize>) -> Result<()>,
 }
 
 impl Join<'_> {
-    fn add(&mut self, start: usize, stop: usize, is_delimiter: bool) {
+    fn add(&mut self, start: usize, stop: usize, is_delimiter: bool) -> Result<()> {
         let (start, stop) = (start + self.offset, stop + self.offset);
         let joins = match self.behavior {
             Behavior::Isolated => false,
@@ -213,20 +237,27 @@ impl Join<'_> {
             Behavior::MergedWithNext => self.previous && !is_delimiter,
         };
         self.previous = is_delimiter;
-        let has_last = self.pieces.len() > self.first;
-        match self.pieces.last_mut() {
-            Some(last) if joins && has_last => last.end = stop,
-            _ => self.pieces.push(start..stop),
+        match &mut self.last {
+            Some(last) if joins => last.end = stop,
+            _ => {
+                let finished = self.last.replace(start..stop);
+                self.emit(finished)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a finished piece on, but for the empty ones that empty matches leave.
+    fn emit(&mut self, piece: Option<Range<usize>>) -> Result<()> {
+        match piece {
+            Some(piece) if !piece.is_empty() => (self.out)(piece),
+            _ => Ok(()),
         }
     }
 
-    /// Drops empty pieces, which empty matches leave.
-    fn finish(self) {
-        let first = self.first;
-        if self.pieces[first..].iter().any(Range::is_empty) {
-            let kept: Vec<Range<usize>> = self.pieces.drain(first..).filter(|piece| !piece.is_empty()).collect();
-            self.pieces.extend(kept);
-        }
+    fn finish(mut self) -> Result<()> {
+        let last = self.last.take();
+        self.emit(last)
     }
 }
 
@@ -261,7 +292,13 @@ mod tests {
                             .iter()
                             .map(|(_, (start, stop), _)| *start..*stop)
                             .collect();
-                        assert_eq!(ours.split(&text), wanted, "{part} {text:?}");
+                        let mut found = Vec::new();
+                        ours.split(&text, &mut |piece| {
+                            found.push(piece);
+                            Ok(())
+                        })
+                        .unwrap();
+                        assert_eq!(found, wanted, "{part} {text:?}");
                     }
                 }
             }

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 
 /// What to do about a file that is not as it was written.
 pub(super) const DAMAGED: &str = "fetch the file again, or save the tokenizer again";
@@ -16,6 +16,11 @@ pub(super) fn form(why: impl Into<String>) -> Error {
 /// The file asks for what squire lacks.
 pub(super) fn unsupported(why: impl Into<String>) -> Error {
     Error::new(Fault::UnsupportedTokenizer, why)
+}
+
+/// A text of the file as a message shows it, in quotes and not too long.
+pub(super) fn quoted(text: &str) -> String {
+    brief(format_args!("{text:?}"))
 }
 
 /// The type that a part names.

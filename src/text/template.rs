@@ -4,17 +4,21 @@
 //! so that a rendering does not depend on the machine's place.
 //!
 //! A template is code that comes with the model. It can reach nothing outside, its time is bounded by
-//! fuel, its memory by the bytes it may make, its calls by a depth, its output by a cap.
+//! fuel, its memory by the bytes it may make, its calls by a depth, its output by a cap; it is compiled and rendered on
+//! a thread of its own, so that neither its depth nor a panic reaches the caller.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
+use super::aside::aside;
 use super::jinja::{self, Limits, Template};
 use super::json::Json;
 use super::messages::{self, Open, check_messages, message};
+use super::watch::Watch;
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 use crate::sync::Mutex;
 
 /// The longest template, in bytes; Qwen3's has 4 kB.
@@ -24,8 +28,9 @@ const MAX_OUTPUT: usize = 64 << 20;
 /// Steps a template may take: at least, more for each JSON value it is given, and at most. Qwen3's takes
 /// about 300 a message, which has three values or more.
 const FUEL: (u64, u64, u64) = (2_000_000, 1_000, 100_000_000);
-/// Bytes of all values that a template may make.
-const MAX_BYTES: u64 = 1 << 30;
+/// Bytes of all values that a template may make, those dropped again included: at least, more for each byte it is given,
+/// and at most. Qwen3's makes three for each.
+const BYTES: (u64, u64, u64) = (64 << 20, 32, 1 << 30);
 /// Calls within calls.
 const MAX_DEPTH: usize = 100;
 
@@ -44,6 +49,8 @@ pub struct RenderOptions {
     pub template: Option<String>,
     /// Further variables, such as `enable_thinking`.
     pub variables: Vec<(String, Json)>,
+    /// What may stop the rendering; a deadline is set where the request begins.
+    pub watch: Watch,
 }
 
 /// A folder's chat templates, compiled: one, or several with names of which a request chooses.
@@ -85,7 +92,8 @@ impl ChatTemplate {
             if source.len() > MAX_SOURCE {
                 return Err(form(format!("{} bytes, more than the {MAX_SOURCE} allowed", source.len())));
             }
-            templates.insert(name.clone(), Template::compile(source).map_err(|e| form(e.to_string()))?);
+            let template = aside(|| Template::compile(source))?;
+            templates.insert(name.clone(), template.map_err(|e| form(e.to_string()))?);
         }
         Ok(ChatTemplate { templates, sources: sources.clone(), special_tokens: Vec::new(), roles: Mutex::default() })
     }
@@ -150,13 +158,12 @@ impl ChatTemplate {
     /// stands in the result as it is, control tokens and all: to make ids use `encode_chat`.
     ///
     /// Errors: `BadValue` where the messages are not such a list; `TemplateFailed` where the template
-    /// raises an exception, fails, or runs too long.
+    /// raises an exception, fails, or does more than a rendering may; `Cancelled`; `OutOfHostMemory`.
     pub fn render(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<String> {
         let given = messages.into();
         let mut messages = messages::plain(check_messages(&given)?);
         let open = Open::mark(&mut messages, options, self.source(options)?)?;
         let messages = &Json::List(messages);
-        let failed = |why: String| Error::new(Fault::TemplateFailed, format!("chat template: {why}"));
         let none = Json::Null;
         let prompt = Json::Bool(options.add_generation_prompt);
         let own = [
@@ -167,20 +174,37 @@ impl ChatTemplate {
         ];
         // What the host gives wins over the special tokens, and the names above over both.
         let given = options.variables.iter().chain(&self.special_tokens).map(|(name, value)| (name.as_str(), value));
-        let mut variables: Vec<(&str, jinja::Value)> = Vec::new();
-        let mut values = 0;
+        let mut variables: Vec<(&str, &Json)> = Vec::new();
         for (name, value) in own.into_iter().chain(given) {
             if variables.iter().all(|(known, _)| *known != name) {
-                values += value.count();
-                variables.push((name, value.into()));
+                variables.push((name, value));
             }
         }
-        let (base, each, most) = FUEL;
-        let fuel = most.min(base + each * values);
-        let limits = Limits { fuel, bytes: MAX_BYTES, depth: MAX_DEPTH, output: MAX_OUTPUT };
-        let mut rendering = String::new();
+        let bounded = |(base, each, most): (u64, u64, u64), n: u64| most.min(base + each * n);
+        let values = variables.iter().map(|(_, value)| value.count()).sum();
+        let mut bytes = 0;
+        variables.iter().for_each(|(_, value)| value.texts(&mut |text| bytes += text.len()));
+        let limits = Limits {
+            fuel: bounded(FUEL, values),
+            bytes: bounded(BYTES, bytes as u64),
+            depth: MAX_DEPTH,
+            output: MAX_OUTPUT,
+        };
+        // The values are made of them once more.
+        memory::room_for(2 * bytes + values as usize * VALUE, "chat template: the variables")?;
         let template = &self.templates[self.choose(options)?];
-        template.render(&variables, &limits, &mut rendering).map_err(|e| failed(e.to_string()))?;
+        let watch = options.watch.begun();
+        let rendering = aside(|| {
+            #[cfg(any(test, feature = "drill"))]
+            assert!(!self.sources.values().any(|source| source.contains("{# drill: panic #}")), "a drill");
+            let variables: Vec<(&str, jinja::Value)> =
+                variables.iter().map(|(name, value)| (*name, jinja::Value::from(*value))).collect();
+            template.render(&variables, &limits, &watch)
+        })?;
+        let rendering = rendering.map_err(|e| match e.fault {
+            Some(Fault::Cancelled) => Error::new(Fault::Cancelled, e.message),
+            fault => Error::new(fault.unwrap_or(Fault::TemplateFailed), format!("chat template: {e}")),
+        })?;
         match open {
             Some(open) => open.cut(rendering),
             None => Ok(rendering),
@@ -190,7 +214,7 @@ impl ChatTemplate {
     /// Whether the template that a request is rendered by has a place for messages of a role: it names the role, or
     /// prints the text of such a message, or refuses it by itself. Templates drop a message of a role that they do not
     /// know without a word.
-    pub(super) fn knows_role(&self, role: &str, options: &RenderOptions) -> Result<bool> {
+    pub(super) fn knows_role(&self, role: &str, options: &RenderOptions, watch: &Watch) -> Result<bool> {
         let name = self.choose(options)?;
         let source = &self.sources[name];
         let named = [format!("'{role}'"), format!("\"{role}\"")].iter().any(|literal| source.contains(literal));
@@ -203,7 +227,8 @@ impl ChatTemplate {
             return Ok(known);
         }
         let probe = "\u{e000}";
-        let options = RenderOptions { template: Some(name.to_string()), ..RenderOptions::default() };
+        let watch = watch.clone();
+        let options = RenderOptions { template: Some(name.to_string()), watch, ..RenderOptions::default() };
         // Some templates print a text, some a list of blocks; some want a user first.
         let block = Json::List(vec![Json::Object(vec![("type".into(), "text".into()), ("text".into(), probe.into())])]);
         let blocks = Json::Object(vec![("role".into(), role.into()), ("content".into(), block)]);
@@ -212,6 +237,7 @@ impl ChatTemplate {
             .flat_map(|probing| [vec![probing.clone()], vec![message("user", "x"), probing]])
             .map(|messages| self.render(Json::List(messages), &options))
             .collect();
+        options.watch.check()?;
         let known = renderings.iter().all(Result::is_err)
             || renderings.iter().flatten().any(|rendering| rendering.contains(probe));
         let mut roles = self.roles.lock();
@@ -222,6 +248,8 @@ impl ChatTemplate {
     }
 }
 
+/// What a value of a template takes besides its text, in bytes, its key in an object included.
+const VALUE: usize = 256;
 /// Roles whose answer is remembered.
 const MAX_ROLES: usize = 64;
 
@@ -245,6 +273,34 @@ mod tests {
         let e = render("{{ raise_exception('no system role') }}", json!([])).unwrap_err();
         assert_eq!(e.fault(), Fault::TemplateFailed);
         assert!(e.message().contains("no system role"), "{e}");
+    }
+
+    #[test]
+    fn a_panic_in_a_template_is_an_error_and_the_template_is_as_good_as_before() {
+        let template = ChatTemplate::compile("{# drill: panic #}").unwrap();
+        for _ in 0..2 {
+            let e = template.render(json!([]), &RenderOptions::default()).unwrap_err();
+            assert_eq!(e.fault(), Fault::TemplateFailed);
+            assert!(e.message().contains("a drill"), "{e}");
+        }
+        assert!(
+            template.knows_role("critic", &RenderOptions::default(), &Watch::default()).unwrap(),
+            "no lock is poisoned"
+        );
+    }
+
+    #[test]
+    fn a_flag_stops_a_rendering_and_a_deadline_does() {
+        let busy = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let template = ChatTemplate::compile(busy).unwrap();
+        let options = |watch| RenderOptions { watch, ..RenderOptions::default() };
+        let e = template.render(json!([]), &options(Watch::on(|| true))).unwrap_err();
+        assert_eq!((e.fault(), e.message()), (Fault::Cancelled, "the call was cancelled"));
+        let e = template.render(json!([]), &options(Watch::over())).unwrap_err();
+        assert_eq!(e.fault(), Fault::TemplateFailed);
+        assert!(e.message().contains("seconds"), "{e}");
+        let short = ChatTemplate::compile("ok").unwrap();
+        assert_eq!(short.render(json!([]), &options(Watch::on(|| true))).unwrap(), "ok", "done before it was asked");
     }
 
     #[test]

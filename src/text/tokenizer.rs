@@ -14,13 +14,17 @@ use super::bpe::{Bpe, Merge, Scratch};
 use super::byte_level;
 use super::normalizer::Normalizer;
 use super::pre_tokenizer::PreTokenizer;
-use super::reading::{DAMAGED, form, list_of, type_of, unsupported};
-use crate::error::Result;
+use super::reading::{DAMAGED, form, list_of, quoted, type_of, unsupported};
+use super::watch::Watch;
+use crate::error::{Error, Fault, Result, brief};
+use crate::memory;
 use crate::random::mix;
 use serde_json::Value;
 
 /// The largest id, a bound on the table that a hostile file can ask for.
 const MAX_ID: i32 = (1 << 22) - 1;
+/// The most JSON values in tokenizer.json; those of 262,144 tokens and twice as many merges have two million.
+const MAX_VALUES: usize = 8 << 20;
 
 /// Which added tokens count when a text is encoded; the others are plain text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,22 @@ pub struct Tokenizer {
     bytes: Vec<u8>,
     windows: Vec<(u32, u32)>,
     special: Vec<bool>,
+    /// Whether each id is an added token's.
+    is_added: Vec<bool>,
+    /// The length of the longest token, in bytes.
+    longest: usize,
+}
+
+/// How many bytes of text are encoded between two looks at the watch.
+const ASK_EVERY: usize = 1 << 16;
+
+/// How far an encoding may go.
+#[derive(Clone, Copy)]
+pub struct Room<'w> {
+    /// The most ids.
+    pub ids: usize,
+    /// What may stop it.
+    pub watch: &'w Watch,
 }
 
 impl Tokenizer {
@@ -57,6 +77,12 @@ impl Tokenizer {
     fn build(json: &[u8]) -> Result<Tokenizer> {
         // A mark that some editors put before UTF-8.
         let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+        let values = memory::json_values(json);
+        if values > MAX_VALUES {
+            return Err(form(format!("wanted at most {MAX_VALUES} values, found {values}; use a smaller vocabulary")));
+        }
+        // The document and the tables that are made of it.
+        memory::room_for(memory::json_bytes(json.len(), values).saturating_mul(2), "tokenizer.json")?;
         let parsed = serde_json::from_slice(json);
         let mut document: Value = parsed.map_err(|e| form(format!("wanted JSON, found an error: {e}; {DAMAGED}")))?;
         if !document.is_object() {
@@ -77,8 +103,9 @@ impl Tokenizer {
             let Some(&id) = ids.get(&token.text) else { continue };
             if id != token.id {
                 return Err(form(format!(
-                    "added token {:?}: wanted its id {}, found {id} in the vocabulary; make both the same",
-                    token.text, token.id
+                    "added token {}: wanted its id {}, found {id} in the vocabulary; make both the same",
+                    quoted(&token.text),
+                    token.id
                 )));
             }
             if !made.contains(&id) {
@@ -93,7 +120,10 @@ impl Tokenizer {
         let bpe = Bpe::new(byte_ids, &merges, whole, &table.special);
         ids.extend(added.iter().map(|token| (token.text.clone(), token.id)));
         let Table { bytes, windows, special } = table;
-        Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special })
+        let mut is_added = vec![false; windows.len()];
+        added.iter().for_each(|token| is_added[token.id as usize] = true);
+        let longest = windows.iter().map(|&(_, len)| len as usize).max().unwrap_or(0);
+        Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special, is_added, longest })
     }
 
     /// The ids of a text. Any text encodes, of any length; the bytes of the ids are the bytes of the
@@ -101,27 +131,82 @@ impl Tokenizer {
     ///
     /// A special token that is also made by merges (an ordinary word, added as special) is made by no text
     /// for which special tokens do not count: it comes out as its parts. A single byte has none, and stays.
+    ///
+    /// # Panics
+    /// Where memory cannot be had; [`Tokenizer::encode_within`] refuses then.
     pub fn encode(&self, text: &str, control: Control) -> Vec<i32> {
         let mut ids = Vec::new();
-        let mut scratch = Scratch::default();
-        if control == Control::None {
-            self.encode_normal(&self.added.normal_form(text), false, &mut scratch, &mut ids);
-            return ids;
-        }
-        let special = control == Control::All;
-        for piece in self.added.split(text, |token| special || !token.special) {
-            match piece {
-                Piece::Token(id) => ids.push(id),
-                Piece::Text(text) => self.encode_normal(&text, special, &mut scratch, &mut ids),
-            }
+        let room = Room { ids: usize::MAX, watch: &Watch::default() };
+        if let Err(e) = self.encode_within(text, control, room, &mut ids) {
+            panic!("{e}");
         }
         ids
     }
 
-    fn encode_normal(&self, text: &str, special: bool, scratch: &mut Scratch, ids: &mut Vec<i32>) {
-        for piece in self.pre_tokenizer.split(text) {
-            self.bpe.encode(&text.as_bytes()[piece], special, scratch, ids);
+    /// Appends the ids of a text to `ids`, which then has at most `room.ids`. Memory beside them: up to 24 bytes for each
+    /// byte of the longest piece that the pattern does not cut, and the text's normal form where that is another.
+    ///
+    /// Errors: `ContextFull` where there are more ids, as soon as that is known: no token stands for more bytes than the
+    /// longest, so that a text far too long is not encoded first; `OutOfHostMemory`, `Cancelled`; `BadLength` for a piece of
+    /// 4 GiB.
+    pub fn encode_within(&self, text: &str, control: Control, room: Room<'_>, ids: &mut Vec<i32>) -> Result<()> {
+        let mut scratch = Scratch::default();
+        if control == Control::None {
+            self.check_room(self.added.normalizer_least(text.len()), room, ids)?;
+            return self.encode_normal(&self.added.normal_form(text)?, false, &mut scratch, room, ids);
         }
+        if let Some(least) = self.added.least(text.len()) {
+            self.check_room(least, room, ids)?;
+        }
+        let special = control == Control::All;
+        self.added.split(
+            text,
+            |token| special || !token.special,
+            |piece| match piece {
+                Piece::Token(id) => self.push_within(id, room, ids),
+                Piece::Text(text) => self.encode_normal(&text, special, &mut scratch, room, ids),
+            },
+        )
+    }
+
+    /// Appends an id that no text made.
+    pub(super) fn push_within(&self, id: i32, room: Room<'_>, ids: &mut Vec<i32>) -> Result<()> {
+        self.check_room(1, room, ids)?;
+        memory::reserve(ids, 1, "the ids of a text")?;
+        ids.push(id);
+        Ok(())
+    }
+
+    fn encode_normal(
+        &self,
+        text: &str,
+        special: bool,
+        scratch: &mut Scratch,
+        room: Room<'_>,
+        ids: &mut Vec<i32>,
+    ) -> Result<()> {
+        self.check_room(text.len(), room, ids)?;
+        let mut ask_at = ASK_EVERY;
+        self.pre_tokenizer.split(text, &mut |piece| {
+            if piece.end >= ask_at {
+                ask_at = piece.end + ASK_EVERY;
+                room.watch.check()?;
+                self.check_room(text.len() - piece.start, room, ids)?;
+            }
+            self.bpe.encode(&text.as_bytes()[piece], special, scratch, room.watch, ids)
+        })?;
+        self.check_room(0, room, ids)
+    }
+
+    /// Refuses a text of which so many bytes are still to be encoded and which then has more ids than there is room for.
+    fn check_room(&self, bytes: usize, room: Room<'_>, ids: &[i32]) -> Result<()> {
+        let wanted = ids.len().saturating_add(bytes.div_ceil(self.longest));
+        if wanted <= room.ids {
+            return Ok(());
+        }
+        let most = room.ids;
+        let why = format!("at least {wanted} more tokens are wanted, there is room for {most}; truncate or begin anew");
+        Err(Error::new(Fault::ContextFull, why))
     }
 
     /// The bytes of a token: for a merged one those it stands for, for an added one its text in UTF-8 (the
@@ -152,7 +237,7 @@ impl Tokenizer {
 
     /// Whether the id is that of an added token, special or not.
     pub fn is_added(&self, id: i32) -> bool {
-        self.added.iter().any(|token| token.id == id)
+        usize::try_from(id).is_ok_and(|id| self.is_added.get(id) == Some(&true))
     }
 
     /// Whether the id is that of a special added token.
@@ -204,8 +289,9 @@ impl Table {
             let bytes = text.chars().map(|c| by_char.get(c as usize).copied().flatten());
             let bytes: Option<Vec<u8>> = bytes.collect();
             let bytes = bytes.ok_or_else(|| {
+                let text = quoted(text);
                 unsupported(format!(
-                    "model: token {text:?}: wanted characters of the byte alphabet only, found another; use a \
+                    "model: token {text}: wanted characters of the byte alphabet only, found another; use a \
                      tokenizer of byte-level BPE, or list the token under added_tokens"
                 ))
             })?;
@@ -228,8 +314,9 @@ impl Table {
     fn place(&mut self, id: i32, text: &str, bytes: &[u8]) -> Result<()> {
         let window = &mut self.windows[id as usize];
         if window.1 > 0 {
+            let text = quoted(text);
             return Err(form(format!(
-                "token {text:?}: wanted an id of its own, found {id}, which another token has too; {DAMAGED}"
+                "token {text}: wanted an id of its own, found {id}, which another token has too; {DAMAGED}"
             )));
         }
         let too_long = |_| form("wanted less than 4 GiB of tokens, found more; use a smaller vocabulary");
@@ -253,6 +340,7 @@ fn check_decoder(part: &Value) -> Result<()> {
             }
         }
         other => {
+            let other = brief(other);
             Err(unsupported(format!("decoder: wanted ByteLevel, found {other}; use a tokenizer of byte-level BPE")))
         }
     }
@@ -263,6 +351,7 @@ fn check_model(model: &Value) -> Result<()> {
     match type_of(model, "model")? {
         "BPE" => {}
         other => {
+            let other = brief(other);
             return Err(unsupported(format!("model: wanted BPE, found {other}; use a tokenizer of byte-level BPE")));
         }
     }
@@ -276,7 +365,7 @@ fn check_model(model: &Value) -> Result<()> {
         if !model.get(key).is_none_or(off) {
             return Err(unsupported(format!(
                 "model: wanted {key} unset, found {}; set it to null if the model was trained without it",
-                model[key]
+                brief(&model[key])
             )));
         }
     }
@@ -289,7 +378,8 @@ fn read_vocabulary(part: &Value) -> Result<HashMap<String, i32>> {
     for (token, id) in part {
         let found = id.as_i64().filter(|id| (0..=MAX_ID as i64).contains(id) && !token.is_empty());
         let wrong = || {
-            form(format!("model: token {token:?}: wanted a text and an id from 0 to {MAX_ID}, found {id}; {DAMAGED}"))
+            let (token, id) = (quoted(token), brief(id));
+            form(format!("model: token {token}: wanted a text and an id from 0 to {MAX_ID}, found {id}; {DAMAGED}"))
         };
         ids.insert(token.clone(), found.ok_or_else(wrong)? as i32);
     }
@@ -304,7 +394,7 @@ fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Vec<Mer
     if list.len() > u32::MAX as usize {
         return Err(form("model: merges: wanted fewer than 2^32; use a smaller vocabulary"));
     }
-    let wrong = |found: &Value| form(format!("model: merges: wanted two tokens, found {found}; {DAMAGED}"));
+    let wrong = |found: &Value| form(format!("model: merges: wanted two tokens, found {}; {DAMAGED}", brief(found)));
     let mut merges = Vec::with_capacity(list.len());
     let mut made = String::new();
     for merge in &list {
@@ -319,7 +409,7 @@ fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Vec<Mer
         let id = |token: &str| {
             vocabulary.get(token).copied().ok_or_else(|| {
                 let why = "is not in the vocabulary, wanted it there; use the vocab and the merges of one tokenizer";
-                form(format!("model: merge {left:?} {right:?}: {token:?} {why}"))
+                form(format!("model: merge {} {}: {} {why}", quoted(left), quoted(right), quoted(token)))
             })
         };
         made.clear();

@@ -15,7 +15,7 @@ use crate::error::Result;
 pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate, options: &RenderOptions) -> Option<i32> {
     let breaker = Breaker::new(tokenizer, template, &Json::List(Vec::new()), options).ok()?;
     let options =
-        RenderOptions { add_generation_prompt: false, continue_final_message: false, ..breaker.options(options) };
+        RenderOptions { add_generation_prompt: false, continue_final_message: false, ..breaker.options(options).ok()? };
     // The user's text is a character of its own too, so that the beginning of a message can be told from a turn's end.
     let (user, said) =
         (message("user", &breaker.nonce.to_string()), message("assistant", &breaker.sentinel.to_string()));

@@ -37,8 +37,11 @@ pub fn call(machine: &mut Machine<'_>, of: &Value, name: &'static str, args: Arg
             let [key, default] = args.plain(name, 1)?;
             let key = key.unwrap_or(Value::None);
             let found = match &key {
-                Value::Str(key) => dict.get_str(&key.text),
-                key => dict.get(&Key::of(key)?),
+                Value::Str(key) => {
+                    machine.meter.read(key.text.len())?;
+                    dict.get_str(&key.text)
+                }
+                key => dict.get(&Key::of(key, &mut machine.meter)?),
             };
             Ok(found.cloned().or(default).unwrap_or(Value::None))
         }
@@ -63,7 +66,7 @@ pub fn call(machine: &mut Machine<'_>, of: &Value, name: &'static str, args: Arg
         }
         (Value::Int(_) | Value::Big(_) | Value::Bool(_) | Value::Float(_), "conjugate") => {
             args.plain::<0>(name, 0)?;
-            operators::signed(of, false)
+            operators::signed(of, false, &mut machine.meter)
         }
         (Value::Int(_) | Value::Bool(_), "bit_length") => {
             args.plain::<0>(name, 0)?;
@@ -135,7 +138,10 @@ pub fn object_attribute(
         }
         Object::Loop(looped) => return loop_attribute(machine, of, looped, name),
         Object::Cycler { items, at, .. } => match &**name {
-            "items" => Some(Value::tuple(items.clone())?),
+            "items" => {
+                machine.meter.elements(items.len())?;
+                Some(Value::tuple(items.clone())?)
+            }
             "pos" => Some(Value::from(at.get())),
             "current" => items.get(at.get()).cloned(),
             "next" => return bound(of, "next"),
@@ -150,6 +156,7 @@ pub fn object_attribute(
         Object::Macro(of) => match &**name {
             "name" => Some(of.of.name.as_ref().map_or(Value::None, |name| Value::str(name.clone()))),
             "arguments" => {
+                machine.meter.elements(2 * of.of.parameters.len())?;
                 Some(Value::tuple(of.of.parameters.iter().map(|(name, _)| Value::str(name.clone())).collect())?)
             }
             "catch_kwargs" => Some(Value::Bool(of.of.named.is_some())),
@@ -194,6 +201,7 @@ fn object_call(machine: &mut Machine<'_>, object: &Rc<Object>, name: &'static st
             if !args.named.is_empty() {
                 return Err(fail("changed() got an unexpected keyword argument"));
             }
+            machine.meter.elements(args.positional.len())?;
             let last = looped.changed.borrow().clone();
             let same = match &last {
                 Some(last) if last.len() == args.positional.len() => {

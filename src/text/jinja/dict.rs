@@ -8,7 +8,7 @@ use std::sync::Arc;
 use num_bigint::BigInt;
 
 use super::value::{Value, View, nesting};
-use super::{Failure, fail, number};
+use super::{Failure, Meter, fail, number};
 
 /// From how many entries on an index is kept.
 const INDEXED: usize = 12;
@@ -30,14 +30,20 @@ pub enum Key {
 }
 
 impl Key {
-    /// The key that a value is. Error: it cannot be hashed.
-    pub fn of(value: &Value) -> Result<Key, Failure> {
-        Key::within(value, &mut { MAX_PARTS })
+    /// The key that a value is; its hashing is paid for. Error: it cannot be hashed.
+    pub fn of(value: &Value, meter: &mut Meter) -> Result<Key, Failure> {
+        Key::within(value, &mut { MAX_PARTS }, meter)
     }
 
     /// `left` bounds tuples that hold the same tuples over and over.
-    fn within(value: &Value, left: &mut u32) -> Result<Key, Failure> {
+    fn within(value: &Value, left: &mut u32, meter: &mut Meter) -> Result<Key, Failure> {
         *left = left.checked_sub(1).ok_or_else(|| fail("a tuple is too large to be a key"))?;
+        meter.step(1)?;
+        match value {
+            Value::Str(text) => meter.read(text.text.len())?,
+            Value::Big(n) => meter.read(n.bits() as usize / 8)?,
+            _ => {}
+        }
         Ok(match value {
             Value::None => Key::None,
             Value::Undefined(_) => Key::Undefined,
@@ -51,7 +57,7 @@ impl Key {
             Value::Float(x) => Key::Float(x.to_bits()),
             Value::Str(text) => Key::Str(text.text.clone()),
             Value::Tuple(list) => {
-                Key::Tuple(list.items.iter().map(|item| Key::within(item, left)).collect::<Result<_, _>>()?)
+                Key::Tuple(list.items.iter().map(|item| Key::within(item, left, meter)).collect::<Result<_, _>>()?)
             }
             Value::Range(range) => Key::Object(Rc::as_ptr(range) as usize),
             Value::Iter(iter) => Key::Object(Rc::as_ptr(iter) as usize),
@@ -107,8 +113,8 @@ impl Dict {
     }
 
     /// Adds an entry, or replaces the value of one. Errors: unhashable, nested too deeply.
-    pub fn insert(&mut self, name: Value, value: Value) -> Result<(), Failure> {
-        let key = Key::of(&name)?;
+    pub fn insert(&mut self, name: Value, value: Value, meter: &mut Meter) -> Result<(), Failure> {
+        let key = Key::of(&name, meter)?;
         self.depth = self.depth.max(nesting([&name, &value])?);
         self.put(key, name, value);
         Ok(())

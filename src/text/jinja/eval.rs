@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::ast::{Applied, Arguments, Call, Comparison, Const, Expr, Name, Slot, 
 use super::dict::Dict;
 use super::scope::{Cells, Program};
 use super::value::{Object, Text, Undefined, Value};
-use super::{Failure, Meter, containers, fail, fail_at, filters, globals, methods, operators, predicates, repr};
+use super::{Failure, Meter, containers, fail, filters, globals, methods, operators, predicates, repr};
 
 type Res<T> = Result<T, Failure>;
 
@@ -137,8 +137,8 @@ impl<'t> Machine<'t> {
                 let of = self.eval(of, cells)?;
                 match op {
                     Unary::Not => Ok(Value::Bool(!of.truth())),
-                    Unary::Plus => operators::signed(&of, false),
-                    Unary::Minus => operators::signed(&of, true),
+                    Unary::Plus => operators::signed(&of, false, &mut self.meter),
+                    Unary::Minus => operators::signed(&of, true, &mut self.meter),
                 }
             }
             Expr::Compare(first, rest) => self.compare(first, rest, cells),
@@ -168,7 +168,7 @@ impl<'t> Machine<'t> {
                 for (key, value) in items {
                     let key = self.eval(key, cells)?;
                     let value = self.eval(value, cells)?;
-                    dict.insert(key, value)?;
+                    dict.insert(key, value, &mut self.meter)?;
                 }
                 Ok(Value::Dict(Rc::new(dict)))
             }
@@ -262,7 +262,7 @@ impl<'t> Machine<'t> {
                 }
             }
             Value::Object(object) if matches!(**object, Object::Template) => {
-                if let Some(block) = self.block_named(name) {
+                if let Some(block) = self.block_named(name)? {
                     return Ok(block);
                 }
             }
@@ -280,7 +280,7 @@ impl<'t> Machine<'t> {
         if let Value::Str(name) = key {
             if let Value::Object(object) = of
                 && matches!(**object, Object::Template)
-                && let Some(block) = self.block_named(&name.text)
+                && let Some(block) = self.block_named(&name.text)?
             {
                 return Ok(block);
             }
@@ -291,9 +291,10 @@ impl<'t> Machine<'t> {
         Ok(missing(of, key.clone()))
     }
 
-    fn block_named(&self, name: &str) -> Option<Value> {
-        let index = self.program.blocks.iter().position(|block| &*block.name == name)?;
-        Some(Value::object(Object::Block(index)))
+    fn block_named(&mut self, name: &str) -> Res<Option<Value>> {
+        self.meter.step(self.program.blocks.len() as u64 / 8)?;
+        let index = self.program.blocks.iter().position(|block| &*block.name == name);
+        Ok(index.map(|index| Value::object(Object::Block(index))))
     }
 
     /// Evaluates arguments.
@@ -310,10 +311,12 @@ impl<'t> Machine<'t> {
             let Value::Dict(dict) = self.eval(spread, cells)? else {
                 return Err(fail("argument after ** must be a mapping"));
             };
-            self.meter.elements(dict.len())?;
+            self.meter.elements(4 * dict.len())?;
+            let known: HashSet<Arc<str>> = args.named.iter().map(|(name, _)| name.clone()).collect();
             for (name, value) in dict.iter() {
                 let Value::Str(name) = name else { return Err(fail("keywords must be strings")) };
-                if args.named.iter().any(|(other, _)| *other == name.text) {
+                self.meter.read(name.text.len())?;
+                if known.contains(&name.text) {
                     return Err(fail(format!("got multiple values for keyword argument '{}'", name.text)));
                 }
                 args.named.push((name.text.clone(), value.clone()));
@@ -334,7 +337,7 @@ impl<'t> Machine<'t> {
 
     /// Gives a failure the line that runs.
     pub fn at_line(&self, failure: Failure) -> Failure {
-        if failure.line == 0 { fail_at(self.line, failure.message) } else { failure }
+        if failure.line == 0 { Failure { line: self.line, ..failure } } else { failure }
     }
 
     /// Calls a value.

@@ -11,7 +11,7 @@ use super::dict::Dict;
 use super::eval::{Context, Machine};
 use super::scope::{Cells, Program};
 use super::value::{Macro, Object, Text, Value};
-use super::{Failure, Limits, Meter, fail, repr};
+use super::{Failure, Limits, Meter, Watch, fail, repr};
 
 type Res<T> = Result<T, Failure>;
 
@@ -23,24 +23,22 @@ pub enum Flow {
     Continue,
 }
 
-/// Renders a program; the text is appended.
-pub fn render(program: &Program, variables: &[(&str, Value)], limits: &Limits, out: &mut String) -> Res<()> {
+/// Renders a program.
+pub fn render(program: &Program, variables: &[(&str, Value)], limits: &Limits, watch: &Watch) -> Res<String> {
     let given = variables.iter().map(|(name, value)| ((*name).into(), value.clone())).collect();
     let context = Context { given, ..Context::default() };
-    let meter = Meter { fuel: limits.fuel, bytes: limits.bytes };
+    let meter = Meter::new(limits, watch);
     let mut machine = Machine::new(program, context, meter, limits.depth, limits.output);
     let cells = Cells::new(program.slots, None);
     if let Some(slot) = program.reference {
         cells.set(slot, Some(Value::object(Object::Template)));
     }
-    machine.enter(&program.scope, &cells);
-    let result = machine.body(&program.body, &cells);
+    let result = machine.enter(&program.scope, &cells).and_then(|()| machine.body(&program.body, &cells));
     let result = result.map_err(|failure| machine.at_line(failure));
     machine.kept_cells.push(cells);
     machine.break_cycles();
     result?;
-    out.push_str(&machine.out);
-    Ok(())
+    Ok(machine.out)
 }
 
 impl Machine<'_> {
@@ -70,7 +68,8 @@ impl Machine<'_> {
         object
     }
 
-    pub fn enter(&mut self, scope: &Scope, cells: &Rc<Cells>) {
+    pub fn enter(&mut self, scope: &Scope, cells: &Rc<Cells>) -> Res<()> {
+        self.meter.step(scope.loads.len() as u64 / 4)?;
         for load in &scope.loads {
             match load {
                 Load::Resolve(slot, name) => cells.set(*slot, self.resolve(name)),
@@ -78,6 +77,7 @@ impl Machine<'_> {
                 Load::Clear(slot) => cells.set(*slot, None),
             }
         }
+        Ok(())
     }
 
     pub fn leave(&mut self, scope: &Scope, cells: &Rc<Cells>) {
@@ -190,7 +190,7 @@ impl Machine<'_> {
             What::Block { index, scoped, locals, .. } => {
                 let saved = self.context.clone();
                 if *scoped {
-                    self.context = Rc::new(self.derived(locals, cells));
+                    self.context = Rc::new(self.derived(locals, cells)?);
                 }
                 self.run_block(*index)?;
                 self.context = saved;
@@ -200,11 +200,12 @@ impl Machine<'_> {
         Ok(Flow::Next)
     }
 
-    fn derived(&mut self, locals: &[(super::ast::Name, Slot)], cells: &Rc<Cells>) -> Context {
+    fn derived(&mut self, locals: &[(super::ast::Name, Slot)], cells: &Rc<Cells>) -> Res<Context> {
+        self.meter.elements(2 * (self.context.given.len() + self.context.set.borrow().len() + locals.len()))?;
         let mut given: HashMap<_, _> = self.context.given.clone();
         given.extend(self.context.set.borrow().iter().map(|(name, value)| (name.clone(), value.clone())));
         given.extend(locals.iter().filter_map(|(name, slot)| Some((name.clone(), cells.get(*slot)?))));
-        Context { given, ..Context::default() }
+        Ok(Context { given, ..Context::default() })
     }
 
     fn run_block(&mut self, index: usize) -> Res<()> {
@@ -214,6 +215,7 @@ impl Machine<'_> {
             return Err(fail(format!("Required block '{}' not found", block.name)));
         }
         self.called()?;
+        self.meter.elements(block.slots)?;
         let cells = Cells::new(block.slots, None);
         if let Some(slot) = block.reference {
             cells.set(slot, Some(Value::object(Object::Template)));
@@ -222,7 +224,7 @@ impl Machine<'_> {
             let hint = format!("there is no parent block called {}.", repr::quoted(&block.name));
             cells.set(slot, Some(Value::undefined(hint)));
         }
-        self.enter(&block.scope, &cells);
+        self.enter(&block.scope, &cells)?;
         self.body(&block.body, &cells)?;
         self.calls -= 1;
         Ok(())
@@ -262,6 +264,8 @@ impl Machine<'_> {
         let count = of.parameters.len();
         let Args { positional, mut named } = args;
         self.meter.elements(of.slots)?;
+        // Each parameter is looked for among the names given.
+        self.meter.step(count as u64 * named.len() as u64 / 8)?;
         let cells = Cells::new(of.slots, Some(called.cells.clone()));
         let given = positional.len().min(count);
         for ((_, slot), value) in of.parameters.iter().zip(&positional) {
@@ -287,7 +291,7 @@ impl Machine<'_> {
         if let Some(slot) = of.named {
             let mut rest = Dict::default();
             for (name, value) in named {
-                rest.insert(Value::str(name), value)?;
+                rest.insert(Value::str(name), value, &mut self.meter)?;
             }
             cells.set(slot, Some(Value::Dict(Rc::new(rest))));
         } else if let Some((keyword, _)) = named.first() {
@@ -309,7 +313,7 @@ impl Machine<'_> {
         self.called()?;
         let line = self.line;
         let saved = std::mem::take(&mut self.out);
-        self.enter(&of.scope, cells);
+        self.enter(&of.scope, cells)?;
         let first_default = of.parameters.len() - of.defaults.len();
         for (n, (name, slot)) in of.parameters.iter().enumerate() {
             if cells.get(*slot).is_some() {
@@ -329,7 +333,7 @@ impl Machine<'_> {
     }
 
     fn set_block(&mut self, block: &SetBlock, cells: &Rc<Cells>) -> Res<Flow> {
-        self.enter(&block.scope, cells);
+        self.enter(&block.scope, cells)?;
         let saved = std::mem::take(&mut self.out);
         let flow = self.body(&block.body, cells)?;
         let text = std::mem::replace(&mut self.out, saved);
@@ -351,7 +355,7 @@ impl Machine<'_> {
     }
 
     fn filter_block(&mut self, block: &FilterBlock, cells: &Rc<Cells>) -> Res<Flow> {
-        self.enter(&block.scope, cells);
+        self.enter(&block.scope, cells)?;
         let saved = std::mem::take(&mut self.out);
         let flow = self.body(&block.body, cells)?;
         let text = std::mem::replace(&mut self.out, saved);
@@ -366,7 +370,7 @@ impl Machine<'_> {
     }
 
     fn with(&mut self, with: &With, cells: &Rc<Cells>) -> Res<Flow> {
-        self.enter(&with.scope, cells);
+        self.enter(&with.scope, cells)?;
         for (target, value) in &with.bound {
             let value = self.eval(value, cells)?;
             self.assign(target, value, cells, false)?;
@@ -402,7 +406,7 @@ impl Machine<'_> {
                 Some(Value::Object(object)) => match &*object {
                     Object::Namespace(attributes) => {
                         self.meter.elements(1)?;
-                        attributes.borrow_mut().insert(Value::str(attribute.clone()), value)
+                        attributes.borrow_mut().insert(Value::str(attribute.clone()), value, &mut self.meter)
                     }
                     _ => Err(fail("cannot assign attribute on non-namespace object")),
                 },

@@ -99,15 +99,18 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: Value, args: Args) ->
         "abs" => {
             args.plain::<0>(name, 0)?;
             match (Number::of(&value), &value) {
-                (Some(n), _) => Ok(number::absolute(&n)),
+                (Some(n), _) => {
+                    machine.meter.step(n.words() / 8)?;
+                    Ok(number::absolute(&n))
+                }
                 (None, Value::Undefined(undefined)) => Err(fail(undefined.message())),
                 _ => Err(fail(format!("bad operand type for abs(): '{}'", value.kind()))),
             }
         }
         "int" => int(machine, &value, args),
-        "float" => float(&value, args),
+        "float" => float(machine, &value, args),
         "round" => round(machine, &value, args),
-        "filesizeformat" => file_size(&value, args),
+        "filesizeformat" => file_size(machine, &value, args),
         "attr" => attr(machine, &value, args),
         "e" | "escape" => {
             args.bind::<0>(name, [], 0)?;
@@ -153,7 +156,7 @@ fn int(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let of_float = |x: f64| if x.is_finite() { Some(number::int(number::truncate(x))) } else { None };
     Ok(match value {
         Value::Str(text) => {
-            machine.meter.step(text.text.len() as u64 / 64)?;
+            digits(machine, value)?;
             let base = integer_or("int", &base, 10);
             // A base that is no number is a TypeError, one out of range a ValueError: both are caught.
             let base = base
@@ -172,9 +175,23 @@ fn int(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     })
 }
 
-fn float(value: &Value, args: Args) -> Res<Value> {
+/// The longest text that is read as a number, in bytes: the digits of the largest integer, written with two.
+const MAX_NUMBER: usize = 1 << 20;
+
+/// Pays for reading a text as a number. Error: it is longer than any number here.
+fn digits(machine: &mut Machine<'_>, value: &Value) -> Res<()> {
+    let Value::Str(text) = value else { return Ok(()) };
+    if text.text.len() > MAX_NUMBER {
+        return Err(fail(format!("a text of {} bytes is more than a template may read as a number", text.text.len())));
+    }
+    machine.meter.read(text.text.len())?;
+    machine.meter.take(4 * text.text.len())
+}
+
+fn float(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [default] = args.bind("float", ["default"], 0)?;
     undefined_fails(value)?;
+    digits(machine, value)?;
     let x = match value {
         Value::Str(text) => number::parse_float(&text.text),
         value => Number::of(value).map(|n| n.to_float()).transpose()?,
@@ -196,6 +213,7 @@ fn round(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
             return Err(fail(format!("type {} doesn't define __round__ method", value.kind())));
         };
         let Number::Float(x) = n else {
+            machine.meter.step(number::work(&n, &n))?;
             return match &precision {
                 Value::None => Ok(number::round_int(&n, 0)),
                 precision => Ok(number::round_int(&n, integer("round", precision)?)),
@@ -218,14 +236,15 @@ fn round(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
             return Err(fail("cannot convert float infinity or NaN to integer"));
         }
         Some(Number::Float(x)) => number::int(if method == "ceil" { -number::floor(-x) } else { number::floor(x) }),
-        Some(_) => operators::signed(&scaled, false)?,
+        Some(_) => operators::signed(&scaled, false, meter)?,
     };
     operators::binary(Binary::Divide, &whole, &scale, meter)
 }
 
-fn file_size(value: &Value, args: Args) -> Res<Value> {
+fn file_size(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [binary] = args.bind("filesizeformat", ["binary"], 0)?;
     undefined_fails(value)?;
+    digits(machine, value)?;
     let bytes = match value {
         Value::Str(text) => number::parse_float(&text.text),
         value => Number::of(value).map(|n| n.to_float()).transpose()?,

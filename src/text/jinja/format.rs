@@ -1,6 +1,8 @@
 //! `str.format` with its language of specifications.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
 use super::args::Args;
 use super::eval::Machine;
 use super::number::{self, Number, big_text, float_repr};
@@ -305,8 +307,9 @@ fn aligned(head: &str, body: &str, align: char, spec: &Spec) -> String {
 
 /// `text.format(...)`.
 pub fn format(machine: &mut Machine<'_>, text: &Text, args: Args) -> Res<Value> {
-    let named = args.named;
-    let lookup = |name: &str| named.iter().find(|(given, _)| &**given == name).map(|(_, value)| value.clone());
+    machine.meter.elements(2 * args.named.len())?;
+    let named: HashMap<&str, &Value> = args.named.iter().map(|(name, value)| (&**name, value)).collect();
+    let lookup = |name: &str| named.get(name).map(|value| (*value).clone());
     let out = write(machine, &text.text, &args.positional, &lookup, text.markup, &mut Some(0), 2)?;
     Ok(Value::like(text, out))
 }

@@ -81,13 +81,14 @@ pub fn call(machine: &mut Machine<'_>, global: Global, args: Args) -> Res<Value>
         Global::StrftimeNow => {
             let [format] = args.bind("strftime_now", ["format"], 1)?;
             let Some(Value::Str(format)) = format else { return Err(fail("strftime_now wants a format")) };
+            machine.meter.step(format.text.len() as u64 / 2)?;
+            machine.meter.take(format.text.len().saturating_mul(5))?; // %B is September at most
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
             let latest = 253_402_300_799; // the year 9999
             let text = strftime(&format.text, now.min(latest)).ok_or_else(|| {
                 let directives = "%Y %y %m %d %e %j %B %b %A %a %H %I %M %S %p %F %T %D";
                 fail(format!("strftime_now: {} is not supported; there are {directives}", repr::quoted(&format.text)))
             })?;
-            machine.meter.take(text.len())?;
             Ok(Value::str(text))
         }
     }
@@ -132,7 +133,7 @@ fn dict(machine: &mut Machine<'_>, args: Args) -> Res<Dict> {
                         pair.len()
                     )));
                 };
-                dict.insert(key.clone(), value.clone())?;
+                dict.insert(key.clone(), value.clone(), &mut machine.meter)?;
             }
             dict
         }
@@ -140,7 +141,7 @@ fn dict(machine: &mut Machine<'_>, args: Args) -> Res<Dict> {
     };
     for (name, value) in args.named {
         machine.meter.elements(2)?;
-        dict.insert(Value::str(name), value)?;
+        dict.insert(Value::str(name), value, &mut machine.meter)?;
     }
     Ok(dict)
 }

@@ -20,6 +20,7 @@ enum State {
     List(Rc<List>, usize),
     ListBack(Rc<List>, usize),
     Chars(Text, usize),
+    CharsBack(Text, usize),
     Range(Range, u64),
     RangeBack(Range, u64),
     Entries(View, Rc<Dict>, usize),
@@ -43,6 +44,11 @@ fn entry(view: View, dict: &Dict, n: usize) -> Res<Option<Value>> {
             View::Items => Value::pair(key.clone(), value.clone()),
         })
         .transpose()
+}
+
+fn character(c: char) -> Value {
+    let mut buffer = [0; 4];
+    Value::Str(Text { text: (&*c.encode_utf8(&mut buffer)).into(), chars: 1, markup: false })
 }
 
 impl Iter {
@@ -69,12 +75,7 @@ impl Iter {
             Value::Dict(dict) => (State::EntriesBack(View::Keys, dict.clone(), dict.len()), "dict_reversekeyiterator"),
             Value::View(view, dict) => (State::EntriesBack(*view, dict.clone(), dict.len()), "dict_reverseiterator"),
             Value::Undefined(_) => (State::Done, "reversed"),
-            Value::Str(text) => {
-                let chars = text.text.chars().map(|c| Value::str(c.to_string())).collect();
-                let depth = 1;
-                let list = Rc::new(List { items: chars, depth, group: false });
-                (State::ListBack(list, text.chars), "reversed")
-            }
+            Value::Str(text) => (State::CharsBack(text.clone(), text.text.len()), "reversed"),
             _ => return None,
         };
         Some(Iter::of(state, kind, value.depth()))
@@ -133,8 +134,11 @@ impl Machine<'_> {
             }
             State::Chars(text, n) => text.text[*n..].chars().next().map(|c| {
                 *n += c.len_utf8();
-                let mut buffer = [0; 4];
-                Value::Str(Text { text: (&*c.encode_utf8(&mut buffer)).into(), chars: 1, markup: false })
+                character(c)
+            }),
+            State::CharsBack(text, n) => text.text[..*n].chars().next_back().map(|c| {
+                *n -= c.len_utf8();
+                character(c)
             }),
             State::Range(range, n) if *n < range.len() => {
                 *n += 1;

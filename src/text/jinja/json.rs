@@ -63,7 +63,10 @@ fn write(machine: &mut Machine<'_>, value: &Value, style: &Style, level: usize, 
     machine.meter.step(1)?;
     let before = out.len();
     match value {
-        Value::Str(text) => string(&text.text, style.ascii, out),
+        Value::Str(text) => {
+            machine.meter.take(text.text.len())?;
+            string(&text.text, style.ascii, out);
+        }
         Value::List(list) | Value::Tuple(list) => {
             if list.items.is_empty() {
                 out.push_str("[]");

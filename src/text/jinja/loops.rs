@@ -31,6 +31,7 @@ impl Machine<'_> {
     /// A recursive loop's function: its text.
     fn recursive_loop(&mut self, of: &Arc<For>, outer: Rc<Cells>, iterable: &Value, depth0: usize) -> Res<Value> {
         self.called()?;
+        self.meter.elements(of.slots)?;
         let cells = Cells::new(of.slots, Some(outer.clone()));
         let saved = std::mem::take(&mut self.out);
         self.run_loop(of, &cells, &outer, iterable, depth0)?;
@@ -64,11 +65,14 @@ impl Machine<'_> {
         let mut cells: Option<Rc<Cells>> = None;
         Iter::lazy(iter.depth, move |machine| {
             let Some(test) = &of.test else { return Ok(None) };
-            let cells = cells.get_or_insert_with(|| {
-                let cells = Cells::new(test.slots, Some(outer.clone()));
-                machine.enter(&test.scope, &cells);
-                cells
-            });
+            let cells = match &mut cells {
+                Some(cells) => cells,
+                none => {
+                    let new = Cells::new(test.slots, Some(outer.clone()));
+                    machine.enter(&test.scope, &new)?;
+                    none.insert(new)
+                }
+            };
             while let Some(item) = machine.next(&iter)? {
                 machine.assign(&test.target, item.clone(), cells, false)?;
                 if machine.eval(&test.condition, cells)?.truth() {
@@ -118,7 +122,7 @@ impl Machine<'_> {
             if let (Some(slot), Some(looped)) = (of.looped, &looped) {
                 cells.set(slot, Some(Value::Object(looped.clone())));
             }
-            self.enter(&of.scope, cells);
+            self.enter(&of.scope, cells)?;
             match self.body(&of.body, cells)? {
                 Flow::Next => unbroken = false,
                 Flow::Continue => {}
@@ -134,7 +138,7 @@ impl Machine<'_> {
         }
         // jinja2 marks the loop as run at the end of a body, which continue and break do not reach.
         if unbroken && !of.otherwise.is_empty() {
-            self.enter(&of.otherwise_scope, cells);
+            self.enter(&of.otherwise_scope, cells)?;
             let flow = self.body(&of.otherwise, cells)?;
             self.leave(&of.otherwise_scope, cells);
             return Ok(flow);

@@ -31,8 +31,9 @@ pub fn escape_text(text: &Text, meter: &mut Meter) -> Res<Text> {
 
 /// Escapes a string whatever it is.
 pub fn forced(text: &str, meter: &mut Meter) -> Res<Text> {
+    meter.take(text.len())?;
     let escaped = replaced(text);
-    meter.take(escaped.len())?;
+    meter.take(escaped.len() - text.len())?;
     Ok(Text { markup: true, ..Text::new(escaped) })
 }
 

@@ -139,7 +139,7 @@ pub fn attribute(machine: &mut Machine<'_>, of: &Value, name: &Arc<str>) -> Res<
         Value::Dict(_) => (DICT, DICT_CHANGES),
         Value::Bool(_) | Value::Int(_) | Value::Big(_) => {
             match &**name {
-                "real" | "numerator" => return super::operators::signed(of, false).map(Some),
+                "real" | "numerator" => return super::operators::signed(of, false, &mut machine.meter).map(Some),
                 "imag" => return Ok(Some(Value::Int(0))),
                 "denominator" => return Ok(Some(Value::Int(1))),
                 _ => {}

@@ -4,8 +4,9 @@
 //!
 //! A template is code that comes with a model and may mean harm. It reaches nothing outside. Steps cost
 //! fuel, and what is made costs bytes, so that neither time nor memory is without bound; trees, calls and
-//! values are nested only so deep, so that the stack is bounded too. What cannot be done as jinja2 does
-//! it is refused by name and never done otherwise.
+//! values are nested only so deep, so that the stack is bounded too. Fuel and bytes are counted, not measured, so that a
+//! template fails on every machine or on none; the caller's flag and a deadline are looked at besides. What cannot be
+//! done as jinja2 does it is refused by name and never done otherwise.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -44,6 +45,10 @@ use std::collections::{BTreeSet, HashSet};
 
 pub use value::Value;
 
+use super::watch::Watch;
+use crate::error::{Error, Fault};
+use crate::memory;
+
 /// How many different names a template may use.
 const MAX_NAMES: usize = 1000;
 
@@ -54,6 +59,8 @@ pub struct Failure {
     pub line: u32,
     /// What went wrong, as jinja2 or Python says it.
     pub message: String,
+    /// The fault, where it is none of the template's: it was stopped, or no memory can be had.
+    pub fault: Option<Fault>,
 }
 
 impl std::fmt::Display for Failure {
@@ -66,11 +73,17 @@ impl std::fmt::Display for Failure {
 }
 
 fn fail(message: impl Into<String>) -> Failure {
-    Failure { line: 0, message: message.into() }
+    fail_at(0, message)
 }
 
 fn fail_at(line: u32, message: impl Into<String>) -> Failure {
-    Failure { line, message: message.into() }
+    Failure { line, message: message.into(), fault: None }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure { line: 0, message: e.message().to_string(), fault: Some(e.fault()) }
+    }
 }
 
 /// What a rendering may use.
@@ -86,15 +99,34 @@ pub struct Limits {
     pub output: usize,
 }
 
-/// What is left of the limits.
+/// What is left of the limits, and who may stop the rendering.
 pub struct Meter {
     fuel: u64,
     bytes: u64,
+    watch: Watch,
+    /// Steps until the watch is asked again.
+    unasked: u64,
+    /// Bytes that the system has said it has.
+    granted: u64,
 }
 
+/// Steps between two looks at the watch; one takes a microsecond at most, but for few.
+const ASK_EVERY: u64 = 1024;
+/// How much memory is asked for at a time, in bytes. What a value takes besides its bytes is less than they are.
+const GRANT: u64 = 4 << 20;
+
 impl Meter {
-    /// Pays for steps. Error: no fuel is left.
+    pub fn new(limits: &Limits, watch: &Watch) -> Meter {
+        Meter { fuel: limits.fuel, bytes: limits.bytes, watch: watch.clone(), unasked: ASK_EVERY, granted: 0 }
+    }
+
+    /// Pays for steps. Error: no fuel is left, or the watch says stop.
     fn step(&mut self, steps: u64) -> Result<(), Failure> {
+        self.unasked = self.unasked.saturating_sub(steps);
+        if self.unasked == 0 {
+            self.unasked = ASK_EVERY;
+            self.watch.check()?;
+        }
         match self.fuel.checked_sub(steps) {
             Some(left) => {
                 self.fuel = left;
@@ -107,15 +139,25 @@ impl Meter {
         }
     }
 
-    /// Pays for bytes made. Error: more than a rendering may make.
+    /// Pays for bytes before they are made. Error: more than a rendering may make, or than the system has.
     fn take(&mut self, bytes: usize) -> Result<(), Failure> {
         match self.bytes.checked_sub(bytes as u64) {
-            Some(left) => {
-                self.bytes = left;
-                Ok(())
-            }
-            None => Err(fail("it made too much: the template's values take more memory than a rendering may")),
+            Some(left) => self.bytes = left,
+            None => return Err(fail("it made too much: the template's values take more memory than a rendering may")),
         }
+        match self.granted.checked_sub(bytes as u64) {
+            Some(left) => self.granted = left,
+            None => {
+                memory::room_for(2 * (bytes + GRANT as usize), "chat template")?;
+                self.granted = GRANT;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pays for looking a text of this length over.
+    fn read(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.step(bytes as u64 / 64)
     }
 
     /// Pays for items of a list.
@@ -144,9 +186,9 @@ impl Template {
         Ok(Template { program: scope::resolve(parser::parse(tokens)?)? })
     }
 
-    /// Renders with these variables; the text is appended.
-    pub fn render(&self, variables: &[(&str, Value)], limits: &Limits, out: &mut String) -> Result<(), Failure> {
-        exec::render(&self.program, variables, limits, out)
+    /// Renders with these variables.
+    pub fn render(&self, variables: &[(&str, Value)], limits: &Limits, watch: &Watch) -> Result<String, Failure> {
+        exec::render(&self.program, variables, limits, watch)
     }
 
     /// The names that the template reads and does not set itself first, without those that every template

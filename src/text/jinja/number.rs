@@ -52,7 +52,7 @@ impl Number {
         matches!(self, Number::Int(0)) || matches!(self, Number::Float(x) if *x == 0.0)
     }
 
-    fn words(&self) -> u64 {
+    pub fn words(&self) -> u64 {
         match self {
             Number::Big(n) => n.bits() / 64 + 1,
             _ => 1,

@@ -151,7 +151,10 @@ fn repeat(sequence: &Value, times: i64, meter: &mut Meter) -> Res<Value> {
 }
 
 /// `+value` and `-value`.
-pub fn signed(value: &Value, minus: bool) -> Res<Value> {
+pub fn signed(value: &Value, minus: bool, meter: &mut Meter) -> Res<Value> {
+    if let Value::Big(n) = value {
+        meter.read(n.bits() as usize / 8)?;
+    }
     match (Number::of(value), value) {
         (Some(n), _) if minus => Ok(number::negate(&n)),
         (Some(_), Value::Bool(b)) => Ok(Value::Int(*b as i64)),
@@ -172,7 +175,7 @@ pub fn equal(a: &Value, b: &Value, meter: &mut Meter) -> Res<bool> {
     Ok(match (a, b) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
         (Value::Str(a), Value::Str(b)) => {
-            meter.step(a.text.len().min(b.text.len()) as u64 / 64)?;
+            meter.read(a.text.len().min(b.text.len()))?;
             a.text == b.text
         }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
@@ -191,6 +194,7 @@ pub fn equal(a: &Value, b: &Value, meter: &mut Meter) -> Res<bool> {
             a.len() == b.len() && (a.len() == 0 || a.start == b.start && (a.len() == 1 || a.step == b.step))
         }
         (Value::View(View::Keys, a), Value::View(View::Keys, b)) => {
+            charge_keys(a, meter)?;
             a.len() == b.len() && a.keyed().all(|(key, _)| b.get(key).is_some())
         }
         (Value::View(View::Items, a), Value::View(View::Items, b)) => return equal_dicts(a, b, meter),
@@ -204,10 +208,19 @@ pub fn equal(a: &Value, b: &Value, meter: &mut Meter) -> Res<bool> {
     })
 }
 
+/// Pays for looking up every key of a dictionary in another.
+fn charge_keys(dict: &Dict, meter: &mut Meter) -> Res<()> {
+    for (name, _) in dict.iter() {
+        Key::of(name, meter)?;
+    }
+    Ok(())
+}
+
 fn equal_dicts(a: &Dict, b: &Dict, meter: &mut Meter) -> Res<bool> {
     if a.len() != b.len() {
         return Ok(false);
     }
+    charge_keys(a, meter)?;
     for (key, value) in a.keyed() {
         match b.get(key) {
             Some(other) if equal(value, other, meter)? => {}
@@ -285,7 +298,7 @@ pub fn contains(hay: &Value, needle: &Value, meter: &mut Meter) -> Res<bool> {
             }
             Ok(false)
         }
-        Value::Dict(dict) | Value::View(View::Keys, dict) => Ok(dict.get(&Key::of(needle)?).is_some()),
+        Value::Dict(dict) | Value::View(View::Keys, dict) => Ok(dict.get(&Key::of(needle, meter)?).is_some()),
         Value::View(View::Values, dict) => {
             for (_, item) in dict.iter() {
                 if equal(item, needle, meter)? {
@@ -295,7 +308,7 @@ pub fn contains(hay: &Value, needle: &Value, meter: &mut Meter) -> Res<bool> {
             Ok(false)
         }
         Value::View(View::Items, dict) => match needle {
-            Value::Tuple(pair) if pair.items.len() == 2 => match dict.get(&Key::of(&pair.items[0])?) {
+            Value::Tuple(pair) if pair.items.len() == 2 => match dict.get(&Key::of(&pair.items[0], meter)?) {
                 Some(item) => equal(item, &pair.items[1], meter),
                 None => Ok(false),
             },
@@ -321,8 +334,11 @@ pub fn item(of: &Value, key: &Value, meter: &mut Meter) -> Res<Option<Value>> {
     let at = |length: usize| index(key).and_then(Result::ok).and_then(|n| position(n, length));
     Ok(match of {
         Value::Dict(dict) => match key {
-            Value::Str(name) => dict.get_str(&name.text).cloned(),
-            key => Key::of(key).ok().and_then(|key| dict.get(&key).cloned()),
+            Value::Str(name) => {
+                meter.read(name.text.len())?;
+                dict.get_str(&name.text).cloned()
+            }
+            key => Key::of(key, meter).ok().and_then(|key| dict.get(&key).cloned()),
         },
         Value::List(list) | Value::Tuple(list) => at(list.items.len()).map(|n| list.items[n].clone()),
         Value::Str(text) => match at(text.chars) {

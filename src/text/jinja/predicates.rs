@@ -102,7 +102,7 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -
         "undefined" => value.is_undefined(),
         "filter" | "test" => {
             // The name is looked up in a dictionary, so that it must be hashable.
-            super::dict::Key::of(value)?;
+            super::dict::Key::of(value, &mut machine.meter)?;
             let known = if name == "filter" { filters::exists } else { exists };
             value.as_str().is_some_and(known)
         }

@@ -11,7 +11,7 @@ use super::dict::Key;
 use super::eval::Machine;
 use super::iter::Iter;
 use super::value::{List, Value, View};
-use super::{Failure, fail, filters, operators, predicates, repr};
+use super::{Failure, Meter, fail, filters, operators, predicates, repr};
 
 type Res<T> = Result<T, Failure>;
 
@@ -59,11 +59,11 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: Value, args: Args) ->
         "dictsort" => dict_sort(machine, &value, args),
         "groupby" => group_by(machine, &value, args),
         "items" => items(&value, args),
-        "unique" => unique(&value, args),
+        "unique" => unique(machine, &value, args),
         "batch" => batch(&value, args),
         "slice" => slice(&value, args),
-        "map" => map(&value, args),
-        _ => select(name, &value, args),
+        "map" => map(machine, &value, args),
+        _ => select(machine, name, &value, args),
     }
 }
 
@@ -72,21 +72,21 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: Value, args: Args) ->
 struct Path(Vec<Value>);
 
 impl Path {
-    fn of(attribute: &Value) -> Path {
-        match attribute {
+    fn of(attribute: &Value, meter: &mut Meter) -> Res<Path> {
+        Ok(match attribute {
             Value::None => Path(Vec::new()),
-            Value::Str(text) => Path(
-                text.text
-                    .split('.')
-                    .map(|part| {
-                        let digits = !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
-                        let number = if digits { super::number::parse_int(part, 10) } else { None };
-                        number.unwrap_or_else(|| Value::str(part))
-                    })
-                    .collect(),
-            ),
+            Value::Str(text) => {
+                meter.elements(2 * text.text.matches('.').count())?;
+                meter.take(text.text.len())?;
+                let part = |part: &str| {
+                    let digits = !part.is_empty() && part.bytes().all(|c| c.is_ascii_digit());
+                    let number = if digits { super::number::parse_int(part, 10) } else { None };
+                    number.unwrap_or_else(|| Value::str(part))
+                };
+                Path(text.text.split('.').map(part).collect())
+            }
             other => Path(vec![other.clone()]),
-        }
+        })
     }
 
     fn get(&self, machine: &mut Machine<'_>, item: &Value, default: Option<&Value>) -> Res<Value> {
@@ -101,8 +101,8 @@ impl Path {
     }
 }
 
-fn attribute_or_none(attribute: Option<Value>) -> Path {
-    Path::of(&attribute.unwrap_or(Value::None))
+fn attribute_or_none(machine: &mut Machine<'_>, attribute: Option<Value>) -> Res<Path> {
+    Path::of(&attribute.unwrap_or(Value::None), &mut machine.meter)
 }
 
 /// A key as it is compared: strings in lower case unless their case counts.
@@ -152,7 +152,7 @@ pub fn sorted(machine: &mut Machine<'_>, keys: Vec<Value>, reverse: bool) -> Res
 
 fn join(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [separator, attribute] = args.bind("join", ["d", "attribute"], 0)?;
-    let path = attribute_or_none(attribute);
+    let path = attribute_or_none(machine, attribute)?;
     let separator = match separator {
         Some(separator) => repr::text(&separator, &mut machine.meter)?.text,
         None => "".into(),
@@ -174,7 +174,7 @@ fn join(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
 
 fn sum(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [attribute, start] = args.bind("sum", ["attribute", "start"], 0)?;
-    let path = attribute_or_none(attribute);
+    let path = attribute_or_none(machine, attribute)?;
     let mut total = start.unwrap_or(Value::Int(0));
     let iter = machine.iterate(value)?;
     if let Value::Str(_) = total {
@@ -189,7 +189,7 @@ fn sum(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
 
 fn extreme(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -> Res<Value> {
     let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
-    let path = attribute_or_none(attribute);
+    let path = attribute_or_none(machine, attribute)?;
     let op = if name == "max" { Comparison::Greater } else { Comparison::Less };
     let iter = machine.iterate(value)?;
     let mut best: Option<(Value, Value)> = None;
@@ -211,8 +211,12 @@ fn sort(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [reverse, case_sensitive, attribute] = args.bind("sort", ["reverse", "case_sensitive", "attribute"], 0)?;
     let attribute = attribute.unwrap_or(Value::None);
     let paths: Vec<Path> = match &attribute {
-        Value::Str(text) => text.text.split(',').map(|part| Path::of(&Value::str(part))).collect(),
-        other => vec![Path::of(other)],
+        Value::Str(text) => {
+            machine.meter.elements(2 * text.text.matches(',').count())?;
+            let paths = text.text.split(',').map(|part| Path::of(&Value::str(part), &mut machine.meter));
+            paths.collect::<Res<_>>()?
+        }
+        other => vec![Path::of(other, &mut machine.meter)?],
     };
     let items = machine.collect(value)?;
     let mut keys = Vec::with_capacity(items.len());
@@ -258,7 +262,7 @@ fn dict_sort(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value>
 
 fn group_by(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [attribute, default, case_sensitive] = args.bind("groupby", ["attribute", "default", "case_sensitive"], 1)?;
-    let path = attribute_or_none(attribute);
+    let path = attribute_or_none(machine, attribute)?;
     let default = default.filter(|default| !matches!(default, Value::None));
     let items = machine.collect(value)?;
     let mut keys = Vec::with_capacity(items.len());
@@ -320,9 +324,9 @@ fn opened(machine: &mut Machine<'_>, iter: &mut Option<Rc<Iter>>, value: &Value)
     Ok(opened)
 }
 
-fn unique(value: &Value, args: Args) -> Res<Value> {
+fn unique(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     let [case_sensitive, attribute] = args.bind("unique", ["case_sensitive", "attribute"], 0)?;
-    let path = attribute_or_none(attribute);
+    let path = attribute_or_none(machine, attribute)?;
     let case_sensitive = truth(&case_sensitive);
     let value = value.clone();
     let mut iter = None;
@@ -333,7 +337,7 @@ fn unique(value: &Value, args: Args) -> Res<Value> {
             let key = path.get(machine, &item, None)?;
             let key = folded(machine, key, case_sensitive)?;
             machine.meter.elements(1)?;
-            if seen.insert(Key::of(&key)?) {
+            if seen.insert(Key::of(&key, &mut machine.meter)?) {
                 return Ok(Some(item));
             }
         }
@@ -432,7 +436,7 @@ fn callable_name(value: &Value, kind: &str) -> Res<Arc<str>> {
     }
 }
 
-fn map(value: &Value, mut args: Args) -> Res<Value> {
+fn map(machine: &mut Machine<'_>, value: &Value, mut args: Args) -> Res<Value> {
     let depth = value.depth().max(args_depth(&args));
     let by_attribute = args.positional.is_empty() && args.named.iter().any(|(name, _)| &**name == "attribute");
     let value = value.clone();
@@ -441,7 +445,7 @@ fn map(value: &Value, mut args: Args) -> Res<Value> {
         return Iter::lazy(depth, |_| Ok(None)).map(Value::Iter);
     }
     if by_attribute {
-        let path = attribute_or_none(take_named(&mut args.named, "attribute"));
+        let path = attribute_or_none(machine, take_named(&mut args.named, "attribute"))?;
         let default = take_named(&mut args.named, "default").filter(|default| !matches!(default, Value::None));
         let unknown = args.named.first().map(|(name, _)| name.clone());
         let lazy = Iter::lazy(depth, move |machine| {
@@ -471,14 +475,14 @@ fn map(value: &Value, mut args: Args) -> Res<Value> {
     Ok(Value::Iter(lazy))
 }
 
-fn select(name: &str, value: &Value, mut args: Args) -> Res<Value> {
+fn select(machine: &mut Machine<'_>, name: &str, value: &Value, mut args: Args) -> Res<Value> {
     let depth = value.depth().max(args_depth(&args));
     let wanted = name.starts_with("select");
     if !value.truth() {
         return Iter::lazy(depth, |_| Ok(None)).map(Value::Iter);
     }
     let path = if name.ends_with("attr") {
-        if args.positional.is_empty() { None } else { Some(Path::of(&args.positional.remove(0))) }
+        if args.positional.is_empty() { None } else { Some(Path::of(&args.positional.remove(0), &mut machine.meter)?) }
     } else {
         Some(Path(Vec::new()))
     };

@@ -26,15 +26,18 @@ pub fn strip<'s>(text: &'s str, chars: Option<&str>) -> &'s str {
     strip_end(strip_start(text, chars), chars)
 }
 
+/// Whether a character ends a line for Python's `splitlines`.
+pub fn ends_line(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
 /// `str.splitlines`.
 pub fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut start = 0;
     let mut chars = text.char_indices().peekable();
     while let Some((n, c)) = chars.next() {
-        let is_end =
-            matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
-        if !is_end {
+        if !ends_line(c) {
             continue;
         }
         let mut end = n + c.len_utf8();

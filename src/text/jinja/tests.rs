@@ -8,15 +8,14 @@ use serde_json::Value as Document;
 use super::globals::strftime;
 use super::{Failure, Limits, Template, Value};
 use crate::text::json::Json;
+use crate::text::watch::Watch;
 
 const LIMITS: Limits = Limits { fuel: 20_000_000, bytes: 512 << 20, depth: 100, output: 64 << 20 };
 
 fn render_with(source: &str, variables: &Json, limits: &Limits) -> Result<String, Failure> {
     let Json::Object(entries) = variables else { panic!("variables are an object") };
     let given: Vec<(&str, Value)> = entries.iter().map(|(name, value)| (name.as_str(), Value::from(value))).collect();
-    let mut out = String::new();
-    Template::compile(source)?.render(&given, limits, &mut out)?;
-    Ok(out)
+    Template::compile(source)?.render(&given, limits, &Watch::default())
 }
 
 fn render(source: &str) -> Result<String, Failure> {

@@ -72,7 +72,7 @@ pub fn apply(machine: &mut Machine<'_>, name: &str, value: &Value, args: Args) -
             }
             let mut dict = Dict::default();
             for (name, value) in args.named {
-                dict.insert(Value::str(name), value)?;
+                dict.insert(Value::str(name), value, &mut machine.meter)?;
             }
             percent::percent(&text, &Value::Dict(Rc::new(dict)), &mut machine.meter)
         }
@@ -134,10 +134,11 @@ fn indent(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     };
     let truth = |value: Option<Value>| value.is_some_and(|value| value.truth());
     let (first, blank) = (truth(first), truth(blank));
+    let count = text.text.matches(strings::ends_line).count() + 1;
+    machine.meter.elements(count)?;
+    machine.meter.take(count.saturating_mul(indention.len()).saturating_add(2 * text.text.len()))?;
     let source = format!("{}\n", text.text);
     let lines = strings::lines(&source, false);
-    machine.meter.elements(lines.len())?;
-    machine.meter.take(lines.len().saturating_mul(indention.len()) + source.len())?;
     let mut out = String::new();
     for (n, line) in lines.iter().enumerate() {
         if n > 0 {
@@ -185,7 +186,10 @@ fn truncate(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> 
 fn url_encode(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value> {
     args.bind::<0>("urlencode", [], 0)?;
     let pairs = match value {
-        Value::Dict(dict) => dict.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        Value::Dict(dict) => {
+            machine.meter.elements(2 * dict.len())?;
+            dict.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        }
         Value::List(_) | Value::Tuple(_) | Value::Range(_) | Value::View(..) | Value::Iter(_) | Value::Undefined(_) => {
             let mut pairs = Vec::new();
             for pair in machine.collect(value)? {
@@ -288,17 +292,19 @@ fn word_wrap(machine: &mut Machine<'_>, value: &Value, args: Args) -> Res<Value>
     let is_on = |value: Option<Value>| value.is_none_or(|value| value.truth());
     let (long, hyphens) = (is_on(long), is_on(hyphens));
     machine.meter.step(4 * text.chars as u64)?;
-    machine.meter.take(8 * text.text.len())?;
+    machine.meter.take(text.text.len().saturating_mul(8))?;
     let mut out = Vec::new();
     for line in strings::lines(&text.text, false) {
         if width <= 0 {
             return Err(fail(format!("invalid width {width} (must be > 0)")));
         }
-        out.push(wrapped(line, width as usize, long, hyphens).join(&with));
+        let lines = wrapped(line, width as usize, long, hyphens);
+        machine.meter.elements(lines.len())?;
+        machine.meter.take(lines.len().saturating_mul(with.len()))?;
+        out.push(lines.join(&with));
     }
-    let out = out.join(&with);
-    machine.meter.take(out.len())?;
-    Ok(Value::str(out))
+    machine.meter.take(out.len().saturating_mul(with.len()).saturating_add(text.text.len()))?;
+    Ok(Value::str(out.join(&with)))
 }
 
 fn is_blank(c: char) -> bool {
@@ -306,8 +312,7 @@ fn is_blank(c: char) -> bool {
 }
 
 /// The pieces between which a line may be broken, as Python's textwrap finds them.
-fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
-    let chars: Vec<char> = line.chars().collect();
+fn chunks(chars: &[char], hyphens: bool) -> Vec<&[char]> {
     let at = |n: usize| chars.get(n).copied();
     let is_letter = |c: Option<char>| c.is_some_and(|c| is_word(c) && strings::decimal(c).is_none());
     let joins = |c: Option<char>| c.is_some_and(|c| is_word(c) || "!\"'&.,?".contains(c));
@@ -343,7 +348,7 @@ fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
                 end += 1;
             }
         }
-        chunks.push(chars[start..end].to_vec());
+        chunks.push(&chars[start..end]);
         start = end;
     }
     chunks
@@ -351,12 +356,13 @@ fn chunks(line: &str, hyphens: bool) -> Vec<Vec<char>> {
 
 /// `textwrap.wrap(line, ...)`.
 fn wrapped(line: &str, width: usize, long: bool, hyphens: bool) -> Vec<String> {
-    let mut left = chunks(line, hyphens);
+    let chars: Vec<char> = line.chars().collect();
+    let mut left = chunks(&chars, hyphens);
     left.reverse();
     let mut lines: Vec<String> = Vec::new();
     let blank = |chunk: &[char]| chunk.iter().all(|&c| strings::is_space(c));
     while !left.is_empty() {
-        let mut current: Vec<Vec<char>> = Vec::new();
+        let mut current: Vec<&[char]> = Vec::new();
         let mut length = 0;
         if !lines.is_empty() && left.last().is_some_and(|chunk| blank(chunk)) {
             left.pop();
@@ -375,8 +381,8 @@ fn wrapped(line: &str, width: usize, long: bool, hyphens: bool) -> Vec<String> {
                     }
                 }
                 let (first, rest) = chunk.split_at(end);
-                current.push(first.to_vec());
-                left.push(rest.to_vec());
+                current.push(first);
+                left.push(rest);
             } else if current.is_empty() {
                 current.push(chunk);
             } else {
