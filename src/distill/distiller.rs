@@ -270,7 +270,7 @@ impl Distiller {
         if let Ok(update) = &result {
             let (step, Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. }) =
                 (update.step, update.report());
-            self.log(&format!(
+            self.log(Level::Info, &format!(
                 "update of step {step} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
                  norm {gradient_norm:.4}, {seconds:.3} s"
             ));
@@ -344,7 +344,10 @@ impl Distiller {
         drop((book, learning));
         let (rate, steps) = (self.0.config.optimizer.learning_rate_at(step, self.0.config.steps), self.0.config.steps);
         let seconds = begun.elapsed().as_secs_f64();
-        self.log(&format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1));
+        self.log(
+            Level::Info,
+            &format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1),
+        );
         Ok(())
     }
 
@@ -394,8 +397,8 @@ impl Distiller {
     }
 
     /// Tells the host, if it listens. With no lock held.
-    fn log(&self, message: &str) {
-        self.0.student.engine().log(Level::Info, "distill", message);
+    pub(super) fn log(&self, level: Level, message: &str) {
+        self.0.student.engine().log(level, "distill", message);
     }
 
     /// The learner's lock, for checkpoints.
@@ -404,10 +407,19 @@ impl Distiller {
         self.0.learning.try_lock().ok_or_else(busy)
     }
 
-    /// (step, next episode, next evaluation)
-    pub(super) fn counters(&self) -> (u64, u64, u64) {
+    /// (step, next episode, next evaluation), for a checkpoint: read in one moment with the waiting episodes, so that none
+    /// that ended before it is left out. The learner's lock is held, so no update takes episodes meanwhile.
+    pub(super) fn counters_with_nothing_waiting(&self) -> Result<(u64, u64, u64)> {
         let book = self.0.book.lock();
-        (book.step, book.next_episode, book.next_evaluation)
+        match book.ended.len() {
+            0 => Ok((book.step, book.next_episode, book.next_evaluation)),
+            waiting => {
+                let why = format!(
+                    "{waiting} ended episodes wait for an update and are no part of a checkpoint; build or discard"
+                );
+                Err(Error::new(Fault::OutOfOrder, why))
+            }
+        }
     }
 
     /// Puts a checkpoint's counters in place.
