@@ -33,7 +33,7 @@ mod swiglu;
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendScratch, attend_forward};
 pub use attention::{Heads, Span, attention_backward, attention_forward, kv_append};
-pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
+pub use divergence::{Loss, RowLoss, divergence_forward_backward};
 pub use draws::{Draws, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use experts::{Dealing, ExpertActivations, ExpertBlock, FfnActivations, FfnWeights, experts_forward, ffn_forward};
