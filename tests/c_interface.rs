@@ -28,6 +28,14 @@ fn a_c_program_serves_chats_scores_and_learns_and_is_refused_out_of_order() {
 }
 
 #[test]
+fn the_hosts_rounding_mode_and_traps_change_no_bit() {
+    let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/rounding.c"));
+    let scratch = program.folder.path().join("scratch");
+    std::fs::create_dir(&scratch).expect("a folder to write into");
+    program.run([folders::golden("dense_f32"), folders::golden("teacher_f32"), scratch]);
+}
+
+#[test]
 fn a_c_program_asks_for_what_embedders_miss() {
     let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/embedding.c"));
     let at = |name: &str| program.folder.path().join(name);

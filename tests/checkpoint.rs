@@ -260,7 +260,8 @@ fn a_folder_that_cannot_be_written_leaves_the_old_checkpoint() {
 #[test]
 fn leftovers_of_killed_saves_are_swept_and_never_resumed_from() {
     let (folder, at) = checkpoint();
-    let leftover = folder.path().join(".step-00000007.123-4.tmp");
+    // No system gives a process so large a number.
+    let leftover = folder.path().join(".step-00000007.2147483647-4.tmp");
     fs::create_dir(&leftover).unwrap();
     fs::copy(at.join("state.json"), leftover.join("state.json")).unwrap();
     fs::write(folder.path().join("notes.txt"), "the host's own").unwrap();
@@ -269,6 +270,114 @@ fn leftovers_of_killed_saves_are_swept_and_never_resumed_from() {
     one_update(&d);
     d.save(folder.path()).unwrap();
     assert_eq!(names(folder.path()), ["notes.txt", "step-00000002"]);
+}
+
+#[test]
+fn only_folders_that_hold_exactly_a_checkpoint_are_ever_removed() {
+    let (folder, at) = checkpoint();
+    let root = folder.path();
+    let d = resume(Kind::Dense, Compute::F32, root);
+    let put = |path: &str| {
+        fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        fs::write(root.join(path), path).unwrap();
+    };
+    // A folder of the host's by the name of one, and one that a host put a file of its own into.
+    let theirs = [
+        "step-00000000/thesis.txt",
+        "step-0/state.json",
+        "step-00000001/notes.txt",
+        ".step-00000001.2147483647-0.tmp/thesis.txt",
+    ];
+    theirs.iter().for_each(|path| put(path));
+    // What is no folder is no checkpoint: at the place of an older one, of a later one, of the one that comes next.
+    let files = ["step-00000000-3", "step-00000002", "step-00000009"];
+    files.iter().for_each(|path| put(path));
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(&at, root.join("step-00000000-7")).unwrap();
+    one_update(&d);
+    d.save(root).unwrap();
+    one_update(&d);
+    d.save(root).unwrap();
+    for path in theirs.iter().chain(&files) {
+        assert_eq!(fs::read_to_string(root.join(path)).unwrap(), *path);
+    }
+    assert!(["state.json", "masters.safetensors"].iter().all(|name| at.join(name).exists()));
+    assert!(root.join("step-00000003").is_dir() && !root.join("step-00000002-1").exists());
+    assert_eq!(resume(Kind::Dense, Compute::F32, root).step(), 3);
+}
+
+/// What a call says that must not wait for anybody.
+#[cfg(unix)]
+fn at_once<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(call()));
+    told.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer within a minute")
+}
+
+#[test]
+#[cfg(unix)]
+fn pipes_sockets_devices_links_and_folders_are_no_files_of_a_checkpoint() {
+    let (folder, at) = checkpoint();
+    let root = folder.path().to_path_buf();
+    let elsewhere = tempfile::tempdir().unwrap();
+    for name in ["state.json", "masters.safetensors", "first_moments.safetensors", "second_moments.safetensors"] {
+        let (file, kept) = (at.join(name), elsewhere.path().join(name));
+        fs::rename(&file, &kept).unwrap();
+        let mut socket = None;
+        for found in ["a pipe", "a socket", "a link", "a folder"] {
+            match found {
+                "a pipe" => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
+                "a socket" => socket = Some(std::os::unix::net::UnixListener::bind(&file).unwrap()),
+                "a link" => std::os::unix::fs::symlink(&kept, &file).unwrap(),
+                _ => fs::create_dir(&file).unwrap(),
+            }
+            let path = root.clone();
+            let probed =
+                at_once(move || Distiller::checkpoint(&path).map_err(|e| (e.fault(), e.message().to_string())));
+            let (fault, message) = probed.unwrap_err();
+            assert!(fault == Fault::CheckpointForm && message.contains(found) && message.contains(name), "{message}");
+            let path = root.clone();
+            let resumed = at_once(move || {
+                let (student, teacher) = pair(Kind::Dense, Compute::F32);
+                refusal(&student, &teacher, document(), &path)
+            });
+            assert!(resumed.1.contains(found), "{resumed:?}");
+            if found == "a folder" { fs::remove_dir(&file) } else { fs::remove_file(&file) }.unwrap();
+        }
+        drop(socket);
+        fs::rename(&kept, &file).unwrap();
+    }
+    assert_eq!(Distiller::checkpoint(&root).unwrap(), Some(1));
+}
+
+#[test]
+fn a_state_document_that_no_checkpoint_has_is_not_read_into_memory() {
+    let (folder, at) = checkpoint();
+    let file = fs::File::options().write(true).open(at.join("state.json")).unwrap();
+    file.set_len(1 << 40).unwrap(); // a hole in the file: nothing of it lies on disk
+    let e = Distiller::checkpoint(folder.path()).unwrap_err();
+    assert!(e.fault() == Fault::CheckpointForm && e.message().contains("1048576"), "{e}");
+}
+
+#[test]
+fn an_episode_that_ends_before_the_learner_is_locked_is_not_missed() {
+    // Counted under the locks of the checkpoint: while an update is built, the waiting are not looked at.
+    let folder = tempfile::tempdir().unwrap();
+    let d = fresh(Kind::Dense, Compute::F32);
+    play_together(&d, 3, 2);
+    let mut answers = Vec::new();
+    let built = d.build(0, &Default::default(), &mut |_, _| {
+        answers.push(fault(d.save(folder.path())));
+        play(&d, 1, 1);
+        true
+    });
+    drop(built.unwrap());
+    assert!(!answers.is_empty() && answers.iter().all(|&answer| answer == Fault::DistillerBusy), "{answers:?}");
+    // Those that ended meanwhile are no part of a checkpoint, and it says so.
+    assert_eq!(fault(d.save(folder.path())), Fault::OutOfOrder);
+    d.discard();
+    d.save(folder.path()).unwrap();
+    assert_eq!(state(folder.path())["next_episode"], 3 + answers.len());
 }
 
 // Kills.
@@ -325,10 +434,11 @@ mod kills {
 
     /// Everything that a finished run left.
     fn results(path: &Path) -> Vec<(String, Vec<u8>)> {
-        // A kill between the last checkpoint and the removal of the one before leaves that, or a part of it.
+        // A kill between the last checkpoint and the removal of the one before leaves that, or what is left of it aside.
         let (left, before) = (names(path), format!("step-{:08}", STEPS - 1));
         assert_eq!(*left.last().unwrap(), format!("step-{STEPS:08}"));
-        assert!(left.len() == 1 || left.len() == 2 && left[0] == before, "{left:?}");
+        let removed = |name: &str| name == before || name.starts_with(&format!(".{before}."));
+        assert!(left.len() == 1 || left.len() == 2 && removed(&left[0]), "{left:?}");
         let last = path.join(format!("step-{STEPS:08}"));
         let mut files: Vec<_> = names(&last).iter().map(|name| last.join(name)).collect();
         files.push(path.with_extension("model").join("model.safetensors"));

@@ -2,10 +2,11 @@
 //! reductions of one method to another.
 
 use serde_json::{Value, json};
+use squire::backend::ops::Loss;
 use squire::distill::actor::Actor;
 use squire::distill::batch::{TokenLoss, plan};
 use squire::distill::config::{Config, KNOBS, Origin};
-use squire::distill::knobs::{ActorPolicy, Kernel};
+use squire::distill::knobs::ActorPolicy;
 use squire::distill::policy::{DecideInput, Decision, Reason, decide};
 use squire::distill::preset::PRESETS;
 use squire::distill::trajectory::{Action, Heading, Trajectory};
@@ -35,7 +36,7 @@ fn layers_go_default_then_preset_then_document() {
     let c = config(json!({"preset": "guided-opd", "teacher_turns": {"weight": 0.5}, "optimizer": {"beta2": 0.98}}));
     assert_eq!(c.preset, Some("guided-opd"));
     // The document's weight joins the preset's kernel; the rest of the optimiser keeps its defaults.
-    assert_eq!((c.teacher_turns.kernel, c.teacher_turns.weight), (Kernel::ForwardKl, 0.5));
+    assert_eq!((c.teacher_turns.kind, c.teacher_turns.weight), (Some(Loss::ForwardKl), 0.5));
     assert_eq!((c.optimizer.beta1, c.optimizer.beta2), (0.9, 0.98));
     let origins = ["teacher_turns.kernel", "teacher_turns.weight", "optimizer.beta1", "optimizer.beta2", "actor"];
     let preset = Origin::Preset("guided-opd");
@@ -273,7 +274,7 @@ fn guided_with_beta_one_and_cross_entropy_is_fine_tuning_on_teacher_rollouts() {
     assert_eq!(decisions(&config(one.clone()), 10, 50), decisions(&sft, 10, 50));
     let learnt = losses(&config(one), 10);
     assert_eq!(learnt, losses(&sft, 10));
-    assert!(learnt.iter().all(|token| token.kernel == Kernel::CrossEntropy));
+    assert!(learnt.iter().all(|token| token.kind == Loss::CrossEntropy));
 }
 
 #[test]
@@ -290,14 +291,14 @@ fn forward_to_backward_beyond_the_turn_cap_is_on_policy_distillation() {
 
 #[test]
 fn presets_train_the_turns_that_their_papers_train() {
-    let kernels = |name| {
+    let losses = |name| {
         let c = Config::preset(name).unwrap();
-        [Actor::Student, Actor::Teacher, Actor::Replay].map(|actor| c.loss_of(actor).kernel)
+        [Actor::Student, Actor::Teacher, Actor::Replay].map(|actor| c.loss_of(actor).kind)
     };
-    use Kernel::{CrossEntropy, ForwardKl, None, ReverseKl};
-    assert_eq!(kernels("sft"), [None, CrossEntropy, CrossEntropy]);
-    assert_eq!(kernels("opd"), [ReverseKl, None, None]);
-    assert_eq!(kernels("guided-opd"), [ReverseKl, ForwardKl, None]);
-    assert_eq!(kernels("tcod-f2b"), [ReverseKl, None, None]);
+    use Loss::{CrossEntropy, ForwardKl, ReverseKl};
+    assert_eq!(losses("sft"), [None, Some(CrossEntropy), Some(CrossEntropy)]);
+    assert_eq!(losses("opd"), [Some(ReverseKl), None, None]);
+    assert_eq!(losses("guided-opd"), [Some(ReverseKl), Some(ForwardKl), None]);
+    assert_eq!(losses("tcod-f2b"), [Some(ReverseKl), None, None]);
     assert!(matches!(Config::preset("guided-opd").unwrap().actor, ActorPolicy::Bernoulli { .. }));
 }

@@ -8,7 +8,7 @@
 mod tiny_model;
 
 use serde_json::Value;
-use squire::backend::ops::{self, Divergence, RowLoss};
+use squire::backend::ops::{self, Loss, RowLoss};
 use squire::backend::{Compute, KernelSet, Tensor};
 use squire::model::backward::{BackwardScratch, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
@@ -60,7 +60,7 @@ impl Objective {
             start += n;
         }
         let (packed, weight) = (ids.concat(), 1.0 / rows.len() as f32);
-        let kinds = [Divergence::CrossEntropy, Divergence::ReverseKl, Divergence::ForwardKl];
+        let kinds = [Loss::CrossEntropy, Loss::ReverseKl, Loss::ForwardKl];
         let spec = |(i, &row): (usize, &usize)| RowLoss { kind: kinds[i % 3], weight, target: packed[row + 1] };
         let specs = rows.iter().enumerate().map(spec).collect();
         let activations = run(model, teacher, &ids);

@@ -5,7 +5,7 @@
 mod golden;
 
 use golden::{Batch, distance, floats, ints, largest};
-use squire::backend::ops::{self, AdamW, Divergence, RowLoss, Sampling};
+use squire::backend::ops::{self, AdamW, Loss, RowLoss, Sampling};
 use squire::backend::{Compute, KernelSet, Tensor};
 use squire::model::backward::{BackwardScratch, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
@@ -140,7 +140,7 @@ struct Objective {
 }
 
 impl Objective {
-    fn new(kind: Divergence, kernels: KernelSet) -> Objective {
+    fn new(kind: Loss, kernels: KernelSet) -> Objective {
         let (batch, served) = (golden::batch(), load("teacher_f32", Compute::F32, kernels));
         let rows = batch.rows(&batch.loss_positions);
         let packed = batch.ids.concat();
@@ -171,11 +171,11 @@ impl Objective {
     }
 }
 
-fn kind_of(loss: &str) -> Divergence {
+fn kind_of(loss: &str) -> Loss {
     match loss {
-        "cross_entropy" => Divergence::CrossEntropy,
-        "reverse_kl" => Divergence::ReverseKl,
-        "forward_kl" => Divergence::ForwardKl,
+        "cross_entropy" => Loss::CrossEntropy,
+        "reverse_kl" => Loss::ReverseKl,
+        "forward_kl" => Loss::ForwardKl,
         other => panic!("no loss {other}"),
     }
 }

@@ -6,9 +6,9 @@ mod scripted;
 
 use scripted::*;
 use serde_json::{Value, json};
+use squire::backend::ops::Loss;
 use squire::backend::{Compute, Tensor};
 use squire::distill::batch::plan;
-use squire::distill::knobs::Kernel;
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
 use squire::model::backward::{BackwardScratch, backward, head_backward};
@@ -73,21 +73,20 @@ fn distributions(model: &ServedModel, ids: &[i32]) -> Vec<Vec<f64>> {
 }
 
 /// What a token's loss is: (trajectory, position, kernel, weight).
-type Loss = (usize, usize, Kernel, f64);
+type Weighted = (usize, usize, Loss, f64);
 
 /// The loss by hand, from what student and teacher say of the sequences in sessions of their own.
-fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Loss]) -> f64 {
+fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Weighted]) -> f64 {
     let both: Vec<_> =
         batch.iter().map(|t| (distributions(student, t.ids()), distributions(teacher, t.ids()))).collect();
-    let of = |&(i, position, kernel, weight): &Loss| {
+    let of = |&(i, position, loss, weight): &Weighted| {
         let (p, q) = (&both[i].0[position - 1], &both[i].1[position - 1]);
         let kl = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(x, y)| x.exp() * (x - y)).sum() };
         weight
-            * match kernel {
-                Kernel::ReverseKl => kl(p, q),
-                Kernel::ForwardKl => kl(q, p),
-                Kernel::CrossEntropy => -p[batch[i].ids()[position] as usize],
-                Kernel::None => 0.0,
+            * match loss {
+                Loss::ReverseKl => kl(p, q),
+                Loss::ForwardKl => kl(q, p),
+                Loss::CrossEntropy => -p[batch[i].ids()[position] as usize],
             }
     };
     losses.iter().map(of).sum()
@@ -112,7 +111,12 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The gradients by hand: one sequence at a time, the loss's gradient by the logits in f64.
-fn gradients_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajectory], losses: &[Loss]) -> Weights {
+fn gradients_by_hand(
+    student: &ServedModel,
+    teacher: &ServedModel,
+    batch: &[Trajectory],
+    losses: &[Weighted],
+) -> Weights {
     let (m, revision) = (student.model(), student.current());
     let mut gradients = Weights::zeros(&m.config).unwrap();
     let mut scratch = BackwardScratch::new(m).unwrap();
@@ -121,17 +125,16 @@ fn gradients_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Traj
         let (student_logits, mut dlogits, activations) = logits(student, t.ids());
         let (teacher_logits, ..) = logits(teacher, t.ids());
         dlogits.f32_mut().fill(0.0);
-        for &(_, position, kernel, weight) in losses.iter().filter(|l| l.0 == i) {
+        for &(_, position, loss, weight) in losses.iter().filter(|l| l.0 == i) {
             let row = (position - 1) * v..position * v;
             let (p, q) = (softmax(&student_logits[row.clone()]), softmax(&teacher_logits[row.clone()]));
             let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
             for (id, d) in dlogits.f32_mut()[row].iter_mut().enumerate() {
                 let target = f64::from(u8::from(t.ids()[position] == id as i32));
-                let by_logit = match kernel {
-                    Kernel::ReverseKl => p[id] * ((p[id] / q[id]).ln() - kl),
-                    Kernel::ForwardKl => p[id] - q[id],
-                    Kernel::CrossEntropy => p[id] - target,
-                    Kernel::None => 0.0,
+                let by_logit = match loss {
+                    Loss::ReverseKl => p[id] * ((p[id] / q[id]).ln() - kl),
+                    Loss::ForwardKl => p[id] - q[id],
+                    Loss::CrossEntropy => p[id] - target,
                 };
                 *d = (weight * by_logit) as f32;
             }
@@ -155,34 +158,30 @@ fn assert_near(a: &Weights, b: &Weights, limit: f64, what: &str) {
     }
 }
 
-/// Every token of the turns for which `kernel_of` gives a loss, with its share of the token mean.
-fn token_mean(batch: &[Trajectory], kernel_of: impl Fn(Actor) -> Kernel) -> Vec<Loss> {
-    let tokens: Vec<(usize, usize, Kernel)> = batch
+/// Every token of the turns for which `loss_of` gives a loss, with its share of the token mean.
+fn token_mean(batch: &[Trajectory], loss_of: impl Fn(Actor) -> Option<Loss>) -> Vec<Weighted> {
+    let tokens: Vec<(usize, usize, Loss)> = batch
         .iter()
         .enumerate()
         .flat_map(|(i, t)| t.turns().iter().map(move |turn| (i, turn)))
-        .filter(|(_, turn)| kernel_of(turn.actor) != Kernel::None)
-        .flat_map(|(i, turn)| turn.range.clone().map(move |position| (i, position, turn.actor)))
-        .map(|(i, position, actor)| (i, position, kernel_of(actor)))
+        .filter_map(|(i, turn)| Some((i, turn, loss_of(turn.actor)?)))
+        .flat_map(|(i, turn, loss)| turn.range.clone().map(move |position| (i, position, loss)))
         .collect();
     let share = 1.0 / tokens.len() as f64;
-    tokens.into_iter().map(|(i, position, kernel)| (i, position, kernel, share)).collect()
+    tokens.into_iter().map(|(i, position, loss)| (i, position, loss, share)).collect()
 }
 
 /// Plays a batch and holds its plan, loss and gradients against the numbers by hand.
-fn assert_by_hand(document: Value, kernel_of: fn(Actor) -> Kernel, n_turns: std::ops::RangeInclusive<usize>) {
+fn assert_by_hand(document: Value, loss_of: fn(Actor) -> Option<Loss>, n_turns: std::ops::RangeInclusive<usize>) {
     for (kind, compute) in ALL {
         let what = format!("{document} {kind:?} {compute:?}");
         let d = distiller(kind, compute, document.clone());
         let (records, update) = batch(&d, 4);
         let report = update.report();
         assert!(n_turns.contains(&report.trained_turns), "{what}: {} turns", report.trained_turns);
-        let losses = token_mean(&records, kernel_of);
-        let planned: Vec<Loss> = plan(&records, d.config(), 1)
-            .tokens
-            .iter()
-            .map(|t| (t.trajectory, t.position, t.kernel, t.weight))
-            .collect();
+        let losses = token_mean(&records, loss_of);
+        let planned: Vec<Weighted> =
+            plan(&records, d.config(), 1).tokens.iter().map(|t| (t.trajectory, t.position, t.kind, t.weight)).collect();
         assert_eq!(planned, losses, "{what}");
         assert_eq!(report.trained_tokens, losses.len(), "{what}");
         let (student, teacher) = (d.student(), d.teacher().unwrap());
@@ -195,21 +194,21 @@ fn assert_by_hand(document: Value, kernel_of: fn(Actor) -> Kernel, n_turns: std:
 
 #[test]
 fn supervised_fine_tuning_is_cross_entropy_on_what_was_replayed() {
-    let kernel_of = |actor| if actor == Actor::Replay { Kernel::CrossEntropy } else { Kernel::None };
-    assert_by_hand(json!({"preset": "sft"}), kernel_of, 16..=16);
+    let loss_of = |actor| if actor == Actor::Replay { Some(Loss::CrossEntropy) } else { None };
+    assert_by_hand(json!({"preset": "sft"}), loss_of, 16..=16);
 }
 
 #[test]
 fn on_policy_distillation_is_reverse_kl_on_what_the_student_said() {
-    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::None };
-    assert_by_hand(json!({"preset": "opd"}), kernel_of, 16..=16);
+    let loss_of = |actor| if actor == Actor::Student { Some(Loss::ReverseKl) } else { None };
+    assert_by_hand(json!({"preset": "opd"}), loss_of, 16..=16);
 }
 
 #[test]
 fn guided_distillation_is_reverse_kl_on_student_turns_and_forward_kl_on_teacher_turns() {
-    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::ForwardKl };
+    let loss_of = |actor| if actor == Actor::Student { Some(Loss::ReverseKl) } else { Some(Loss::ForwardKl) };
     let document = json!({"preset": "guided-opd", "seed": 5, "actor": {"kind": "bernoulli", "beta": 0.5}});
-    assert_by_hand(document.clone(), kernel_of, 16..=16);
+    assert_by_hand(document.clone(), loss_of, 16..=16);
     let records = play(&distiller(Kind::Dense, Compute::F32, document), 4, 4);
     let turns_of = |actor| records.iter().flat_map(|t| t.turns()).filter(|turn| turn.actor == actor).count();
     assert!(turns_of(Actor::Student) >= 4 && turns_of(Actor::Teacher) >= 4, "the draws give both");
@@ -218,14 +217,14 @@ fn guided_distillation_is_reverse_kl_on_student_turns_and_forward_kl_on_teacher_
 #[test]
 fn the_presets_first_step_is_forward_kl_on_teacher_turns_alone() {
     // Beta is 1 at step 0: every turn is the teacher's.
-    let kernel_of = |actor| if actor == Actor::Teacher { Kernel::ForwardKl } else { Kernel::None };
-    assert_by_hand(json!({"preset": "guided-opd"}), kernel_of, 16..=16);
+    let loss_of = |actor| if actor == Actor::Teacher { Some(Loss::ForwardKl) } else { None };
+    assert_by_hand(json!({"preset": "guided-opd"}), loss_of, 16..=16);
 }
 
 #[test]
 fn the_depth_curriculums_first_step_is_reverse_kl_on_the_first_turn() {
-    let kernel_of = |actor| if actor == Actor::Student { Kernel::ReverseKl } else { Kernel::None };
-    assert_by_hand(json!({"preset": "tcod-f2b"}), kernel_of, 4..=4);
+    let loss_of = |actor| if actor == Actor::Student { Some(Loss::ReverseKl) } else { None };
+    assert_by_hand(json!({"preset": "tcod-f2b"}), loss_of, 4..=4);
 }
 
 #[test]
@@ -314,7 +313,7 @@ fn what_was_not_executed_carries_nothing_and_is_context_all_the_same() {
         let records = [seat.end()];
         let update = build(&d);
         let middle = records[0].turns()[1].range.clone();
-        let mut losses = token_mean(&records, |_| Kernel::ReverseKl);
+        let mut losses = token_mean(&records, |_| Some(Loss::ReverseKl));
         losses.retain(|l| !middle.contains(&l.1));
         let share = 1.0 / losses.len() as f64;
         losses.iter_mut().for_each(|l| l.3 = share);
@@ -401,7 +400,7 @@ fn a_teacher_that_moves_on_is_read_with_the_weights_that_scored() {
     let zero = Seat::new(&d, again(0)).play(3);
     let by_hand = |record: &Trajectory| {
         let batch = std::slice::from_ref(record);
-        loss_by_hand(d.student(), teacher, batch, &token_mean(batch, |_| Kernel::ReverseKl))
+        loss_by_hand(d.student(), teacher, batch, &token_mean(batch, |_| Some(Loss::ReverseKl)))
     };
     let old = by_hand(&zero);
     teacher.restore(wide(teacher, 99), 2);

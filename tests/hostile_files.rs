@@ -337,10 +337,18 @@ fn folder_with_a_document_too_long_to_be_one() {
 #[cfg(unix)]
 #[test]
 fn folder_with_a_pipe_for_a_file_does_not_hang() {
-    let dir = folder(&[("model.safetensors", &weights("t"))]);
-    let made = std::process::Command::new("mkfifo").arg(dir.path().join("config.json")).status();
-    if made.is_ok_and(|status| status.success()) {
-        assert_eq!(ModelDir::open(dir.path()).unwrap_err().fault(), Fault::CannotOpen);
+    let documents =
+        ["config.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"];
+    for name in documents.into_iter().chain(["model.safetensors", "additional_chat_templates/x.jinja"]) {
+        let dir = folder(&[("config.json", b"{}"), ("model.safetensors", &weights("t"))]);
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(&path);
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        if made.is_ok_and(|status| status.success()) {
+            let e = ModelDir::open(dir.path()).unwrap_err();
+            assert!(e.fault() == Fault::CannotOpen && e.message().contains("found a pipe"), "{name}: {e}");
+        }
     }
 }
 

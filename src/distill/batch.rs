@@ -11,8 +11,9 @@
 #![forbid(unsafe_code)]
 
 use super::config::Config;
-use super::knobs::{Filter, Kernel, Normaliser};
+use super::knobs::{Filter, Normaliser};
 use super::trajectory::{Trajectory, Turn};
+use crate::backend::ops::Loss;
 use std::borrow::Borrow;
 
 /// The loss of one token.
@@ -23,7 +24,7 @@ pub struct TokenLoss {
     /// Position of the token, at least 1; its logits stand at the position before it.
     pub position: usize,
     /// Which loss.
-    pub kernel: Kernel,
+    pub kind: Loss,
     /// Factor of this token's loss in the batch's.
     pub weight: f64,
 }
@@ -43,6 +44,17 @@ pub struct BatchPlan {
     pub n_stale: usize,
     /// Trajectories dropped by the filter.
     pub n_filtered: usize,
+}
+
+impl BatchPlan {
+    /// Tokens that must be fed: of each trajectory all before its last trained one.
+    pub fn n_fed(&self) -> usize {
+        self.tokens
+            .chunk_by(|a, b| a.trajectory == b.trajectory)
+            .filter_map(|of_one| of_one.last())
+            .map(|t| t.position)
+            .sum()
+    }
 }
 
 /// Plans the batch for a student at `revision`. Without a trained token, `tokens` is empty.
@@ -76,11 +88,13 @@ pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision
                 Normaliser::SequenceMean => 1.0 / (kept.len() as f64 * n_tokens as f64),
                 Normaliser::TurnMean => 1.0 / (plan.n_turns as f64 * turn.range.len() as f64),
             };
+            let Some(kind) = turn.loss.kind else { continue };
+            let weight = turn.loss.weight * share;
             plan.tokens.extend(turn.range.clone().map(|position| TokenLoss {
                 trajectory: index,
                 position,
-                kernel: turn.loss.kernel,
-                weight: turn.loss.weight * share,
+                kind,
+                weight,
             }));
         }
     }
@@ -101,11 +115,11 @@ mod tests {
     use crate::text::source::Source;
     use serde_json::json;
 
-    /// A trajectory at `revision` with two context tokens before each turn; a turn is (tokens, kernel, weight).
-    fn trajectory(revision: u64, turns: &[(usize, Kernel, f64)]) -> Trajectory {
+    /// A trajectory at `revision` with two context tokens before each turn; a turn is (tokens, loss, weight).
+    fn trajectory(revision: u64, turns: &[(usize, Option<Loss>, f64)]) -> Trajectory {
         let heading = Heading { episode: 1, step: 0, task: String::new(), seed: 1, revision, evaluation: false };
         let mut t = Trajectory::new(heading);
-        for &(n, kernel, weight) in turns {
+        for &(n, kind, weight) in turns {
             t.add_context(&[9, 9], Source::Host).unwrap();
             let logprobs = vec![-1.0; n];
             let ids = vec![5; n];
@@ -117,12 +131,12 @@ mod tests {
                 horizon: 1,
                 probability: 0.0,
             };
-            t.add_turn(&action, &decision, TurnLoss { kernel, weight }).unwrap();
+            t.add_turn(&action, &decision, TurnLoss { kind, weight }).unwrap();
         }
         t
     }
 
-    const RKL: Kernel = Kernel::ReverseKl;
+    const RKL: Option<Loss> = Some(Loss::ReverseKl);
 
     fn config(normaliser: &str) -> Config {
         Config::from_value(&json!({ "normaliser": normaliser })).unwrap()
@@ -130,7 +144,7 @@ mod tests {
 
     /// Two trajectories: turns of 2 and 6 tokens; one turn of 1 token beside an untrained one of 3.
     fn batch() -> Vec<Trajectory> {
-        vec![trajectory(0, &[(2, RKL, 1.0), (6, RKL, 1.0)]), trajectory(0, &[(3, Kernel::None, 1.0), (1, RKL, 1.0)])]
+        vec![trajectory(0, &[(2, RKL, 1.0), (6, RKL, 1.0)]), trajectory(0, &[(3, None, 1.0), (1, RKL, 1.0)])]
     }
 
     /// (trajectory, position, weight) of the first token of each turn of `batch`.
@@ -164,8 +178,8 @@ mod tests {
         for normaliser in ["token-mean", "sequence-mean", "turn-mean"] {
             let total = |weight| -> f64 {
                 let batch = [
-                    trajectory(0, &[(3, RKL, weight), (5, Kernel::CrossEntropy, weight)]),
-                    trajectory(0, &[(7, Kernel::ForwardKl, weight)]),
+                    trajectory(0, &[(3, RKL, weight), (5, Some(Loss::CrossEntropy), weight)]),
+                    trajectory(0, &[(7, Some(Loss::ForwardKl), weight)]),
                 ];
                 plan(&batch, &config(normaliser), 0).tokens.iter().map(|token| token.weight).sum()
             };
@@ -219,7 +233,7 @@ mod tests {
     #[test]
     fn a_batch_without_a_trained_token_is_empty() {
         for normaliser in ["token-mean", "sequence-mean", "turn-mean"] {
-            let batch = [trajectory(0, &[(4, Kernel::None, 1.0)]), trajectory(0, &[])];
+            let batch = [trajectory(0, &[(4, None, 1.0)]), trajectory(0, &[])];
             let plan = plan(&batch, &config(normaliser), 0);
             assert_eq!((plan.tokens.len(), plan.n_trajectories, plan.n_turns), (0, 0, 0));
         }

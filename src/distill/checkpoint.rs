@@ -4,6 +4,9 @@
 //! second one of the same step is `step-NNNNNNNN-1`, and so on, so that none is ever replaced. It is
 //! written aside, synced and renamed: at every moment the newest folder is whole. Older ones are removed
 //! only after that, and what a killed save left behind by the next one. Resuming takes the newest.
+//!
+//! A folder is removed only if it holds exactly the files of a checkpoint, whatever it is called; and what is no folder is
+//! none, whatever it is called.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -15,14 +18,23 @@ use super::config::Config;
 use super::distiller::Distiller;
 use super::learner::Learner;
 use crate::error::{Error, Fault, Result};
-use crate::format::{durable, safetensors};
+use crate::format::{Layout, check_regular, durable, read_text, safetensors};
 use crate::model::{ModelConfig, Weights};
-use crate::serve::ServedModel;
+use crate::serve::{Level, ServedModel};
 
 const STATE: &str = "state.json";
 /// (file, what it holds)
 const TENSORS: [&str; 3] = ["masters.safetensors", "first_moments.safetensors", "second_moments.safetensors"];
+/// The files of a checkpoint.
+const LAYOUT: Layout = Layout {
+    kind: "a checkpoint",
+    required: &[STATE, TENSORS[0], TENSORS[1], TENSORS[2]],
+    optional: &[],
+    folder: None,
+};
 const VERSION: u64 = 1;
+/// The longest state document, in bytes; one has a few thousand.
+const MAX_STATE: u64 = 1 << 20;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
 const LARGEST: u64 = 1_000_000_000;
 
@@ -30,19 +42,12 @@ impl Distiller {
     /// Writes a checkpoint into the folder `path`, made if it is not there, and then removes older ones.
     /// Refused while ended episodes wait for an update: build it, or discard them.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let waiting = self.n_waiting();
-        if waiting > 0 {
-            let why = format!(
-                "{waiting} ended episodes wait for an update and are no part of a checkpoint; build or discard"
-            );
-            return Err(Error::new(Fault::OutOfOrder, why));
-        }
         let mut learning = self.learning()?;
+        let (step, next_episode, next_evaluation) = self.counters_with_nothing_waiting()?;
         let student = self.student();
         if learning.learner.is_none() {
             learning.learner = Some(Learner::new(student.config(), &student.current().weights)?);
         }
-        let (step, next_episode, next_evaluation) = self.counters();
         let state = json!({
             "version": VERSION,
             "step": step,
@@ -58,7 +63,8 @@ impl Distiller {
         });
         let Some(learner) = &learning.learner else { return Ok(()) };
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
-        if let Some(later) = checkpoints(path)?.iter().find(|c| c.step > step) {
+        let before = checkpoints(path)?;
+        if let Some(later) = before.iter().find(|c| c.step > step) {
             // It would win when the folder is resumed: it belongs to another run, or this one was resumed elsewhere.
             let why = format!(
                 "{}: a later checkpoint than step {step} lies there; choose another folder",
@@ -66,27 +72,34 @@ impl Distiller {
             );
             return Err(Error::new(Fault::CheckpointMismatch, why));
         }
-        remove_leftovers(path)?;
-        let serial = checkpoints(path)?.iter().filter(|c| c.step == step).map(|c| c.serial + 1).max().unwrap_or(0);
-        let folder = path.join(match serial {
-            0 => format!("step-{step:08}"),
-            n => format!("step-{step:08}-{n}"),
-        });
-        durable::replace_folder(
-            &folder,
-            |_| false,
-            |dir| {
-                for (name, set) in TENSORS.into_iter().zip([&learner.masters, &learner.m, &learner.v]) {
-                    let tensors = set.tensors();
-                    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
-                    safetensors::write(&dir.join(name), list)?;
-                }
-                let text = format!("{state:#}\n");
-                durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
-            },
-        )?;
-        for old in checkpoints(path)?.into_iter().filter(|c| (c.step, c.serial) < (step, serial)) {
-            remove(&old.folder)?;
+        durable::clear_leftovers(path, &LAYOUT, |name| numbers(name).is_some());
+        let mut serial = before.iter().filter(|c| c.step == step).map(|c| c.serial + 1).max().unwrap_or(0);
+        let folder = loop {
+            let folder = path.join(match serial {
+                0 => format!("step-{step:08}"),
+                n => format!("step-{step:08}-{n}"),
+            });
+            // The host may have a file of that name.
+            if folder.symlink_metadata().is_err() {
+                break folder;
+            }
+            serial += 1;
+        };
+        durable::replace_folder(&folder, &LAYOUT, |dir| {
+            for (name, set) in TENSORS.into_iter().zip([&learner.masters, &learner.m, &learner.v]) {
+                let tensors = set.tensors();
+                let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
+                safetensors::write(&dir.join(name), list)?;
+            }
+            let text = format!("{state:#}\n");
+            durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
+        })?;
+        drop(learning);
+        // The checkpoint stands. What cannot be removed of older ones is the next save's, or the host's.
+        for old in before {
+            if let Err(e) = durable::remove_folder(&old.folder, &LAYOUT) {
+                self.log(Level::Warning, &format!("an older checkpoint stays: {e}"));
+            }
         }
         Ok(())
     }
@@ -99,7 +112,8 @@ impl Distiller {
         for name in TENSORS {
             // The message names the file.
             let form = |e: Error| Error::new(Fault::CheckpointForm, e.message());
-            safetensors::read(&newest.folder.join(name)).map_err(form)?;
+            let file = newest.folder.join(name);
+            check_regular(&file).and_then(|()| safetensors::read(&file)).map_err(form)?;
         }
         Ok(Some(step))
     }
@@ -183,7 +197,9 @@ impl State {
     fn read(checkpoint: &Checkpoint) -> Result<State> {
         let Checkpoint { step, folder, .. } = checkpoint;
         let form = |why: String| broken(folder, &format!("{STATE}: {why}"));
-        let text = fs::read_to_string(folder.join(STATE)).map_err(|e| form(e.to_string()))?;
+        let file = folder.join(STATE);
+        check_regular(&file).map_err(|e| Error::new(Fault::CheckpointForm, e.message()))?;
+        let text = read_text(&file, MAX_STATE).map_err(|e| Error::new(Fault::CheckpointForm, e.message()))?;
         let document: Value = serde_json::from_str(&text).map_err(|e| form(e.to_string()))?;
         let number = |key: &str| document[key].as_u64().ok_or_else(|| form(format!("{key} is no whole number")));
         if number("version")? != VERSION {
@@ -225,29 +241,25 @@ fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries.map(named).collect()
 }
 
-/// The whole checkpoints in a folder.
+/// The checkpoints in a folder, by the names of its folders, and of links to some.
 fn checkpoints(path: &Path) -> Result<Vec<Checkpoint>> {
     let parse = |(name, folder): (String, PathBuf)| {
-        let name = name.strip_prefix("step-")?;
-        let (step, serial) = name.split_once('-').unwrap_or((name, "0"));
-        let (step, serial) = (step.parse().ok()?, serial.parse().ok().filter(|&n: &u64| n < u64::MAX)?);
+        let (step, serial) = numbers(&name).filter(|_| folder.is_dir())?;
         Some(Checkpoint { step, serial, folder })
     };
     Ok(entries(path)?.into_iter().filter_map(parse).collect())
 }
 
-/// Removes what saves that were killed have left. One run at a time saves into a folder.
-fn remove_leftovers(path: &Path) -> Result<()> {
-    let left = |name: &str| name.starts_with(".step-") && name.ends_with(".tmp");
-    entries(path)?.iter().filter(|(name, _)| left(name)).try_for_each(|(_, at)| remove(at))
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    fs::remove_dir_all(folder).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", folder.display())))
+/// The step and the serial number in the name of a checkpoint.
+fn numbers(name: &str) -> Option<(u64, u64)> {
+    let name = name.strip_prefix("step-")?;
+    let (step, serial) = name.split_once('-').unwrap_or((name, "0"));
+    Some((step.parse().ok()?, serial.parse().ok().filter(|&n: &u64| n < u64::MAX)?))
 }
 
 /// One set of f32 tensors of the model's shapes.
 fn read(config: &ModelConfig, path: &Path) -> Result<Weights> {
+    check_regular(path)?;
     let stored = safetensors::read(path)?.into_iter().collect();
     let weights = Weights::from_stored(config, &stored).map_err(|e| e.within(path.display()))?;
     // Copied: they change, and the file goes when the next checkpoint is written.

@@ -30,11 +30,10 @@
 
 use super::actor::Actor;
 use super::document::{bad, fields, integer, join, name_of, number, shorten, word};
-use super::knobs::{
-    ActorPolicy, FILTERS, Filter, KERNELS, Kernel, NORMALISERS, Normaliser, Optimizer, Sampling, TurnLoss,
-};
+use super::knobs::{ActorPolicy, FILTERS, Filter, LOSSES, NORMALISERS, Normaliser, Optimizer, Sampling, TurnLoss};
 use super::preset::PRESETS;
 use super::schedule::Schedule;
+use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
 use serde_json::{Value, json};
 
@@ -155,14 +154,14 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        let silent = TurnLoss { kernel: Kernel::None, weight: 1.0 };
+        let silent = TurnLoss { kind: None, weight: 1.0 };
         Config {
             preset: None,
             steps: 250,
             seed: 42,
             actor: ActorPolicy::Student,
             depth: None,
-            student_turns: TurnLoss { kernel: Kernel::ReverseKl, weight: 1.0 },
+            student_turns: TurnLoss { kind: Some(Loss::ReverseKl), weight: 1.0 },
             teacher_turns: silent,
             replay_turns: silent,
             normaliser: Normaliser::TokenMean,
@@ -225,7 +224,7 @@ impl Config {
     /// The resolved document: every knob, no preset. Reading it gives the same settings, so it is what
     /// a checkpoint compares.
     pub fn to_json(&self) -> Value {
-        let turns = |loss: TurnLoss| json!({"kernel": loss.kernel.name(), "weight": loss.weight});
+        let turns = |loss: TurnLoss| json!({"kernel": loss.name(), "weight": loss.weight});
         let (sampling, optimizer) = (&self.sampling, &self.optimizer);
         json!({
             "steps": self.steps,
@@ -327,7 +326,7 @@ impl Config {
                 _ => &mut self.replay_turns,
             };
             match key.as_str() {
-                "kernel" => loss.kernel = word(value, &knob, KERNELS)?,
+                "kernel" => loss.kind = word(value, &knob, LOSSES)?,
                 _ => loss.weight = number(value, &knob, "a number above 0, at most 1e6", |x| x > 0.0 && x <= 1e6)?,
             }
             self.mark(&knob, origin);
@@ -382,6 +381,16 @@ impl Config {
         Ok(())
     }
 
+    /// Whether a run under these settings asks for a teacher: to act, or to score turns of an actor that the policy has.
+    pub fn needs_teacher(&self) -> bool {
+        let (acts, actors) = match self.actor {
+            ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. } => (true, &[][..]),
+            ActorPolicy::Student => (false, &[Actor::Student, Actor::Teacher][..]),
+            ActorPolicy::Replay => (false, &[Actor::Replay][..]),
+        };
+        acts || actors.iter().any(|&actor| self.loss_of(actor).needs_teacher())
+    }
+
     /// Refuses settings under which every actor that the policy can choose carries no loss.
     fn check_that_something_is_learnt(&self) -> Result<()> {
         let (kind, actors): (_, &[Actor]) = match self.actor {
@@ -390,7 +399,7 @@ impl Config {
             ActorPolicy::Replay => ("replay", &[Actor::Replay, Actor::Teacher]),
             ActorPolicy::Bernoulli { .. } => ("bernoulli", &[Actor::Student, Actor::Teacher]),
         };
-        if actors.iter().any(|&actor| self.loss_of(actor).kernel != Kernel::None) {
+        if actors.iter().any(|&actor| self.loss_of(actor).kind.is_some()) {
             return Ok(());
         }
         let turns: Vec<_> = actors.iter().map(|actor| format!("{}_turns.kernel", actor.name())).collect();

@@ -9,13 +9,12 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::actor::Actor;
+use super::batch::plan;
 use super::config::Config;
-use super::ended::Ended;
+use super::ended::{Ended, Gathering, Waiting, lacked_memory};
 use super::episode::Episode;
-use super::knobs::{ActorPolicy, Kernel};
-use super::learner::{Finished, Gradients, Learner, Pass, Task};
-use super::report::Report;
+use super::learner::{Finished, Gradients, Learner, Task, Workspace};
+use super::report::{Report, SetAside};
 use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
 use crate::error::{Error, Fault, Result};
@@ -33,19 +32,25 @@ struct Inner {
     config: Config,
     /// Ids that student and teacher share: one may have rows of padding that the other lacks.
     vocabulary: usize,
-    book: Mutex<Book>,
+    state: Mutex<State>,
     /// held while an update is built or applied, and while a checkpoint is written
     learning: Mutex<Learning>,
 }
 
 /// What changes between updates; locked for moments only.
-struct Book {
+struct State {
     step: u64,
     next_episode: u64,
     next_evaluation: u64,
-    /// ended training episodes by their identity
-    ended: Vec<(u64, Ended)>,
+    /// ended training episodes
+    ended: Vec<Waiting>,
     totals: Totals,
+}
+
+impl State {
+    fn n_waiting(&self) -> usize {
+        self.ended.iter().filter(|waiting| waiting.set_aside.is_none()).count()
+    }
 }
 
 /// Counts over the distiller's life.
@@ -62,7 +67,7 @@ pub(super) struct Learning {
     /// the weights after the last applied step, until they are published
     pub(super) unpublished: Option<Weights>,
     /// buffers of the last build
-    pass: Option<Pass>,
+    workspace: Option<Workspace>,
 }
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
@@ -101,19 +106,12 @@ impl Distiller {
                 return Err(Error::new(Fault::UnsupportedBackend, why));
             }
         }
-        let divergence = |actor| matches!(config.loss_of(actor).kernel, Kernel::ReverseKl | Kernel::ForwardKl);
-        let acts = matches!(config.actor, ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. });
         match teacher {
-            None => {
-                let policy = match config.actor {
-                    ActorPolicy::Replay => vec![Actor::Replay],
-                    _ => vec![Actor::Student, Actor::Teacher],
-                };
-                if acts || policy.into_iter().any(divergence) {
-                    let why = "the settings let a teacher act or score, but there is no teacher";
-                    return Err(Error::new(Fault::BadOption, why));
-                }
+            None if config.needs_teacher() => {
+                let why = "the settings let a teacher act or score, but there is no teacher";
+                return Err(Error::new(Fault::BadOption, why));
             }
+            None => {}
             Some(teacher) => check_teacher(student, teacher)?,
         }
         let rows = |model: &ServedModel| model.config().vocab_size;
@@ -122,14 +120,14 @@ impl Distiller {
             teacher: teacher.cloned(),
             config,
             vocabulary: teacher.map_or(usize::MAX, rows).min(rows(student)),
-            book: Mutex::new(Book {
+            state: Mutex::new(State {
                 step: 0,
                 next_episode: 0,
                 next_evaluation: 0,
                 ended: Vec::new(),
                 totals: Totals::default(),
             }),
-            learning: Mutex::new(Learning { learner: None, unpublished: None, pass: None }),
+            learning: Mutex::new(Learning { learner: None, unpublished: None, workspace: None }),
         })))
     }
 
@@ -172,12 +170,18 @@ impl Distiller {
 
     /// Updates applied so far.
     pub fn step(&self) -> u64 {
-        self.0.book.lock().step
+        self.0.state.lock().step
     }
 
-    /// Ended training episodes that wait for an update.
+    /// Ended training episodes that wait for an update, without those that are set aside.
     pub fn n_waiting(&self) -> usize {
-        self.0.book.lock().ended.len()
+        self.0.state.lock().n_waiting()
+    }
+
+    /// Ended training episodes that the teacher could not score, so that a build went on without them.
+    pub fn n_set_aside(&self) -> usize {
+        let state = self.0.state.lock();
+        state.ended.len() - state.n_waiting()
     }
 
     /// Begins an episode on the student's current revision.
@@ -187,13 +191,13 @@ impl Distiller {
 
     /// Numbers a new episode.
     pub(super) fn heading(&self, spec: &EpisodeSpec, revision: u64) -> Heading {
-        let mut book = self.0.book.lock();
-        let next = if spec.evaluation { &mut book.next_evaluation } else { &mut book.next_episode };
+        let mut state = self.0.state.lock();
+        let next = if spec.evaluation { &mut state.next_evaluation } else { &mut state.next_episode };
         let episode = spec.episode.unwrap_or(*next);
         *next = (*next).max(episode.saturating_add(1));
         Heading {
             episode,
-            step: book.step,
+            step: state.step,
             task: spec.task.clone(),
             seed: self.0.config.seed,
             revision,
@@ -205,29 +209,33 @@ impl Distiller {
     pub(super) fn ended(&self, ended: Ended) {
         let Ended::Waiting { trajectory, .. } = &ended else { return };
         let Heading { episode, evaluation, .. } = trajectory.heading;
-        let mut book = self.0.book.lock();
+        let mut state = self.0.state.lock();
         if evaluation {
-            book.totals.evaluations += 1;
+            state.totals.evaluations += 1;
         } else {
-            book.totals.episodes += 1;
-            book.ended.push((episode, ended));
+            state.totals.episodes += 1;
+            state.ended.push(Waiting { episode, ended, set_aside: None });
         }
     }
 
-    /// Throws away all ended episodes that wait for an update, and says how many.
+    /// Throws away all ended episodes that wait for an update or are set aside, and says how many.
     pub fn discard(&self) -> usize {
-        let mut book = self.0.book.lock();
-        let thrown_away = std::mem::take(&mut book.ended);
-        book.totals.thrown_away += thrown_away.len() as u64;
-        drop(book);
+        let mut state = self.0.state.lock();
+        let thrown_away = std::mem::take(&mut state.ended);
+        state.totals.thrown_away += thrown_away.len() as u64;
+        drop(state);
         // Dropped without the lock: a teacher that is still computing is cancelled then.
         thrown_away.len()
     }
 
     /// Builds an update from up to `max_episodes` ended episodes (0: the settings' `batch_episodes`), in order of their
     /// identity; further ones wait for the next. Refused with `RunComplete` once the settings' `steps` are done.
-    /// Blocks; `progress` is told tokens done and in all and may stop it by returning false. Cancelled or
-    /// failed, the episodes wait on.
+    /// Blocks; `progress` is told tokens done (none while the teacher is waited for) and in all, and may stop it by
+    /// returning false. Cancelled or failed, the episodes wait on.
+    ///
+    /// An episode that the teacher cannot score is set aside, and the next in order takes its place: the report and the log
+    /// name it with the reason. Later builds ask again where memory was lacking; any other stays until [`Distiller::discard`].
+    /// Where none is left the build fails with the first reason.
     pub fn build(
         &self,
         max_episodes: usize,
@@ -245,41 +253,75 @@ impl Distiller {
             return Err(Error::new(Fault::RunComplete, why));
         }
         let most = if max_episodes == 0 { self.0.config.batch_episodes as usize } else { max_episodes };
-        let taken: Vec<(u64, Ended)> = {
-            let mut book = self.0.book.lock();
-            book.ended.sort_by_key(|(episode, _)| *episode);
-            let n = most.min(book.ended.len());
-            book.ended.drain(..n).collect()
-        };
-        let (mut finished, mut back, mut failure) = (Vec::with_capacity(taken.len()), Vec::new(), None);
-        for (episode, ended) in taken {
-            match ended.settle() {
-                Ok(whole) => finished.push((episode, whole)),
-                Err(failed) => {
-                    let (ended, e) = *failed;
-                    back.push((episode, ended));
-                    failure = Some(e.within(format!("episode {episode}")));
-                }
+        let mut gathering = Gathering::default();
+        let result = self.gather(&mut gathering, most, cancel, progress);
+        let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
+        drop(learning);
+        match &mut result {
+            Err(_) => self.0.state.lock().ended.extend(gathering.give_back()),
+            Ok(update) => {
+                self.set_aside(gathering.failed, update);
+                let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
+                let what = format!(
+                    "update of step {} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
+                     norm {gradient_norm:.4}, {seconds:.3} s",
+                    update.step
+                );
+                self.log(Level::Info, &what);
             }
         }
-        let result = match failure {
-            Some(e) => Err(e),
-            None => self.build_from(&mut learning, &finished, cancel, progress),
-        };
-        drop(learning);
-        if let Ok(update) = &result {
-            let (step, Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. }) =
-                (update.step, update.report());
-            self.log(&format!(
-                "update of step {step} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
-                 norm {gradient_norm:.4}, {seconds:.3} s"
-            ));
-        }
-        if result.is_err() {
-            back.extend(finished.into_iter().map(|(episode, whole)| (episode, Ended::Whole(whole))));
-            self.0.book.lock().ended.extend(back);
-        }
         result
+    }
+
+    /// Takes episodes in the order of their identity until `most` are there with what the teacher says of them.
+    fn gather(
+        &self,
+        gathering: &mut Gathering,
+        most: usize,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        let (student, config) = (&self.0.student, &self.0.config);
+        loop {
+            let mut state = self.0.state.lock();
+            state.ended.sort_by_key(|waiting| waiting.episode);
+            let (mut taken, mut room) = (Vec::new(), most.saturating_sub(gathering.finished.len()));
+            state.ended = std::mem::take(&mut state.ended).into_iter().fold(Vec::new(), |mut left, waiting| {
+                let takes = room > 0 && waiting.is_asked_for();
+                room -= usize::from(takes);
+                if takes { &mut taken } else { &mut left }.push(waiting);
+                left
+            });
+            drop(state);
+            if taken.is_empty() {
+                break;
+            }
+            gathering.add(taken);
+            let all = plan(&gathering.trajectories(), config, student.current().number).n_fed() as u64;
+            let mut go_on = || !cancel.is_set() && progress(0, all);
+            gathering.finish(&mut go_on, || student.engine().check_alive())?;
+        }
+        match gathering.failed.first() {
+            Some((waiting, e)) if gathering.finished.is_empty() => {
+                Err(e.again().within(format!("episode {}", waiting.episode)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what could not be scored beside the waiting episodes, and tells of it in the report and the log.
+    fn set_aside(&self, failed: Vec<(Waiting, Error)>, update: &mut Update) {
+        for (mut waiting, e) in failed {
+            let (episode, reason) = (waiting.episode, e.message().to_string());
+            let next = if lacked_memory(&e) { "later builds ask again" } else { "it stays until it is discarded" };
+            self.log(
+                Level::Warning,
+                &format!("episode {episode} is set aside, the teacher could not score it ({next}): {reason}"),
+            );
+            update.gradients.report.set_aside.push(SetAside { episode, reason });
+            waiting.set_aside = Some(e);
+            self.0.state.lock().ended.push(waiting);
+        }
     }
 
     fn build_from(
@@ -307,11 +349,11 @@ impl Distiller {
             config: &self.0.config,
         };
         let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
-        let pass = match &mut learning.pass {
-            Some(pass) => pass,
-            none => none.insert(Pass::new(task.student, task.teacher)?),
+        let workspace = match &mut learning.workspace {
+            Some(workspace) => workspace,
+            none => none.insert(Workspace::new(task.student, task.teacher)?),
         };
-        let gradients = task.gradients(pass, &records, cancel, progress)?;
+        let gradients = task.gradients(workspace, &records, cancel, progress)?;
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }
 
@@ -338,13 +380,16 @@ impl Distiller {
         next.round_from(device, &learner.masters);
         *unpublished = Some(next);
         update.applied = true;
-        let mut book = self.0.book.lock();
-        book.step += 1;
-        book.totals.updates += 1;
-        drop((book, learning));
+        let mut state = self.0.state.lock();
+        state.step += 1;
+        state.totals.updates += 1;
+        drop((state, learning));
         let (rate, steps) = (self.0.config.optimizer.learning_rate_at(step, self.0.config.steps), self.0.config.steps);
         let seconds = begun.elapsed().as_secs_f64();
-        self.log(&format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1));
+        self.log(
+            Level::Info,
+            &format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1),
+        );
         Ok(())
     }
 
@@ -374,8 +419,8 @@ impl Distiller {
 
     /// What the distiller did so far and where its schedules stand.
     pub fn metrics(&self) -> Value {
-        let book = self.0.book.lock();
-        let (totals, step) = (book.totals, book.step);
+        let state = self.0.state.lock();
+        let (totals, step) = (state.totals, state.step);
         let config = &self.0.config;
         json!({
             "step": step,
@@ -389,13 +434,14 @@ impl Distiller {
             "evaluations": totals.evaluations,
             "updates": totals.updates,
             "thrown_away": totals.thrown_away,
-            "waiting": book.ended.len(),
+            "waiting": state.n_waiting(),
+            "set_aside": state.ended.len() - state.n_waiting(),
         })
     }
 
     /// Tells the host, if it listens. With no lock held.
-    fn log(&self, message: &str) {
-        self.0.student.engine().log(Level::Info, "distill", message);
+    pub(super) fn log(&self, level: Level, message: &str) {
+        self.0.student.engine().log(level, "distill", message);
     }
 
     /// The learner's lock, for checkpoints.
@@ -404,16 +450,25 @@ impl Distiller {
         self.0.learning.try_lock().ok_or_else(busy)
     }
 
-    /// (step, next episode, next evaluation)
-    pub(super) fn counters(&self) -> (u64, u64, u64) {
-        let book = self.0.book.lock();
-        (book.step, book.next_episode, book.next_evaluation)
+    /// (step, next episode, next evaluation), for a checkpoint: read in one moment with the waiting episodes, so that none
+    /// that ended before it is left out. The learner's lock is held, so no update takes episodes meanwhile.
+    pub(super) fn counters_with_nothing_waiting(&self) -> Result<(u64, u64, u64)> {
+        let state = self.0.state.lock();
+        match state.n_waiting() {
+            0 => Ok((state.step, state.next_episode, state.next_evaluation)),
+            waiting => {
+                let why = format!(
+                    "{waiting} ended episodes wait for an update and are no part of a checkpoint; build or discard"
+                );
+                Err(Error::new(Fault::OutOfOrder, why))
+            }
+        }
     }
 
     /// Puts a checkpoint's counters in place.
     pub(super) fn set_counters(&self, (step, next_episode, next_evaluation): (u64, u64, u64)) {
-        let mut book = self.0.book.lock();
-        (book.step, book.next_episode, book.next_evaluation) = (step, next_episode, next_evaluation);
+        let mut state = self.0.state.lock();
+        (state.step, state.next_episode, state.next_evaluation) = (step, next_episode, next_evaluation);
     }
 }
 

@@ -11,7 +11,6 @@ use super::actor::Actor;
 use super::config::Config;
 use super::distiller::Distiller;
 use super::ended::{Ended, Scoring};
-use super::knobs::Kernel;
 use super::policy::{DecideInput, Decision, decide};
 use super::spec::{EpisodeSpec, observation};
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
@@ -72,7 +71,7 @@ struct State {
     phase: Phase,
     trajectory: Trajectory,
     /// None once the episode has ended: an ended episode holds no pages and no revision
-    seats: Option<Seats>,
+    sessions: Option<Sessions>,
     /// where the turn under way starts, once its generation prompt stands
     start: Option<usize>,
     /// what the turn's messages and its generation prompt are rendered with, where something was observed for it
@@ -88,15 +87,15 @@ struct State {
     teacher_computed: u64,
 }
 
-/// Who can act.
-struct Seats {
+/// The sessions of those who can act.
+struct Sessions {
     student: Session,
     teacher: Option<Session>,
 }
 
 impl State {
-    fn seats(&self) -> Result<&Seats> {
-        self.seats.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
+    fn sessions(&self) -> Result<&Sessions> {
+        self.sessions.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
     }
 
     /// The phase. A generation that ended before its first token leaves the turn to be acted still; one that failed later
@@ -113,13 +112,18 @@ impl State {
         Ok(self.phase)
     }
 
+    /// The same for calls that are out of order while somebody speaks, which keeps the timeline busy.
+    fn phase_or_last(&mut self) -> Phase {
+        self.phase().unwrap_or(self.phase)
+    }
+
     /// Appends the generation prompt, where the model has a template, and returns where the turn starts.
     /// Once a turn: whoever acts after a refusal or an override finds the prompt standing.
     fn begin_turn(&mut self) -> Result<usize> {
         if let Some(start) = self.start {
             return Ok(start);
         }
-        let student = &self.seats()?.student;
+        let student = &self.sessions()?.student;
         if student.model().template().is_ok()
             && !(self.observed_ids && student.turn_is_begun(self.trajectory.ids().len(), &self.prompt)?)
         {
@@ -138,8 +142,8 @@ impl State {
     }
 
     /// Drops what was said in the turn under way; the generation prompt stays.
-    fn unsay(&self) -> Result<()> {
-        let (Some(start), Seats { student, teacher }) = (self.start, self.seats()?) else { return Ok(()) };
+    fn discard_turn(&self) -> Result<()> {
+        let (Some(start), Sessions { student, teacher }) = (self.start, self.sessions()?) else { return Ok(()) };
         for actor in teacher.iter().chain([student]) {
             if actor.len()? > start {
                 actor.truncate(start)?;
@@ -150,7 +154,7 @@ impl State {
 
     /// The timeline with what the actor has said in the turn under way, and where that starts.
     fn timeline(&self) -> Result<(Vec<Token>, usize)> {
-        let Seats { student, teacher } = self.seats()?;
+        let Sessions { student, teacher } = self.sessions()?;
         let mut tokens = student.tokens()?;
         let start = self.start.unwrap_or(tokens.len());
         let teacher_said = matches!(self.phase, Phase::Acting(d) | Phase::Broken(d) if d.actor == Some(Actor::Teacher));
@@ -164,7 +168,7 @@ impl State {
     /// Writes the turn under way down.
     fn write_down(&mut self, decision: Decision, config: &Config) -> Result<()> {
         let (tokens, start) = self.timeline()?;
-        let Seats { student, teacher } = self.seats()?;
+        let Sessions { student, teacher } = self.sessions()?;
         student.append_tokens(&tokens[student.len()?..])?;
         if let Some(teacher) = teacher {
             catch_up(teacher, student)?;
@@ -216,7 +220,7 @@ impl Episode {
         let state = State {
             phase: Phase::Open,
             trajectory: Trajectory::new(heading),
-            seats: Some(Seats { student, teacher }),
+            sessions: Some(Sessions { student, teacher }),
             start: None,
             prompt: spec.prompt.clone(),
             observed_ids: false,
@@ -278,11 +282,11 @@ impl Episode {
         append: impl FnOnce(&Session, RenderOptions) -> Result<(usize, RenderOptions)>,
     ) -> Result<usize> {
         let mut state = self.state.lock();
-        match state.phase {
+        match state.phase_or_last() {
             Phase::Open | Phase::Observed => {}
             phase => return Err(out_of_order("observe", phase)),
         }
-        let (n, prompt) = append(&state.seats()?.student, state.prompt().clone())?;
+        let (n, prompt) = append(&state.sessions()?.student, state.prompt().clone())?;
         (state.phase, state.observed_ids, state.prompt) = (Phase::Observed, by_ids, prompt);
         Ok(n)
     }
@@ -305,7 +309,7 @@ impl Episode {
             Phase::Observed | Phase::Decided(_) => self.decide_for(&mut state, Some(actor)),
             Phase::Broken(_) => {
                 let decision = self.decide_for(&mut state, Some(actor))?;
-                state.unsay()?;
+                state.discard_turn()?;
                 Ok(decision)
             }
             phase => Err(out_of_order("override", phase)),
@@ -320,7 +324,7 @@ impl Episode {
             turn: state.turn,
             step: heading.step,
             evaluation: heading.evaluation,
-            has_teacher: state.seats()?.teacher.is_some(),
+            has_teacher: state.sessions()?.teacher.is_some(),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
             replay_available: state.spec.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
             asked,
@@ -336,7 +340,7 @@ impl Episode {
     /// the turn. After a cancelled or failed generation `act` may be called again and goes on from where it stopped.
     pub fn act(&self, options: &GenerationOptions) -> Result<Generation> {
         let mut state = self.state.lock();
-        let decision = match state.phase {
+        let decision = match state.phase()? {
             Phase::Decided(decision) | Phase::Acting(decision) | Phase::Broken(decision) => decision,
             phase => return Err(out_of_order("act", phase)),
         };
@@ -363,7 +367,7 @@ impl Episode {
         };
         options.check()?;
         let start = state.begin_turn()?;
-        let Seats { student, teacher } = state.seats()?;
+        let Sessions { student, teacher } = state.sessions()?;
         let actor = match teacher {
             Some(teacher) if teacher_acts => {
                 catch_up(teacher, student)?;
@@ -387,7 +391,7 @@ impl Episode {
     /// Writes down an action that nobody sampled here as this turn.
     pub fn replay(&self, action: Replay) -> Result<()> {
         let mut state = self.state.lock();
-        let decision = match state.phase {
+        let decision = match state.phase_or_last() {
             Phase::Decided(d) if d.actor == Some(Actor::Replay) => d,
             phase => return Err(out_of_order("replay", phase)),
         };
@@ -424,13 +428,13 @@ impl Episode {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token before it"));
         }
         if let Replay::Text(text) = action {
-            let before: Vec<i32> = state.seats()?.student.tokens()?.iter().map(|t| t.id).collect();
+            let before: Vec<i32> = state.sessions()?.student.tokens()?.iter().map(|t| t.id).collect();
             let left = unsaid(model.tokenizer()?, &before, text);
             if left.len() < text.len() {
                 ids = spoken(left)?;
             }
         }
-        state.seats()?.student.append(&ids, Source::Replay)?;
+        state.sessions()?.student.append(&ids, Source::Replay)?;
         state.write_down(decision, self.distiller.config())
     }
 
@@ -463,11 +467,11 @@ impl Episode {
         }
         let mut trajectory = state.trajectory.clone();
         trajectory.end(Outcome { score, success })?;
-        let teacher_computed = state.seats()?.teacher.as_ref().map_or(Ok(0), Session::n_computed)?;
+        let teacher_computed = state.sessions()?.teacher.as_ref().map_or(Ok(0), Session::n_computed)?;
         // The teacher computes what it has not seen of the turns that it scores, up to the row that predicts
         // their last token, in the rounds of whoever else is running.
-        let scored = trajectory.turns().iter().rfind(|t| t.train && needs_teacher(t.loss.kernel));
-        let next = match (&state.seats()?.teacher, scored) {
+        let scored = trajectory.turns().iter().rfind(|t| t.train && t.loss.needs_teacher());
+        let next = match (&state.sessions()?.teacher, scored) {
             (Some(teacher), Some(turn)) => {
                 teacher.truncate(turn.range.end - 1)?;
                 Some(turn.actor.source())
@@ -477,7 +481,7 @@ impl Episode {
         state.teacher_computed = teacher_computed;
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
-        let teacher = state.seats.take().and_then(|seats| seats.teacher);
+        let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
         let scoring = teacher.zip(next).map(|(teacher, next)| Scoring::start(teacher, next));
         self.distiller.ended(Ended::Waiting { trajectory, scoring });
         Ok(())
@@ -500,8 +504,8 @@ impl Episode {
     /// Rows that the teacher has computed for this episode; those it computes after the end are not counted.
     pub fn teacher_computed(&self) -> Result<u64> {
         let state = self.state.lock();
-        match &state.seats {
-            Some(Seats { teacher: Some(teacher), .. }) => teacher.n_computed(),
+        match &state.sessions {
+            Some(Sessions { teacher: Some(teacher), .. }) => teacher.n_computed(),
             _ => Ok(state.teacher_computed),
         }
     }
@@ -529,10 +533,6 @@ fn record(
     let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs };
     trajectory.add_turn(&action, decision, config.loss_of(actor))?;
     Ok(())
-}
-
-fn needs_teacher(kernel: Kernel) -> bool {
-    matches!(kernel, Kernel::ReverseKl | Kernel::ForwardKl)
 }
 
 /// Gives a teacher's timeline what the student's has and it has not.

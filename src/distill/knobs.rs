@@ -4,43 +4,37 @@
 
 use super::document::{fields, join, name_of, word};
 use super::schedule::Schedule;
+use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
 use serde_json::{Value, json};
 
-/// Which loss a turn's tokens carry; q is the teacher, p the student, both at temperature 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// No loss.
-    None,
-    /// KL(p, q) over the whole vocabulary, nats per token.
-    ReverseKl,
-    /// KL(q, p) over the whole vocabulary, nats per token.
-    ForwardKl,
-    /// -log p of the token that stands there, nats per token.
-    CrossEntropy,
-}
-
-pub(super) const KERNELS: &[(&str, Kernel)] = &[
-    ("none", Kernel::None),
-    ("reverse-kl", Kernel::ReverseKl),
-    ("forward-kl", Kernel::ForwardKl),
-    ("cross-entropy", Kernel::CrossEntropy),
+/// Words that stand for a turn's loss in documents and traces.
+pub(super) const LOSSES: &[(&str, Option<Loss>)] = &[
+    ("none", None),
+    ("reverse-kl", Some(Loss::ReverseKl)),
+    ("forward-kl", Some(Loss::ForwardKl)),
+    ("cross-entropy", Some(Loss::CrossEntropy)),
 ];
-
-impl Kernel {
-    /// The word that stands for it in documents and traces.
-    pub fn name(self) -> &'static str {
-        name_of(self, KERNELS)
-    }
-}
 
 /// The loss of one actor's turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TurnLoss {
-    /// Which loss.
-    pub kernel: Kernel,
+    /// Which loss; None for no loss.
+    pub kind: Option<Loss>,
     /// Its factor, above 0.
     pub weight: f64,
+}
+
+impl TurnLoss {
+    /// The word that stands for the loss in documents and traces.
+    pub fn name(self) -> &'static str {
+        name_of(self.kind, LOSSES)
+    }
+
+    /// Whether its tokens are compared with a teacher's distribution.
+    pub fn needs_teacher(self) -> bool {
+        self.kind.is_some_and(Loss::needs_teacher)
+    }
 }
 
 /// Over what the loss is averaged.

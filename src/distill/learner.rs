@@ -15,10 +15,9 @@ use std::time::Instant;
 
 use super::batch::{TokenLoss, plan};
 use super::config::Config;
-use super::knobs::Kernel;
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
-use crate::backend::ops::{self, AdamW, Divergence, RowLoss};
+use crate::backend::ops::{self, AdamW, RowLoss};
 use crate::backend::{Device, Tensor};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{BackwardScratch, backward, head_backward};
@@ -121,7 +120,7 @@ impl Task<'_> {
     /// in all, and stops the build by returning false.
     pub fn gradients(
         &self,
-        pass: &mut Pass,
+        workspace: &mut Workspace,
         finished: &[&Finished],
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
@@ -140,7 +139,7 @@ impl Task<'_> {
             list
         };
         let n_tokens = |i: usize| last_loss(&batch.tokens, i);
-        let total: usize = trained.iter().map(|&i| n_tokens(i)).sum();
+        let total = batch.n_fed();
         let (mut done, mut next) = (0, 0);
         while next < trained.len() {
             if cancel.is_set() || !progress(done as u64, total as u64) {
@@ -153,7 +152,7 @@ impl Task<'_> {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
-            self.micro_batch(pass, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            self.micro_batch(workspace, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
             done += n;
             next = end;
         }
@@ -172,7 +171,7 @@ impl Task<'_> {
     /// Adds the gradients of some whole trajectories, packed side by side.
     fn micro_batch(
         &self,
-        pass: &mut Pass,
+        workspace: &mut Workspace,
         gradients: &mut Weights,
         finished: &[&Finished],
         members: &[usize],
@@ -188,10 +187,10 @@ impl Task<'_> {
             spans.push(ids.len()..ids.len() + n);
             ids.extend_from_slice(&finished[i].trajectory.ids()[..n]);
         }
-        let mut caches: Vec<KvCache> = members.iter().map(|_| KvCache::new(&pass.pool)).collect();
+        let mut caches: Vec<KvCache> = members.iter().map(|_| KvCache::new(&workspace.pool)).collect();
         let mut segments: Vec<Segment> =
             caches.iter_mut().zip(&spans).map(|(kv, span)| Segment { ids: &ids[span.clone()], kv }).collect();
-        forward(model, self.weights, &mut segments, &mut pass.activations)?;
+        forward(model, self.weights, &mut segments, &mut workspace.activations)?;
         drop(segments);
 
         // Every trained token: (row of the batch, its loss).
@@ -203,8 +202,8 @@ impl Task<'_> {
                 of_member.map(move |t| (span.start + t.position - 1, t))
             })
             .collect();
-        pass.dhidden.reserve_rows(ids.len())?;
-        ops::fill(device, &mut pass.dhidden, 0.0, ids.len());
+        workspace.dhidden.reserve_rows(ids.len())?;
+        ops::fill(device, &mut workspace.dhidden, 0.0, ids.len());
         // One output projection a chunk: a teacher may have moved on between two episodes.
         let teacher_of =
             |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| std::ptr::from_ref::<Revision>(&s.revision));
@@ -212,12 +211,12 @@ impl Task<'_> {
         for chunk in runs.flat_map(|run| run.chunks(LOSS_ROWS)) {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
-            ops::gather_rows(device, &mut pass.hidden, &pass.activations.hidden, &at);
-            head_forward(model, self.weights, &mut pass.logits, &pass.hidden, n)?;
-            leave_out(&mut pass.logits, self.vocabulary, n);
+            ops::gather_rows(device, &mut workspace.hidden, &workspace.activations.hidden, &at);
+            head_forward(model, self.weights, &mut workspace.logits, &workspace.hidden, n)?;
+            leave_out(&mut workspace.logits, self.vocabulary, n);
             let targets: Vec<i32> =
                 chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
-            let logprobs = ops::logprobs_of(device, &pass.logits, &targets, n)?;
+            let logprobs = ops::logprobs_of(device, &workspace.logits, &targets, n)?;
             for ((_, t), logprob) in chunk.iter().zip(logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
@@ -225,25 +224,25 @@ impl Task<'_> {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }
-            let teacher_logits = pass.teacher_logits(self.teacher, self.vocabulary, finished, chunk)?;
+            let teacher_logits = workspace.teacher_logits(self.teacher, self.vocabulary, finished, chunk)?;
             let specs: Vec<RowLoss> = chunk
                 .iter()
                 .zip(&targets)
-                .map(|((_, t), &target)| RowLoss { kind: kind_of(t.kernel), weight: t.weight as f32, target })
+                .map(|((_, t), &target)| RowLoss { kind: t.kind, weight: t.weight as f32, target })
                 .collect();
             let teacher_logits =
-                teacher_logits.then_some(&pass.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
-            let values = ops::divergence_forward_backward(device, &mut pass.logits, teacher_logits, &specs, n)?;
+                teacher_logits.then_some(&workspace.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
+            let values = ops::divergence_forward_backward(device, &mut workspace.logits, teacher_logits, &specs, n)?;
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
             }
-            ops::fill(device, &mut pass.dhidden_rows, 0.0, n);
-            let operands = (&pass.logits, &pass.hidden);
-            head_backward(model, self.weights, gradients, &mut pass.dhidden_rows, operands, n);
-            ops::scatter_add_rows(device, &mut pass.dhidden, &pass.dhidden_rows, &at);
+            ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
+            let operands = (&workspace.logits, &workspace.hidden);
+            head_backward(model, self.weights, gradients, &mut workspace.dhidden_rows, operands, n);
+            ops::scatter_add_rows(device, &mut workspace.dhidden, &workspace.dhidden_rows, &at);
         }
-        let facts = (&pass.activations, ids.as_slice(), spans.as_slice());
-        backward(model, self.weights, gradients, facts, &pass.dhidden, &mut pass.scratch)
+        let facts = (&workspace.activations, ids.as_slice(), spans.as_slice());
+        backward(model, self.weights, gradients, facts, &workspace.dhidden, &mut workspace.scratch)
     }
 }
 
@@ -261,17 +260,8 @@ fn last_loss(losses: &[TokenLoss], i: usize) -> usize {
     losses.iter().rev().find(|t| t.trajectory == i).map_or(0, |t| t.position)
 }
 
-fn kind_of(kernel: Kernel) -> Divergence {
-    match kernel {
-        Kernel::ReverseKl => Divergence::ReverseKl,
-        Kernel::ForwardKl => Divergence::ForwardKl,
-        // The plan lists no token without a loss.
-        Kernel::CrossEntropy | Kernel::None => Divergence::CrossEntropy,
-    }
-}
-
 /// Buffers of a build, kept from one to the next.
-pub struct Pass {
+pub struct Workspace {
     pool: Arc<KvPool>,
     activations: Activations,
     scratch: BackwardScratch,
@@ -302,9 +292,9 @@ impl TeacherSide {
     }
 }
 
-impl Pass {
+impl Workspace {
     /// Empty buffers; they grow to what the batches need.
-    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Pass> {
+    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Workspace> {
         let (config, rows) = (&model.config, LOSS_ROWS);
         let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
         let teacher_side = match teacher {
@@ -315,7 +305,7 @@ impl Pass {
                 Some(TeacherSide { hidden: zeros(c)?, logits: zeros(v)?, in_students_rows: other })
             }
         };
-        Ok(Pass {
+        Ok(Workspace {
             pool: KvPool::new(&model.device, model.page_shape(), u64::MAX),
             activations: Activations::for_training(model)?,
             scratch: BackwardScratch::new(model)?,
@@ -335,7 +325,7 @@ impl Pass {
         finished: &[&Finished],
         chunk: &[(usize, &TokenLoss)],
     ) -> Result<bool> {
-        if chunk.iter().all(|(_, t)| matches!(t.kernel, Kernel::CrossEntropy | Kernel::None)) {
+        if !chunk.iter().any(|(_, t)| t.kind.needs_teacher()) {
             return Ok(false);
         }
         let (Some(side), Some(teacher)) = (&mut self.teacher_side, teacher) else {
@@ -343,10 +333,7 @@ impl Pass {
         };
         let width = teacher.config().hidden_size;
         let mut weights = None;
-        for (i, (_, t)) in chunk.iter().enumerate() {
-            if matches!(t.kernel, Kernel::CrossEntropy | Kernel::None) {
-                continue;
-            }
+        for (i, (_, t)) in chunk.iter().enumerate().filter(|(_, (_, t))| t.kind.needs_teacher()) {
             let missing = || {
                 let why = format!("the teacher has not scored token {} of an episode", t.position);
                 Error::new(Fault::TeacherFailed, why)

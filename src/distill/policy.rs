@@ -9,7 +9,7 @@
 
 use super::actor::Actor;
 use super::config::Config;
-use super::knobs::{ActorPolicy, Kernel};
+use super::knobs::ActorPolicy;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, uniform};
 
@@ -101,7 +101,7 @@ pub fn decide(config: &Config, input: &DecideInput) -> Result<Decision> {
         Decision {
             actor: Some(actor),
             reason,
-            train_on_this: !input.evaluation && within_depth && config.loss_of(actor).kernel != Kernel::None,
+            train_on_this: !input.evaluation && within_depth && config.loss_of(actor).kind.is_some(),
             horizon: cap - input.turn, // the turn cap was checked first
             probability,
         }
@@ -128,7 +128,7 @@ pub fn decide(config: &Config, input: &DecideInput) -> Result<Decision> {
             (uniform(Stream::Actor, &key) < probability, Reason::Curriculum)
         }
         ActorPolicy::Replay if input.replay_available => return Ok(act(Actor::Replay, Reason::Method)),
-        ActorPolicy::Replay if input.has_teacher && config.teacher_turns.kernel != Kernel::None => {
+        ActorPolicy::Replay if input.has_teacher && config.teacher_turns.kind.is_some() => {
             return Ok(act(Actor::Teacher, Reason::ReplayEnded));
         }
         ActorPolicy::Replay => return Ok(stop(Reason::ReplayEnded)),

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::actor::Actor;
 use super::batch::{BatchPlan, TokenLoss};
-use super::knobs::Kernel;
 use super::trajectory::Trajectory;
+use crate::backend::ops::Loss;
 
 /// One update in numbers. Losses in nats per token.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -19,7 +19,7 @@ pub struct Report {
     pub forward_kl: Option<f64>,
     /// Mean cross-entropy likewise.
     pub cross_entropy: Option<f64>,
-    /// Mean loss of the trained tokens by turn index, whatever the kernel; None where no token is.
+    /// Mean loss of the trained tokens by turn index, whichever it is; None where no token is.
     pub loss_by_turn: Vec<Option<f64>>,
     /// Episodes in the batch.
     pub episodes: usize,
@@ -47,6 +47,8 @@ pub struct Report {
     pub stale: usize,
     /// Episodes dropped by the filter.
     pub filtered: usize,
+    /// Episodes that the teacher could not score, so that the update does without them.
+    pub set_aside: Vec<SetAside>,
     /// Student tokens whose log-prob of the rollout was compared with the training forward's.
     pub compared: usize,
     /// Those whose bits differ; 0 unless squire has a defect.
@@ -59,10 +61,19 @@ pub struct Report {
     pub seconds: f64,
 }
 
+/// An episode that an update does without.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SetAside {
+    /// Its identity.
+    pub episode: u64,
+    /// Why the teacher could not score it.
+    pub reason: String,
+}
+
 /// Sums of a report under way.
 pub(super) struct Tally {
     report: Report,
-    /// (sum, tokens) of each kernel
+    /// (sum, tokens) of each loss
     reverse_kl: (f64, usize),
     forward_kl: (f64, usize),
     cross_entropy: (f64, usize),
@@ -108,10 +119,10 @@ impl Tally {
     /// A trained token's unweighted loss.
     pub(super) fn add(&mut self, token: &TokenLoss, value: f64) {
         self.report.loss += token.weight * value;
-        let sum = match token.kernel {
-            Kernel::ReverseKl => &mut self.reverse_kl,
-            Kernel::ForwardKl => &mut self.forward_kl,
-            Kernel::CrossEntropy | Kernel::None => &mut self.cross_entropy,
+        let sum = match token.kind {
+            Loss::ReverseKl => &mut self.reverse_kl,
+            Loss::ForwardKl => &mut self.forward_kl,
+            Loss::CrossEntropy => &mut self.cross_entropy,
         };
         *sum = (sum.0 + value, sum.1 + 1);
         let ends = &self.turns[token.trajectory];

@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
-use super::knobs::{Kernel, TurnLoss};
+use super::knobs::TurnLoss;
 use super::policy::Decision;
 use crate::error::{Error, Fault, Result};
 use crate::text::source::Source;
@@ -148,7 +148,7 @@ impl Trajectory {
             decision: *decision,
             reward: None,
             loss,
-            train: decision.train_on_this && loss.kernel != Kernel::None,
+            train: decision.train_on_this && loss.kind.is_some(),
         });
         Ok(self.turns.len() - 1)
     }
@@ -269,7 +269,7 @@ fn turn_json(turn: &Turn) -> Value {
         "probability": turn.decision.probability,
         "horizon": turn.decision.horizon,
         "reward": turn.reward,
-        "kernel": turn.loss.kernel.name(),
+        "kernel": turn.loss.name(),
         "weight": turn.loss.weight,
         "train": turn.train,
     })
@@ -296,7 +296,7 @@ mod tests {
         Decision { actor: Some(Actor::Student), reason, train_on_this, horizon, probability }
     }
 
-    const LOSS: TurnLoss = TurnLoss { kernel: Kernel::ReverseKl, weight: 1.0 };
+    const LOSS: TurnLoss = TurnLoss { kind: Some(crate::backend::ops::Loss::ReverseKl), weight: 1.0 };
 
     fn student<'a>(ids: &'a [i32], logprobs: &'a [f32]) -> Action<'a> {
         Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs }
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_turn_without_a_loss_kernel_is_not_trained() {
         let mut t = begun();
-        let silent = TurnLoss { kernel: Kernel::None, weight: 1.0 };
+        let silent = TurnLoss { kind: None, weight: 1.0 };
         t.add_turn(&student(&[3], &[-0.5]), &decision(true), silent).unwrap();
         assert!(!t.turns()[0].train);
     }

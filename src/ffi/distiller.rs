@@ -91,7 +91,7 @@ pub unsafe extern "C" fn squire_distiller_create(
 }
 
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
-/// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
+/// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if model, vocabulary or settings are
 /// not the checkpoint's, but for steps, which may be more: schedules by the fraction of the run go on by the new number.
 /// Otherwise as squire_distiller_create. Blocks. Any thread.
 #[unsafe(no_mangle)]
@@ -142,9 +142,12 @@ pub unsafe extern "C" fn squire_checkpoint_probe(
     }
 }
 
-/// Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
-/// newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
-/// squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any thread.
+/// Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones and what saves that were
+/// killed have left; at every moment the newest is whole. Only folders that hold exactly a checkpoint's files are ever
+/// removed. Once the new one stands the answer is SQUIRE_OK: an older one that cannot be removed is a warning in the log.
+/// One process at a time saves into a folder. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an
+/// update (build it, or squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any
+/// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_save(
     distiller: *mut squire_distiller,

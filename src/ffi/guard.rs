@@ -6,6 +6,10 @@
 //! call, that prints nothing for panics under a guarded call or on a thread of squire's own (their text travels in
 //! the error object instead) and passes every other panic to the hook that was there before. A Rust program that
 //! uses the crate directly and never calls this floor keeps its hook untouched.
+//!
+//! A call computes in squire's own floating-point environment, whatever the host's rounding mode and traps are, so that
+//! bits do not depend on them; the host's callbacks run in the host's, and it finds that again on return, flags and all.
+//! Threads of squire's inherit squire's, since they are started inside a call.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -15,6 +19,7 @@ use std::sync::Once;
 use super::error::squire_error;
 use super::handle::{self, Held, Object, Poison};
 use super::status::{SQUIRE_CANCELLED, SQUIRE_END, SQUIRE_OK, SQUIRE_TIMEOUT, squire_status};
+use crate::backend::cpu::FloatMode;
 use crate::error::{Error, Fault, Result};
 
 thread_local! {
@@ -22,6 +27,8 @@ thread_local! {
     static GUARDED: Cell<u32> = const { Cell::new(0) };
     /// How many of the host's callbacks this thread is in.
     static CALLBACKS: Cell<u32> = const { Cell::new(0) };
+    /// The host's floating-point environment, while this thread is in a guarded call and in none of its callbacks.
+    static HOST: Cell<Option<FloatMode>> = const { Cell::new(None) };
     /// Where the last quiet panic of this thread began.
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
@@ -128,23 +135,55 @@ pub(crate) unsafe fn guard_out<O: Object>(
 
 /// Runs what has no way to report: the value on a panic is the given one.
 pub(crate) fn guard_value<T>(on_panic: T, f: impl FnOnce() -> T) -> T {
-    quietly(|| catch_unwind(AssertUnwindSafe(f))).unwrap_or_else(|payload| {
+    within(|| catch_unwind(AssertUnwindSafe(f))).unwrap_or_else(|payload| {
         text_of(payload);
         on_panic
     })
 }
 
-/// Runs one of the host's callbacks: meanwhile this thread may not call back into squire, and panics are not quiet.
+/// Runs one of the host's callbacks: meanwhile this thread may not call back into squire, panics are not quiet, and
+/// the floating-point environment is the host's.
 pub(crate) fn callback<T>(f: impl FnOnce() -> T) -> T {
     let _inside = Depth::enter(&CALLBACKS);
+    // A thread of squire's has no host.
+    let Some(host) = HOST.take() else { return f() };
+    let own = FloatMode::current();
+    host.enter();
+    let value = f();
+    HOST.set(Some(FloatMode::current()));
+    own.enter();
+    value
+}
+
+/// Runs `f` with panics on this thread kept from the standard error stream, and in squire's floating-point environment.
+fn within<T>(f: impl FnOnce() -> T) -> T {
+    put_up_hook();
+    let _guarded = Depth::enter(&GUARDED);
+    let _floats = OwnFloats::enter();
     f()
 }
 
-/// Runs `f` with panics on this thread kept from the standard error stream.
-pub(crate) fn quietly<T>(f: impl FnOnce() -> T) -> T {
-    put_up_hook();
-    let _guarded = Depth::enter(&GUARDED);
-    f()
+/// Squire's floating-point environment, until it is dropped: then the host's is back.
+struct OwnFloats {
+    /// that of a call further out, where the host releases an object in a callback of that
+    outer: Option<FloatMode>,
+}
+
+impl OwnFloats {
+    fn enter() -> OwnFloats {
+        let outer = HOST.replace(Some(FloatMode::current()));
+        FloatMode::SCALARS.enter();
+        OwnFloats { outer }
+    }
+}
+
+impl Drop for OwnFloats {
+    fn drop(&mut self) {
+        // None while a callback that panicked is unwound; the environment is the host's then.
+        if let Some(host) = HOST.replace(self.outer) {
+            host.enter();
+        }
+    }
 }
 
 /// Checks the error slot, runs the body, and writes the error.
@@ -177,7 +216,7 @@ unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squi
 fn run<T>(f: impl FnOnce(&Call) -> Result<T>) -> Result<T> {
     let call = Call { subjects: RefCell::new(Vec::new()) };
     take_place();
-    match quietly(|| catch_unwind(AssertUnwindSafe(|| f(&call)))) {
+    match within(|| catch_unwind(AssertUnwindSafe(|| f(&call)))) {
         Ok(result) => result,
         Err(payload) => {
             call.subjects.take().iter().for_each(Poison::set);
@@ -386,6 +425,32 @@ mod tests {
             })
         };
         assert_eq!((inside, outer, call()), (SQUIRE_E_STATE, SQUIRE_OK, SQUIRE_OK));
+    }
+
+    #[test]
+    fn a_call_has_its_own_floating_point_environment_and_a_callback_the_hosts() {
+        let before = FloatMode::current();
+        // The kernels' will do as one that a host has set.
+        FloatMode::KERNELS.enter();
+        let mut seen = Vec::new();
+        let status = unsafe {
+            guard(null_mut(), |_| {
+                seen.push(FloatMode::current());
+                callback(|| {
+                    seen.push(FloatMode::current());
+                    guard_value((), || seen.push(FloatMode::current()));
+                    seen.push(FloatMode::current());
+                });
+                seen.push(FloatMode::current());
+                Ok(Outcome::Done)
+            })
+        };
+        seen.push(FloatMode::current());
+        unsafe { guard(null_mut(), |_| panic!("no")) };
+        seen.push(FloatMode::current());
+        before.enter();
+        let (own, host) = (FloatMode::SCALARS, FloatMode::KERNELS);
+        assert_eq!((status, &seen[..]), (SQUIRE_OK, &[own, host, own, host, own, host, host][..]));
     }
 
     #[test]

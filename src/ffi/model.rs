@@ -239,8 +239,10 @@ pub unsafe extern "C" fn squire_model_stop_ids(
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
-/// came with. It is written aside and renamed into place; a folder that is there already is replaced if it holds nothing
-/// but a model's files, else refused with SQUIRE_E_IO, as is what cannot be written. Blocks. Any thread.
+/// came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
+/// is there already is replaced if it is empty or a model folder that squire wrote: config.json, model.safetensors, and
+/// nothing that is no file of one (no links, no other folders). Else SQUIRE_E_IO, as for what cannot be written. What a save
+/// that was killed has left beside the place goes with the next one. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_save(
     model: *const squire_model,

@@ -16,7 +16,7 @@ use super::model_dir::read_document;
 use crate::error::{Error, Fault, Result};
 
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
-const ADDITIONAL: &str = "additional_chat_templates";
+pub(super) const ADDITIONAL: &str = "additional_chat_templates";
 /// The name of the template in `chat_template.jinja`.
 const DEFAULT: &str = "default";
 /// The most templates a folder may have.
@@ -72,15 +72,6 @@ impl ChatTemplates {
         }
         Ok(())
     }
-}
-
-/// Whether an entry of a folder is chat templates and nothing else, so that it may be replaced with them.
-pub(super) fn is_ours(dir: &Path, name: &str) -> bool {
-    let only_templates = |folder: &Path| {
-        let mut entries = std::fs::read_dir(folder).ok()?;
-        Some(entries.all(|e| e.is_ok_and(|e| Path::new(&e.file_name()).extension().is_some_and(|x| x == "jinja"))))
-    };
-    name == CHAT_TEMPLATE || (name == ADDITIONAL && only_templates(&dir.join(name)) == Some(true))
 }
 
 fn read_template(path: &Path) -> Result<Option<String>> {
@@ -174,8 +165,6 @@ mod tests {
         assert_eq!(names(&files), [("default", "f"), ("tool_use", "u")]);
         files.write(copy.path()).unwrap();
         assert_eq!(ChatTemplates::read(copy.path(), None).unwrap(), files);
-        assert!(is_ours(copy.path(), ADDITIONAL) && is_ours(copy.path(), CHAT_TEMPLATE));
-        assert!(!is_ours(dir.path(), ADDITIONAL), "it holds a file that is no template");
     }
 
     #[test]

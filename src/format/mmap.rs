@@ -1,12 +1,12 @@
 //! Immutable bytes that are cheap to clone: a window of a memory-mapped file, or of a buffer.
 //!
 //! Weights are mapped and never copied: a tensor is a window, and the map lives as long as its last
-//! window. This is the one file below the backend that needs `unsafe`.
+//! window. One of the two files below the backend that need `unsafe`.
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::fs::File;
-use std::io::ErrorKind;
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -100,7 +100,42 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// Opens a file for reading, refusing what is not a regular file (a pipe would block for ever).
+/// Opens for reading without waiting for whoever would write into a pipe. Nothing changes for regular files.
+pub(super) fn open_at_once(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, NONBLOCK);
+    options.read(true).open(path)
+}
+
+/// O_NONBLOCK.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NONBLOCK: i32 = 0o4000;
+/// O_NONBLOCK of the systems that come from BSD.
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const NONBLOCK: i32 = 4;
+
+fn must_be_regular(path: &Path, at: &Metadata) -> Result<()> {
+    let kind = at.file_type();
+    #[cfg(unix)]
+    let special = {
+        use std::os::unix::fs::FileTypeExt;
+        let device = kind.is_block_device() || kind.is_char_device();
+        [(kind.is_fifo(), "a pipe"), (kind.is_socket(), "a socket"), (device, "a device")]
+    };
+    #[cfg(not(unix))]
+    let special = [];
+    let plain = [(kind.is_file(), ""), (kind.is_dir(), "a folder"), (kind.is_symlink(), "a link")];
+    let found = plain.into_iter().chain(special).find(|(is, _)| *is).map_or("something else", |(_, what)| what);
+    if found.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{}: wanted a regular file, found {found}; put the file itself there", path.display());
+    Err(Error::new(Fault::CannotOpen, why))
+}
+
+/// Opens a file for reading, refusing what is not a regular file: a pipe would block for ever, a device may answer to
+/// being opened. What is looked at before and what is opened may be two things, so it is looked at again.
 pub(super) fn open_regular(path: &Path) -> Result<File> {
     let failed = |e: std::io::Error| {
         let fault = if e.kind() == ErrorKind::NotFound { Fault::MissingFile } else { Fault::CannotOpen };
@@ -112,13 +147,35 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
             _ => fault_at(fault, path, e),
         }
     };
-    let at = path.metadata().map_err(failed)?;
-    if !at.is_file() {
-        let found = if at.is_dir() { "a folder" } else { "something else" };
-        let why = format!("{}: wanted a regular file, found {found}; put the file itself there", path.display());
-        return Err(Error::new(Fault::CannotOpen, why));
+    must_be_regular(path, &path.metadata().map_err(failed)?)?;
+    let file = open_at_once(path).map_err(failed)?;
+    must_be_regular(path, &file.metadata().map_err(failed)?)?;
+    Ok(file)
+}
+
+/// Refuses what is not a regular file itself, a link included: for files that squire alone writes.
+///
+/// Errors: `MissingFile`, `CannotOpen`.
+pub fn check_regular(path: &Path) -> Result<()> {
+    let at = path.symlink_metadata().map_err(|e| {
+        let fault = if e.kind() == ErrorKind::NotFound { Fault::MissingFile } else { Fault::CannotOpen };
+        fault_at(fault, path, e)
+    })?;
+    must_be_regular(path, &at)
+}
+
+/// Reads a text of at most `limit` bytes from a regular file.
+///
+/// Errors: `MissingFile`, `CannotOpen`, `CannotRead`, also for what is longer or not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let mut text = String::new();
+    let read = open_regular(path)?.take(limit + 1).read_to_string(&mut text);
+    read.map_err(|e| fault_at(Fault::CannotRead, path, e))?;
+    if text.len() as u64 > limit {
+        let why = format!("{}: wanted a document of at most {limit} bytes, found a longer one", path.display());
+        return Err(Error::new(Fault::CannotRead, why));
     }
-    File::open(path).map_err(failed)
+    Ok(text)
 }
 
 /// An error about a path, with what the system said.

@@ -1,20 +1,24 @@
 //! Files: weights as safetensors, model folders as Hugging Face lays them out, and writes that survive a crash.
-#![deny(unsafe_code)] // allowed again in `mmap` alone
+#![deny(unsafe_code)] // allowed again in `mmap` and `system` alone
 
 mod chat_templates;
 pub mod durable;
 pub mod generation_config;
 mod json;
+mod layout;
+mod leftovers;
 mod mmap;
 pub mod model_dir;
 mod not_a_model;
 pub mod safetensors;
+mod system;
 mod tensor_names;
 mod weight_files;
 
 pub use chat_templates::ChatTemplates;
 pub use generation_config::GenerationDefaults;
-pub use mmap::Bytes;
+pub use layout::Layout;
+pub use mmap::{Bytes, check_regular, read_text};
 pub use model_dir::{Companions, ModelDir, save_model};
 pub use safetensors::StoredTensor;
 

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::chat_templates::{self, ChatTemplates};
+use super::layout::Layout;
 use super::mmap::{fault_at, open_regular};
 use super::safetensors::{self, StoredTensor, TensorToWrite};
-use super::{durable, json, not_a_model, weight_files};
+use super::{durable, json, leftovers, not_a_model, weight_files};
 use crate::error::{Error, Fault, Result};
 
 /// The longest document read into memory, in bytes; tokenizer.json of Qwen3 has 11 MB.
@@ -25,6 +26,14 @@ const ADAPTER: &str = "adapter_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
+
+/// What [`save_model`] writes, and so what it replaces.
+const SAVED: Layout = Layout {
+    kind: "a model folder",
+    required: &[CONFIG, weight_files::WEIGHTS],
+    optional: &[TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, chat_templates::CHAT_TEMPLATE],
+    folder: Some((chat_templates::ADDITIONAL, "jinja")),
+};
 
 /// An opened model folder.
 #[derive(Clone, Debug)]
@@ -75,7 +84,8 @@ impl ModelDir {
         }
     }
 
-    /// Opens a folder. Every message names its file by the whole path.
+    /// Opens a folder. Every message names its file by the whole path. A folder that was being replaced by a save that
+    /// was killed is put back first.
     ///
     /// Errors: `MissingFile` for config.json or weights, and for a link to nothing; `NotAModel`, `UnmergedAdapter`,
     /// `NotTheContent` for what is often found in their place; `ConfigForm`, `TokenizerConfigForm`,
@@ -83,6 +93,7 @@ impl ModelDir {
     /// `TensorExtra` and `SafetensorsDuplicate` where index and shards disagree; `TensorNames`; `TemplateForm`; what
     /// [`safetensors::read`] returns.
     pub fn open(path: &Path) -> Result<ModelDir> {
+        leftovers::put_back(path, &SAVED);
         not_a_model::check_folder(path)?;
         let config = read_object(&path.join(CONFIG), Fault::ConfigForm)?;
         let config = config.ok_or_else(|| not_a_model::folder_without(path, CONFIG))?;
@@ -154,7 +165,7 @@ impl ModelDir {
 
 /// Writes a model folder that transformers and [`ModelDir::open`] read: config.json, the weights in
 /// one file, and the companions. The folder appears whole or not at all; one that is there already is
-/// replaced if it holds nothing but the files of such a folder.
+/// replaced if it is empty or such a folder: its configuration, its weights, and nothing that is no file of one.
 ///
 /// Errors: `CannotWrite`, and what [`safetensors::write`] returns; an old folder is then untouched.
 pub fn save_model<'a>(
@@ -163,21 +174,16 @@ pub fn save_model<'a>(
     tensors: impl IntoIterator<Item = TensorToWrite<'a>>,
     companions: Companions,
 ) -> Result<()> {
-    let ours = [CONFIG, weight_files::WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG];
-    durable::replace_folder(
-        dir,
-        |name| ours.contains(&name) || chat_templates::is_ours(dir, name),
-        |dir| {
-            let text = |name: &str, bytes: &[u8]| durable::write_file(&dir.join(name), |file| file.write_all(bytes));
-            let document = |name: &str, value: &Value| text(name, json::write(value).as_bytes());
-            document(CONFIG, config)?;
-            companions.tokenizer.map_or(Ok(()), |bytes| text(TOKENIZER, bytes))?;
-            companions.tokenizer_config.map_or(Ok(()), |value| document(TOKENIZER_CONFIG, value))?;
-            companions.chat_templates.map_or(Ok(()), |templates| templates.write(dir))?;
-            companions.generation_config.map_or(Ok(()), |value| document(GENERATION_CONFIG, value))?;
-            safetensors::write(&dir.join(weight_files::WEIGHTS), tensors)
-        },
-    )
+    durable::replace_folder(dir, &SAVED, |dir| {
+        let text = |name: &str, bytes: &[u8]| durable::write_file(&dir.join(name), |file| file.write_all(bytes));
+        let document = |name: &str, value: &Value| text(name, json::write(value).as_bytes());
+        document(CONFIG, config)?;
+        companions.tokenizer.map_or(Ok(()), |bytes| text(TOKENIZER, bytes))?;
+        companions.tokenizer_config.map_or(Ok(()), |value| document(TOKENIZER_CONFIG, value))?;
+        companions.chat_templates.map_or(Ok(()), |templates| templates.write(dir))?;
+        companions.generation_config.map_or(Ok(()), |value| document(GENERATION_CONFIG, value))?;
+        safetensors::write(&dir.join(weight_files::WEIGHTS), tensors)
+    })
 }
 
 /// Reads a whole document, or None where there is none; one that is too long is `fault`.

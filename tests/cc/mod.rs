@@ -65,6 +65,7 @@ impl Program {
             .arg("-o")
             .arg(&path)
             .arg(folder.path().join("libsquire.so.0"))
+            .arg("-lm")
             .arg(format!("-Wl,-rpath,{}", folder.path().display())));
         Program { folder, path }
     }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use float_env::FloatEnv;
+pub use float_env::{FloatEnv, FloatMode};
 pub use lanes::Lanes;
 pub use pool::Pool;
 pub use scalar::Scalar;

@@ -13,22 +13,29 @@ use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, math, piece};
 use crate::backend::{Device, Tensor, host};
 use crate::error::Result;
 
-/// Which loss a row carries.
+/// A loss of one token; q is the teacher, p the student, both at temperature 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Divergence {
-    /// KL(student, teacher).
+pub enum Loss {
+    /// KL(p, q) over the whole vocabulary, nats per token.
     ReverseKl,
-    /// KL(teacher, student).
+    /// KL(q, p) over the whole vocabulary, nats per token.
     ForwardKl,
-    /// -ln p(target); needs no teacher.
+    /// -ln p of the token that stands there, nats per token.
     CrossEntropy,
+}
+
+impl Loss {
+    /// Whether it compares with a teacher's distribution.
+    pub fn needs_teacher(self) -> bool {
+        self != Loss::CrossEntropy
+    }
 }
 
 /// The loss of one row.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLoss {
     /// Which loss.
-    pub kind: Divergence,
+    pub kind: Loss,
     /// Factor on the row's gradient; 0 gives a gradient of zeros.
     pub weight: f32,
     /// The target id of cross entropy; not read by the others.
@@ -48,11 +55,11 @@ pub fn divergence_forward_backward(
     let v = logits.extent(1);
     let rows = &rows[..n];
     assert!(logits.extent(0) >= n, "logits are {} for {n} rows", logits.shape());
-    for row in rows.iter().filter(|r| r.kind == Divergence::CrossEntropy) {
+    for row in rows.iter().filter(|r| !r.kind.needs_teacher()) {
         assert!(row.target >= 0 && (row.target as usize) < v, "target {} of a vocabulary of {v}", row.target);
     }
     let mut compared = host::with_room(n)?;
-    compared.extend((0..n).filter(|&i| rows[i].kind != Divergence::CrossEntropy));
+    compared.extend((0..n).filter(|&i| rows[i].kind.needs_teacher()));
     if !compared.is_empty() {
         let fits = teacher.is_some_and(|t| t.extent(0) >= n && t.extent(1) == v);
         assert!(fits, "teacher logits are {teacher:?}, the student's {}", logits.shape());
@@ -69,7 +76,7 @@ pub fn divergence_forward_backward(
             facts[i].shift = (student_sums[i].ln_sum - sum.ln_sum) as f32;
         }
     }
-    for (i, fact) in facts.iter_mut().enumerate().filter(|(_, f)| f.spec.kind == Divergence::CrossEntropy) {
+    for (i, fact) in facts.iter_mut().enumerate().filter(|(_, f)| !f.spec.kind.needs_teacher()) {
         let above = logits.f32()[i * v + fact.spec.target as usize] as f64 - student_sums[i].largest as f64;
         fact.loss = (student_sums[i].ln_sum - above) as f32;
     }
@@ -163,7 +170,7 @@ impl Kernel for Losses<'_> {
                 let (a, p): (V, V) = fact.student.load(x.add(i), n);
                 let (b, q): (V, V) = fact.teacher.load(teacher.add(i), n);
                 acc = match fact.spec.kind {
-                    Divergence::ReverseKl => p.fma(a.sub(b).sub(shift), acc),
+                    Loss::ReverseKl => p.fma(a.sub(b).sub(shift), acc),
                     _ => q.fma(b.sub(a).add(shift), acc),
                 };
                 i += 16;
@@ -203,19 +210,19 @@ impl Kernel for Gradients<'_> {
                 let n = range.len() - i;
                 let (a, p): (V, V) = fact.student.load(x.add(i), n);
                 let gradient = match fact.spec.kind {
-                    Divergence::ReverseKl => {
+                    Loss::ReverseKl => {
                         let (b, _): (V, V) = fact.teacher.load(teacher.add(i), n);
                         p.mul(a.sub(b).sub(shift).sub(loss))
                     }
-                    Divergence::ForwardKl => p.sub(fact.teacher.load::<V>(teacher.add(i), n).1),
-                    Divergence::CrossEntropy => p,
+                    Loss::ForwardKl => p.sub(fact.teacher.load::<V>(teacher.add(i), n).1),
+                    Loss::CrossEntropy => p,
                 };
                 // Adding zero makes a -0 +0.
                 gradient.mul(weight).add(V::zero()).store_rounded(x.add(i), n, false);
                 i += 16;
             }
             let target = fact.spec.target as usize;
-            if fact.spec.kind == Divergence::CrossEntropy && range.contains(&target) {
+            if fact.spec.kind == Loss::CrossEntropy && range.contains(&target) {
                 *x.add(target - range.start) -= fact.spec.weight;
             }
         }
@@ -226,10 +233,10 @@ impl Kernel for Gradients<'_> {
 mod tests {
     use super::super::claims::*;
     use super::*;
-    use Divergence::{CrossEntropy, ForwardKl, ReverseKl};
+    use Loss::{CrossEntropy, ForwardKl, ReverseKl};
 
     const VOCABULARIES: [usize; 5] = [1, 2, 17, 4097, 9001];
-    const KINDS: [Divergence; 3] = [ReverseKl, ForwardKl, CrossEntropy];
+    const KINDS: [Loss; 3] = [ReverseKl, ForwardKl, CrossEntropy];
 
     fn logits(seed: u64, n: usize, v: usize) -> Tensor {
         let x: Vec<f32> = random(seed, &[n, v]).f32().iter().map(|x| 4.0 * x).collect();
@@ -246,7 +253,7 @@ mod tests {
         x.iter().map(|x| x - lse).collect()
     }
 
-    fn loss(kind: Divergence, x: &[f64], t: &[f64], target: usize) -> f64 {
+    fn loss(kind: Loss, x: &[f64], t: &[f64], target: usize) -> f64 {
         let (s, t) = (log_softmax(x), log_softmax(t));
         match kind {
             ReverseKl => s.iter().zip(&t).map(|(s, t)| s.exp() * (s - t)).sum(),
@@ -255,7 +262,7 @@ mod tests {
         }
     }
 
-    fn gradient(kind: Divergence, x: &[f64], t: &[f64], target: usize) -> Vec<f64> {
+    fn gradient(kind: Loss, x: &[f64], t: &[f64], target: usize) -> Vec<f64> {
         let value = loss(kind, x, t, target);
         let (s, t) = (log_softmax(x), log_softmax(t));
         let at = |i: usize| match kind {

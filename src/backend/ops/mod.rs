@@ -38,7 +38,7 @@ pub use attention::{
     AttentionGradients, KeysValues, PageLayer, Span, attention_backward, attention_backward_scratch_bytes,
     attention_forward, attention_scratch_bytes, kv_append,
 };
-pub use divergence::{Divergence, RowLoss, divergence_forward_backward};
+pub use divergence::{Loss, RowLoss, divergence_forward_backward};
 pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use experts::{
