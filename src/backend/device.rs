@@ -60,9 +60,9 @@ impl Device {
         }
     }
 
-    /// Whether memory that is given back is at once, and at no cost, the next request's.
-    pub fn reuses_memory(&self) -> bool {
-        matches!(self, Device::Cuda(_))
+    /// Whether a piece of so many bytes that is given back is at once, and at no cost, the next request's.
+    pub fn reuses_memory(&self, bytes: usize) -> bool {
+        matches!(self, Device::Cuda(_)) && Buffer::is_carved(bytes)
     }
 
     /// What a tensor of so many bytes takes of the memory that it lies in.

@@ -335,6 +335,8 @@ impl fmt::Debug for Tensor {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -352,6 +354,27 @@ mod tests {
             assert_eq!(t.bytes(), &backing[start..start + 16]);
             assert_eq!(t.f32().len(), 4);
         }
+    }
+
+    #[test]
+    fn an_owner_of_bytes_is_asked_once_and_cannot_answer_otherwise_later() {
+        struct Fickle(AtomicUsize, [u64; 2]);
+        impl AsRef<[u8]> for Fickle {
+            fn as_ref(&self) -> &[u8] {
+                // SAFETY: sixteen bytes.
+                let all = unsafe { std::slice::from_raw_parts(self.1.as_ptr().cast::<u8>(), 16) };
+                match self.0.fetch_add(1, Ordering::Relaxed) {
+                    0 => all,
+                    _ => &all[1..3],
+                }
+            }
+        }
+        let owner = Arc::new(Fickle(AtomicUsize::new(0), [0x4000_0000_3f80_0000; 2]));
+        let t = Tensor::from_shared(Dtype::F32, Shape::new(&[4]).unwrap(), owner.clone()).unwrap();
+        for _ in 0..3 {
+            assert_eq!((t.bytes().len(), t.f32()), (16, &[1.0, 2.0, 1.0, 2.0][..]));
+        }
+        assert_eq!(owner.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]

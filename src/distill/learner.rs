@@ -22,13 +22,11 @@ use crate::backend::{Device, Tensor};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{BackwardScratch, backward, head_backward};
 use crate::model::forward::{Segment, forward, head_forward};
+use crate::model::plan::LOSS_ROWS;
 use crate::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
 use crate::serve::{Bound, Cancel, Hidden, Revision, ServedModel};
 use crate::tensor::Dtype;
 use crate::text::source::Source;
-
-/// Rows whose logits exist at once.
-const LOSS_ROWS: usize = 64;
 
 /// A finished training episode, waiting for its update.
 pub struct Finished {

@@ -74,7 +74,7 @@ impl KvPool {
         let Some(page) = Arc::into_inner(page) else { return };
         let mut pages = self.pages.lock();
         let in_use = pages.existing - pages.free.len() - 1;
-        let most = if self.device.reuses_memory() { 0 } else { in_use.max(KEPT) };
+        let most = if self.device.reuses_memory(self.shape.bytes()) { 0 } else { in_use.max(KEPT) };
         // As pages come back one by one, at most two are too many.
         let dropped = match pages.free.len() < most && pages.free.try_reserve(1).is_ok() {
             true => {

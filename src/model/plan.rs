@@ -42,7 +42,7 @@ pub struct MemoryPlan {
     /// Logits of a full round of decode rows, with what leads to them.
     pub head: u64,
     /// What a step needs besides: on a GPU the facts of its rows and the parts of attention of one timeline that fills the
-    /// context, on the CPU the scratch of the largest op.
+    /// context, on the CPU the scratch of its ops.
     pub scratch: u64,
     /// What an update takes besides serving.
     pub training: TrainingPlan,
@@ -63,9 +63,9 @@ pub struct TrainingPlan {
     pub activations: u64,
     /// Gradients of activations of as many tokens.
     pub backward: u64,
-    /// Scratch of the largest op.
+    /// Scratch of the ops.
     pub scratch: u64,
-    /// Logits of `LOSS_ROWS` rows, and the teacher's beside them.
+    /// Logits of `LOSS_ROWS` rows and a teacher's of the same width beside them, and hidden states with their gradients.
     pub logits: u64,
 }
 
@@ -122,7 +122,8 @@ impl MemoryPlan {
 impl TrainingPlan {
     fn new(config: &ModelConfig, device: &Device, compute: Compute, load: Load) -> TrainingPlan {
         let (f32s, rows) = (Dtype::F32.size() as u64, load.rows);
-        let row = config.vocab_size as u64 * f32s;
+        let of = |rows: usize, width: usize| device.taken(rows * width * Dtype::F32.size());
+        let (c, v) = (config.hidden_size, config.vocab_size);
         TrainingPlan {
             masters: load.parameters * f32s,
             moments: 2 * load.parameters * f32s,
@@ -133,11 +134,11 @@ impl TrainingPlan {
             scratch: match device {
                 Device::Cpu(cpu) => {
                     let backward = ops::attention_backward_scratch_bytes(cpu, rows);
-                    scratch(config, device, compute, rows, rows).max(backward)
+                    scratch(config, device, compute, rows, rows) + backward
                 }
                 Device::Cuda(_) => 0,
             },
-            logits: 2 * LOSS_ROWS as u64 * row,
+            logits: 2 * of(LOSS_ROWS, v) + 3 * of(LOSS_ROWS, c) + of(rows, c),
         }
     }
 
@@ -152,12 +153,13 @@ impl TrainingPlan {
     }
 }
 
-/// The most scratch that an op of a pass over `n` rows takes on the CPU, in a context of so many tokens.
+/// The most scratch that passes over `n` rows leave to each other on the CPU, in a context of so many tokens: products take
+/// one buffer, attention another, and a draw a third.
 fn scratch(config: &ModelConfig, device: &Device, compute: Compute, n: usize, context: usize) -> u64 {
     let Device::Cpu(cpu) = device else { return 0 };
     let heads = heads(config);
     let expert = config.moe.as_ref().map_or(0, |moe| moe.expert_intermediate_size);
     let widths = [config.hidden_size, config.intermediate_size, expert, heads.n_heads * heads.head_dim];
-    let linear = ops::linear_scratch_bytes(n, widths.into_iter().max().unwrap_or(0), compute);
-    linear.max(ops::attention_scratch_bytes(cpu, heads, n, context, compute))
+    let product = ops::linear_scratch_bytes(n, widths.into_iter().max().unwrap_or(0), compute);
+    product + ops::attention_scratch_bytes(cpu, heads, n, context) + ops::sample_scratch_bytes(config.vocab_size)
 }

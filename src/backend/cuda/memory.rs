@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::api::Address;
 use super::device::Cuda;
 use super::pinned::{PIECE, Staging};
-use super::pool::Pool;
+use super::pool::{LARGEST_PIECE, Pool};
 use crate::backend::host;
 use crate::error::Result;
 
@@ -59,6 +59,11 @@ impl Buffer {
     /// What an allocation of so many bytes takes of a device.
     pub fn taken_by(bytes: usize) -> u64 {
         Pool::whole(bytes)
+    }
+
+    /// Whether so many bytes are carved from a slab, so that the device is not asked for them.
+    pub fn is_carved(bytes: usize) -> bool {
+        Pool::whole(bytes) <= LARGEST_PIECE
     }
 
     /// Whether it has no bytes.

@@ -13,7 +13,7 @@ use crate::error::{Error, Fault, Result, Status};
 /// Every piece is a multiple of it, and so aligned to it.
 const GRAIN: u64 = 256;
 /// The largest request that is carved from a slab.
-const LARGEST_PIECE: u64 = 8 << 20;
+pub(super) const LARGEST_PIECE: u64 = 8 << 20;
 /// The first slab; each next one is as large as all before, so that little is held for a small model.
 const FIRST_SLAB: u64 = 2 << 20;
 /// The largest slab.

@@ -308,9 +308,10 @@ impl Step {
         for part in [l.ids, l.positions] {
             bytes[part + 4 * facts.ids.len()..part + 4 * capacity.rows].fill(0);
         }
-        let used = match (facts.items.len(), facts.tiles.len()) {
-            (0, n) => l.tiles + size_of::<Tile>() * n,
-            (n, _) => l.item_rows + 4 * n,
+        // A step has items or tiles, which come last.
+        let used = match facts.items.is_empty() {
+            true => l.tiles + size_of::<Tile>() * facts.tiles.len(),
+            false => l.item_rows + 4 * facts.item_rows.len(),
         };
         // SAFETY: the staging buffer is not written again before the event has passed.
         let sent = unsafe { self.device.upload(self.block.address(), bytes.as_ptr(), used) };

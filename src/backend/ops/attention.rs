@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::linear::{linear_scratch_bytes, narrow};
+use super::linear::narrow;
 use crate::backend::cpu::dot::{B16, Form, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::math::exp;
@@ -140,11 +140,10 @@ fn scores_of(n_rows: usize, group: usize, longest: usize) -> usize {
     (n_rows * group * (longest + 1)).next_multiple_of(16)
 }
 
-/// Bytes of scratch that attention over `n` rows takes at most, of which the last stands at position `context` - 1.
-pub fn attention_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize, context: usize, compute: Compute) -> u64 {
+/// Bytes of scratch that the scores of `n` rows take at most, of which the last stands at position `context` - 1.
+pub fn attention_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize, context: usize) -> u64 {
     let a_worker = scores_of(n.min(ROWS_PER_TASK), heads.group(), context);
-    let scores = Cpu::scratch_bytes(4 * cpu.n_threads() * a_worker);
-    scores + linear_scratch_bytes(n, heads.n_heads * heads.head_dim, compute)
+    Cpu::scratch_bytes(4 * cpu.n_threads() * a_worker)
 }
 
 /// A page's elements in the form's stored type.

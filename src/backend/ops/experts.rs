@@ -306,14 +306,11 @@ pub fn experts_forward(
     let k = a.extents.dealing.n_experts_per_token;
     rmsnorm_forward(device, normed, stream, norm, n, compute);
     linear_forward(device, &mut a.logits, normed, w.router, n, compute)?;
-    a.reserve(device, n)?;
-    if let Some(routing) = &mut a.routing {
-        route(device, routing, &a.logits, n)?;
-    }
+    let room = "room was made for the rows";
+    route(device, a.routing.as_mut().expect(room), &a.logits, n)?;
     a.reserve_blocks(device)?;
-    let ExpertActivations { routing: Some(routing), slots, blocks, keep, .. } = a else {
-        unreachable!("room was made for the routing");
-    };
+    let ExpertActivations { routing, slots, blocks, keep, .. } = a;
+    let routing = routing.as_ref().expect(room);
     for e in 0..w.router.extent(0) {
         let (own, rows) = (routing.slots_of(e), routing.rows_of(e));
         let m = own.len();

@@ -61,7 +61,7 @@ pub use rope::{
     HeadNorm, RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies,
 };
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
-pub use sample::{Sampled, sample_token};
+pub use sample::{Sampled, sample_scratch_bytes, sample_token};
 pub use swiglu::{FfnWeights, GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
 
 #[cfg(test)]

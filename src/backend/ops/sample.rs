@@ -66,6 +66,11 @@ pub fn sample_token(device: &Device, logits: &Tensor, row: usize, sampling: Samp
     Ok(Sampled { id: id as i32, logprob, sampled_logprob: if unchanged { logprob } else { tempered as f32 } })
 }
 
+/// Bytes of scratch that a draw from `v` ids takes at most beside what a pass has left: their masses, and sums.
+pub fn sample_scratch_bytes(v: usize) -> u64 {
+    Cpu::scratch_bytes(v * size_of::<f32>()) + Cpu::scratch_bytes(1)
+}
+
 /// A row under a temperature. An id's mass is e^((x - largest) / temperature), at most 1.
 struct Row<'a> {
     cpu: &'a Cpu,
