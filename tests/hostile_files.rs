@@ -328,28 +328,189 @@ fn paths_that_are_no_folder_of_a_model() {
 
 #[test]
 fn folder_with_a_document_too_long_to_be_one() {
-    let dir = folder(&[("model.safetensors", &weights("t"))]);
-    // A sparse file: it takes no room on the disk, and reading stops at the limit.
-    std::fs::File::create(dir.path().join("config.json")).unwrap().set_len(1 << 40).unwrap();
-    assert_eq!(ModelDir::open(dir.path()).unwrap_err().fault(), Fault::ConfigForm);
+    let t = weights("t");
+    for (name, fault, most) in [
+        ("config.json", Fault::ConfigForm, 1),
+        ("generation_config.json", Fault::GenerationConfigForm, 1),
+        ("tokenizer_config.json", Fault::TokenizerConfigForm, 16),
+        ("tokenizer.json", Fault::TokenizerForm, 64),
+        ("chat_template.jinja", Fault::TemplateForm, 1),
+        ("model.safetensors.index.json", Fault::IndexForm, 32),
+    ] {
+        let mut files = vec![("config.json", &b"{}"[..])];
+        files.extend((!name.ends_with("index.json")).then_some(("model.safetensors", &t[..])));
+        // A sparse file: it takes no room on the disk, and nothing of it is read.
+        for length in [(most << 20) + 1, 1 << 40] {
+            let dir = folder(&files);
+            std::fs::File::create(dir.path().join(name)).unwrap().set_len(length).unwrap();
+            let e = ModelDir::open(dir.path()).unwrap_err();
+            assert_eq!(e.fault(), fault, "{e}");
+            assert!(e.message().contains(name) && e.message().contains(&(most << 20).to_string()), "{e}");
+        }
+    }
+}
+
+/// A megabyte of config.json can be half a million values, each of which takes a hundred bytes.
+#[test]
+fn folder_with_a_document_of_too_many_values() {
+    let t = weights("t");
+    let values = |n: usize| format!("{{\"x\": [{}0]}}", "0,".repeat(n));
+    for (name, n, fault) in [
+        ("config.json", 100_000, Fault::ConfigForm),
+        ("generation_config.json", 100_000, Fault::GenerationConfigForm),
+        ("tokenizer_config.json", 600_000, Fault::TokenizerConfigForm),
+    ] {
+        let e = refused(&[("config.json", b"{}"), ("model.safetensors", &t), (name, values(n).as_bytes())]);
+        assert_eq!(e.fault(), fault, "{e}");
+        assert!(e.message().contains("values"), "{e}");
+    }
+    let mut tokenizer = tiny_tokenizer();
+    tokenizer["more"] = vec![0; 9 << 20].into();
+    let e = Tokenizer::from_json(tokenizer.to_string().as_bytes()).unwrap_err();
+    assert_eq!(e.fault(), Fault::TokenizerForm);
+    assert!(e.message().contains("values"), "{e}");
 }
 
 #[cfg(unix)]
 #[test]
-fn folder_with_a_pipe_for_a_file_does_not_hang() {
-    let documents =
-        ["config.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"];
-    for name in documents.into_iter().chain(["model.safetensors", "additional_chat_templates/x.jinja"]) {
-        let dir = folder(&[("config.json", b"{}"), ("model.safetensors", &weights("t"))]);
-        let path = dir.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        let _ = std::fs::remove_file(&path);
-        let made = std::process::Command::new("mkfifo").arg(&path).status();
-        if made.is_ok_and(|status| status.success()) {
-            let e = ModelDir::open(dir.path()).unwrap_err();
-            assert!(e.fault() == Fault::CannotOpen && e.message().contains("found a pipe"), "{name}: {e}");
+fn folder_with_no_regular_file_for_a_file_does_not_hang() {
+    let t = weights("t");
+    let names = ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"];
+    for name in names.into_iter().chain(["chat_template.jinja", "model.safetensors", "model.safetensors.index.json"]) {
+        let with = |make: &dyn Fn(&Path) -> bool| {
+            let dir = folder(&[("config.json", b"{}")]);
+            if !name.starts_with("model.") {
+                std::fs::write(dir.path().join("model.safetensors"), &t).unwrap();
+            }
+            let path = dir.path().join(name);
+            let _ = std::fs::remove_file(&path);
+            if make(&path) {
+                let e = ModelDir::open(dir.path()).unwrap_err();
+                assert_eq!(e.fault(), Fault::CannotOpen, "{e}");
+                assert!(e.message().contains(name) && e.message().contains("regular file"), "{e}");
+            }
+        };
+        with(&|path| std::process::Command::new("mkfifo").arg(path).status().is_ok_and(|status| status.success()));
+        with(&|path| std::os::unix::net::UnixListener::bind(path).is_ok());
+        with(&|path| std::os::unix::fs::symlink("/dev/zero", path).is_ok());
+        with(&|path| std::fs::create_dir(path).is_ok());
+    }
+}
+
+/// Every document with a long text in the place of each value, and of each key.
+#[test]
+fn no_message_is_long_whatever_a_document_says() {
+    let long = "long ".repeat(40_000);
+    let mut config = config();
+    let more = json!({"torch_dtype": "float32", "dtype": "float32", "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+        "rope_parameters": {"rope_type": "default"}, "layer_types": ["full_attention"], "mlp_only_layers": [],
+        "quantization_config": null, "hidden_act": "silu", "eos_token_id": [1, 2], "max_window_layers": 1,
+        "sliding_window": null, "attention_bias": false});
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let generation = json!({"eos_token_id": [1], "temperature": 1.0, "top_p": 0.5, "top_k": 2, "do_sample": true,
+        "min_p": 0.0, "repetition_penalty": 1.0});
+    let added = json!({"content": "<a>", "special": true});
+    let tokenizer_config = json!({"eos_token": added, "bos_token": "<b>", "chat_template": [{"name": "default",
+        "template": "{{ messages }}"}], "extra_special_tokens": {"image_token": "<c>"}});
+    let index = json!({"metadata": {"total_size": 4}, "weight_map": {"t": "s.safetensors"}});
+    let documents = [
+        ("config.json", config),
+        ("generation_config.json", generation),
+        ("tokenizer_config.json", tokenizer_config),
+        ("tokenizer.json", tiny_tokenizer()),
+        ("model.safetensors.index.json", index),
+    ];
+    let mut cases = 0;
+    for (name, document) in documents.iter() {
+        for changed in with_long_texts(document, &long) {
+            let texts: Vec<(&str, String)> = documents
+                .iter()
+                .map(|(other, document)| (*other, if other == name { &changed } else { document }.to_string()))
+                .collect();
+            let shard = weights("t");
+            let mut files: Vec<(&str, &[u8])> = texts.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
+            files.push(("s.safetensors", &shard));
+            let dir = folder(&files);
+            let mut warnings = Vec::new();
+            for e in everything_of(dir.path(), &mut warnings) {
+                assert!(e.message().len() < 800, "{name}: {} bytes: {:.300}", e.message().len(), e.message());
+            }
+            assert!(warnings.iter().all(|warning| warning.len() < 800), "{name}");
+            cases += 1;
         }
     }
+    for header in [
+        format!(r#"{{"{long}": 1}}"#),
+        format!(r#"{{"{long}": {{"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}}}"#),
+        format!(r#"{{"t": {{"dtype": "{long}", "shape": [1], "data_offsets": [0, 4]}}}}"#),
+        format!(r#"{{"t": {{"dtype": "F32", "shape": ["{long}"], "data_offsets": [0, 4]}}}}"#),
+        format!(r#"{{"__metadata__": {{"x": ["{long}"]}}}}"#),
+    ] {
+        let e = safetensors::parse(&Bytes::from(file(&header, 4))).unwrap_err();
+        assert!(e.message().len() < 800, "{} bytes", e.message().len());
+    }
+    for source in [
+        format!("{{% {} %}}", long.replace(' ', "")),
+        format!("{{{{ messages|{} }}}}", long.replace(' ', "")),
+        format!("{{{{ raise_exception('{long}') }}}}"),
+        format!("{{{{ messages['{long}'].x }}}}"),
+        format!("{{{{ '{long}' - 1 }}}}"),
+        format!("{{{{ {{}}|attr('{long}')|first.x }}}}"),
+    ] {
+        let e =
+            ChatTemplate::compile(&source).and_then(|t| t.render(json!([]), &RenderOptions::default())).unwrap_err();
+        assert!(e.message().len() < 800, "{} bytes", e.message().len());
+    }
+    assert!(cases > 150, "{cases}");
+}
+
+/// The document with the text in the place of each value and each key, of long lists and objects the first few.
+fn with_long_texts(document: &Value, long: &str) -> Vec<Value> {
+    let mut all = vec![json!(long), json!([long]), json!({ long: long })];
+    match document {
+        Value::Array(items) => {
+            for n in 0..items.len().min(3) {
+                let put = |changed: Value| {
+                    let mut items = items.clone();
+                    items[n] = changed;
+                    Value::Array(items)
+                };
+                all.extend(with_long_texts(&items[n], long).into_iter().map(put));
+            }
+        }
+        Value::Object(entries) => {
+            for key in entries.keys().take(24) {
+                let put = |changed: Value| {
+                    let mut entries = entries.clone();
+                    entries[key] = changed;
+                    Value::Object(entries)
+                };
+                all.extend(with_long_texts(&entries[key], long).into_iter().map(put));
+                let mut renamed = entries.clone();
+                let value = renamed.remove(key).unwrap();
+                renamed.insert(long.into(), value);
+                all.push(Value::Object(renamed));
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+/// Reads a folder part by part; the refusals.
+fn everything_of(path: &Path, warnings: &mut Vec<String>) -> Vec<squire::error::Error> {
+    let mut refusals = Vec::new();
+    match ModelDir::open(path) {
+        Err(e) => refusals.push(e),
+        Ok(mut dir) => {
+            refusals.extend(ModelConfig::read(&dir.config, warnings).err());
+            refusals.extend(squire::serve::Documents::read(&mut dir, 300).err());
+            refusals.extend(squire::serve::Documents::read(&mut dir, 2).err());
+            dir.generation_defaults();
+            warnings.append(&mut dir.warnings);
+        }
+    }
+    refusals
 }
 
 // the shard index

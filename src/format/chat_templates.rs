@@ -11,8 +11,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::durable;
-use super::model_dir::read_document;
+use super::{document, durable};
 use crate::error::{Error, Fault, Result};
 
 pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -75,8 +74,9 @@ impl ChatTemplates {
 }
 
 fn read_template(path: &Path) -> Result<Option<String>> {
-    let Some(bytes) = read_document(path, Fault::TemplateForm)? else { return Ok(None) };
-    let not_text = |e| Error::new(Fault::TemplateForm, format!("{}: not UTF-8: {e}; save it as UTF-8", path.display()));
+    let Some(bytes) = document::read(path, document::TEMPLATE)? else { return Ok(None) };
+    let not_text =
+        |e| Error::new(Fault::TemplateForm, format!("not UTF-8: {e}; save it as UTF-8")).within(path.display());
     String::from_utf8(bytes).map(Some).map_err(not_text)
 }
 

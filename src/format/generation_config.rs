@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use super::model_dir::{GENERATION_CONFIG, ModelDir};
+use crate::error::brief;
 
 /// The advice; None where there is none, or none that can be taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -44,7 +45,7 @@ impl ModelDir {
             let value = document.get(key).filter(|v| !v.is_null())?;
             let taken = value.as_f64().filter(|&x| allowed(x));
             if taken.is_none() {
-                left_out.push(format!("{key}: wanted {wanted}, found {value}; it is left out"));
+                left_out.push(format!("{key}: wanted {wanted}, found {}; it is left out", brief(value)));
             }
             taken
         };
@@ -56,14 +57,14 @@ impl ModelDir {
             None | Some(Value::Null | Value::Bool(true)) => false,
             Some(Value::Bool(false)) => true,
             Some(other) => {
-                left_out.push(format!("do_sample: wanted true or false, found {other}; it is left out"));
+                left_out.push(format!("do_sample: wanted true or false, found {}; it is left out", brief(other)));
                 false
             }
         };
         for (key, neutral) in OTHERS {
             let Some(value) = document.get(key).filter(|v| !v.is_null()) else { continue };
             if !value.as_f64().is_some_and(|x| neutral.contains(&x)) {
-                left_out.push(format!("{key} is {value}; squire has no such knob, it is left out"));
+                left_out.push(format!("{key} is {}; squire has no such knob, it is left out", brief(value)));
             }
         }
         let left_out: Vec<String> = left_out.into_iter().map(|why| format!("{GENERATION_CONFIG}: {why}")).collect();

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)] // allowed again in `mmap` and `system` alone
 
 mod chat_templates;
+pub(crate) mod document;
 pub mod durable;
 pub mod generation_config;
 mod json;

@@ -6,20 +6,16 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::chat_templates::{self, ChatTemplates};
+use super::document::{self, empty, read_object};
 use super::layout::Layout;
-use super::mmap::{fault_at, open_regular};
 use super::safetensors::{self, StoredTensor, TensorToWrite};
 use super::{durable, json, leftovers, not_a_model, weight_files};
-use crate::error::{Error, Fault, Result};
-
-/// The longest document read into memory, in bytes; tokenizer.json of Qwen3 has 11 MB.
-const MAX_DOCUMENT: u64 = 64 << 20;
+use crate::error::{Error, Fault, Result, brief};
 
 const CONFIG: &str = "config.json";
 const ADAPTER: &str = "adapter_config.json";
@@ -34,6 +30,9 @@ const SAVED: Layout = Layout {
     optional: &[TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG, chat_templates::CHAT_TEMPLATE],
     folder: Some((chat_templates::ADDITIONAL, "jinja")),
 };
+
+/// The most ids that end a turn; real folders have up to ten.
+const MAX_STOP_IDS: usize = 256;
 
 /// An opened model folder.
 #[derive(Clone, Debug)]
@@ -95,9 +94,9 @@ impl ModelDir {
     pub fn open(path: &Path) -> Result<ModelDir> {
         leftovers::put_back(path, &SAVED);
         not_a_model::check_folder(path)?;
-        let config = read_object(&path.join(CONFIG), Fault::ConfigForm)?;
+        let config = read_object(&path.join(CONFIG), document::CONFIG)?;
         let config = config.ok_or_else(|| not_a_model::folder_without(path, CONFIG))?;
-        let tokenizer_config = read_object(&path.join(TOKENIZER_CONFIG), Fault::TokenizerConfigForm)?;
+        let tokenizer_config = read_object(&path.join(TOKENIZER_CONFIG), document::TOKENIZER_CONFIG)?;
         let chat_templates = ChatTemplates::read(path, tokenizer_config.as_ref())?;
         let mut warnings = Vec::new();
         let tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));
@@ -107,7 +106,7 @@ impl ModelDir {
                 "the adapter beside the model is not applied; to use it, merge it (peft's merge_and_unload) and save";
             warnings.push(format!("{ADAPTER}: {why}"));
         }
-        let tokenizer = read_document(&path.join(TOKENIZER), Fault::TokenizerForm)?;
+        let tokenizer = document::read(&path.join(TOKENIZER), document::TOKENIZER)?;
         if tokenizer.as_ref().is_some_and(Vec::is_empty) {
             return Err(empty(&path.join(TOKENIZER)));
         }
@@ -115,10 +114,14 @@ impl ModelDir {
             path: path.to_path_buf(),
             config,
             tensors,
-            tokenizer: tokenizer.map(|bytes| json::without_mark(&bytes).to_vec()),
+            tokenizer: tokenizer.map(|mut bytes| {
+                let mark = bytes.len() - json::without_mark(&bytes).len();
+                bytes.drain(..mark);
+                bytes
+            }),
             tokenizer_config,
             chat_templates,
-            generation_config: read_object(&path.join(GENERATION_CONFIG), Fault::GenerationConfigForm)?,
+            generation_config: read_object(&path.join(GENERATION_CONFIG), document::GENERATION_CONFIG)?,
             warnings,
         })
     }
@@ -144,18 +147,24 @@ impl ModelDir {
         ];
         for (document, name, fault) in places {
             let Some(value) = document.and_then(|d| d.get("eos_token_id")).filter(|v| !v.is_null()) else { continue };
+            let shown = brief(value);
             let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
             // What other tools write for "none".
             let (none, values): (Vec<&Value>, Vec<&Value>) =
                 values.iter().partition(|v| v.is_null() || v.as_i64() == Some(-1));
             if !none.is_empty() {
                 let why =
-                    format!("{name}: eos_token_id: {value}: null and -1 are no ids and end nothing; leave them out");
+                    format!("{name}: eos_token_id: {shown}: null and -1 are no ids and end nothing; leave them out");
                 self.warnings.push(why);
             }
             let id = |v: &Value| v.as_u64().and_then(|v| i32::try_from(v).ok());
+            if values.len() > MAX_STOP_IDS {
+                let n = values.len();
+                let why = format!("{name}: eos_token_id: wanted at most {MAX_STOP_IDS} ids, found {n}; leave some out");
+                return Err(Error::new(fault, why));
+            }
             let ids = values.into_iter().map(id).collect::<Option<_>>().ok_or_else(|| {
-                Error::new(fault, format!("{name}: eos_token_id: wanted an id or a list of ids, found {value}"))
+                Error::new(fault, format!("{name}: eos_token_id: wanted an id or a list of ids, found {shown}"))
             })?;
             return Ok(Some((ids, name)));
         }
@@ -184,43 +193,6 @@ pub fn save_model<'a>(
         companions.generation_config.map_or(Ok(()), |value| document(GENERATION_CONFIG, value))?;
         safetensors::write(&dir.join(weight_files::WEIGHTS), tensors)
     })
-}
-
-/// Reads a whole document, or None where there is none; one that is too long is `fault`.
-pub(super) fn read_document(path: &Path, fault: Fault) -> Result<Option<Vec<u8>>> {
-    let file = match open_regular(path) {
-        Err(e) if e.fault() == Fault::MissingFile && path.symlink_metadata().is_err() => return Ok(None),
-        file => file?,
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes).map_err(|e| fault_at(Fault::CannotRead, path, e))?;
-    if bytes.len() as u64 > MAX_DOCUMENT {
-        let why =
-            format!("{}: longer than {MAX_DOCUMENT} bytes, so no such document; download it again", path.display());
-        return Err(Error::new(fault, why));
-    }
-    match not_a_model::content(&bytes) {
-        None => Ok(Some(bytes)),
-        Some(what) => Err(Error::new(Fault::NotTheContent, format!("{}: {what}", path.display()))),
-    }
-}
-
-/// Reads a JSON object, or None where there is no such file.
-pub(super) fn read_object(path: &Path, fault: Fault) -> Result<Option<Value>> {
-    let Some(bytes) = read_document(path, fault)? else { return Ok(None) };
-    if bytes.trim_ascii().is_empty() {
-        return Err(empty(path));
-    }
-    let refuse = |why: String| Err(Error::new(fault, format!("{}: {why}", path.display())));
-    match json::read(&bytes) {
-        Ok(value @ Value::Object(_)) => Ok(Some(value)),
-        Ok(_) => refuse("wanted a JSON object, found another value; download the file again".into()),
-        Err(e) => refuse(format!("wanted JSON, found what does not parse ({e}); mend the file or download it again")),
-    }
-}
-
-fn empty(path: &Path) -> Error {
-    Error::new(Fault::NotTheContent, format!("{}: is empty; download it again", path.display()))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use serde::de::{MapAccess, Visitor};
 
 use super::mmap::Bytes;
 use super::{durable, not_a_model};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
+use crate::memory;
 use crate::tensor::{Dtype, Shape};
 
 /// The longest header read, in bytes; the limit of the reference implementation.
@@ -113,6 +114,7 @@ pub fn parse(file: &Bytes) -> Result<Vec<(String, StoredTensor)>> {
     if header.first() != Some(&b'{') {
         return Err(broken(&"it does not begin with '{'"));
     }
+    memory::room_for(memory::json_bytes(header.len(), memory::json_values(header)), "the header of a weight file")?;
     let Header(mut entries) = serde_json::from_slice(header).map_err(|e| broken(&e))?;
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
 
@@ -123,15 +125,16 @@ pub fn parse(file: &Bytes) -> Result<Vec<(String, StoredTensor)>> {
         if !seen.insert(name.clone()) {
             return Err(Error::new(
                 Fault::SafetensorsDuplicate,
-                format!("tensor {name}: the name occurs twice; save the file again"),
+                format!("tensor {}: the name occurs twice; save the file again", brief(&name)),
             ));
         }
-        let tensor = place(&entry, file, data_start).map_err(|e| e.within(format!("tensor {name}")))?;
+        let tensor = place(&entry, file, data_start).map_err(|e| e.within(format!("tensor {}", brief(&name))))?;
         let begin = entry.data_offsets.0;
         if begin != end_of_last {
             let what = if begin < end_of_last { "overlaps the tensor before it" } else { "leaves a hole before it" };
             let why = format!(
-                "tensor {name}: it begins at {begin} where {end_of_last} was due, so it {what}; save the file again"
+                "tensor {}: it begins at {begin} where {end_of_last} was due, so it {what}; save the file again",
+                brief(&name)
             );
             return Err(Error::new(Fault::SafetensorsOverlap, why));
         }

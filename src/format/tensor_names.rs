@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 
 /// Words that wrappers put anywhere in a name.
 const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
@@ -36,8 +36,9 @@ pub(super) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTre
     for name in names {
         if let Some(word) = name.split('.').find(|part| ADAPTERS.contains(part)) {
             let why = format!(
-                "tensor {name}: \"{word}\" belongs to an adapter (LoRA) that is not merged; merge it first: in Python, \
-                 load it with peft, then merge_and_unload() and save_pretrained()"
+                "tensor {}: \"{word}\" belongs to an adapter (LoRA) that is not merged; merge it first: in Python, \
+                 load it with peft, then merge_and_unload() and save_pretrained()",
+                brief(name)
             );
             return Err(Error::new(Fault::UnmergedAdapter, why));
         }
@@ -55,9 +56,10 @@ pub(super) fn canonical<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTre
             Entry::Vacant(slot) => slot.insert(name),
             Entry::Occupied(slot) => {
                 let why = format!(
-                    "tensors {} and {name} are both {} without the prefixes of wrappers; keep one of them",
-                    slot.get(),
-                    slot.key()
+                    "tensors {} and {} are both {} without the prefixes of wrappers; keep one of them",
+                    brief(slot.get()),
+                    brief(name),
+                    brief(slot.key())
                 );
                 return Err(Error::new(Fault::TensorNames, why));
             }
@@ -74,8 +76,10 @@ fn prefix_of(plain: &[(String, &str)]) -> Result<Option<String>> {
         match found {
             Some((other, first)) if other != prefix => {
                 let why = format!(
-                    "tensors {first} and {name} are two embeddings, so these are the weights of two models; save the \
-                     one that is to be served alone"
+                    "tensors {} and {} are two embeddings, so these are the weights of two models; save the \
+                     one that is to be served alone",
+                    brief(first),
+                    brief(name)
                 );
                 return Err(Error::new(Fault::TensorNames, why));
             }

@@ -10,11 +10,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::model_dir::read_object;
+use super::document;
 use super::not_a_model;
 use super::safetensors::{self, StoredTensor};
 use super::tensor_names::canonical;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 
 /// The one file.
 pub(super) const WEIGHTS: &str = "model.safetensors";
@@ -43,17 +43,19 @@ fn is_frequencies(name: &str) -> bool {
 fn read_shards(dir: &Path, tied: bool, warnings: &mut Vec<String>) -> Result<BTreeMap<String, StoredTensor>> {
     let at = dir.join(INDEX);
     let shown = at.display();
-    let Some(index) = read_object(&at, Fault::IndexForm)? else {
+    let Some(index) = document::read_object(&at, document::INDEX)? else {
         return Err(not_a_model::folder_without(dir, &format!("{WEIGHTS} or {INDEX}")));
     };
-    let form = |why: String| Error::new(Fault::IndexForm, format!("{shown}: {why}; download the index again"));
+    let form = |why: String| Error::new(Fault::IndexForm, format!("{why}; download the index again")).within(&shown);
     let map = index.get("weight_map").and_then(Value::as_object);
     let map: &Map<String, Value> =
         map.ok_or_else(|| form("weight_map: wanted an object of tensors and their files, found none".into()))?;
     let mut shard_of = BTreeMap::new();
     for (name, listed) in canonical(map.keys().map(String::as_str)).map_err(|e| e.within(&shown))? {
         let shard = map[listed].as_str();
-        let shard = shard.ok_or_else(|| form(format!("tensor {listed}: wanted a file name, found {}", map[listed])))?;
+        let shard = shard.ok_or_else(|| {
+            form(format!("tensor {}: wanted a file name, found {}", brief(listed), brief(&map[listed])))
+        })?;
         shard_of.insert(name, shard);
     }
     let shards: BTreeSet<&str> = shard_of.values().copied().collect();
@@ -68,8 +70,9 @@ fn read_shards(dir: &Path, tied: bool, warnings: &mut Vec<String>) -> Result<BTr
             Entry::Vacant(slot) => slot.insert((shard, tensor)),
             Entry::Occupied(slot) => {
                 let other = slot.get().0;
-                let why = format!("{shown}: tensor {name}: {other} and {shard} both hold it; download both again");
-                return Err(Error::new(Fault::SafetensorsDuplicate, why));
+                let name = brief(name);
+                let why = format!("tensor {name}: {other} and {shard} both hold it; download both again");
+                return Err(Error::new(Fault::SafetensorsDuplicate, why).within(&shown));
             }
         };
     }
@@ -77,34 +80,37 @@ fn read_shards(dir: &Path, tied: bool, warnings: &mut Vec<String>) -> Result<BTr
     for (name, stored_name) in canonical(of_name.keys().copied()).map_err(|e| e.within(dir.display()))? {
         let (shard, tensor) = of_name[stored_name];
         let wrong = |fault, why: String| {
-            let why =
-                format!("{shown}: tensor {stored_name}: {shard} holds it, {why}; index and shards are not of one save");
-            Err(Error::new(fault, why))
+            let name = brief(stored_name);
+            let why = format!("tensor {name}: {shard} holds it, {why}; index and shards are not of one save");
+            Err(Error::new(fault, why).within(&shown))
         };
         match shard_of.get(&name) {
             _ if is_frequencies(&name) => continue,
             None => return wrong(Fault::TensorExtra, "the index does not list it".into()),
             Some(&listed) if listed != shard => {
-                return wrong(Fault::SafetensorsDuplicate, format!("the index places it in {listed}"));
+                return wrong(Fault::SafetensorsDuplicate, format!("the index places it in {}", brief(listed)));
             }
             Some(_) => tensors.insert(name, tensor.clone()),
         };
     }
     for (name, shard) in shard_of.iter().filter(|(name, _)| !tensors.contains_key(*name) && !is_frequencies(name)) {
         if tied && name == HEAD {
+            let shard = brief(shard);
             warnings.push(format!("{INDEX}: it lists {HEAD}, which {shard} does not hold; the embedding is used"));
             continue;
         }
-        let why = format!("{shown}: tensor {name}: {shard} does not hold it; download both again");
-        return Err(Error::new(Fault::IndexTensor, why));
+        let why = format!("tensor {}: {} does not hold it; download both again", brief(name), brief(shard));
+        return Err(Error::new(Fault::IndexTensor, why).within(&shown));
     }
     Ok(tensors)
 }
 
 /// The path of a shard: a plain name, and nothing that leads out of the folder.
 fn shard_path(dir: &Path, shard: &str) -> Result<PathBuf> {
-    let refuse =
-        |fault, why: &str| Err(Error::new(fault, format!("{}: shard {shard:?}: {why}", dir.join(INDEX).display())));
+    let refuse = |fault, why: &str| {
+        let shard = brief(format_args!("{shard:?}"));
+        Err(Error::new(fault, format!("shard {shard}: {why}")).within(dir.join(INDEX).display()))
+    };
     let mut components = Path::new(shard).components();
     let plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
     if !plain || shard.contains(['/', '\\', '\0']) {

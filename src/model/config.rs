@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::config_fields::{Fields, shortened, whole};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 use crate::format::StoredTensor;
 use crate::tensor::{Dtype, Shape};
 
@@ -122,6 +122,7 @@ impl ModelConfig {
             "qwen3" => false,
             "qwen3_moe" => true,
             other => {
+                let other = brief(other);
                 let why = format!(
                     "config.json: model_type: wanted qwen3 or qwen3_moe, found {other}; give a model of one of these kinds"
                 );
@@ -428,7 +429,7 @@ fn refuse_unsupported(top: &Fields, n_layers: usize, sparse: bool) -> Result<()>
     match top.text("hidden_act")? {
         None | Some("silu") => {}
         Some(other) => {
-            let why = format!("hidden_act: wanted silu, found {other}; give a model of that activation");
+            let why = format!("hidden_act: wanted silu, found {}; give a model of that activation", brief(other));
             return refuse(Fault::UnsupportedActivation, why);
         }
     }
@@ -469,6 +470,7 @@ fn read_rope(top: &Fields, max_position: usize) -> Result<Rope> {
 fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<Yarn>> {
     let unsupported = |why: String| Error::new(Fault::UnsupportedRope, format!("config.json: {why}"));
     if let Some(key) = fields.first_object() {
+        let key = brief(key);
         let why = format!("rope_parameters.{key}: wanted one rope for all layers, found one for a kind of layer");
         return Err(unsupported(format!("{why}; write its keys into rope_parameters itself")));
     }
@@ -484,7 +486,10 @@ fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<Yarn>> 
     match kind {
         "default" => Ok(None),
         "yarn" => read_yarn(fields, max_position).map(Some),
-        other => Err(unsupported(format!("rope type: wanted default or yarn, found {other}; use YaRN to extend it"))),
+        other => {
+            let other = brief(other);
+            Err(unsupported(format!("rope type: wanted default or yarn, found {other}; use YaRN to extend it")))
+        }
     }
 }
 
@@ -553,6 +558,7 @@ fn read_dtype(top: &Fields, warnings: &mut Vec<String>) -> Result<Option<Dtype>>
             Some("float16") => Ok(Some(Dtype::F16)),
             Some("bfloat16") => Ok(Some(Dtype::Bf16)),
             Some(other) => {
+                let other = brief(other);
                 let why = format!(
                     "config.json: {key}: wanted float32, float16 or bfloat16, found {other}; name the tensors' own"
                 );

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 
 /// A JSON object of the configuration.
 pub(super) struct Fields<'a>(&'a Map<String, Value>);
@@ -23,12 +23,8 @@ pub(super) fn whole(value: &Value) -> Option<usize> {
 
 /// Values as a message shows them: what is long is cut.
 pub(super) fn shortened<'a>(values: impl Iterator<Item = &'a Value>) -> String {
-    let mut found = values.map(Value::to_string).collect::<Vec<_>>().join(", ");
-    if let Some((cut, _)) = found.char_indices().nth(80) {
-        found.truncate(cut);
-        found.push('…');
-    }
-    found
+    let some: Vec<String> = values.take(20).map(brief).collect();
+    brief(some.join(", "))
 }
 
 impl<'a> Fields<'a> {

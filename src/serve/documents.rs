@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::timeline::check_ids;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, brief};
 use crate::format::ModelDir;
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{ChatTemplate, RenderOptions, end_of_turn};
@@ -62,7 +62,8 @@ impl Documents {
             for name in template.sources().keys() {
                 let asked = RenderOptions { template: Some(name.clone()), ..RenderOptions::default() };
                 let end = end_of_turn(tokenizer, template, &asked).filter(|&id| own != Some(id));
-                ends.extend(end.map(|id| (id, format!("the end of turn of the chat template {name}"))));
+                let from = format!("the end of turn of the chat template {}", brief(name));
+                ends.extend(end.map(|id| (id, from)));
             }
         }
         let stop_ids = stop_ids(dir, vocab_size, tokenizer.as_ref(), ends)?;
@@ -100,8 +101,9 @@ fn stop_ids(
         match tokenizer.id_of(text) {
             Some(id) => add(id, "tokenizer_config.json eos_token".into()),
             None => dir.warnings.push(format!(
-                "tokenizer_config.json: eos_token: the tokenizer has no token {text:?}, so it ends nothing; name one \
-                 that it has"
+                "tokenizer_config.json: eos_token: the tokenizer has no token {}, so it ends nothing; name one that it \
+                 has",
+                brief(format_args!("{text:?}"))
             )),
         }
     }
@@ -182,5 +184,28 @@ mod tests {
         assert!(e.message().contains("config.json: eos_token_id"), "{e}");
         let e = Documents::read(&mut dir(json!({}), None, json!({}), None), 200).err().unwrap();
         assert_eq!(e.fault(), Fault::VocabularySize);
+    }
+
+    #[test]
+    fn every_message_about_a_stop_id_names_its_document_and_key() {
+        let many = json!(vec![1; 300]);
+        for wrong in
+            [json!(300), json!([1, 300]), json!(-2), json!([1, -7]), json!("2"), json!(1.5), json!([[1]]), many]
+        {
+            let eos = json!({ "eos_token_id": wrong });
+            for (config, generation, name) in
+                [(eos.clone(), None, "config.json"), (json!({}), Some(eos.clone()), "generation_config.json")]
+            {
+                let e = Documents::read(&mut dir(config, generation, json!({}), None), 300).err().unwrap();
+                assert!(e.message().starts_with(&format!("{name}: eos_token_id")), "{e}");
+            }
+        }
+        for odd in [json!([null, 1]), json!(-1)] {
+            let mut dir = dir(json!({ "eos_token_id": odd }), None, json!({"eos_token": "</s>"}), None);
+            Documents::read(&mut dir, 300).unwrap();
+            let named = ["config.json: eos_token_id", "tokenizer_config.json: eos_token"];
+            assert!(named.iter().zip(&dir.warnings).all(|(name, said)| said.starts_with(name)), "{:?}", dir.warnings);
+            assert_eq!(dir.warnings.len(), 2);
+        }
     }
 }

@@ -251,7 +251,8 @@ impl Session {
     /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
     pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
         options.check()?;
-        check_ids(&options.stop_ids, self.model.config().vocab_size).map_err(|e| e.within("stop ids"))?;
+        check_ids(&options.stop_ids, self.model.config().vocab_size)
+            .map_err(|e| e.within("generation options: stop_ids"))?;
         if options.vocabulary > 0 && !self.model.model().device.trains() {
             let why = "vocabulary: wanted 0 on a GPU, where every id may be drawn; load the model on the cpu backend";
             return Err(Error::new(Fault::UnsupportedBackend, why));

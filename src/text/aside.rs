@@ -5,14 +5,20 @@
 use std::thread;
 
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 
 /// The stack, in bytes. Twice what the deepest template that the limits allow takes in a debug build.
 const STACK: usize = 4 << 20;
+
+/// The address space that the C library takes at most for what a new thread allocates, in bytes. Where it cannot have it,
+/// each small allocation takes a page.
+const ARENA: usize = 128 << 20;
 
 /// Runs `work` aside and waits for it.
 ///
 /// Errors: `OutOfHostMemory` where no thread can be had; `TemplateFailed` for a panic.
 pub(super) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    memory::room_for(ARENA + STACK, "chat template: a thread of its own")?;
     thread::scope(|scope| {
         // Panics of threads with such a name are not printed (ffi/guard.rs).
         let thread = thread::Builder::new().name("squire-template".into()).stack_size(STACK);

@@ -53,6 +53,12 @@ pub struct Tokenizer {
     longest: usize,
 }
 
+/// What a token takes in the tables, in bytes: its text twice, in hash tables that grow by doubling.
+const TOKEN: usize = 320;
+/// What a merge takes there.
+const MERGE: usize = 96;
+/// What the automata of the splitting patterns may take as they are used, in bytes.
+const AUTOMATA: usize = 12 << 20;
 /// How many bytes of text are encoded between two looks at the watch.
 const ASK_EVERY: usize = 1 << 16;
 
@@ -81,8 +87,7 @@ impl Tokenizer {
         if values > MAX_VALUES {
             return Err(form(format!("wanted at most {MAX_VALUES} values, found {values}; use a smaller vocabulary")));
         }
-        // The document and the tables that are made of it.
-        memory::room_for(memory::json_bytes(json.len(), values).saturating_mul(2), "tokenizer.json")?;
+        memory::room_for(memory::json_bytes(json.len(), values), "the document")?;
         let parsed = serde_json::from_slice(json);
         let mut document: Value = parsed.map_err(|e| form(format!("wanted JSON, found an error: {e}; {DAMAGED}")))?;
         if !document.is_object() {
@@ -94,6 +99,10 @@ impl Tokenizer {
         let added = AddedTokens::from_json(&document["added_tokens"], normalizer, MAX_ID)?;
         let mut model = document["model"].take();
         check_model(&model)?;
+        let count =
+            |key: &str| model[key].as_object().map_or(0, |part| part.len()) + model[key].as_array().map_or(0, Vec::len);
+        let tokens = count("vocab") + added.iter().count();
+        memory::room_for(tokens * TOKEN + count("merges") * MERGE, "the tables of the tokenizer")?;
         let mut ids = read_vocabulary(&model["vocab"])?;
         let merges = read_merges(model["merges"].take(), &ids)?;
         let byte_ids = byte_ids(&ids)?;
@@ -120,7 +129,8 @@ impl Tokenizer {
         let bpe = Bpe::new(byte_ids, &merges, whole, &table.special);
         ids.extend(added.iter().map(|token| (token.text.clone(), token.id)));
         let Table { bytes, windows, special } = table;
-        let mut is_added = vec![false; windows.len()];
+        let mut is_added = memory::reserved(windows.len(), "the ids")?;
+        is_added.resize(windows.len(), false);
         added.iter().for_each(|token| is_added[token.id as usize] = true);
         let longest = windows.iter().map(|&(_, len)| len as usize).max().unwrap_or(0);
         Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special, is_added, longest })
@@ -150,6 +160,7 @@ impl Tokenizer {
     /// longest, so that a text far too long is not encoded first; `OutOfHostMemory`, `Cancelled`; `BadLength` for a piece of
     /// 4 GiB.
     pub fn encode_within(&self, text: &str, control: Control, room: Room<'_>, ids: &mut Vec<i32>) -> Result<()> {
+        memory::room_for(AUTOMATA, "the tokenizer's automata")?;
         let mut scratch = Scratch::default();
         if control == Control::None {
             self.check_room(self.added.normalizer_least(text.len()), room, ids)?;
@@ -283,7 +294,10 @@ impl Table {
     fn new(vocabulary: &HashMap<String, i32>, added: &AddedTokens) -> Result<Table> {
         let last = vocabulary.values().copied().chain(added.iter().map(|t| t.id)).max().unwrap_or(0);
         let n_ids = last as usize + 1; // at most MAX_ID + 1, checked where the ids were read
-        let mut table = Table { bytes: Vec::new(), windows: vec![(0, 0); n_ids], special: vec![false; n_ids] };
+        let (mut windows, mut special) = (memory::reserved(n_ids, "the ids")?, memory::reserved(n_ids, "the ids")?);
+        windows.resize(n_ids, (0, 0));
+        special.resize(n_ids, false);
+        let mut table = Table { bytes: Vec::new(), windows, special };
         let by_char = byte_level::bytes_by_char();
         for (text, &id) in vocabulary {
             let bytes = text.chars().map(|c| by_char.get(c as usize).copied().flatten());

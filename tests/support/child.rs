@@ -2,6 +2,7 @@
 //!
 //! A test that begins with `if let Some(case) = child::case() { ...; return }` is the child's program too; the parent
 //! calls [`run`] with that test's own name. What the child finds it prints, a line each that begins with `> `.
+#![allow(dead_code)] // each test file uses its part
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -24,7 +25,6 @@ pub struct Ran {
     /// The lines that it said.
     pub said: Vec<String>,
     /// What it wrote on the standard error stream.
-    #[allow(dead_code, reason = "shown by Debug")]
     pub errors: String,
     /// How long it took.
     pub seconds: f64,

@@ -68,6 +68,7 @@ pub fn tiny_tokenizer() -> Value {
 }
 
 /// The document as bytes.
+#[allow(dead_code)] // not every test needs its text
 pub fn tiny_tokenizer_json() -> Vec<u8> {
     tiny_tokenizer().to_string().into_bytes()
 }

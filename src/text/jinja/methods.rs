@@ -404,7 +404,7 @@ pub fn replace(machine: &mut Machine<'_>, text: &Text, old: &str, new: &str, cou
     let most = usize::try_from(count).unwrap_or(usize::MAX);
     let places = if old.is_empty() { text.chars + 1 } else { of.matches(old).count() };
     machine.meter.step(of.len() as u64 / 64)?;
-    machine.meter.take(of.len() + places.min(most).saturating_mul(new.len()))?;
+    machine.meter.take(places.min(most).saturating_mul(new.len()).saturating_add(of.len()))?;
     if places == 0 || most == 0 {
         return Ok(Value::Str(text.clone()));
     }
@@ -434,7 +434,7 @@ fn padding(machine: &mut Machine<'_>, text: &Text, name: &'static str, args: Arg
     if name == "expandtabs" {
         let [size] = args.bind(name, ["tabsize"], 0)?;
         let size = usize::try_from(integer_or(name, &size, 8)?).unwrap_or(0);
-        machine.meter.take(of.matches('\t').count().saturating_mul(size) + of.len())?;
+        machine.meter.take(of.matches('\t').count().saturating_mul(size).saturating_add(of.len()))?;
         let mut column = 0;
         let mut out = String::new();
         for c in of.chars() {
@@ -477,7 +477,7 @@ fn padding(machine: &mut Machine<'_>, text: &Text, name: &'static str, args: Arg
 pub fn pad(machine: &mut Machine<'_>, text: &Text, width: i64, fill: &str, how: &str) -> Res<Value> {
     let width = usize::try_from(width).unwrap_or(0);
     let missing = width.saturating_sub(text.chars);
-    machine.meter.take(missing.saturating_mul(fill.len()) + text.text.len())?;
+    machine.meter.take(missing.saturating_mul(fill.len()).saturating_add(text.text.len()))?;
     let left = match how {
         // Python puts an odd space left where the width is odd.
         "center" => missing / 2 + (missing & width & 1),
