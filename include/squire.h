@@ -216,6 +216,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
 #define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The local teacher failed. */
 #define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss, a gradient, or the logits of a row are not finite. */
+#define SQUIRE_DETAIL_UPDATE_TOO_FAR 1810 /* An applied update moved the student further than the settings let be published. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */
 #define SQUIRE_DETAIL_PANIC 2001 /* A panic was caught. */
 
@@ -483,9 +484,14 @@ squire_status squire_model_sizes(const squire_model *model,
 squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **out, squire_error **err);
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
- * came with. It is written aside and renamed into place; a folder that is there already is replaced if it holds nothing
- * but a model's files, else refused with SQUIRE_E_IO, as is what cannot be written. Blocks. Any thread. */
-squire_status squire_model_save(const squire_model *model, const char *path, size_t path_len, squire_error **err);
+ * came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
+ * is there already is replaced if it is empty or a model folder that squire wrote: config.json, model.safetensors, and
+ * nothing that is no file of one (no links, no other folders). Else SQUIRE_E_IO, as for what cannot be written. What a save
+ * that was killed has left beside the place goes with the next one. Blocks. Any thread. */
+squire_status squire_model_save(const squire_model *model,
+                                const char *path,
+                                size_t path_len,
+                                squire_error **err);
 
 /* The ids of a text. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the model has no
  * tokenizer. Any thread. */
@@ -779,8 +785,9 @@ squire_status squire_distiller_create(squire_model *student,
                                       squire_error **err);
 
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
- * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken, SQUIRE_E_MISMATCH if model, vocabulary or settings are
- * not the checkpoint's, but for steps, which may be more: schedules by the fraction of the run go on by the new number.
+ * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if model, vocabulary or settings are
+ * not the checkpoint's, but for steps, which may be more (schedules by the fraction of the run go on by the new number),
+ * and max_update_kl and refuse_update_kl.
  * Otherwise as squire_distiller_create. Blocks. Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
@@ -797,22 +804,38 @@ squire_status squire_distiller_resume(squire_model *student,
  * be read. Any thread. */
 squire_status squire_checkpoint_probe(const char *path, size_t path_len, uint64_t *step, squire_error **err);
 
-/* Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones; at every moment the
- * newest is whole. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an update (build it, or
- * squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any thread. */
-squire_status squire_distiller_save(squire_distiller *distiller, const char *path, size_t path_len, squire_error **err);
+/* Writes a checkpoint into a folder, which is made if it is not there, and then removes older ones and what saves that were
+ * killed have left; at every moment the newest is whole. Only folders that hold exactly a checkpoint's files are ever
+ * removed. Once the new one stands the answer is SQUIRE_OK: an older one that cannot be removed is a warning in the log.
+ * One process at a time saves into a folder. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an
+ * update (build it, or squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any
+ * thread. */
+squire_status squire_distiller_save(squire_distiller *distiller,
+                                    const char *path,
+                                    size_t path_len,
+                                    squire_error **err);
 
 /* Makes the applied weights the revision that new sessions and episodes get; its number goes to *revision unless
  * revision is NULL. Without an update since, the current revision's number. squire_model_save then writes the student
  * as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
- * SQUIRE_E_BUSY while an update is built or applied. Any thread. */
+ * SQUIRE_E_DIVERGED if the update moves the student beyond refuse_update_kl of the settings (detail UPDATE_TOO_FAR) or
+ * has made weights that are not finite (detail NOT_FINITE): the old revision serves on, and squire_distiller_save is
+ * refused likewise, so that the last checkpoint stays to be resumed. SQUIRE_E_BUSY while an update is built or
+ * applied. Any thread. */
 squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *revision, squire_error **err);
 
-/* Throws away all ended episodes that wait for an update; how many goes to *thrown_away unless that is NULL. Any thread. */
-squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
+/* The same however far the update moves the student: for a host that looked at it. Weights that are not finite are
+ * refused all the same. Any thread. */
+squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+
+/* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is NULL. Any thread. */
+squire_status squire_distiller_discard(squire_distiller *distiller,
+                                       uint64_t *thrown_away,
+                                       squire_error **err);
 
 /* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
- * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet). Keys may be added. Never waits.
+ * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
+ * could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
  * Any thread. */
 squire_status squire_distiller_metrics(const squire_distiller *distiller, squire_text **out, squire_error **err);
 
@@ -985,8 +1008,11 @@ typedef int32_t (*squire_tensor_fn)(void *user,
 /* Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
  * identity; further ones wait for the next. Blocks: it waits for
  * the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
- * "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
- * the episodes wait on. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
+ * "update") on the calling thread, of none done while the teacher is waited for; it and cancel (may be NULL) stop the
+ * build with SQUIRE_CANCELLED, also then. Stopped or failed, the episodes wait on. An episode that the teacher cannot
+ * score is set aside and the next one takes its place: report and log name it with the reason. Later builds ask again
+ * where memory was lacking; any other stays until squire_distiller_discard. Where none is left the build fails with
+ * the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
  * done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
  * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
  * SQUIRE_E_HOST_MEMORY. Any thread. */
@@ -1000,8 +1026,10 @@ squire_status squire_update_build(squire_distiller *distiller,
 
 /* The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
  * without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
- * compared, differing, largest_difference (log-probs of rollout and training), gradient_norm, seconds. Keys may be
- * added. Any thread. */
+ * set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
+ * training), gradient_norm, update_kl, seconds. update_kl is null until the update is applied, and then how far it
+ * moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
+ * over at most 64 trained tokens (null again where it is no finite number). Keys may be added. Any thread. */
 squire_status squire_update_report(const squire_update *update, squire_text **out, squire_error **err);
 
 /* Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
@@ -1012,9 +1040,13 @@ squire_status squire_update_gradients(const squire_update *update,
                                       squire_error **err);
 
 /* Applies the update: one step of the optimiser on the distiller's f32 masters. The student serves the result once it is
- * published. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
- * STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY. Any thread. */
-squire_status squire_update_apply(squire_distiller *distiller, squire_update *update, squire_error **err);
+ * published. How far that moves it is then in the update's report, and in the log as a warning beyond max_update_kl of the
+ * settings. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
+ * STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY, SQUIRE_E_HOST_MEMORY.
+ * Any thread. */
+squire_status squire_update_apply(squire_distiller *distiller,
+                                  squire_update *update,
+                                  squire_error **err);
 
 /* Frees the update; not applied, it changes nothing. Its episodes are spent. NULL is allowed. Any thread, also inside a
  * callback. */

@@ -509,6 +509,12 @@ inline std::uint64_t publish(const distiller_handle &distiller) {
   return number;
 }
 
+inline std::uint64_t publish_anyway(const distiller_handle &distiller) {
+  std::uint64_t number = 0;
+  call([&](auto err) { return squire_distiller_publish_anyway(distiller.get(), &number, err); });
+  return number;
+}
+
 inline episode_handle begin(const distiller_handle &distiller, std::string_view spec_json = "{}") {
   return make<episode_handle>([&](auto out, auto err) {
     return squire_episode_begin(distiller.get(), spec_json.data(), spec_json.size(), out, err);

@@ -47,7 +47,7 @@ pub enum Status {
     DeviceLost = -16,
     /// The teacher failed or did not answer in time.
     Teacher = -17,
-    /// An update is not finite; the weights are unchanged.
+    /// An update is not finite, or moves the student too far; the weights that are served are unchanged.
     Diverged = -18,
     /// An earlier panic made this object unusable; only release works.
     Poisoned = -19,
@@ -265,6 +265,8 @@ faults! {
     TeacherFailed = 1701 => Teacher,
     /// The loss, a gradient, or the logits of a row are not finite.
     NotFinite = 1801 => Diverged,
+    /// An applied update moved the student further than the settings let be published.
+    UpdateTooFar = 1810 => Diverged,
     /// The object was poisoned by an earlier panic.
     Poisoned = 1901 => Poisoned,
     /// A panic was caught.

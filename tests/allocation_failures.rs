@@ -8,10 +8,10 @@ mod tiny_model;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use std::sync::Mutex;
 use serde_json::json;
 use squire::backend::cpu::Cpu;
-use squire::backend::ops::{self, Divergence, RowList, RowLoss, Sampling};
+use squire::backend::ops::{self, Loss, RowList, RowLoss, Sampling};
 use squire::backend::{Compute, Device, Tensor};
 use squire::error::{Fault, Result};
 use squire::model::backward::{BackwardScratch, backward, head_backward};
@@ -111,7 +111,7 @@ const LARGE: usize = 4 << 10;
 
 #[test]
 fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
-    let _turn = TURN.lock();
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let ids: Vec<i32> = (0..170).map(|i| i * 37 % 5000).collect();
     for sparse in [false, true] {
         for (compute, dtype) in [(Compute::Bf16, Dtype::Bf16), (Compute::F32, Dtype::F16)] {
@@ -154,7 +154,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let mut logits = Tensor::zeros(Dtype::F32, &[n, v])?;
                 head_forward(&model, &weights, &mut logits, &a.hidden, n)?;
                 let teacher = Tensor::zeros(Dtype::F32, &[n, v])?;
-                let rows = [RowLoss { kind: Divergence::ReverseKl, weight: 1.0, target: 0 }; 40];
+                let rows = [RowLoss { kind: Loss::ReverseKl, weight: 1.0, target: 0 }; 40];
                 ops::divergence_forward_backward(&device, &mut logits, Some(&teacher), &rows, n)?;
                 let mut dhidden = Tensor::zeros(Dtype::F32, &[ids.len(), config.hidden_size])?;
                 head_backward(&model, &weights, &mut gradients, &mut dhidden, (&logits, &a.hidden), n);
@@ -173,7 +173,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
 
 #[test]
 fn calls_of_an_engine_end_with_out_of_host_memory_and_it_serves_on() {
-    let _turn = TURN.lock();
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m");
     let options = || EngineOptions { n_threads: 2, caller_driven: true, ..EngineOptions::default() };

@@ -34,6 +34,7 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_distiller_create", "teacher"),
     ("squire_distiller_resume", "teacher"),
     ("squire_distiller_publish", "revision"),
+    ("squire_distiller_publish_anyway", "revision"),
     ("squire_distiller_discard", "thrown_away"),
     ("squire_episode_observe", "added"),
     ("squire_episode_override", "decision"),

@@ -83,7 +83,8 @@ fn every_knob_can_be_given_and_is_kept() {
             "learning_rate": {"start": 0.0015, "end": 0.00015, "shape": "cosine", "begin": 0.0, "finish": 1.0, "clock": "fraction"},
             "warmup_steps": 5, "beta1": 0.8, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.01, "grad_clip": 0.0
         },
-        "micro_tokens": 1024, "kept_revisions": 3, "max_turns": 20
+        "micro_tokens": 1024, "kept_revisions": 3, "max_turns": 20,
+        "max_update_kl": 0.25, "refuse_update_kl": 2.5
     });
     let c = config(document.clone());
     assert_eq!(c.to_json(), document);
@@ -175,6 +176,8 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("micro_tokens", json!([0, 16_777_217])),
         ("kept_revisions", json!([0, 1025])),
         ("max_turns", json!([0, 1_000_001])),
+        ("max_update_kl", json!([-0.1, 1e13, "1"])),
+        ("refuse_update_kl", json!([-0.1, null])),
     ];
     assert!(KNOBS.iter().all(|knob| *knob == "actor" || wrong.iter().any(|(path, _)| path == knob)));
     for (path, values) in wrong {

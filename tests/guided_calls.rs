@@ -109,6 +109,30 @@ fn every_call_out_of_order_is_refused_names_what_is_expected_and_changes_nothing
 }
 
 #[test]
+fn after_a_generation_that_said_nothing_refusals_and_the_trace_name_the_call_that_is_due() {
+    for refused in ["observe", "replay", "outcome", "nothing"] {
+        let (_engine, d) = stepped(json!({"preset": "opd"}));
+        let e = d.begin(EpisodeSpec::default()).unwrap();
+        e.observe_ids(&[1, 2, 3]).unwrap();
+        e.decide().unwrap();
+        drop(e.act(&options()).unwrap());
+        let due = "act, override, or end";
+        let message = match refused {
+            "observe" => e.observe_ids(&[4]).unwrap_err().to_string(),
+            "replay" => e.replay(Replay::Ids(&[4])).unwrap_err().to_string(),
+            "outcome" => e.outcome(None, true).unwrap_err().to_string(),
+            _ => due.to_string(),
+        };
+        assert!(message.ends_with(due), "{message}");
+        assert_eq!(e.trace().unwrap()["phase"], due);
+        assert_eq!(
+            e.act(&options()).unwrap().collect().unwrap().0.ids.len(),
+            e.trace().unwrap()["ids"].as_array().unwrap().len() - 3
+        );
+    }
+}
+
+#[test]
 fn while_somebody_speaks_nothing_else_happens() {
     let (engine, d) = stepped(json!({"preset": "opd"}));
     let episode = d.begin(EpisodeSpec::default()).unwrap();

@@ -8,7 +8,7 @@ use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::ops::Loss;
 use squire::backend::{Compute, Tensor};
-use squire::distill::batch::plan;
+use squire::distill::batch::{TokenLoss, plan};
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
 use squire::model::backward::{BackwardScratch, backward, head_backward};
@@ -189,6 +189,34 @@ fn assert_by_hand(document: Value, loss_of: fn(Actor) -> Option<Loss>, n_turns: 
         assert!((report.loss - loss).abs() < 3e-6 * loss.abs(), "{what}: {} and {loss} by hand", report.loss);
         assert!(loss > 0.01, "{what}: {loss}");
         assert_near(update.gradients(), &gradients_by_hand(student, teacher, &records, &losses), 3e-5, &what);
+    }
+}
+
+#[test]
+fn how_far_an_update_moves_the_student_is_what_is_computed_by_hand() {
+    for (kind, compute) in ALL {
+        let d = distiller(kind, compute, json!({"preset": "guided-opd", "optimizer": {"learning_rate": 1e-2}}));
+        let (records, mut update) = batch(&d, 2);
+        let said = |d: &Distiller| -> Vec<Vec<Vec<f64>>> {
+            records
+                .iter()
+                .map(|t| logits(d.student(), t.ids()).0.chunks_exact(VOCABULARY).map(softmax).collect())
+                .collect()
+        };
+        let before = said(&d);
+        assert_eq!(update.report().update_kl, None, "before it is applied");
+        d.apply(&mut update).unwrap();
+        d.publish().unwrap();
+        let after = said(&d);
+        let tokens = plan(&records, d.config(), 1).tokens;
+        assert!((10..=64).contains(&tokens.len()), "all of them count");
+        let kl = |t: &TokenLoss| -> f64 {
+            let (p, q) = (&before[t.trajectory][t.position - 1], &after[t.trajectory][t.position - 1]);
+            p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum()
+        };
+        let wanted = tokens.iter().map(kl).sum::<f64>() / tokens.len() as f64;
+        let found = update.report().update_kl.unwrap();
+        assert!(wanted > 1e-3 && (found - wanted).abs() < 1e-4 * wanted, "{kind:?} {compute:?}: {found}, {wanted}");
     }
 }
 

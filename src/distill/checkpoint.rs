@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::distiller::Distiller;
 use super::learner::Learner;
+use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::format::{Layout, check_regular, durable, read_text, safetensors};
 use crate::model::{ModelConfig, Weights};
@@ -33,6 +34,8 @@ const LAYOUT: Layout = Layout {
     folder: None,
 };
 const VERSION: u64 = 1;
+/// Settings that a resumed run may change: steps, which are compared by themselves, and what changes no bit.
+const FREE: [&str; 3] = ["steps", "max_update_kl", "refuse_update_kl"];
 /// The longest state document, in bytes; one has a few thousand.
 const MAX_STATE: u64 = 1 << 20;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
@@ -44,6 +47,10 @@ impl Distiller {
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut learning = self.learning()?;
         let (step, next_episode, next_evaluation) = self.counters_with_nothing_waiting()?;
+        if let Some(unpublished) = &learning.unpublished {
+            // Resuming would serve it, and the last good checkpoint would be gone.
+            unpublished.check(self.config()).map_err(|e| e.within("no checkpoint is written"))?;
+        }
         let student = self.student();
         if learning.learner.is_none() {
             learning.learner = Some(Learner::new(student.config(), &student.current().weights)?);
@@ -126,6 +133,7 @@ impl Distiller {
         config: Config,
         path: &Path,
     ) -> Result<Distiller> {
+        let _floats = FloatEnv::scalars();
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
         let State { document, counters, revision, published } = State::read(&newest)?;
@@ -140,8 +148,13 @@ impl Distiller {
         ];
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         for (key, mut value) in wanted {
-            if key == "settings" {
-                value["steps"] = document[key]["steps"].clone(); // compared above
+            if let (true, Some(settings)) = (key == "settings", value.as_object_mut()) {
+                for free in FREE {
+                    match document[key].get(free) {
+                        Some(theirs) => settings.insert(free.into(), theirs.clone()),
+                        None => settings.remove(free),
+                    };
+                }
             }
             // Read back as the checkpoint's was: reading may lose a number's last bit.
             let value: Value =

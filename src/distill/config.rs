@@ -22,6 +22,8 @@
 //! | `micro_tokens` | tokens of one forward and backward pass | 4096 |
 //! | `kept_revisions` | revisions that may live at once | 2 |
 //! | `max_turns` | turn cap of an episode | 30 |
+//! | `max_update_kl` | nats a token that a step may move the student before the log warns; 0 never | 1 |
+//! | `refuse_update_kl` | the same, beyond which `publish` refuses; 0 never | 0 |
 //!
 //! The learning rate at step s is its schedule times min(1, (s + 1) / warmup_steps). Not built, and so
 //! refused as unknown: top-k support, sampled-token estimators and ratio clips, turn weights, reward
@@ -87,6 +89,8 @@ pub const KNOBS: &[&str] = &[
     "micro_tokens",
     "kept_revisions",
     "max_turns",
+    "max_update_kl",
+    "refuse_update_kl",
 ];
 
 const TOP_KEYS: &[&str] = &[
@@ -107,6 +111,8 @@ const TOP_KEYS: &[&str] = &[
     "micro_tokens",
     "kept_revisions",
     "max_turns",
+    "max_update_kl",
+    "refuse_update_kl",
 ];
 
 const OPTIMIZER_KEYS: &[&str] =
@@ -149,6 +155,10 @@ pub struct Config {
     pub kept_revisions: u32,
     /// Turn cap of an episode.
     pub max_turns: u32,
+    /// KL of one update, nats a token, above which the log warns; 0: never.
+    pub max_update_kl: f64,
+    /// The same above which `publish` refuses; 0: never.
+    pub refuse_update_kl: f64,
     origins: [Origin; KNOBS.len()],
 }
 
@@ -181,6 +191,10 @@ impl Default for Config {
             micro_tokens: 4096,
             kept_revisions: 2,
             max_turns: 30,
+            // A whole nat a token: what the student said becomes e times less likely in one step. Steps that teach stay
+            // far below (the household's under 0.1).
+            max_update_kl: 1.0,
+            refuse_update_kl: 0.0,
             origins: [Origin::Default; KNOBS.len()],
         }
     }
@@ -253,6 +267,8 @@ impl Config {
             "micro_tokens": self.micro_tokens,
             "kept_revisions": self.kept_revisions,
             "max_turns": self.max_turns,
+            "max_update_kl": self.max_update_kl,
+            "refuse_update_kl": self.refuse_update_kl,
         })
     }
 
@@ -310,6 +326,8 @@ impl Config {
                 "micro_tokens" => self.micro_tokens = integer(value, path, 1, 1 << 24)? as u32,
                 "kept_revisions" => self.kept_revisions = integer(value, path, 1, 1024)? as u32,
                 "max_turns" => self.max_turns = integer(value, path, 1, 1_000_000)? as u32,
+                "max_update_kl" => self.max_update_kl = nats(value, path)?,
+                "refuse_update_kl" => self.refuse_update_kl = nats(value, path)?,
                 _ => {} // "preset", which was read before; other keys were refused
             }
             self.mark(path, origin);
@@ -406,6 +424,10 @@ impl Config {
         let message = format!("no turn would carry loss: actor {kind} with {} none", turns.join(" and "));
         Err(Error::new(Fault::UnsupportedMethod, message))
     }
+}
+
+fn nats(value: &Value, path: &str) -> Result<f64> {
+    number(value, path, "a number from 0 to 1e12", |x| (0.0..=1e12).contains(&x))
 }
 
 fn depth(value: &Value, path: &str) -> Result<Option<Schedule>> {

@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -13,38 +12,39 @@ use super::batch::plan;
 use super::config::Config;
 use super::ended::{Ended, Gathering, Waiting, lacked_memory};
 use super::episode::Episode;
-use super::learner::{Finished, Gradients, Learner, Task, Workspace};
+use super::learner::{Finished, Learner, Task, Workspace};
 use super::report::{Report, SetAside};
 use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
+use super::update::{Unpublished, Update};
+use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
-use crate::model::Weights;
 use crate::serve::{Cancel, Level, ServedModel};
 use crate::sync::Mutex;
 
 /// A distiller. Cheap to clone; clones are the same distiller.
 #[derive(Clone)]
-pub struct Distiller(Arc<Inner>);
+pub struct Distiller(pub(super) Arc<Inner>);
 
-struct Inner {
-    student: ServedModel,
+pub(super) struct Inner {
+    pub(super) student: ServedModel,
     teacher: Option<ServedModel>,
-    config: Config,
+    pub(super) config: Config,
     /// Ids that student and teacher share: one may have rows of padding that the other lacks.
-    vocabulary: usize,
-    state: Mutex<State>,
+    pub(super) vocabulary: usize,
+    pub(super) state: Mutex<State>,
     /// held while an update is built or applied, and while a checkpoint is written
-    learning: Mutex<Learning>,
+    pub(super) learning: Mutex<Learning>,
 }
 
 /// What changes between updates; locked for moments only.
-struct State {
-    step: u64,
+pub(super) struct State {
+    pub(super) step: u64,
     next_episode: u64,
     next_evaluation: u64,
     /// ended training episodes
     ended: Vec<Waiting>,
-    totals: Totals,
+    pub(super) totals: Totals,
 }
 
 impl State {
@@ -55,44 +55,19 @@ impl State {
 
 /// Counts over the distiller's life.
 #[derive(Clone, Copy, Debug, Default)]
-struct Totals {
+pub(super) struct Totals {
     episodes: u64,
     evaluations: u64,
-    updates: u64,
+    pub(super) updates: u64,
     thrown_away: u64,
 }
 
 pub(super) struct Learning {
     pub(super) learner: Option<Learner>,
-    /// the weights after the last applied step, until they are published
-    pub(super) unpublished: Option<Weights>,
+    /// what the last applied step made, until it is published
+    pub(super) unpublished: Option<Unpublished>,
     /// buffers of the last build
-    workspace: Option<Workspace>,
-}
-
-/// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
-pub struct Update {
-    distiller: Distiller,
-    gradients: Gradients,
-    step: u64,
-    applied: bool,
-}
-
-impl Update {
-    /// The account of the update.
-    pub fn report(&self) -> &Report {
-        &self.gradients.report
-    }
-
-    /// The optimiser step it belongs to.
-    pub fn step(&self) -> u64 {
-        self.step
-    }
-
-    /// Every gradient, f32, by Hugging Face name.
-    pub fn gradients(&self) -> &Weights {
-        &self.gradients.weights
-    }
+    pub(super) workspace: Option<Workspace>,
 }
 
 impl Distiller {
@@ -244,6 +219,9 @@ impl Distiller {
     ) -> Result<Update> {
         let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        // Weights, schedules and sums are computed in squire's own environment, whatever the caller's is.
+        let floats = FloatEnv::scalars();
+        let progress: &mut dyn FnMut(u64, u64) -> bool = &mut |done, all| floats.outside(|| progress(done, all));
         let (step, steps) = (self.step(), self.0.config.steps);
         if step >= steps {
             let why = format!(
@@ -333,7 +311,7 @@ impl Distiller {
     ) -> Result<Update> {
         let current = self.0.student.current();
         let (weights, revision) = match &learning.unpublished {
-            Some(w) => (w, None),
+            Some(unpublished) => (&unpublished.weights, None),
             None => (&current.weights, Some(current.number)),
         };
         if learning.learner.is_none() {
@@ -357,68 +335,9 @@ impl Distiller {
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }
 
-    /// Applies an update to the masters: one optimiser step. The student serves it once it is published.
-    pub fn apply(&self, update: &mut Update) -> Result<()> {
-        if !Arc::ptr_eq(&self.0, &update.distiller.0) {
-            return Err(Error::new(Fault::ForeignHandle, "the update belongs to another distiller"));
-        }
-        let begun = Instant::now();
-        let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
-        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
-        let step = self.step();
-        if update.applied || update.step != step {
-            let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
-            return Err(Error::new(Fault::StaleUpdate, why));
-        }
-        let Learning { learner, unpublished, .. } = &mut *learning;
-        let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
-        let learner = learner.as_mut().ok_or_else(missing)?;
-        let (config, device) = (self.0.student.config(), &self.0.student.model().device);
-        let current = self.0.student.current();
-        let mut next = Weights::like(config, &current.weights)?;
-        learner.apply(device, &update.gradients.weights, update.gradients.norm, &self.0.config);
-        next.round_from(device, &learner.masters);
-        *unpublished = Some(next);
-        update.applied = true;
-        let mut state = self.0.state.lock();
-        state.step += 1;
-        state.totals.updates += 1;
-        drop((state, learning));
-        let (rate, steps) = (self.0.config.optimizer.learning_rate_at(step, self.0.config.steps), self.0.config.steps);
-        let seconds = begun.elapsed().as_secs_f64();
-        self.log(
-            Level::Info,
-            &format!("step {} of {steps} applied: learning rate {rate:.3e}, {seconds:.3} s", step + 1),
-        );
-        Ok(())
-    }
-
-    /// Makes the applied weights the revision that new sessions and episodes get; returns its number, or
-    /// the current one if nothing was applied since.
-    pub fn publish(&self) -> Result<u64> {
-        let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
-        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
-        let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
-        let Learning { learner: Some(learner), unpublished, .. } = &mut *learning else {
-            return Ok(student.current().number);
-        };
-        if unpublished.is_none() {
-            return Ok(student.current().number);
-        }
-        student.check_room(limit)?;
-        let Some(weights) = unpublished.take() else { return Ok(student.current().number) };
-        let published = student.publish(weights, limit);
-        if published.is_err() {
-            // An episode that began since the check took the room. The masters give the weights again.
-            let mut again = Weights::like(student.config(), &student.current().weights)?;
-            again.round_from(&student.model().device, &learner.masters);
-            *unpublished = Some(again);
-        }
-        published
-    }
-
     /// What the distiller did so far and where its schedules stand.
     pub fn metrics(&self) -> Value {
+        let _floats = FloatEnv::scalars();
         let state = self.0.state.lock();
         let (totals, step) = (state.totals, state.step);
         let config = &self.0.config;

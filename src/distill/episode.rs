@@ -14,6 +14,7 @@ use super::ended::{Ended, Scoring};
 use super::policy::{DecideInput, Decision, decide};
 use super::spec::{EpisodeSpec, observation};
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
+use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
@@ -317,6 +318,8 @@ impl Episode {
     }
 
     fn decide_for(&self, state: &mut State, asked: Option<Actor>) -> Result<Decision> {
+        // The teacher's share is a number of a schedule.
+        let _floats = FloatEnv::scalars();
         let heading = &state.trajectory.heading;
         let input = DecideInput {
             seed: self.distiller.config().seed,

@@ -17,6 +17,7 @@ use super::batch::{TokenLoss, plan};
 use super::config::Config;
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
+use super::update_kl::Sample;
 use crate::backend::ops::{self, AdamW, RowLoss};
 use crate::backend::{Device, Tensor};
 use crate::error::{Error, Fault, Result};
@@ -93,6 +94,8 @@ pub struct Gradients {
     pub norm: f64,
     /// The account.
     pub report: Report,
+    /// On what the step that applies them is measured.
+    pub(super) sample: Sample,
 }
 
 /// What the gradients of a batch are computed from.
@@ -163,7 +166,7 @@ impl Task<'_> {
             let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
             return Err(Error::new(Fault::NotFinite, why));
         }
-        Ok(Gradients { weights, norm, report })
+        Ok(Gradients { weights, norm, report, sample: Sample::of(finished, &batch) })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side.
@@ -245,7 +248,7 @@ impl Task<'_> {
 }
 
 /// Gives the ids from `vocabulary` on probability 0 in the first `n` rows of logits [N, V].
-fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
+pub(super) fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
     let v = logits.extent(1);
     if vocabulary < v {
         let rows = logits.f32_mut().chunks_exact_mut(v).take(n);
@@ -260,13 +263,13 @@ fn last_loss(losses: &[TokenLoss], i: usize) -> usize {
 
 /// Buffers of a build, kept from one to the next.
 pub struct Workspace {
-    pool: Arc<KvPool>,
-    activations: Activations,
+    pub(super) pool: Arc<KvPool>,
+    pub(super) activations: Activations,
     scratch: BackwardScratch,
     /// [N, C] gradient of the hidden states
     dhidden: Tensor,
     /// [LOSS_ROWS, C]
-    hidden: Tensor,
+    pub(super) hidden: Tensor,
     /// [LOSS_ROWS, C]
     dhidden_rows: Tensor,
     /// [LOSS_ROWS, V] logits, then their gradient

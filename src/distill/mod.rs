@@ -4,7 +4,8 @@
 //! values and [`preset`] the published methods; [`policy`] decides which [`actor`] acts; [`trajectory`]
 //! records an episode; [`batch`] turns trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
-//! and reports them ([`report`]), [`distiller`] holds it together, [`checkpoint`] survives a crash.
+//! and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
+//! revision and `update_kl` measures it, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 pub mod actor;
@@ -24,11 +25,14 @@ pub mod report;
 pub mod schedule;
 pub mod spec;
 pub mod trajectory;
+pub mod update;
+mod update_kl;
 
 pub use actor::Actor;
 pub use config::Config;
-pub use distiller::{Distiller, Update};
+pub use distiller::Distiller;
 pub use episode::{Episode, Replay};
 pub use policy::{Decision, Reason};
 pub use report::Report;
 pub use spec::EpisodeSpec;
+pub use update::Update;

@@ -57,6 +57,9 @@ pub struct Report {
     pub largest_difference: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
+    /// Once it is applied: mean KL in nats a token from the revision that was served then to what publishing would
+    /// serve, over at most 64 trained tokens. None before, and where it is no finite number or could not be computed.
+    pub update_kl: Option<f64>,
     /// Wall time of the build.
     pub seconds: f64,
 }

@@ -92,7 +92,8 @@ pub unsafe extern "C" fn squire_distiller_create(
 
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if model, vocabulary or settings are
-/// not the checkpoint's, but for steps, which may be more: schedules by the fraction of the run go on by the new number.
+/// not the checkpoint's, but for steps, which may be more (schedules by the fraction of the run go on by the new number),
+/// and max_update_kl and refuse_update_kl.
 /// Otherwise as squire_distiller_create. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(
@@ -168,7 +169,10 @@ pub unsafe extern "C" fn squire_distiller_save(
 /// Makes the applied weights the revision that new sessions and episodes get; its number goes to *revision unless
 /// revision is NULL. Without an update since, the current revision's number. squire_model_save then writes the student
 /// as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
-/// SQUIRE_E_BUSY while an update is built or applied. Any thread.
+/// SQUIRE_E_DIVERGED if the update moves the student beyond refuse_update_kl of the settings (detail UPDATE_TOO_FAR) or
+/// has made weights that are not finite (detail NOT_FINITE): the old revision serves on, and squire_distiller_save is
+/// refused likewise, so that the last checkpoint stays to be resumed. SQUIRE_E_BUSY while an update is built or
+/// applied. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_publish(
     distiller: *mut squire_distiller,
@@ -186,7 +190,26 @@ pub unsafe extern "C" fn squire_distiller_publish(
     }
 }
 
-/// Throws away all ended episodes that wait for an update; how many goes to *thrown_away unless that is NULL. Any thread.
+/// The same however far the update moves the student: for a host that looked at it. Weights that are not finite are
+/// refused all the same. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_publish_anyway(
+    distiller: *mut squire_distiller,
+    revision: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let distiller = call.subject(distiller)?;
+            let revision = Slot::optional(revision, "revision")?;
+            revision.set(distiller.publish_anyway()?);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is NULL. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_discard(
     distiller: *mut squire_distiller,
@@ -205,7 +228,8 @@ pub unsafe extern "C" fn squire_distiller_discard(
 }
 
 /// Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
-/// evaluations, updates, thrown_away, waiting (ended episodes that no update took yet). Keys may be added. Never waits.
+/// evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
+/// could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
 /// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_metrics(

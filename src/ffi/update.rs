@@ -55,8 +55,11 @@ fn applying() -> Error {
 /// Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
 /// identity; further ones wait for the next. Blocks: it waits for
 /// the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
-/// "update") on the calling thread; it and cancel (may be NULL) stop the build with SQUIRE_CANCELLED. Stopped or failed,
-/// the episodes wait on. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
+/// "update") on the calling thread, of none done while the teacher is waited for; it and cancel (may be NULL) stop the
+/// build with SQUIRE_CANCELLED, also then. Stopped or failed, the episodes wait on. An episode that the teacher cannot
+/// score is set aside and the next one takes its place: report and log name it with the reason. Later builds ask again
+/// where memory was lacking; any other stays until squire_distiller_discard. Where none is left the build fails with
+/// the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
 /// done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
 /// update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
 /// SQUIRE_E_HOST_MEMORY. Any thread.
@@ -84,8 +87,10 @@ pub unsafe extern "C" fn squire_update_build(
 
 /// The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
 /// without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
-/// compared, differing, largest_difference (log-probs of rollout and training), gradient_norm, seconds. Keys may be
-/// added. Any thread.
+/// set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
+/// training), gradient_norm, update_kl, seconds. update_kl is null until the update is applied, and then how far it
+/// moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
+/// over at most 64 trained tokens (null again where it is no finite number). Keys may be added. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_report(
     update: *const squire_update,
@@ -137,8 +142,10 @@ pub unsafe extern "C" fn squire_update_gradients(
 }
 
 /// Applies the update: one step of the optimiser on the distiller's f32 masters. The student serves the result once it is
-/// published. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
-/// STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY. Any thread.
+/// published. How far that moves it is then in the update's report, and in the log as a warning beyond max_update_kl of the
+/// settings. An update is applied once, and only at the step that it was built for: SQUIRE_E_STATE (detail
+/// STALE_UPDATE). SQUIRE_E_ARGUMENT (detail FOREIGN_HANDLE) for another distiller's, SQUIRE_E_BUSY, SQUIRE_E_HOST_MEMORY.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_apply(
     distiller: *mut squire_distiller,

@@ -1,0 +1,169 @@
+//! A built update, and what becomes of it: applied to the masters, then published, or refused.
+//!
+//! Applying changes masters and moments in place, so a step is not undone; what it made is looked at before anybody
+//! gets it. What is refused is not saved either: the last checkpoint is the way back.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::config::Config;
+use super::distiller::{Distiller, Learning};
+use super::learner::Gradients;
+use super::report::Report;
+use super::update_kl::{are_finite, mean_kl};
+use crate::backend::cpu::FloatEnv;
+use crate::error::{Error, Fault, Result};
+use crate::model::Weights;
+use crate::serve::Level;
+
+/// The weights after an applied step.
+pub(super) struct Unpublished {
+    pub(super) weights: Weights,
+    /// whether all of them are numbers
+    are_finite: bool,
+    /// from the revision that is served to them; None where it is not known
+    update_kl: Option<f64>,
+}
+
+impl Unpublished {
+    /// Refuses what must not be served: nor may it take the place of the last good checkpoint.
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        if !self.are_finite {
+            let why =
+                "the last step made weights that are not finite, which are never served; resume the last checkpoint";
+            return Err(Error::new(Fault::NotFinite, why));
+        }
+        let bound = config.refuse_update_kl;
+        if bound == 0.0 || self.update_kl.is_some_and(|kl| kl <= bound) {
+            return Ok(());
+        }
+        let found = self.update_kl.map_or("an unknown KL".to_string(), |kl| format!("a KL of {kl:.4} nats a token"));
+        let why = format!(
+            "the student moved by {found} from the revision that is served, refuse_update_kl is {bound}; resume the last \
+             checkpoint, or publish anyway"
+        );
+        Err(Error::new(Fault::UpdateTooFar, why))
+    }
+}
+
+/// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
+pub struct Update {
+    pub(super) distiller: Distiller,
+    pub(super) gradients: Gradients,
+    pub(super) step: u64,
+    pub(super) applied: bool,
+}
+
+impl Update {
+    /// The account of the update.
+    pub fn report(&self) -> &Report {
+        &self.gradients.report
+    }
+
+    /// The optimiser step it belongs to.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Every gradient, f32, by Hugging Face name.
+    pub fn gradients(&self) -> &Weights {
+        &self.gradients.weights
+    }
+}
+
+impl Distiller {
+    /// Applies an update to the masters: one optimiser step. The student serves it once it is published. How far it moves
+    /// the student is then in the update's report, and a warning in the log where that is beyond `max_update_kl`.
+    pub fn apply(&self, update: &mut Update) -> Result<()> {
+        if !Arc::ptr_eq(&self.0, &update.distiller.0) {
+            return Err(Error::new(Fault::ForeignHandle, "the update belongs to another distiller"));
+        }
+        let begun = Instant::now();
+        let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let _floats = FloatEnv::scalars();
+        let (step, settings) = (self.step(), &self.0.config);
+        if update.applied || update.step != step {
+            let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
+            return Err(Error::new(Fault::StaleUpdate, why));
+        }
+        let Learning { learner, unpublished, workspace } = &mut *learning;
+        let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
+        let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
+        let (model, current) = (self.0.student.model(), self.0.student.current());
+        let mut next = Weights::like(&model.config, &current.weights)?;
+        let Gradients { weights: gradients, norm, report, sample } = &mut update.gradients;
+        let mut says = |weights: &Weights| sample.logits(model, weights, self.0.vocabulary, workspace);
+        // Whatever may be refused is refused before the masters move.
+        let before = says(&current.weights)?;
+        learner.apply(&model.device, gradients, *norm, settings);
+        next.round_from(&model.device, &learner.masters);
+        let are_finite = are_finite(&next);
+        let after = if are_finite { says(&next).ok() } else { None };
+        let kl = after.and_then(|after| mean_kl(&model.device, &before, after).ok()).filter(|kl| kl.is_finite());
+        report.update_kl = kl;
+        *unpublished = Some(Unpublished { weights: next, are_finite, update_kl: kl });
+        update.applied = true;
+        let mut state = self.0.state.lock();
+        state.step += 1;
+        state.totals.updates += 1;
+        drop((state, learning));
+        let (rate, steps) = (settings.optimizer.learning_rate_at(step, settings.steps), settings.steps);
+        let (seconds, bound) = (begun.elapsed().as_secs_f64(), settings.max_update_kl);
+        let moved = kl.map_or("unknown".to_string(), |kl| format!("{kl:.4}"));
+        let what =
+            format!("step {} of {steps} applied: learning rate {rate:.3e}, KL {moved}, {seconds:.3} s", step + 1);
+        self.log(Level::Info, &what);
+        if !are_finite {
+            self.log(Level::Warning, &format!("step {}: the weights are not finite and are not published", step + 1));
+        } else if bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
+            let why = format!(
+                "step {}: the student moved by a KL of {moved} nats a token in one update, max_update_kl is {bound}: lower \
+                 the learning rate or clip the gradient",
+                step + 1
+            );
+            self.log(Level::Warning, &why);
+        }
+        Ok(())
+    }
+
+    /// Makes the applied weights the revision that new sessions and episodes get; returns its number, or
+    /// the current one if nothing was applied since. Refused with `UpdateTooFar` beyond `refuse_update_kl`, and with
+    /// `NotFinite` where the step broke the weights: the old revision then serves on, and no checkpoint is written
+    /// over the last one.
+    pub fn publish(&self) -> Result<u64> {
+        self.publish_if(|unpublished| unpublished.check(&self.0.config))
+    }
+
+    /// The same however far the update moves the student; weights that are not finite are refused all the same.
+    pub fn publish_anyway(&self) -> Result<u64> {
+        self.publish_if(|unpublished| match unpublished.check(&self.0.config) {
+            Err(e) if e.fault() != Fault::UpdateTooFar => Err(e),
+            _ => Ok(()),
+        })
+    }
+
+    fn publish_if(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<u64> {
+        let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
+        let Learning { learner: Some(learner), unpublished, .. } = &mut *learning else {
+            return Ok(student.current().number);
+        };
+        let Some(applied) = unpublished else { return Ok(student.current().number) };
+        check(applied)?;
+        student.check_room(limit)?;
+        let Some(Unpublished { weights, are_finite, update_kl }) = unpublished.take() else {
+            return Ok(student.current().number);
+        };
+        let published = student.publish(weights, limit);
+        if published.is_err() {
+            // An episode that began since the check took the room. The masters give the weights again.
+            let mut weights = Weights::like(student.config(), &student.current().weights)?;
+            weights.round_from(&student.model().device, &learner.masters);
+            *unpublished = Some(Unpublished { weights, are_finite, update_kl });
+        }
+        published
+    }
+}

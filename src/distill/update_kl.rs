@@ -1,0 +1,137 @@
+//! How far an applied step moves the student: KL(p, q) on tokens that it learnt from, p what the revision says that is
+//! served and q what publishing would serve.
+//!
+//! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken:
+//! the mean in nats over at most 64 trained tokens, spread over the batch. Its cost is bounded likewise, to two
+//! forwards of at most 512 tokens (of one prefix where no trained token stands so near to its beginning).
+#![forbid(unsafe_code)]
+
+use super::batch::{BatchPlan, TokenLoss};
+use super::learner::{Finished, Workspace, leave_out};
+use crate::backend::ops::{self, Loss, RowLoss};
+use crate::backend::{Device, Elements, Tensor};
+use crate::error::Result;
+use crate::model::forward::{Segment, forward, head_forward};
+use crate::model::plan::LOSS_ROWS;
+use crate::model::{KvCache, Model, Weights};
+use crate::tensor::Dtype;
+
+/// Tokens that are fed.
+const MAX_FED: usize = 512;
+
+/// The tokens of a batch on which an update is measured; kept with it, since its episodes are spent.
+#[derive(Default)]
+pub struct Sample {
+    /// prefixes of trajectories
+    sequences: Vec<Vec<i32>>,
+    /// the rows that predict the tokens, of all sequences side by side
+    rows: Vec<usize>,
+}
+
+impl Sample {
+    /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly.
+    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan) -> Sample {
+        let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
+        for tokens in batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory) {
+            let fits = tokens.iter().take_while(|t| fed + t.position <= MAX_FED).count();
+            near.extend(&tokens[..fits]);
+            fed += tokens[..fits].last().map_or(0, |t| t.position);
+        }
+        if near.is_empty() {
+            near.extend(batch.tokens.first());
+        }
+        let chosen: Vec<&TokenLoss> = near.iter().step_by(near.len().div_ceil(LOSS_ROWS).max(1)).copied().collect();
+        let (mut sample, mut start) = (Sample::default(), 0);
+        for tokens in chosen.chunk_by(|a, b| a.trajectory == b.trajectory) {
+            let Some(last) = tokens.last() else { continue };
+            sample.sequences.push(finished[last.trajectory].trajectory.ids()[..last.position].to_vec());
+            sample.rows.extend(tokens.iter().map(|t| start + t.position - 1));
+            start += last.position;
+        }
+        sample
+    }
+
+    /// The logits [rows, V] under some weights.
+    pub(super) fn logits(
+        &self,
+        model: &Model,
+        weights: &Weights,
+        vocabulary: usize,
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        let mut logits = Tensor::zeros(Dtype::F32, &[self.rows.len(), model.config.vocab_size])?;
+        let mut caches: Vec<KvCache> = self.sequences.iter().map(|_| KvCache::new(&workspace.pool)).collect();
+        let mut segments: Vec<Segment> =
+            self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
+        forward(model, weights, &mut segments, &mut workspace.activations)?;
+        let n = self.rows.len();
+        ops::gather_rows(&model.device, &mut workspace.hidden, &workspace.activations.hidden, &self.rows);
+        head_forward(model, weights, &mut logits, &workspace.hidden, n)?;
+        leave_out(&mut logits, vocabulary, n);
+        Ok(logits)
+    }
+}
+
+/// The mean KL(before, after) of rows of logits [rows, V], in nats. `after` is spent.
+pub(super) fn mean_kl(device: &Device, before: &Tensor, mut after: Tensor) -> Result<f64> {
+    let n = after.extent(0);
+    let rows = vec![RowLoss { kind: Loss::ForwardKl, weight: 0.0, target: 0 }; n];
+    let values = ops::divergence_forward_backward(device, &mut after, Some(before), &rows, n)?;
+    Ok(values.iter().map(|&kl| f64::from(kl)).sum::<f64>() / n.max(1) as f64)
+}
+
+/// Whether every element of every tensor is a finite number.
+pub(super) fn are_finite(weights: &Weights) -> bool {
+    // Without a way out of the loops they run many elements at a time.
+    weights.tensors().iter().all(|(_, tensor)| match tensor.elements() {
+        Elements::F32(x) => x.iter().fold(true, |all, x| all & x.is_finite()),
+        Elements::Bf16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7f80 != 0x7f80)),
+        Elements::F16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7c00 != 0x7c00)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trajectory::{Heading, Trajectory};
+    use super::*;
+    use crate::text::source::Source;
+
+    fn of_length(n: usize) -> Finished {
+        let heading = Heading { episode: 0, step: 0, task: String::new(), seed: 0, revision: 1, evaluation: false };
+        let mut trajectory = Trajectory::new(heading);
+        trajectory.add_context(&vec![0; n], Source::Host).unwrap();
+        Finished { trajectory, scores: None }
+    }
+
+    /// The sample of trajectories whose trained tokens stand at these positions.
+    fn sample(trained: &[Vec<usize>]) -> Sample {
+        let token =
+            |trajectory, &position: &usize| TokenLoss { trajectory, position, kind: Loss::ReverseKl, weight: 1.0 };
+        let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |p| token(i, p))).collect();
+        let finished: Vec<Finished> = trained.iter().map(|list| of_length(list.last().unwrap() + 1)).collect();
+        Sample::of(&finished.iter().collect::<Vec<_>>(), &BatchPlan { tokens, ..Default::default() })
+    }
+
+    fn lengths(sample: &Sample) -> Vec<usize> {
+        sample.sequences.iter().map(Vec::len).collect()
+    }
+
+    #[test]
+    fn an_update_is_measured_on_rows_that_predict_trained_tokens() {
+        let s = sample(&[vec![3, 4, 9], vec![2]]);
+        assert_eq!((lengths(&s), s.rows), (vec![9, 2], vec![2, 3, 8, 10]));
+    }
+
+    #[test]
+    fn what_is_fed_and_counted_is_bounded() {
+        // 100 trained tokens each: too many rows.
+        let s = sample(&[(1..=100).collect(), (1..=100).collect()]);
+        assert!(s.rows.len() <= LOSS_ROWS && s.rows.len() > LOSS_ROWS / 2);
+        assert!(s.sequences.len() == 2 && lengths(&s).iter().all(|&n| n > 90));
+        // Prefixes that fit no longer, and one behind them that does.
+        let s = sample(&[vec![300, 301], vec![200, 250], vec![300], vec![10]]);
+        assert_eq!(lengths(&s), [301, 200, 10]);
+        // None fits: one all the same.
+        assert_eq!(lengths(&sample(&[vec![5000, 5001], vec![6000]])), [5000]);
+    }
+}
