@@ -8,7 +8,6 @@ mod tiny_model;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 
-use std::sync::Mutex;
 use serde_json::json;
 use squire::backend::cpu::Cpu;
 use squire::backend::ops::{self, Loss, RowList, RowLoss, Sampling};
@@ -20,6 +19,7 @@ use squire::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
 use squire::serve::{Cancel, Engine, EngineOptions, GenerationOptions, ServedModel, Session};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
+use std::sync::Mutex;
 
 /// The system's allocator, which refuses on demand.
 struct Refusing;

@@ -46,9 +46,9 @@ impl Scoring {
         scoring
     }
 
-    /// Waits for the teacher; `go_on` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
+    /// Waits for the teacher; `progress` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
     /// computes on for whoever asks next.
-    fn scores(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<Scores> {
+    fn scores(&mut self, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
         let mut answer = match self.answer.take() {
             Some(answer) => answer,
             None => self.teacher.start_prefill(&self.cancel, Some(self.next))?,
@@ -59,7 +59,7 @@ impl Scoring {
                     answer?;
                     break;
                 }
-                None if go_on() => {}
+                None if progress() => {}
                 None => {
                     self.answer = Some(std::mem::replace(&mut answer, crossbeam::channel::never()));
                     return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
@@ -126,12 +126,12 @@ impl Waiting {
     }
 
     /// Waits for the teacher. On an error the episode comes back, to be asked again.
-    fn finish(self, go_on: &mut dyn FnMut() -> bool) -> std::result::Result<Finished, Box<(Waiting, Error)>> {
+    fn finish(self, progress: &mut dyn FnMut() -> bool) -> std::result::Result<Finished, Box<(Waiting, Error)>> {
         let Waiting { episode, ended, set_aside } = self;
         match ended {
             Ended::Whole(finished) => Ok(finished),
             Ended::Waiting { trajectory, scoring: None } => Ok(Finished { trajectory, scores: None }),
-            Ended::Waiting { trajectory, scoring: Some(mut scoring) } => match scoring.scores(go_on) {
+            Ended::Waiting { trajectory, scoring: Some(mut scoring) } => match scoring.scores(progress) {
                 Ok(scores) => Ok(Finished { trajectory, scores: Some(scores) }),
                 Err(e) => {
                     if e.fault() != Fault::Cancelled {
@@ -174,12 +174,16 @@ impl Gathering {
     }
 
     /// Waits for the teacher of each. An episode that cannot be scored is put with the failed; one that lacked memory is
-    /// asked once more after all others, which then hold none. An error stops everything: `go_on` said no, or `is_alive`
+    /// asked once more after all others, which then hold none. An error stops everything: `progress` said no, or `is_alive`
     /// finds that the engine is dead.
-    pub(super) fn finish(&mut self, go_on: &mut dyn FnMut() -> bool, is_alive: impl Fn() -> Result<()>) -> Result<()> {
+    pub(super) fn finish(
+        &mut self,
+        progress: &mut dyn FnMut() -> bool,
+        is_alive: impl Fn() -> Result<()>,
+    ) -> Result<()> {
         while let Some((waiting, again)) = self.queue.pop_front() {
             let episode = waiting.episode;
-            match waiting.finish(go_on) {
+            match waiting.finish(progress) {
                 Ok(finished) => self.finished.push((episode, finished)),
                 Err(failed) => {
                     let (waiting, e) = *failed;

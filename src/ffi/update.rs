@@ -128,11 +128,11 @@ pub unsafe extern "C" fn squire_update_gradients(
                 let shape: Vec<u64> = gradient.shape().extents().iter().map(|&extent| extent as u64).collect();
                 let (data, dtype) = (gradient.bytes(), SQUIRE_DTYPE_F32);
                 let (name, name_len) = (name.as_ptr().cast(), name.len());
-                let go_on = callback(|| {
+                let answer = callback(|| {
                     let (start, bytes) = (data.as_ptr().cast(), data.len());
                     tensor(tensor_user, name, name_len, dtype, shape.as_ptr(), shape.len(), start, bytes)
                 });
-                if go_on != 0 {
+                if answer != 0 {
                     return Ok(Outcome::Cancelled);
                 }
             }

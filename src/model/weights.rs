@@ -244,12 +244,12 @@ impl Weights {
     }
 
     /// The weights where `device` computes. On a GPU they become bf16 in one allocation, in the order of `tensors`, so an
-    /// expert's matrices lie as far from the next expert's as everybody's. `go_on` is told the bytes done and in all.
+    /// expert's matrices lie as far from the next expert's as everybody's. `progress` is told the bytes done and in all.
     pub fn to_device(
         self,
         config: &ModelConfig,
         device: &Device,
-        go_on: &mut dyn FnMut(u64, u64) -> Result<()>,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Weights> {
         let Some(mut place) = Arena::new(config, device)? else { return Ok(self) };
         let (mut done, all) = (0, self.bytes());
@@ -259,7 +259,7 @@ impl Weights {
             let to = place.take(shape);
             to.upload_as_bf16(from)?;
             done += from.n_bytes() as u64;
-            go_on(done, all)?;
+            progress(done, all)?;
             Ok(to)
         })
     }

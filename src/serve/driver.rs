@@ -81,27 +81,28 @@ impl Stepper {
         if self.scheduler.is_idle() {
             return Ok(false);
         }
-        #[cfg(feature = "drill")]
-        let drilled = self.status.drill.load(Ordering::Acquire);
-        #[cfg(not(feature = "drill"))]
-        let drilled = false;
-        self.guarded(|scheduler, counters| {
-            assert!(!drilled, "a drill in a step");
-            scheduler.step(counters);
-        })?;
+        self.guarded(Scheduler::step)?;
         Ok(true)
     }
 
     /// Ends what was cancelled, without a round.
     fn end_cancelled(&mut self) -> Result<()> {
         self.take_arrivals();
-        self.guarded(|scheduler, counters| scheduler.end_cancelled(counters))
+        if self.scheduler.has_cancelled() { self.guarded(Scheduler::end_cancelled) } else { Ok(()) }
     }
 
     /// Runs `f`. A panic in it poisons the driver, fails every job, and is the error.
     fn guarded(&mut self, f: impl FnOnce(&mut Scheduler, &Counters)) -> Result<()> {
+        #[cfg(feature = "drill")]
+        let drilled = self.status.drill.load(Ordering::Acquire);
+        #[cfg(not(feature = "drill"))]
+        let drilled = false;
         let (scheduler, counters) = (&mut self.scheduler, &self.counters);
-        catch_unwind(AssertUnwindSafe(|| f(scheduler, counters))).map_err(|payload| {
+        let run = || {
+            assert!(!drilled, "a drill in a step");
+            f(scheduler, counters);
+        };
+        catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
             let text = payload.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
             let error = Error::new(Fault::Panic, format!("a step of the engine panicked, which poisons it: {text}"));

@@ -72,9 +72,13 @@ impl Scheduler {
         self.rounds = Rounds::default();
     }
 
+    pub(super) fn has_cancelled(&self) -> bool {
+        self.jobs.iter().any(|job| job.cancel.is_set())
+    }
+
     /// Ends the jobs that their callers cancelled.
     pub(super) fn end_cancelled(&mut self, counters: &Counters) {
-        if self.jobs.iter().any(|job| job.cancel.is_set()) {
+        if self.has_cancelled() {
             // A timeline goes back only when the device is done with its last row.
             self.rounds.take_ahead(&mut self.jobs, counters);
         }

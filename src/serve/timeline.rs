@@ -74,8 +74,18 @@ impl Timeline {
             let why = format!("{wanted} tokens are wanted, the context holds {max_context}; truncate or begin anew");
             return Err(Error::new(Fault::ContextFull, why));
         }
+        self.reserve(ids.len())?;
         ids.iter().for_each(|&id| self.push(Token::given(id, source)));
         Ok(())
+    }
+
+    /// Asks for the memory of `n` more tokens.
+    fn reserve(&mut self, n: usize) -> Result<()> {
+        let refused = self.ids.try_reserve(n).and_then(|()| self.tokens.try_reserve(n));
+        refused.map_err(|_| {
+            let bytes = (n * (size_of::<Token>() + size_of::<i32>())) as u64;
+            Error::memory(Fault::OutOfHostMemory, bytes, 0, format!("there is no memory for {n} more tokens"))
+        })
     }
 
     pub(super) fn truncate(&mut self, len: usize) {

@@ -117,6 +117,90 @@ static void a_panic_in_a_step_poisons_the_engine(const char *folder, int32_t dri
   squire_engine_release(engine);
 }
 
+/* What is cancelled without a round ends under the same guard. */
+static void a_panic_while_a_release_ends_its_generation_is_the_engines(const char *folder) {
+  squire_engine_options eo;
+  squire_engine *engine = NULL;
+  squire_session *session = NULL;
+  squire_gen *gen = NULL;
+  const int32_t ids[] = {5, 6};
+  int errors = 0;
+  squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
+  eo.drive = SQUIRE_DRIVE_CALLER;
+  eo.log = count_errors;
+  eo.log_user = &errors;
+  DONE(squire_engine_create(&eo, &engine, &err));
+  squire_model_options mo;
+  squire_model *model = NULL;
+  squire_model_options_init(&mo, sizeof mo);
+  mo.path = folder;
+  mo.path_len = strlen(folder);
+  DONE(squire_model_load(engine, &mo, NULL, &model, &err));
+  DONE(squire_session_create(model, &session, &err));
+  DONE(squire_session_append(session, ARRAY(ids), &err));
+  DONE(squire_gen_start(session, NULL, &gen, &err));
+  DONE(squire_drill_panic_in_steps(engine, &err));
+  squire_gen_release(gen);
+  CHECK(errors == 1);
+  REFUSED(squire_engine_step(engine, &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  REFUSED(squire_session_append(session, ARRAY(ids), &err), SQUIRE_E_POISONED, SQUIRE_DETAIL_POISONED);
+  squire_session_release(session);
+  squire_model_release(model);
+  squire_engine_release(engine);
+}
+
+/* A host that lets go of everything in the log line of the engine's own thread. */
+typedef struct {
+  squire_gen *gen;
+  squire_session *session;
+} held;
+
+static void release_all(void *user, int32_t level, const char *target, size_t target_len, const char *message, size_t len) {
+  held *all = (held *)user;
+  (void)target, (void)target_len, (void)message, (void)len;
+  if (level == 0) {
+    squire_gen_release(all->gen);
+    squire_session_release(all->session);
+    all->gen = NULL, all->session = NULL;
+  }
+}
+
+static void a_release_inside_a_log_line_of_the_engines_thread_does_not_hang(const char *folder) {
+  squire_engine_options eo;
+  squire_engine *engine = NULL;
+  squire_session *first = NULL;
+  squire_gen *gen = NULL;
+  squire_event e;
+  held all = {NULL, NULL};
+  const int32_t ids[] = {5, 6};
+  squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
+  squire_event_init(&e, sizeof e);
+  eo.log = release_all;
+  eo.log_user = &all;
+  DONE(squire_engine_create(&eo, &engine, &err));
+  squire_model_options mo;
+  squire_model *model = NULL;
+  squire_model_options_init(&mo, sizeof mo);
+  mo.path = folder;
+  mo.path_len = strlen(folder);
+  DONE(squire_model_load(engine, &mo, NULL, &model, &err));
+  DONE(squire_session_create(model, &first, &err));
+  DONE(squire_session_create(model, &all.session, &err));
+  DONE(squire_session_append(first, ARRAY(ids), &err));
+  DONE(squire_session_append(all.session, ARRAY(ids), &err));
+  DONE(squire_gen_start(all.session, NULL, &all.gen, &err));
+  DONE(squire_drill_panic_in_steps(engine, &err));
+  squire_gen_start(first, NULL, &gen, NULL); /* if the first has run out already, this one panics */
+  if (gen != NULL) {
+    squire_gen_next(gen, -1, &e, NULL);
+  }
+  squire_gen_release(gen);
+  squire_session_release(first);
+  squire_model_release(model);
+  squire_engine_release(engine);
+  CHECK(all.gen == NULL && all.session == NULL);
+}
+
 int main(int argc, char **argv) {
   CHECK(argc == 2);
   a_panic_is_a_status_with_its_message();
@@ -125,6 +209,8 @@ int main(int argc, char **argv) {
   a_forked_child_is_refused_and_the_parent_is_not();
   a_panic_in_a_step_poisons_the_engine(argv[1], SQUIRE_DRIVE_THREAD);
   a_panic_in_a_step_poisons_the_engine(argv[1], SQUIRE_DRIVE_CALLER);
+  a_panic_while_a_release_ends_its_generation_is_the_engines(argv[1]);
+  a_release_inside_a_log_line_of_the_engines_thread_does_not_hang(argv[1]);
   CHECK(squire_drill_live_handles() == 0);
   return failures;
 }

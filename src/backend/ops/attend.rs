@@ -215,7 +215,7 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         partial: all_parts.address(),
         weight: all_parts.address() + (parts * head_dim * size_of::<f32>()) as u64,
         arrived: counters.address(),
-        ahead: look_ahead(cuda, l.next),
+        ahead: prefetched(cuda, l.next),
         ahead_lines: AHEAD_LINES,
         layer: l.at.layer as u32,
         group: (n_heads / n_kv_heads) as u32,
@@ -230,7 +230,7 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
 }
 
 /// The first two of `next`, as far as half of L2 holds them: the rest of it belongs to what is being read now.
-fn look_ahead(cuda: &Cuda, next: [&Tensor; 2]) -> [Range; 2] {
+fn prefetched(cuda: &Cuda, next: [&Tensor; 2]) -> [Range; 2] {
     let mut left = cuda.facts().l2_bytes / 2;
     let mut ranges = [Range::default(); 2];
     for (range, weights) in ranges.iter_mut().zip(next) {
