@@ -3,8 +3,8 @@
 #[path = "support/scripted.rs"]
 mod scripted;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use scripted::*;
@@ -132,7 +132,17 @@ fn short_of_pages(pages: u64) -> Distiller {
 #[test]
 fn an_episode_that_cannot_be_scored_is_set_aside_with_its_reason() {
     // Three pages of the smaller student fit where the teacher has two.
-    let d = short_of_pages(2);
+    let warnings = Arc::new(Mutex::new(Vec::new()));
+    let kept = warnings.clone();
+    let teachers_page = page(opd(&engine_with(|_| {})).teacher().unwrap());
+    let d = opd(&engine_with(|o| {
+        o.kv_budget = 2 * teachers_page;
+        o.log = Some(Log(Arc::new(move |level: Level, _: &str, message: &str| {
+            if level == Level::Warning {
+                kept.lock().unwrap().push(message.to_string());
+            }
+        })));
+    }));
     episode(&d, 70);
     (0..2).for_each(|_| episode(&d, 10));
     let mut update = build(&d);
@@ -140,6 +150,8 @@ fn an_episode_that_cannot_be_scored_is_set_aside_with_its_reason() {
     assert_eq!((report.episodes, report.trained_episodes, report.trained_tokens), (2, 2, 6));
     assert_eq!(report.set_aside.iter().map(|s| s.episode).collect::<Vec<_>>(), [0]);
     assert!(report.set_aside[0].reason.contains("KV"), "{}", report.set_aside[0].reason);
+    let told = warnings.lock().unwrap().clone();
+    assert!(told.len() == 1 && told[0].starts_with("episode 0 is set aside") && told[0].contains("KV"), "{told:?}");
     assert_eq!((metric(&d, "waiting"), metric(&d, "set_aside"), d.n_waiting(), d.n_set_aside()), (0, 1, 0, 1));
     assert_eq!(d.teacher().unwrap().kv_pages(), 0, "it holds no pages");
     d.apply(&mut update).unwrap();

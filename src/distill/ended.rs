@@ -49,20 +49,20 @@ impl Scoring {
     /// Waits for the teacher; `progress` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
     /// computes on for whoever asks next.
     fn scores(&mut self, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
-        let mut answer = match self.answer.take() {
-            Some(answer) => answer,
-            None => self.teacher.start_prefill(&self.cancel, Some(self.next))?,
-        };
-        loop {
-            match self.wait_a_moment(&answer)? {
-                Some(answer) => {
-                    answer?;
-                    break;
+        if self.answer.is_none() {
+            self.answer = Some(self.teacher.start_prefill(&self.cancel, Some(self.next))?);
+        }
+        while let Some(answer) = &self.answer {
+            match self.wait_a_moment(answer) {
+                Ok(None) if progress() => {}
+                Ok(None) => return Err(Error::new(Fault::Cancelled, "the update was cancelled")),
+                Ok(Some(told)) => {
+                    self.answer = None;
+                    told?;
                 }
-                None if progress() => {}
-                None => {
-                    self.answer = Some(std::mem::replace(&mut answer, crossbeam::channel::never()));
-                    return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
+                Err(e) => {
+                    self.answer = None;
+                    return Err(e);
                 }
             }
         }

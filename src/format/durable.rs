@@ -1,7 +1,7 @@
 //! Writes that a crash cannot tear: a file or a folder is built under a temporary name beside its
 //! place, synced, and moved into it. At every moment the place holds the old whole or the new whole; where the
 //! system cannot exchange two names, a replaced folder lies for a moment beside its place, from where the next save
-//! or load puts it back ([`leftovers`](super::leftovers)).
+//! or load puts it back (`leftovers.rs`).
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};

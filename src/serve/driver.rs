@@ -14,6 +14,7 @@ use super::job::Job;
 use super::log::{Level, Log};
 use super::metrics::Counters;
 use super::scheduler::Scheduler;
+use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::sync::Mutex;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
@@ -99,6 +100,8 @@ impl Stepper {
         let drilled = false;
         let (scheduler, counters) = (&mut self.scheduler, &self.counters);
         let run = || {
+            // A thread inherits its maker's mode, and the host may have set its own.
+            let _floats = FloatEnv::scalars();
             assert!(!drilled, "a drill in a step");
             f(scheduler, counters);
         };
