@@ -271,6 +271,34 @@ fn two_prompts_that_each_fit_alone_both_come_through() {
 }
 
 #[test]
+fn what_many_sessions_share_is_given_up_last() {
+    let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    let model = tiny(&engine(|o| o.kv_budget = 4 * page), &dense(), Dtype::Bf16, 1);
+    // The base is the oldest, and two forks go on from it.
+    let base = session_of(&model, &ids(1, PAGE));
+    base.prefill(&Cancel::default()).unwrap();
+    let forks = [base.fork().unwrap(), base.fork().unwrap()];
+    for fork in &forks {
+        fork.append(&ids(2, 5), Source::Host).unwrap();
+        fork.prefill(&Cancel::default()).unwrap();
+    }
+    assert_eq!(model.kv_pages(), 3);
+    let other = session_of(&model, &ids(3, 2 * PAGE));
+    other.prefill(&Cancel::default()).unwrap();
+    let pending: Vec<usize> = [&base, &forks[0], &forks[1]].map(|s| s.extent().unwrap().pending).into();
+    assert_eq!(
+        pending,
+        [0, PAGE + 5, 0],
+        "the fork that was used the longest ago gave way, and the base kept its page"
+    );
+    // At last all of it goes.
+    let whole = session_of(&model, &ids(4, 4 * PAGE - 1));
+    whole.prefill(&Cancel::default()).unwrap();
+    assert_eq!((model.kv_pages(), base.extent().unwrap().pending), (4, PAGE));
+}
+
+#[test]
 fn older_work_takes_the_pages_of_younger_work_which_comes_through_later() {
     let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
     let page = roomy.model().page_shape().bytes() as u64;

@@ -150,6 +150,11 @@ impl KvCache {
         (self.len + n).div_ceil(PAGE).saturating_sub(self.pages.len()) + usize::from(shared)
     }
 
+    /// Whether a page would be free if this timeline let go of it.
+    pub fn holds_a_page_alone(&self) -> bool {
+        self.pages.iter().any(|page| Arc::strong_count(page) == 1)
+    }
+
     /// Pages that the pool can still give.
     pub fn available(&self) -> usize {
         self.pool.budget.saturating_sub(self.pool.pages_in_use())

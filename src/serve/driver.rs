@@ -199,9 +199,8 @@ impl Driver {
     pub(super) fn step(&self) -> Result<bool> {
         match &self.stepper {
             Some(stepper) => {
-                let stepped = stepper.lock().step();
+                let stepped = self.with(stepper, Stepper::step);
                 report(&self.log, &stepped);
-                self.end_cancelled_meanwhile(stepper);
                 stepped
             }
             None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
@@ -216,6 +215,13 @@ impl Driver {
             self.status.cancelled.store(true, Ordering::SeqCst);
             self.end_cancelled_meanwhile(stepper);
         }
+    }
+
+    /// Runs `f` on the stepper, and then what others could not do meanwhile.
+    fn with<T>(&self, stepper: &Mutex<Stepper>, f: impl FnOnce(&mut Stepper) -> T) -> T {
+        let done = f(&mut stepper.lock());
+        self.end_cancelled_meanwhile(stepper);
+        done
     }
 
     fn end_cancelled_meanwhile(&self, stepper: &Mutex<Stepper>) {
@@ -248,15 +254,18 @@ impl Driver {
     pub(super) fn model_released(&self) {
         // A driver that ends frees everything.
         let _ = self.send(Message::ForgetReleased(None));
-        if let Some(mut stepper) = self.stepper.as_ref().and_then(Mutex::try_lock) {
-            stepper.take_arrivals();
+        if let Some(stepper) = &self.stepper {
+            if let Some(mut stepper) = stepper.try_lock() {
+                stepper.take_arrivals();
+            }
+            self.end_cancelled_meanwhile(stepper);
         }
     }
 
     /// Frees the memory of models that were released, and waits until that is done.
     pub(super) fn forget_released(&self) {
         if let Some(stepper) = &self.stepper {
-            return stepper.lock().scheduler.forget_released();
+            return self.with(stepper, |stepper| stepper.scheduler.forget_released());
         }
         let (answer, done) = bounded(1);
         if self.send(Message::ForgetReleased(Some(answer))).is_ok() {

@@ -126,13 +126,13 @@ impl Slot {
         &self.slots
     }
 
-    /// Drops what was computed, if it rests; returns whether pages went with it.
-    fn give_up_pages(&self) -> bool {
+    /// Drops what was computed, if it rests and holds pages, `alone` or shared; returns whether it did.
+    fn give_up_pages(&self, alone: bool) -> bool {
         // Who holds the lock is using the timeline now.
         let Some(mut state) = self.state.try_lock() else { return false };
         match &mut state.whereabouts {
-            Whereabouts::Resting(timeline) if !timeline.kv.is_empty() => {
-                timeline.forget_computed(0);
+            Whereabouts::Resting(t) if !t.kv.is_empty() && (!alone || t.kv.holds_a_page_alone()) => {
+                t.forget_computed(0);
                 true
             }
             _ => false,
@@ -170,7 +170,8 @@ impl Slots {
     pub(super) fn take_pages_of_the_oldest(&self) -> bool {
         let mut slots: Vec<Arc<Slot>> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
         slots.sort_by_key(|slot| slot.used.load(Ordering::Relaxed));
-        slots.iter().any(|slot| slot.give_up_pages())
+        // Pages that forks share are free only once the last of them lets go: what many share goes last.
+        [true, false].into_iter().any(|alone| slots.iter().any(|slot| slot.give_up_pages(alone)))
     }
 }
 
