@@ -198,17 +198,17 @@ fn a_step_sends_what_is_new_and_locks_no_memory() {
 #[test]
 fn rows_that_come_and_go_find_their_pages_in_the_table() {
     let Some(cuda) = shim(0) else { return };
-    let mut stand = Stand::new(&cuda, 70);
+    let mut stand = Stand::new(&cuda, 300);
     let Stand { model, weights, kv, activations } = &mut stand;
     let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
     let mut forks: Vec<KvCache> = (0..5).map(|_| kv.fork().unwrap()).collect();
-    // Alone, each in turn: what each row must draw whoever stands beside it.
+    // Alone, each in turn: what each row must draw whoever stands beside it. They share the pages of the first split.
     let mut wanted = Vec::new();
     for (i, kv) in forks.iter_mut().enumerate() {
         let ids = [3 + i as i32];
         decode(model, weights, &mut [Segment { ids: &ids, kv }], &[draw], activations).unwrap();
         wanted.push(activations.draws.take().unwrap()[0]);
-        kv.truncate(70);
+        kv.truncate(300);
     }
     // Together, in other orders and numbers, with a prompt of another timeline between.
     for list in [vec![0, 1, 2, 3, 4], vec![4, 2, 0], vec![1], vec![3, 4, 1, 0, 2], vec![0, 1]] {
