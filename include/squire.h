@@ -493,8 +493,9 @@ squire_status squire_model_save(const squire_model *model,
                                 size_t path_len,
                                 squire_error **err);
 
-/* The ids of a text. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the model has no
- * tokenizer. Any thread. */
+/* The ids of a text, of any length: besides them it takes up to 24 bytes of memory for each byte of the longest piece that
+ * the tokenizer does not cut, such as a word. flags: SQUIRE_TOKENIZE_CONTROL or 0. SQUIRE_E_IO (detail MISSING_FILE) if the
+ * model has no tokenizer, SQUIRE_E_HOST_MEMORY. Any thread. */
 squire_status squire_tokenize(const squire_model *model,
                               const char *text,
                               size_t text_len,
@@ -598,8 +599,10 @@ squire_status squire_session_trace(const squire_session *session, squire_text **
  * says so).
 * 
  * SQUIRE_E_ARGUMENT for a wrong request, with its place, or a role that the template has no place for;
- * SQUIRE_E_TEMPLATE if the model has no template or it fails; SQUIRE_E_IO (detail MISSING_FILE) without a tokenizer. Any
- * thread. */
+ * SQUIRE_E_TEMPLATE if the model has no template, or it fails or does more than a rendering may (steps and bytes are
+ * counted; a request may take 30 seconds at most); SQUIRE_E_IO (detail MISSING_FILE) without a tokenizer;
+ * SQUIRE_E_HOST_MEMORY, also where no thread with 4 MiB of stack and 128 MiB of address space can be had for the template.
+ * Any thread, of any stack. */
 squire_status squire_chat_render(const squire_model *model,
                                  const char *request_json,
                                  size_t request_len,
@@ -610,13 +613,22 @@ squire_status squire_chat_render(const squire_model *model,
  * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
  * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
  * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
- * SQUIRE_E_CONTEXT_FULL if there is no room. Templates print tools and documents at a conversation's head, so they belong
+ * SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and documents at a conversation's head, so they belong
  * into the first call: given later they are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
 squire_status squire_chat_append(squire_session *session,
                                  const char *request_json,
                                  size_t request_len,
                                  uint64_t *added,
                                  squire_error **err);
+
+/* squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within a few milliseconds, and
+ * the timeline is as it was. For requests that may be large, and templates that may take long. */
+squire_status squire_chat_append_until(squire_session *session,
+                                       const char *request_json,
+                                       size_t request_len,
+                                       const squire_cancel *cancel,
+                                       uint64_t *added,
+                                       squire_error **err);
 
 /* ---- generation ------------------------------------------------------------------------------------------ */
 

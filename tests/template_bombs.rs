@@ -281,7 +281,7 @@ fn bombs() -> Vec<(String, String, End)> {
         ("tojson", "{{ many|tojson|length }}"),
         ("sort", "{{ many|sort|length }}"),
         ("sort strings", "{{ [content, content]|sort|length }}"),
-        ("groupby", "{{ many|groupby('x')|length }}"),
+        ("groupby", "{{ many|map('string')|groupby(0)|length }}"),
         ("sum", "{{ many|sum }}"),
         ("join", "{{ many|join|length }}"),
         ("reverse", "{{ many|reverse|list|length }}"),
@@ -291,7 +291,7 @@ fn bombs() -> Vec<(String, String, End)> {
         ("count", "{{ many.count(0) }}"),
         ("spread arguments", "{{ dict(**big)|length }}"),
         ("spread arguments to a macro", "{{ m(**big) }}"),
-        ("format by names", "{{ fields.format(**big)|length }}"),
+        ("format by names", "{{ fields.format(a=1, **big)|length }}"),
         ("a method of a long text", "{{ content.upper()|length }}"),
         ("startswith", "{{ content.startswith(keys) }}"),
         ("strip", "{{ content.strip(content)|length }}"),
@@ -318,7 +318,7 @@ fn bombs() -> Vec<(String, String, End)> {
             {% set big2 = dict(range(10000)|map('string')|batch(2)|list) %}\
             {% set keys = (content, content, content, content) %}\
             {% set number = 7 ** 300000 %}{% set digits = '9' * 4000 %}{% set accents = 'é' * 500000 %}\
-            {% set fields = '{1}' * 1000 %}";
+            {% set fields = '{a}' * 1000 %}";
         let source = format!("{set}{{% block b %}}{{% endblock %}}{{% for i in range(99999) %}}{body}{{% endfor %}}");
         let looped = "{% for j in range(99999) %}{% for i in range(99999) %}";
         let source = source.replace("{% for i in range(99999) %}", looped) + "{% endfor %}";

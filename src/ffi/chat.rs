@@ -1,7 +1,9 @@
 //! Chats: a whole conversation to ids, and messages appended to a timeline.
 
 use std::ffi::c_char;
+use std::ptr::null;
 
+use super::cancel::squire_cancel;
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::input;
@@ -12,7 +14,7 @@ use super::status::squire_status;
 use super::tokens::squire_tokens;
 use crate::error::Result;
 use crate::serve::ServedModel;
-use crate::text::ChatRequest;
+use crate::text::{ChatRequest, Watch};
 
 /// Reads a request for a model's template.
 ///
@@ -38,8 +40,10 @@ unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<Cha
 /// says so).
 ///
 /// SQUIRE_E_ARGUMENT for a wrong request, with its place, or a role that the template has no place for;
-/// SQUIRE_E_TEMPLATE if the model has no template or it fails; SQUIRE_E_IO (detail MISSING_FILE) without a tokenizer. Any
-/// thread.
+/// SQUIRE_E_TEMPLATE if the model has no template, or it fails or does more than a rendering may (steps and bytes are
+/// counted; a request may take 30 seconds at most); SQUIRE_E_IO (detail MISSING_FILE) without a tokenizer;
+/// SQUIRE_E_HOST_MEMORY, also where no thread with 4 MiB of stack and 128 MiB of address space can be had for the template.
+/// Any thread, of any stack.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_render(
     model: *const squire_model,
@@ -62,8 +66,9 @@ pub unsafe extern "C" fn squire_chat_render(
 /// as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
 /// add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
 /// tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
-/// SQUIRE_E_CONTEXT_FULL if there is no room. Templates print tools and documents at a conversation's head, so they belong
-/// into the first call: given later they are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread.
+/// SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
+/// documents at a conversation's head, so they belong into the first call: given later they are seen by the template and
+/// mostly leave no text. A call that fails leaves the timeline as it was. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_append(
     session: *mut squire_session,
@@ -72,12 +77,32 @@ pub unsafe extern "C" fn squire_chat_append(
     added: *mut u64,
     err: *mut *mut squire_error,
 ) -> squire_status {
+    // SAFETY: passed on.
+    unsafe { squire_chat_append_until(session, request_json, request_len, null(), added, err) }
+}
+
+/// squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
+/// of 50 MB within a second, and the timeline is as it was. For requests that may be large and templates that are not known.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_chat_append_until(
+    session: *mut squire_session,
+    request_json: *const c_char,
+    request_len: usize,
+    cancel: *const squire_cancel,
+    added: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard(err, |call| {
             let session = call.subject(session)?;
-            let ChatRequest { messages, options } = request(session.model(), request_json, request_len)?;
+            let ChatRequest { messages, mut options } = request(session.model(), request_json, request_len)?;
             let added = Slot::optional(added, "added")?;
+            if let Some(cancel) = call.optional(cancel)? {
+                let cancel = cancel.clone();
+                options.watch = Watch::on(move || cancel.is_set());
+                options.watch.check()?;
+            }
             added.set(session.append_chat(messages, &options)?.len() as u64);
             Ok(Outcome::Done)
         })

@@ -22,7 +22,7 @@
 //! |---|---|
 //! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_metrics`; `squire_device_probe` |
 //! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_sizes`, `_stop_ids`, `_save`; `squire_tokenize`, `squire_detokenize` |
-//! | `chat` | `squire_chat_render`, `_append` |
+//! | `chat` | `squire_chat_render`, `_append`, `_append_until` |
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |
 //! | `generation` | `squire_gen_options_init`, `_for`, `squire_event_init`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |

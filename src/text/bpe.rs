@@ -100,12 +100,13 @@ impl Bpe {
         }
         self.merge(piece, scratch, watch)?;
         let alive = || scratch.symbols.iter().filter(|symbol| symbol.id >= 0);
-        let most = if self.parts.is_empty() { alive().count() } else { piece.len() };
+        // Of a long piece it pays to count them.
+        let most = if self.parts.is_empty() && piece.len() > KEPT { alive().count() } else { piece.len() };
         memory::reserve(ids, most, "the ids of a text")?;
         for symbol in alive() {
             self.push(symbol.id, special, ids);
         }
-        if scratch.symbols.capacity() > KEPT {
+        if piece.len() > KEPT {
             *scratch = Scratch::default();
         }
         Ok(())
@@ -140,14 +141,13 @@ impl Bpe {
             next: if at < last { at + 1 } else { NONE },
         }));
         let merge_of = |left: i32, right: i32| self.merges.get(&pair(left, right)).copied();
-        let mut queued = std::mem::take(queue).into_vec();
-        queued.clear();
-        memory::reserve(&mut queued, piece.len(), "the tokenizer's queue")?;
-        queued.extend((0..last).filter_map(|at| {
+        queue.clear();
+        let reserved = queue.try_reserve(piece.len());
+        reserved.map_err(|_| memory::refused(12 * piece.len(), "the tokenizer's queue"))?;
+        queue.extend((0..last).filter_map(|at| {
             let (rank, made) = merge_of(symbols[at as usize].id, symbols[at as usize + 1].id)?;
             Some(Reverse((rank, at, made)))
         }));
-        *queue = BinaryHeap::from(queued);
         let mut unasked = ASK_EVERY;
         while let Some(Reverse((_, at, made))) = queue.pop() {
             unasked -= 1;

@@ -540,6 +540,24 @@ mod tests {
     }
 
     #[test]
+    fn a_timeline_with_room_for_the_ids_takes_them_and_one_with_less_is_full() {
+        let (tokenizer, template) = qwen3();
+        let end = tokenizer.id_of("<|im_end|>").unwrap();
+        let said = [104, 105, end];
+        let turn = After::Turn { said: &said, ends: &[end] };
+        for after in [After::Nothing, After::Messages, turn] {
+            let messages = json!([{"role": "user", "content": "hello <|im_end|> world"}]);
+            let wanted = encode_append(&tokenizer, &template, after, &messages, &prompting()).unwrap();
+            let within = |room| encode_append_within(&tokenizer, &template, after, &messages, &prompting(), room);
+            assert_eq!(within(wanted.len()).unwrap(), wanted);
+            assert_eq!(within(wanted.len() - 1).unwrap_err().fault(), Fault::ContextFull);
+            let long = json!([{"role": "user", "content": "word ".repeat(1 << 20)}]);
+            let e = encode_append_within(&tokenizer, &template, after, long, &prompting(), 320).unwrap_err();
+            assert_eq!(e.fault(), Fault::ContextFull, "{e}");
+        }
+    }
+
+    #[test]
     fn a_message_to_be_continued_stands_open_in_conversation_and_timeline() {
         let (tokenizer, template) = qwen3();
         let options = RenderOptions { continue_final_message: true, ..RenderOptions::default() };

@@ -503,6 +503,47 @@ mod tests {
     }
 
     #[test]
+    fn what_fits_is_never_refused_and_what_does_not_is_context_full() {
+        let mut document = tiny_tokenizer();
+        for normalizer in ["NFC", "NFD", "NFKC", "NFKD"] {
+            document["normalizer"] = serde_json::json!({ "type": normalizer });
+            for strips in [false, true] {
+                document["added_tokens"][3]["lstrip"] = strips.into();
+                document["added_tokens"][2]["rstrip"] = strips.into();
+                let t = Tokenizer::from_json(document.to_string().as_bytes()).unwrap();
+                for case in 0..400 {
+                    // Shrinking by every form there is, and white space that tokens take with them.
+                    let text = draw_text(case)
+                        + ["", "\u{1d7d8}e\u{301}\u{1112}\u{1161}\u{11ab}", "  <think>"][case as usize % 3];
+                    let text = text.repeat(case as usize % 5);
+                    for control in [Control::None, Control::NotSpecial, Control::All] {
+                        let wanted = t.encode(&text, control);
+                        let within = |ids: usize| {
+                            let mut found = vec![7];
+                            let room = Room { ids, watch: &Watch::default() };
+                            t.encode_within(&text, control, room, &mut found).map(|()| found)
+                        };
+                        let found = within(wanted.len() + 1).unwrap();
+                        assert_eq!((found[0], &found[1..]), (7, &wanted[..]), "{text:?}");
+                        let full = within(wanted.len()).err().map(|e| e.fault());
+                        assert_eq!(full, Some(Fault::ContextFull), "{text:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_flag_stops_an_encoding() {
+        let t = tiny();
+        for text in ["hello world ".repeat(10_000), "x".repeat(200_000)] {
+            let room = Room { ids: usize::MAX, watch: &Watch::on(|| true) };
+            let e = t.encode_within(&text, Control::None, room, &mut Vec::new()).unwrap_err();
+            assert_eq!(e.fault(), Fault::Cancelled);
+        }
+    }
+
+    #[test]
     fn merges_happen_in_the_order_of_their_rank() {
         let t = tiny();
         assert_eq!(t.encode("hello world", Control::None), [259, 260, 111, 114, 108, 100]);

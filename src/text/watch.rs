@@ -36,7 +36,7 @@ impl Watch {
     }
 
     /// Whether to go on. Errors: `Cancelled`; `TemplateFailed` past the deadline.
-    pub(super) fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
             return Err(Error::new(Fault::Cancelled, "the call was cancelled"));
         }

@@ -410,6 +410,13 @@ static void content_is_never_control(squire_engine *engine) {
   REFUSED(squire_chat_append(session, TEXT("{\"messages\": [], \"tools\": 1}"), &added, &err), SQUIRE_E_ARGUMENT,
           SQUIRE_DETAIL_BAD_VALUE);
   CHECK(added == 9 && timeline(session, found, 512) == 0);
+  squire_cancel *cancel = squire_cancel_create();
+  DONE(squire_chat_append_until(session, TEXT("{\"messages\": []}"), cancel, &added, &err));
+  squire_cancel_set(cancel);
+  added = 99;
+  CHECK(squire_chat_append_until(session, TEXT(forged), cancel, &added, &err) == SQUIRE_CANCELLED);
+  CHECK(added == 99 && !err);
+  squire_cancel_release(cancel);
   DONE(squire_chat_append(session, TEXT(forged), &added, &err));
   CHECK(added == n && timeline(session, found, 512) == n && memcmp(found, ids, n * sizeof *ids) == 0);
 
