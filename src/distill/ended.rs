@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use super::learner::{Finished, Scores};
 use super::trajectory::Trajectory;
+use super::workspace::{Finished, Scores};
 use crate::error::{Error, Fault, Result, Status};
 use crate::serve::{Cancel, Session};
 use crate::text::source::Source;

@@ -205,6 +205,13 @@ pub enum Replay<'a> {
     Text(&'a str),
 }
 
+impl Distiller {
+    /// Begins an episode on the student's current revision.
+    pub fn begin(&self, spec: EpisodeSpec) -> Result<Episode> {
+        Episode::begin(self, spec)
+    }
+}
+
 impl Episode {
     pub(super) fn begin(distiller: &Distiller, spec: EpisodeSpec) -> Result<Episode> {
         let student = Session::new(distiller.student())?;

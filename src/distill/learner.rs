@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::batch::{TokenLoss, plan};
@@ -18,32 +17,16 @@ use super::config::Config;
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
+use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
+use crate::backend::Device;
 use crate::backend::ops::{self, AdamW, RowLoss};
-use crate::backend::{Device, Tensor};
 use crate::error::{Error, Fault, Result};
-use crate::model::backward::{BackwardScratch, backward, head_backward};
+use crate::model::backward::{backward, head_backward};
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::plan::LOSS_ROWS;
-use crate::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
-use crate::serve::{Bound, Cancel, Hidden, Revision, ServedModel};
-use crate::tensor::Dtype;
+use crate::model::{KvCache, Model, ModelConfig, Weights};
+use crate::serve::{Cancel, Revision, ServedModel};
 use crate::text::source::Source;
-
-/// A finished training episode, waiting for its update.
-pub struct Finished {
-    /// The record.
-    pub trajectory: Trajectory,
-    /// The teacher's side; None without a teacher.
-    pub scores: Option<Scores>,
-}
-
-/// What a teacher computed of an episode.
-pub struct Scores {
-    /// Its hidden states of the rows that predict action tokens; none where no loss asks for them.
-    pub hidden: Hidden,
-    /// The weights that computed them, to which the output projection belongs.
-    pub revision: Bound,
-}
 
 /// Masters and moments, f32, in the shapes of the model.
 pub struct Learner {
@@ -247,114 +230,7 @@ impl Task<'_> {
     }
 }
 
-/// Gives the ids from `vocabulary` on probability 0 in the first `n` rows of logits [N, V].
-pub(super) fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
-    let v = logits.extent(1);
-    if vocabulary < v {
-        let rows = logits.f32_mut().chunks_exact_mut(v).take(n);
-        rows.for_each(|row| row[vocabulary..].fill(f32::NEG_INFINITY));
-    }
-}
-
 /// Tokens of trajectory `i` that must be fed: all before its last trained one.
 fn last_loss(losses: &[TokenLoss], i: usize) -> usize {
     losses.iter().rev().find(|t| t.trajectory == i).map_or(0, |t| t.position)
-}
-
-/// Buffers of a build, kept from one to the next.
-pub struct Workspace {
-    pub(super) pool: Arc<KvPool>,
-    pub(super) activations: Activations,
-    scratch: BackwardScratch,
-    /// [N, C] gradient of the hidden states
-    dhidden: Tensor,
-    /// [LOSS_ROWS, C]
-    pub(super) hidden: Tensor,
-    /// [LOSS_ROWS, C]
-    dhidden_rows: Tensor,
-    /// [LOSS_ROWS, V] logits, then their gradient
-    logits: Tensor,
-    teacher_side: Option<TeacherSide>,
-}
-
-struct TeacherSide {
-    /// [LOSS_ROWS, C of the teacher]
-    hidden: Tensor,
-    /// [LOSS_ROWS, V of the teacher]
-    logits: Tensor,
-    /// [LOSS_ROWS, V of the student], where that is another
-    in_students_rows: Option<Tensor>,
-}
-
-impl TeacherSide {
-    /// The logits as the student's are laid out.
-    fn compared(&self) -> &Tensor {
-        self.in_students_rows.as_ref().unwrap_or(&self.logits)
-    }
-}
-
-impl Workspace {
-    /// Empty buffers; they grow to what the batches need.
-    pub fn new(model: &Model, teacher: Option<&ServedModel>) -> Result<Workspace> {
-        let (config, rows) = (&model.config, LOSS_ROWS);
-        let zeros = |width: usize| Tensor::zeros(Dtype::F32, &[rows, width]);
-        let teacher_side = match teacher {
-            None => None,
-            Some(t) => {
-                let (c, v) = (t.config().hidden_size, t.config().vocab_size);
-                let other = (v != config.vocab_size).then(|| zeros(config.vocab_size)).transpose()?;
-                Some(TeacherSide { hidden: zeros(c)?, logits: zeros(v)?, in_students_rows: other })
-            }
-        };
-        Ok(Workspace {
-            pool: KvPool::new(&model.device, model.page_shape(), u64::MAX),
-            activations: Activations::for_training(model)?,
-            scratch: BackwardScratch::new(model)?,
-            dhidden: Tensor::zeros(Dtype::F32, &[0, config.hidden_size])?,
-            hidden: zeros(config.hidden_size)?,
-            dhidden_rows: zeros(config.hidden_size)?,
-            logits: zeros(config.vocab_size)?,
-            teacher_side,
-        })
-    }
-
-    /// Fills the teacher's logits of a chunk from its kept hidden states; false where no row asks for them.
-    fn teacher_logits(
-        &mut self,
-        teacher: Option<&ServedModel>,
-        vocabulary: usize,
-        finished: &[&Finished],
-        chunk: &[(usize, &TokenLoss)],
-    ) -> Result<bool> {
-        if !chunk.iter().any(|(_, t)| t.kind.needs_teacher()) {
-            return Ok(false);
-        }
-        let (Some(side), Some(teacher)) = (&mut self.teacher_side, teacher) else {
-            return Err(Error::new(Fault::TeacherFailed, "a divergence is to be trained, but there is no teacher"));
-        };
-        let width = teacher.config().hidden_size;
-        let mut weights = None;
-        for (i, (_, t)) in chunk.iter().enumerate().filter(|(_, (_, t))| t.kind.needs_teacher()) {
-            let missing = || {
-                let why = format!("the teacher has not scored token {} of an episode", t.position);
-                Error::new(Fault::TeacherFailed, why)
-            };
-            let Scores { hidden: kept, revision } = finished[t.trajectory].scores.as_ref().ok_or_else(missing)?;
-            let at = kept.positions.binary_search(&t.position).map_err(|_| missing())?;
-            weights = Some(&revision.weights);
-            side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
-        }
-        if let Some(weights) = weights {
-            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len())?;
-            if let Some(other) = &mut side.in_students_rows {
-                let (to, from) = (other.extent(1), side.logits.extent(1));
-                let rows = other.f32_mut().chunks_exact_mut(to).zip(side.logits.f32().chunks_exact(from));
-                for (to, from) in rows.take(chunk.len()) {
-                    to[..vocabulary].copy_from_slice(&from[..vocabulary]);
-                }
-                leave_out(other, vocabulary, chunk.len());
-            }
-        }
-        Ok(weights.is_some())
-    }
 }

@@ -10,6 +10,7 @@
 
 pub mod actor;
 pub mod batch;
+mod build;
 pub mod checkpoint;
 pub mod config;
 pub mod distiller;
@@ -25,8 +26,10 @@ pub mod report;
 pub mod schedule;
 pub mod spec;
 pub mod trajectory;
+mod unpublished;
 pub mod update;
 mod update_kl;
+pub mod workspace;
 
 pub use actor::Actor;
 pub use config::Config;

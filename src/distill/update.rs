@@ -7,45 +7,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::config::Config;
 use super::distiller::{Distiller, Learning};
 use super::learner::Gradients;
 use super::report::Report;
+use super::unpublished::Unpublished;
 use super::update_kl::{are_finite, mean_kl};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::model::Weights;
 use crate::serve::Level;
-
-/// The weights after an applied step.
-pub(super) struct Unpublished {
-    pub(super) weights: Weights,
-    /// whether all of them are numbers
-    are_finite: bool,
-    /// from the revision that is served to them; None where it is not known
-    update_kl: Option<f64>,
-}
-
-impl Unpublished {
-    /// Refuses what must not be served: nor may it take the place of the last good checkpoint.
-    pub(super) fn check(&self, config: &Config) -> Result<()> {
-        if !self.are_finite {
-            let why =
-                "the last step made weights that are not finite, which are never served; resume the last checkpoint";
-            return Err(Error::new(Fault::NotFinite, why));
-        }
-        let bound = config.refuse_update_kl;
-        if bound == 0.0 || self.update_kl.is_some_and(|kl| kl <= bound) {
-            return Ok(());
-        }
-        let found = self.update_kl.map_or("an unknown KL".to_string(), |kl| format!("a KL of {kl:.4} nats a token"));
-        let why = format!(
-            "the student moved by {found} from the revision that is served, refuse_update_kl is {bound}; resume the last \
-             checkpoint, or publish anyway"
-        );
-        Err(Error::new(Fault::UpdateTooFar, why))
-    }
-}
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
 pub struct Update {

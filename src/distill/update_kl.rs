@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::batch::{BatchPlan, TokenLoss};
-use super::learner::{Finished, Workspace, leave_out};
+use super::workspace::{Finished, Workspace, leave_out};
 use crate::backend::ops::{self, Loss, RowLoss};
 use crate::backend::{Device, Elements, Tensor};
 use crate::error::Result;

@@ -71,7 +71,7 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         let enough = kv.lacking(pending) <= kv.available() + theirs;
         let last = later.into_iter().rev().find(|&j| held(&mut jobs[j]) > 0);
         if let Some(j) = last.filter(|_| enough) {
-            jobs[j].parts().0.forget_computed(0);
+            jobs[j].parts().0.give_up_pages();
             runs[j] = false;
             add(&counters.preempted, 1);
             continue;

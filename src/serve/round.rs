@@ -318,17 +318,20 @@ fn keep_hidden(
     work: &Work,
     share: &Share,
 ) -> Result<()> {
-    let Timeline { hidden: Some(hidden), tokens, .. } = timeline else { return Ok(()) };
+    if timeline.hidden.is_none() {
+        return Ok(());
+    }
     let next_source = match work {
         Work::Generate(g) => Some(g.options.source),
         Work::Feed { next, .. } => *next,
         Work::Score { .. } => None,
     };
-    let is_action = |p: usize| tokens.get(p).map(|t| t.source).or(next_source).is_some_and(|s| s.is_action());
-    let rows: Vec<usize> = (0..share.n).filter(|i| is_action(share.start + i + 1)).collect();
+    let source_of = |p: usize| timeline.tokens.get(p).map(|t| t.source).or(next_source);
+    let wanted = |p: usize| timeline.keeps_hidden(p) && source_of(p).is_some_and(|s| s.is_action());
+    let rows: Vec<usize> = (0..share.n).filter(|i| wanted(share.start + i + 1)).collect();
     let at: Vec<usize> = rows.iter().map(|i| share.row + i).collect();
-    hidden.rows.extend(ops::read_rows(&model.device, &activations.hidden, &at)?);
-    hidden.positions.extend(rows.iter().map(|i| share.start + i + 1));
+    let hidden = ops::read_rows(&model.device, &activations.hidden, &at)?;
+    timeline.keep_hidden(rows.iter().map(|i| share.start + i + 1), hidden, share.start + share.n);
     Ok(())
 }
 

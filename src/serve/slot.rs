@@ -132,7 +132,7 @@ impl Slot {
         let Some(mut state) = self.state.try_lock() else { return false };
         match &mut state.whereabouts {
             Whereabouts::Resting(t) if !t.kv.is_empty() && (!alone || t.kv.holds_a_page_alone()) => {
-                t.forget_computed(0);
+                t.give_up_pages();
                 true
             }
             _ => false,

@@ -46,6 +46,8 @@ pub struct Timeline {
     pub(super) kv: KvCache,
     /// Some: keep the hidden state of each row that predicts an action token
     pub(super) hidden: Option<Hidden>,
+    /// positions below this have had theirs kept, whoever has taken them since
+    hidden_to: usize,
     /// length at which an assistant turn began: just behind the generation prompt
     pub(super) turn_begun_at: Option<usize>,
     /// rows that forwards computed for this timeline
@@ -54,7 +56,15 @@ pub struct Timeline {
 
 impl Timeline {
     pub(super) fn new(kv: KvCache) -> Timeline {
-        Timeline { tokens: Vec::new(), ids: Vec::new(), kv, hidden: None, turn_begun_at: None, n_computed: 0 }
+        Timeline {
+            tokens: Vec::new(),
+            ids: Vec::new(),
+            kv,
+            hidden: None,
+            hidden_to: 0,
+            turn_begun_at: None,
+            n_computed: 0,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -110,6 +120,7 @@ impl Timeline {
     /// Drops what was computed for positions from `len` on; the ids stay and become pending.
     pub(super) fn forget_computed(&mut self, len: usize) {
         self.kv.truncate(len);
+        self.hidden_to = self.hidden_to.min(len + 1);
         if let Some(hidden) = &mut self.hidden {
             // A row at position p predicts p + 1; rows kept are those at positions below `len`.
             let n = hidden.positions.partition_point(|&p| p <= len);
@@ -121,12 +132,33 @@ impl Timeline {
         }
     }
 
+    /// Gives its pages to others. They come again with the same bits, so hidden states that were kept stay.
+    pub(super) fn give_up_pages(&mut self) {
+        self.kv.truncate(0);
+    }
+
+    /// Keeps the hidden states [positions, C] that predict these positions, of rows up to the one before `end`; those that
+    /// were kept before are left out by `keeps_hidden`.
+    pub(super) fn keep_hidden(&mut self, positions: impl IntoIterator<Item = usize>, rows: Vec<f32>, end: usize) {
+        if let Some(hidden) = &mut self.hidden {
+            hidden.positions.extend(positions);
+            hidden.rows.extend(rows);
+            self.hidden_to = self.hidden_to.max(end + 1);
+        }
+    }
+
+    /// Whether the hidden state that predicts this position is still to be kept.
+    pub(super) fn keeps_hidden(&self, position: usize) -> bool {
+        self.hidden.is_some() && position >= self.hidden_to
+    }
+
     pub(super) fn fork(&self) -> Result<Timeline> {
         Ok(Timeline {
             tokens: self.tokens.clone(),
             ids: self.ids.clone(),
             kv: self.kv.fork()?,
             hidden: None,
+            hidden_to: 0,
             turn_begun_at: self.turn_begun_at,
             n_computed: 0,
         })

@@ -1,0 +1,147 @@
+//! From ended episodes to an update: whose teacher is waited for, who is set aside, and the gradients of the rest.
+#![forbid(unsafe_code)]
+
+use super::batch::plan;
+use super::distiller::{Distiller, Learning};
+use super::ended::{Gathering, Waiting, lacked_memory};
+use super::learner::{Learner, Task};
+use super::report::{Report, SetAside};
+use super::update::Update;
+use super::workspace::{Finished, Workspace};
+use crate::backend::cpu::FloatEnv;
+use crate::error::{Error, Fault, Result};
+use crate::serve::{Cancel, Level};
+
+impl Distiller {
+    /// Builds an update from up to `max_episodes` ended episodes (0: the settings' `batch_episodes`), in order of their
+    /// identity; further ones wait for the next. Refused with `RunComplete` once the settings' `steps` are done.
+    /// Blocks; `progress` is told tokens done (none while the teacher is waited for) and in all, and may stop it by
+    /// returning false. Cancelled or failed, the episodes wait on.
+    ///
+    /// An episode that the teacher cannot score is set aside, and the next in order takes its place: the report and the log
+    /// name it with the reason. Later builds ask again where memory was lacking; any other stays until [`Distiller::discard`].
+    /// Where none is left the build fails with the first reason.
+    pub fn build(
+        &self,
+        max_episodes: usize,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Update> {
+        let busy = || Error::new(Fault::DistillerBusy, "another update is being built or applied");
+        let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        // Weights, schedules and sums are computed in squire's own environment, whatever the caller's is.
+        let floats = FloatEnv::scalars();
+        let progress: &mut dyn FnMut(u64, u64) -> bool = &mut |done, all| floats.outside(|| progress(done, all));
+        let (step, steps) = (self.step(), self.0.config.steps);
+        if step >= steps {
+            let why = format!(
+                "all {steps} steps of the run are done; to go on, discard the episodes that wait, save a checkpoint and \
+                 resume it with more steps"
+            );
+            return Err(Error::new(Fault::RunComplete, why));
+        }
+        let most = if max_episodes == 0 { self.0.config.batch_episodes as usize } else { max_episodes };
+        let mut gathering = Gathering::default();
+        let result = self.gather(&mut gathering, most, cancel, progress);
+        let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
+        drop(learning);
+        match &mut result {
+            Err(_) => self.0.state.lock().ended.extend(gathering.give_back()),
+            Ok(update) => {
+                self.set_aside(gathering.failed, update);
+                let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
+                let what = format!(
+                    "update of step {} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
+                     norm {gradient_norm:.4}, {seconds:.3} s",
+                    update.step
+                );
+                self.log(Level::Info, &what);
+            }
+        }
+        result
+    }
+
+    /// Takes episodes in the order of their identity until `most` are there with what the teacher says of them.
+    fn gather(
+        &self,
+        gathering: &mut Gathering,
+        most: usize,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
+        let (student, config) = (&self.0.student, &self.0.config);
+        loop {
+            let mut state = self.0.state.lock();
+            state.ended.sort_by_key(|waiting| waiting.episode);
+            let (mut taken, mut room) = (Vec::new(), most.saturating_sub(gathering.finished.len()));
+            state.ended = std::mem::take(&mut state.ended).into_iter().fold(Vec::new(), |mut left, waiting| {
+                let takes = room > 0 && waiting.is_asked_for();
+                room -= usize::from(takes);
+                if takes { &mut taken } else { &mut left }.push(waiting);
+                left
+            });
+            drop(state);
+            if taken.is_empty() {
+                break;
+            }
+            gathering.add(taken);
+            let all = plan(&gathering.trajectories(), config, student.current().number).n_fed() as u64;
+            let mut watch = || !cancel.is_set() && progress(0, all);
+            gathering.finish(&mut watch, || student.engine().check_alive())?;
+        }
+        match gathering.failed.first() {
+            Some((waiting, e)) if gathering.finished.is_empty() => {
+                Err(e.again().within(format!("episode {}", waiting.episode)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps what could not be scored beside the waiting episodes, and tells of it in the report and the log.
+    fn set_aside(&self, failed: Vec<(Waiting, Error)>, update: &mut Update) {
+        for (mut waiting, e) in failed {
+            let (episode, reason) = (waiting.episode, e.message().to_string());
+            let next = if lacked_memory(&e) { "later builds ask again" } else { "it stays until it is discarded" };
+            self.log(
+                Level::Warning,
+                &format!("episode {episode} is set aside, the teacher could not score it ({next}): {reason}"),
+            );
+            update.gradients.report.set_aside.push(SetAside { episode, reason });
+            waiting.set_aside = Some(e);
+            self.0.state.lock().ended.push(waiting);
+        }
+    }
+
+    fn build_from(
+        &self,
+        learning: &mut Learning,
+        finished: &[(u64, Finished)],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Update> {
+        let current = self.0.student.current();
+        let (weights, revision) = match &learning.unpublished {
+            Some(unpublished) => (&unpublished.weights, None),
+            None => (&current.weights, Some(current.number)),
+        };
+        if learning.learner.is_none() {
+            learning.learner = Some(Learner::new(self.0.student.config(), weights)?);
+        }
+        let task = Task {
+            student: self.0.student.model(),
+            weights,
+            revision,
+            published: current.number,
+            teacher: self.0.teacher.as_ref(),
+            vocabulary: self.0.vocabulary,
+            config: &self.0.config,
+        };
+        let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
+        let workspace = match &mut learning.workspace {
+            Some(workspace) => workspace,
+            none => none.insert(Workspace::new(task.student, task.teacher)?),
+        };
+        let gradients = task.gradients(workspace, &records, cancel, progress)?;
+        Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
+    }
+}
