@@ -466,12 +466,14 @@ mod tests {
             let waiter = std::thread::spawn(move || {
                 let mut event = squire_event::defaults();
                 begun.send(()).unwrap();
+                // SAFETY: the handle lives until the release below, which this call precedes.
                 let status = unsafe { squire_gen_next(handle as *mut squire_gen, -1, &mut event, null_mut()) };
                 (status, event.kind, event.finish, event.ids_len)
             });
             begins.recv().unwrap();
             // The waiter has the handle in hand: its call must have begun before the release.
             std::thread::sleep(Duration::from_millis(50));
+            // SAFETY: the one release of the one reference.
             unsafe { squire_gen_release(handle as *mut squire_gen) };
             let wanted = (SQUIRE_END, SQUIRE_EVENT_END, SQUIRE_FINISH_CANCELLED, 0);
             assert_eq!(waiter.join().unwrap(), wanted, "driven by the caller: {caller_driven}");

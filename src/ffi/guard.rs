@@ -433,6 +433,7 @@ mod tests {
         // The kernels' will do as one that a host has set.
         FloatMode::KERNELS.enter();
         let mut seen = Vec::new();
+        // SAFETY: there is no error slot and no out-parameter.
         let status = unsafe {
             guard(null_mut(), |_| {
                 seen.push(FloatMode::current());
@@ -446,6 +447,7 @@ mod tests {
             })
         };
         seen.push(FloatMode::current());
+        // SAFETY: there is no error slot and no out-parameter.
         unsafe { guard(null_mut(), |_| panic!("no")) };
         seen.push(FloatMode::current());
         before.enter();

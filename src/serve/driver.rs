@@ -41,7 +41,7 @@ struct Status {
 }
 
 enum Message {
-    Work(Job),
+    Work(Box<Job>),
     /// a model was released, or its memory is wanted; who wants it waits for the answer
     ForgetReleased(Option<Sender<()>>),
 }
@@ -57,7 +57,7 @@ struct Stepper {
 impl Stepper {
     fn arrive(&mut self, message: Message) {
         match message {
-            Message::Work(job) => self.scheduler.add(job),
+            Message::Work(job) => self.scheduler.add(*job),
             Message::ForgetReleased(answer) => {
                 self.scheduler.forget_released();
                 // Who asked may have gone.
@@ -187,7 +187,7 @@ impl Driver {
     }
 
     pub(super) fn submit(&self, job: Job) -> Result<()> {
-        self.send(Message::Work(job))
+        self.send(Message::Work(Box::new(job)))
     }
 
     fn send(&self, message: Message) -> Result<()> {
