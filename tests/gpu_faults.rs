@@ -168,7 +168,7 @@ fn room_that_was_made_for_half_of_a_batch_voids_what_was_recorded() {
 
 #[test]
 fn a_step_sends_what_is_new_and_locks_no_memory() {
-    // 3 pages of context, and 47 of the 64 that this recorded plan reaches.
+    // 3 pages of context, and 47; a place in the table holds 4, and 64.
     let traffic = |n: usize| {
         let cuda = shim(0)?;
         let mut stand = Stand::new(&cuda, n);
