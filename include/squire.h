@@ -599,16 +599,17 @@ squire_status squire_chat_render(const squire_model *model,
  * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
  * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
  * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
- * SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and documents at a conversation's head, so they belong
- * into the first call: given later they are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
+ * SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
+ * documents at a conversation's head, so they belong into the first call: given later they are seen by the template and
+ * mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
 squire_status squire_chat_append(squire_session *session,
                                  const char *request_json,
                                  size_t request_len,
                                  uint64_t *added,
                                  squire_error **err);
 
-/* squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within a few milliseconds, and
- * the timeline is as it was. For requests that may be large, and templates that may take long. */
+/* squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
+ * of 50 MB within a second, and the timeline is as it was. For requests that may be large and templates that are not known. */
 squire_status squire_chat_append_until(squire_session *session,
                                        const char *request_json,
                                        size_t request_len,
