@@ -337,6 +337,15 @@ inline std::uint64_t append_chat(const session_handle &session, std::string_view
   return added;
 }
 
+/* The same until stop is set: then 0, and the timeline is as it was. */
+inline std::uint64_t append_chat(const session_handle &session, std::string_view request_json, const cancel &stop) {
+  std::uint64_t added = 0;
+  call([&](auto err) {
+    return squire_chat_append_until(session.get(), request_json.data(), request_json.size(), stop.get(), &added, err);
+  });
+  return added;
+}
+
 /* Keeps the first tokens. */
 inline void truncate(const session_handle &session, std::uint64_t keep) {
   call([&](auto err) { return squire_session_truncate(session.get(), keep, err); });

@@ -358,9 +358,10 @@ impl<'a> Breaker<'a> {
         let mut ids = Vec::new();
         let room = Room { ids: room, watch: &self.watch };
         memory::room_for(rendering.len().saturating_mul(4), "the rendering of a chat")?;
+        self.tokenizer.room_for_automata()?;
         self.tokenizer.added().split(rendering, breakable, |piece| match piece {
             Piece::Token(id) => self.tokenizer.push_within(id, room, &mut ids),
-            Piece::Text(text) => self.tokenizer.encode_within(&self.plain(&text), Control::None, room, &mut ids),
+            Piece::Text(text) => self.tokenizer.encode_more(&self.plain(&text), Control::None, room, &mut ids),
         })?;
         Ok(ids)
     }
