@@ -22,11 +22,10 @@ use tiny_model::{dense, moe, tiny};
 const THREADS: u64 = 16;
 
 /// What a thread may hear when others are in its way; everything else is a defect.
-const EXPECTED: [Fault; 8] = [
+const EXPECTED: [Fault; 7] = [
     Fault::SessionBudget,
     Fault::SessionBusy,
     Fault::Cancelled,
-    Fault::KvBudget,
     Fault::ContextFull,
     Fault::HostBudget,
     Fault::DistillerBusy,

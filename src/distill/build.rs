@@ -44,9 +44,13 @@ impl Distiller {
         let mut gathering = Gathering::default();
         let result = self.gather(&mut gathering, most, cancel, progress);
         let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
+        if result.is_err() {
+            // Under the learner's lock: a checkpoint that is taken next must not miss them.
+            self.0.state.lock().ended.extend(std::mem::take(&mut gathering).give_back());
+        }
         drop(learning);
         match &mut result {
-            Err(_) => self.0.state.lock().ended.extend(gathering.give_back()),
+            Err(_) => {}
             Ok(update) => {
                 self.set_aside(gathering.failed, update);
                 let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
@@ -119,7 +123,7 @@ impl Distiller {
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Update> {
-        let current = self.0.student.current();
+        let current = self.0.student.bind();
         let (weights, revision) = match &learning.unpublished {
             Some(unpublished) => (&unpublished.weights, None),
             None => (&current.weights, Some(current.number)),

@@ -118,22 +118,18 @@ impl Distiller {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
-        let Learning { learner: Some(learner), unpublished, .. } = &mut *learning else {
-            return Ok(student.current().number);
-        };
+        let unpublished = &mut learning.unpublished;
         let Some(applied) = unpublished else { return Ok(student.current().number) };
         check(applied)?;
         student.check_room(limit)?;
         let Some(Unpublished { weights, are_finite, update_kl }) = unpublished.take() else {
             return Ok(student.current().number);
         };
-        let published = student.publish(weights, limit);
-        if published.is_err() {
-            // An episode that began since the check took the room. The masters give the weights again.
-            let mut weights = Weights::like(student.config(), &student.current().weights)?;
-            weights.round_from(&student.model().device, &learner.masters);
+        student.publish_or_give_back(weights, limit).map_err(|refused| {
+            // An episode that began since the check took the room.
+            let (weights, e) = *refused;
             *unpublished = Some(Unpublished { weights, are_finite, update_kl });
-        }
-        published
+            e
+        })
     }
 }

@@ -87,7 +87,8 @@ pub struct squire_engine_options {
     /// weights only: no KV cache, activations, or what an update or a learner needs.
     pub host_budget: u64,
     /// Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
-    /// them: sessions at rest give up theirs and compute again when they are used, younger work waits. Results do not change.
+    /// them: sessions at rest give up theirs and compute again when they are used, younger work waits. On the processor
+    /// results do not change.
     pub kv_budget: u64,
     /// Takes the log lines; NULL, the default: nobody.
     pub log: squire_log_fn,

@@ -425,7 +425,9 @@ pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.
     if let Some(pulled) = unsafe { handle::peek(generation) } {
         pulled.released.store(true, Ordering::Release);
-        pulled.generation.cancel();
+        // A waiter on another thread keeps the object for a moment more; the session is free of it already. A child after
+        // fork() has no threads to let go for.
+        super::guard::guard_value((), || pulled.generation.let_go());
     }
     // SAFETY: as above.
     unsafe { handle::release(generation) }
@@ -475,9 +477,9 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             // SAFETY: the one release of the one reference.
             unsafe { squire_gen_release(handle as *mut squire_gen) };
+            assert_eq!(session.len().unwrap(), 19_000, "the session is idle whether or not the waiter has returned");
             let wanted = (SQUIRE_END, SQUIRE_EVENT_END, SQUIRE_FINISH_CANCELLED, 0);
             assert_eq!(waiter.join().unwrap(), wanted, "driven by the caller: {caller_driven}");
-            assert_eq!(session.len().unwrap(), 19_000);
             let extent = session.extent().unwrap();
             assert!(extent.pending > 0, "the prompt was not computed to its end: {extent:?}");
         }

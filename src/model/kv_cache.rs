@@ -150,6 +150,11 @@ impl KvCache {
         (self.len + n).div_ceil(PAGE).saturating_sub(self.pages.len()) + usize::from(shared)
     }
 
+    /// Whether the budget holds `n` positions more when nobody else holds a page.
+    pub fn fits_alone(&self, n: usize) -> bool {
+        (self.len + n).div_ceil(PAGE) <= self.pool.budget
+    }
+
     /// Whether a page would be free if this timeline let go of it.
     pub fn holds_a_page_alone(&self) -> bool {
         self.pages.iter().any(|page| Arc::strong_count(page) == 1)

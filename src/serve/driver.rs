@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::job::Job;
 use super::log::{Level, Log};
@@ -30,12 +31,15 @@ pub(super) struct Driver {
     worker: Option<JoinHandle<()>>,
 }
 
+/// How long a step in which nothing moves waits for news.
+const A_WHILE: Duration = Duration::from_millis(1);
+
 /// What everybody may look at.
 #[derive(Default)]
 struct Status {
     poisoned: AtomicBool,
-    /// somebody cancelled a job while another thread stepped
-    cancelled: AtomicBool,
+    /// somebody cancelled a job, or a model was released, and the stepper is to look, whoever holds it
+    news: AtomicBool,
     #[cfg(feature = "drill")]
     drill: AtomicBool,
 }
@@ -82,7 +86,15 @@ impl Stepper {
         if self.scheduler.is_idle() {
             return Ok(false);
         }
-        self.guarded(Scheduler::step)?;
+        let moved = self.guarded(Scheduler::step)?;
+        if !moved {
+            // Pages are on their way to whoever waits: with work that has not arrived, with a session that somebody is just
+            // using. Nobody wakes us for the second.
+            match self.arrivals.recv_timeout(A_WHILE) {
+                Ok(message) => self.arrive(message),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
         Ok(true)
     }
 
@@ -93,7 +105,7 @@ impl Stepper {
     }
 
     /// Runs `f`. A panic in it poisons the driver, fails every job, and is the error.
-    fn guarded(&mut self, f: impl FnOnce(&mut Scheduler, &Counters)) -> Result<()> {
+    fn guarded<T>(&mut self, f: impl FnOnce(&mut Scheduler, &Counters) -> T) -> Result<T> {
         #[cfg(feature = "drill")]
         let drilled = self.status.drill.load(Ordering::Acquire);
         #[cfg(not(feature = "drill"))]
@@ -103,7 +115,7 @@ impl Stepper {
             // A thread inherits its maker's mode, and the host may have set its own.
             let _floats = FloatEnv::scalars();
             assert!(!drilled, "a drill in a step");
-            f(scheduler, counters);
+            f(scheduler, counters)
         };
         catch_unwind(AssertUnwindSafe(run)).map_err(|payload| {
             let text = payload.downcast_ref::<String>().map(String::as_str);
@@ -212,24 +224,25 @@ impl Driver {
     /// it when its round is over, and nobody waits here.
     pub(super) fn end_cancelled(&self) {
         if let Some(stepper) = &self.stepper {
-            self.status.cancelled.store(true, Ordering::SeqCst);
-            self.end_cancelled_meanwhile(stepper);
+            self.status.news.store(true, Ordering::SeqCst);
+            self.look_at_news(stepper);
         }
     }
 
     /// Runs `f` on the stepper, and then what others could not do meanwhile.
     fn with<T>(&self, stepper: &Mutex<Stepper>, f: impl FnOnce(&mut Stepper) -> T) -> T {
         let done = f(&mut stepper.lock());
-        self.end_cancelled_meanwhile(stepper);
+        self.look_at_news(stepper);
         done
     }
 
-    fn end_cancelled_meanwhile(&self, stepper: &Mutex<Stepper>) {
-        // Whoever holds the lock looks again after letting go of it, so nothing that was cancelled is overlooked.
-        while self.status.cancelled.load(Ordering::SeqCst) {
+    fn look_at_news(&self, stepper: &Mutex<Stepper>) {
+        // Whoever holds the lock looks again after letting go of it, so no news is overlooked.
+        while self.status.news.load(Ordering::SeqCst) {
             let Some(mut stepper) = stepper.try_lock() else { return };
-            self.status.cancelled.store(false, Ordering::SeqCst);
+            self.status.news.store(false, Ordering::SeqCst);
             let ended = stepper.end_cancelled();
+            stepper.scheduler.forget_released();
             drop(stepper);
             report(&self.log, &ended);
         }
@@ -252,13 +265,10 @@ impl Driver {
 
     /// Says that a model was released: memory that only its rounds needed goes. Waits for nothing.
     pub(super) fn model_released(&self) {
-        // A driver that ends frees everything.
-        let _ = self.send(Message::ForgetReleased(None));
-        if let Some(stepper) = &self.stepper {
-            if let Some(mut stepper) = stepper.try_lock() {
-                stepper.take_arrivals();
-            }
-            self.end_cancelled_meanwhile(stepper);
+        match &self.stepper {
+            Some(_) => self.end_cancelled(),
+            // A driver that ends frees everything.
+            None => drop(self.send(Message::ForgetReleased(None))),
         }
     }
 

@@ -154,6 +154,15 @@ impl Generation {
     pub fn cancel(&self) {
         self.cancel.set();
     }
+
+    /// Cancels it for whoever will not pull it any more: the session's next call waits for its end. Waits for nothing.
+    pub(crate) fn let_go(&self) {
+        self.cancel.set();
+        if let Some(slot) = self.slot.upgrade() {
+            slot.release(self.work);
+        }
+        self.engine.end_cancelled();
+    }
 }
 
 /// How a generation ended, for somebody else than who pulls it.
@@ -169,10 +178,6 @@ impl Ending {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.cancel.set();
-        if let Some(slot) = self.slot.upgrade() {
-            slot.release(self.work);
-        }
-        self.engine.end_cancelled();
+        self.let_go();
     }
 }

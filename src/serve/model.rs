@@ -15,7 +15,7 @@ use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
 use super::log::Level;
-use super::revision::{Lineage, Revision};
+use super::revision::{Bound, Lineage, Revision};
 use super::slot::Slots;
 use super::timeline::check_ids;
 use crate::backend::ops::Sampling;
@@ -228,6 +228,11 @@ impl ServedModel {
         self.0.lineage.current()
     }
 
+    /// The same for whoever uses it for long: it counts among those alive until it is let go of.
+    pub(crate) fn bind(&self) -> Bound {
+        self.0.lineage.bind()
+    }
+
     /// Revisions that somebody still uses, the current one included.
     pub fn n_revisions_alive(&self) -> usize {
         self.0.lineage.n_alive()
@@ -242,7 +247,18 @@ impl ServedModel {
     /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
     /// weights of this model.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
-        weights.check(self.config())?;
+        self.publish_or_give_back(weights, limit).map_err(|refused| refused.1)
+    }
+
+    /// The same; what is refused comes back.
+    pub(crate) fn publish_or_give_back(
+        &self,
+        weights: Weights,
+        limit: usize,
+    ) -> std::result::Result<u64, Box<(Weights, Error)>> {
+        if let Err(e) = weights.check(self.config()) {
+            return Err(Box::new((weights, e)));
+        }
         let number = self.0.lineage.publish(weights, limit)?;
         self.engine().log(Level::Info, "model", &format!("revision {number} is published"));
         Ok(number)
@@ -255,7 +271,8 @@ impl ServedModel {
 
     /// Writes the current revision as a Hugging Face folder that loads again.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let revision = self.current();
+        // Bound, since it takes long: its memory counts meanwhile.
+        let revision = self.0.lineage.bind();
         let on_host =
             self.engine().device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
         let tensors = on_host.as_ref().unwrap_or(&revision.weights).tensors();

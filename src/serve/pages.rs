@@ -2,21 +2,23 @@
 //!
 //! A job runs once it holds the pages of all its pending rows. Where they cannot be had, sessions that rest give up
 //! theirs, the one that was used the longest ago first, then jobs that came later, the last one first; what they had
-//! computed is computed again when their turn comes, with the same bits. A job that finds no pages all the same waits for
-//! those before it, and those behind it that hold none wait with it. Only one that does not fit alone fails.
+//! computed is computed again when their turn comes (with the same bits on the processor; on a GPU prefill and decode agree
+//! within rounding). A job that finds no pages all the same waits for those before it, and those behind it that hold none
+//! wait with it. Pages may also be on their way: with a session whose host is just using it, with work that has not arrived,
+//! with a session that is being dropped; they are waited for too. Only a job that does not fit alone fails, and at once.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use super::job::{End, Job};
 use super::metrics::{Counters, add};
-use crate::error::Result;
+use crate::error::{Error, Fault, Result};
 
 /// What came of the asking.
 enum Asked {
     Runs,
     Waits,
-    Fails(crate::error::Error),
+    Fails(Error),
 }
 
 /// Sees to the pages of every job, in order of arrival. Returns which may run, and which end here by their identity.
@@ -59,6 +61,10 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
             Ok(()) => return Asked::Runs,
             Err(e) => e,
         };
+        let (pending, of_budget) = (jobs[i].pending(), refused.fault() == Fault::KvBudget);
+        if of_budget && !jobs[i].parts().0.kv.fits_alone(pending) {
+            return Asked::Fails(refused);
+        }
         if jobs[i].slot().slots().take_pages_of_the_oldest() {
             add(&counters.evicted, 1);
             continue;
@@ -66,7 +72,6 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         // Those that came later give way if that is enough.
         let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
         let theirs: usize = later.iter().map(|&j| held(&mut jobs[j])).sum();
-        let pending = jobs[i].pending();
         let kv = &jobs[i].parts().0.kv;
         let enough = kv.lacking(pending) <= kv.available() + theirs;
         let last = later.into_iter().rev().find(|&j| held(&mut jobs[j]) > 0);
@@ -77,6 +82,6 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
             continue;
         }
         let before = (0..i).any(|j| pool_of(&jobs[j]) == pool && held(&mut jobs[j]) > 0);
-        return if before { Asked::Waits } else { Asked::Fails(refused) };
+        return if before || of_budget { Asked::Waits } else { Asked::Fails(refused) };
     }
 }

@@ -131,10 +131,13 @@ impl Lineage {
         self.revisions.lock().check_room(limit)
     }
 
-    /// Makes `weights` the current revision and returns its number. Refused if more than `limit` would then be alive.
-    pub(super) fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
+    /// Makes `weights` the current revision and returns its number. Refused, and the weights given back, if more than
+    /// `limit` would then be alive.
+    pub(super) fn publish(&self, weights: Weights, limit: usize) -> std::result::Result<u64, Box<(Weights, Error)>> {
         let mut revisions = self.revisions.lock();
-        revisions.check_room(limit)?;
+        if let Err(e) = revisions.check_room(limit) {
+            return Err(Box::new((weights, e)));
+        }
         let number = revisions.current.number + 1;
         let replaced = revisions.replace(Revision::new(&self.total, number, weights));
         drop(revisions);

@@ -91,10 +91,12 @@ impl Scheduler {
     }
 
     /// One round.
-    pub(super) fn step(&mut self, counters: &Counters) {
+    ///
+    /// Returns whether anything came of it: nothing does where all wait for pages that are on their way.
+    pub(super) fn step(&mut self, counters: &Counters) -> bool {
         self.end_cancelled(counters);
         if self.rounds.run_ahead(&mut self.jobs, counters) {
-            return;
+            return true;
         }
         self.rounds.take_ahead(&mut self.jobs, counters);
         self.end_jobs(|job| {
@@ -103,6 +105,7 @@ impl Scheduler {
             done.then(|| job.model().device.finish().map_or_else(End::Failed, |()| End::Done))
         });
         let (runs, ends) = pages::reserve(&mut self.jobs, counters);
+        let waits = !self.jobs.is_empty() && ends.is_empty() && !runs.contains(&true);
         let shares = self.deal(&runs);
         let groups = self.group(shares);
         let alone = groups.len() == 1 && runs.iter().all(|&runs| runs);
@@ -120,6 +123,7 @@ impl Scheduler {
         }
         end_each(&mut self.jobs, ends);
         self.forget_released();
+        !waits
     }
 
     fn end_jobs(&mut self, mut end_of: impl FnMut(&mut Job) -> Option<End>) {

@@ -238,7 +238,7 @@ impl Session {
     /// Keeps, from now on, the hidden state of every row that predicts an action token.
     pub fn keep_hidden(&self) -> Result<()> {
         self.idle(|t| {
-            t.hidden.get_or_insert_default();
+            t.begin_to_keep_hidden();
             Ok(())
         })
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use super::revision::Bound;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// A session's timeline and the revision that it is bound to.
 pub(super) struct Slot {
@@ -20,6 +20,8 @@ pub(super) struct Slot {
     slots: Arc<Slots>,
     /// when it was last given work, by the clock of `slots`
     used: AtomicU64,
+    /// the latest work whose asker has let go of it: it ends by itself soon
+    released: AtomicU64,
 }
 
 struct State {
@@ -29,11 +31,8 @@ struct State {
 
 enum Whereabouts {
     Resting(Timeline),
-    /// with the job of that number; `released`: whoever asked for the work has let go of it, and it ends by itself soon
-    Working {
-        work: u64,
-        released: bool,
-    },
+    /// with the work of that number
+    Working(u64),
     /// its job died in a panic
     Lost,
 }
@@ -52,7 +51,8 @@ impl Slot {
     pub(super) fn new(slots: &Arc<Slots>, timeline: Timeline, revision: Bound) -> Arc<Slot> {
         let state = Mutex::new(State { whereabouts: Whereabouts::Resting(timeline), revision });
         let used = AtomicU64::new(slots.tick());
-        let slot = Arc::new(Slot { state, returned: Condvar::new(), slots: slots.clone(), used });
+        let slot =
+            Arc::new(Slot { state, returned: Condvar::new(), slots: slots.clone(), used, released: AtomicU64::new(0) });
         slots.add(&slot);
         slot
     }
@@ -62,38 +62,40 @@ impl Slot {
         self.state.lock().revision.clone()
     }
 
-    /// Runs `f` on the timeline while it rests. `SessionBusy` while somebody waits for work on it; work that was let go
-    /// of is waited for.
-    pub(super) fn resting<T>(&self, f: impl FnOnce(&mut Timeline, &mut Bound) -> Result<T>) -> Result<T> {
+    /// Waits until the timeline rests. `SessionBusy` while somebody waits for work on it; work that was let go of is
+    /// waited for.
+    fn rested(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock();
         loop {
-            let State { whereabouts, revision } = &mut *state;
-            match whereabouts {
-                Whereabouts::Resting(timeline) => return f(timeline, revision),
-                Whereabouts::Working { released: false, .. } => return Err(busy()),
-                Whereabouts::Working { released: true, .. } => self.returned.wait(&mut state),
+            match &state.whereabouts {
+                Whereabouts::Resting(_) => return Ok(state),
+                Whereabouts::Working(work) if *work == self.released.load(Ordering::SeqCst) => {
+                    self.returned.wait(&mut state);
+                }
+                Whereabouts::Working(_) => return Err(busy()),
                 Whereabouts::Lost => return Err(lost()),
             }
+        }
+    }
+
+    /// Runs `f` on the timeline once it rests.
+    pub(super) fn resting<T>(&self, f: impl FnOnce(&mut Timeline, &mut Bound) -> Result<T>) -> Result<T> {
+        let State { whereabouts, revision } = &mut *self.rested()?;
+        match whereabouts {
+            Whereabouts::Resting(timeline) => f(timeline, revision),
+            _ => Err(busy()),
         }
     }
 
     /// Takes the timeline out for work, if `prepare` agrees.
     pub(super) fn take<T>(&self, prepare: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<Out<T>> {
         let work = self.slots.tick();
-        let mut state = self.state.lock();
-        loop {
-            match &mut state.whereabouts {
-                Whereabouts::Resting(_) => break,
-                Whereabouts::Working { released: false, .. } => return Err(busy()),
-                Whereabouts::Working { released: true, .. } => self.returned.wait(&mut state),
-                Whereabouts::Lost => return Err(lost()),
-            }
-        }
-        let State { whereabouts, revision } = &mut *state;
+        let State { whereabouts, revision } = &mut *self.rested()?;
         let Whereabouts::Resting(timeline) = whereabouts else { return Err(busy()) };
         let prepared = prepare(timeline)?;
-        let working = Whereabouts::Working { work, released: false };
-        let Whereabouts::Resting(timeline) = std::mem::replace(whereabouts, working) else { return Err(busy()) };
+        let Whereabouts::Resting(timeline) = std::mem::replace(whereabouts, Whereabouts::Working(work)) else {
+            return Err(busy());
+        };
         self.used.store(work, Ordering::Relaxed);
         Ok(Out { work, timeline, revision: revision.clone(), prepared })
     }
@@ -114,11 +116,10 @@ impl Slot {
         drop(replaced);
     }
 
-    /// Says that nobody waits for this work any more: the next call on the session waits for its end instead.
-    pub(super) fn release(&self, done: u64) {
-        if let Whereabouts::Working { work, released } = &mut self.state.lock().whereabouts {
-            *released |= *work == done;
-        }
+    /// Says that nobody waits for this work any more: the next call on the session waits for its end instead. Takes no lock,
+    /// which a call that is rendering may hold for long.
+    pub(super) fn release(&self, work: u64) {
+        self.released.fetch_max(work, Ordering::SeqCst);
     }
 
     /// The other sessions of its model.
@@ -155,7 +156,8 @@ pub(super) struct Slots {
 
 impl Slots {
     fn tick(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::Relaxed)
+        // From 1: no work has the number 0.
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn add(&self, slot: &Arc<Slot>) {

@@ -132,7 +132,14 @@ impl Timeline {
         }
     }
 
-    /// Gives its pages to others. They come again with the same bits, so hidden states that were kept stay.
+    /// Begins to keep hidden states: those of rows that are computed from now on.
+    pub(super) fn begin_to_keep_hidden(&mut self) {
+        if self.hidden.is_none() {
+            (self.hidden, self.hidden_to) = (Some(Hidden::default()), self.kv.len() + 1);
+        }
+    }
+
+    /// Gives its pages to others. What was computed comes again, so hidden states that were kept stay.
     pub(super) fn give_up_pages(&mut self) {
         self.kv.truncate(0);
     }

@@ -238,6 +238,10 @@ impl ChatTemplate {
             .map(|messages| self.render(Json::List(messages), &options))
             .collect();
         options.watch.check()?;
+        if let Some(Err(e)) = renderings.iter().find(|r| matches!(r, Err(e) if e.fault() == Fault::OutOfHostMemory)) {
+            // That says nothing of the role, and is not remembered.
+            return Err(e.again());
+        }
         let known = renderings.iter().all(Result::is_err)
             || renderings.iter().flatten().any(|rendering| rendering.contains(probe));
         let mut roles = self.roles.lock();

@@ -132,7 +132,9 @@ impl Tokenizer {
         let mut is_added = memory::reserved(windows.len(), "the ids")?;
         is_added.resize(windows.len(), false);
         added.iter().for_each(|token| is_added[token.id as usize] = true);
-        let longest = windows.iter().map(|&(_, len)| len as usize).max().unwrap_or(0);
+        // An added token that stands in the vocabulary too has two readings, of which the table keeps one.
+        let texts = added.iter().map(|token| token.text.len());
+        let longest = windows.iter().map(|&(_, len)| len as usize).chain(texts).max().unwrap_or(0);
         Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special, is_added, longest })
     }
 
