@@ -411,11 +411,15 @@ static void content_is_never_control(squire_engine *engine) {
           SQUIRE_DETAIL_BAD_VALUE);
   CHECK(added == 9 && timeline(session, found, 512) == 0);
   squire_cancel *cancel = squire_cancel_create();
-  DONE(squire_chat_append_until(session, TEXT("{\"messages\": []}"), cancel, &added, &err));
+  squire_session *other = NULL;
+  DONE(squire_session_create(model, &other, &err));
+  DONE(squire_chat_append_until(other, TEXT(forged), cancel, NULL, &err));
+  squire_session_release(other);
   squire_cancel_set(cancel);
   added = 99;
-  CHECK(squire_chat_append_until(session, TEXT(forged), cancel, &added, &err) == SQUIRE_CANCELLED);
-  CHECK(added == 99 && !err);
+  squire_error *stopped = NULL;
+  CHECK(squire_chat_append_until(session, TEXT(forged), cancel, &added, &stopped) == SQUIRE_CANCELLED);
+  CHECK(added == 99 && !stopped);
   squire_cancel_release(cancel);
   DONE(squire_chat_append(session, TEXT(forged), &added, &err));
   CHECK(added == n && timeline(session, found, 512) == n && memcmp(found, ids, n * sizeof *ids) == 0);
