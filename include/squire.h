@@ -339,7 +339,8 @@ typedef struct {
    * weights only: no KV cache, activations, or what an update or a learner needs. */
   uint64_t host_budget;
   /* Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
-   * them: sessions at rest give up theirs and compute again when they are used, younger work waits. Results do not change. */
+   * them: sessions at rest give up theirs and compute again when they are used, younger work waits. On the processor
+   * results do not change. */
   uint64_t kv_budget;
   /* Takes the log lines; NULL, the default: nobody. */
   squire_log_fn log;

@@ -19,7 +19,6 @@ use squire::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
 use squire::serve::{Cancel, Engine, EngineOptions, GenerationOptions, ServedModel, Session};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
-use std::sync::Mutex;
 
 /// The system's allocator, which refuses on demand.
 struct Refusing;
@@ -71,9 +70,6 @@ unsafe impl GlobalAlloc for Refusing {
 #[global_allocator]
 static ALLOCATOR: Refusing = Refusing;
 
-/// One test at a time: they share the allocator.
-static TURN: Mutex<()> = Mutex::new(());
-
 /// Runs `call` again and again, each time with the next request of at least `least` bytes refused, until it gets all that
 /// it asks for. Returns how many times it was refused something.
 fn sweep(what: &str, least: usize, mut call: impl FnMut() -> Result<()>) -> usize {
@@ -109,9 +105,7 @@ fn config(sparse: bool) -> ModelConfig {
 /// Requests of a page and more: with the extents above everything that grows with model, context or batch.
 const LARGE: usize = 4 << 10;
 
-#[test]
 fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let ids: Vec<i32> = (0..170).map(|i| i * 37 % 5000).collect();
     for sparse in [false, true] {
         for (compute, dtype) in [(Compute::Bf16, Dtype::Bf16), (Compute::F32, Dtype::F16)] {
@@ -171,9 +165,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
     }
 }
 
-#[test]
 fn calls_of_an_engine_end_with_out_of_host_memory_and_it_serves_on() {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m");
     let options = || EngineOptions { n_threads: 2, caller_driven: true, ..EngineOptions::default() };
@@ -202,4 +194,11 @@ fn calls_of_an_engine_end_with_out_of_host_memory_and_it_serves_on() {
     assert!(sweep("loading and generating", LARGER, fresh) > 10);
     let again = started(&model).unwrap().generate(options()).unwrap().collect().unwrap().0.ids;
     assert_eq!(again, wanted);
+}
+
+/// One test: the allocator refuses every thread, also that of the harness, which asks for memory whenever a test ends.
+#[test]
+fn memory_that_runs_out_anywhere_is_an_error_and_no_abort() {
+    passes_over_a_model_end_with_out_of_host_memory_and_never_abort();
+    calls_of_an_engine_end_with_out_of_host_memory_and_it_serves_on();
 }

@@ -30,6 +30,8 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_model_sizes", "tokenizer_ids"),
     ("squire_checkpoint_probe", "step"),
     ("squire_chat_append", "added"),
+    ("squire_chat_append_until", "cancel"),
+    ("squire_chat_append_until", "added"),
     ("squire_gen_start", "options"),
     ("squire_distiller_create", "teacher"),
     ("squire_distiller_resume", "teacher"),
