@@ -236,10 +236,14 @@ fn broken_checkpoints_are_refused_by_name() {
         refused(name, Fault::MissingFile);
         fs::write(&file, &good).unwrap();
     }
-    // A folder of a later step that is nothing at all is not passed over in silence.
-    fs::create_dir(folder.path().join("step-00000009")).unwrap();
-    refused("empty newest", Fault::CheckpointForm);
-    fs::remove_dir(folder.path().join("step-00000009")).unwrap();
+    // A folder of a later step that holds but one of the files is not passed over in silence.
+    let damaged = folder.path().join("step-00000009");
+    for left in ["state.json", "masters.safetensors"] {
+        fs::create_dir(&damaged).unwrap();
+        fs::write(damaged.join(left), "").unwrap();
+        refused("damaged newest", Fault::CheckpointForm);
+        fs::remove_dir_all(&damaged).unwrap();
+    }
     // A far step is not believed, even where folder and state agree.
     fs::rename(&at, folder.path().join("step-18446744073709551615")).unwrap();
     let mut far = whole.clone();
@@ -304,6 +308,26 @@ fn only_folders_that_hold_exactly_a_checkpoint_are_ever_removed() {
     assert!(["state.json", "masters.safetensors"].iter().all(|name| at.join(name).exists()));
     assert!(root.join("step-00000003").is_dir() && !root.join("step-00000002-1").exists());
     assert_eq!(resume(Kind::Dense, Compute::F32, root).step(), 3);
+}
+
+#[test]
+fn a_host_s_folder_by_the_name_of_a_later_checkpoint_stands_in_nobody_s_way_and_a_damaged_one_does() {
+    let (folder, _) = checkpoint();
+    let root = folder.path();
+    let thesis = root.join("step-99999999/thesis.txt");
+    fs::create_dir(thesis.parent().unwrap()).unwrap();
+    fs::write(&thesis, "years of work").unwrap();
+    fs::create_dir(root.join("step-00000009")).unwrap();
+    assert_eq!(Distiller::checkpoint(root).unwrap(), Some(1));
+    let d = resume(Kind::Dense, Compute::F32, root);
+    one_update(&d);
+    d.save(root).unwrap();
+    assert_eq!(names(root), ["step-00000002", "step-00000009", "step-99999999"]);
+    assert_eq!(fs::read(&thesis).unwrap(), b"years of work");
+    // One of a checkpoint's files, and it may be a later run's.
+    fs::write(thesis.with_file_name("second_moments.safetensors"), "").unwrap();
+    assert_eq!(fault(Distiller::checkpoint(root).map(|_| ())), Fault::CheckpointForm);
+    assert_eq!(fault(d.save(root)), Fault::CheckpointMismatch);
 }
 
 /// What a call says that must not wait for anybody.

@@ -5,8 +5,8 @@
 //! written aside, synced and renamed: at every moment the newest folder is whole. Older ones are removed
 //! only after that, and what a killed save left behind by the next one. Resuming takes the newest.
 //!
-//! A folder is removed only if it holds exactly the files of a checkpoint, whatever it is called; and what is no folder is
-//! none, whatever it is called.
+//! A folder is removed only if it holds exactly the files of a checkpoint, whatever it is called; and what is no folder, or
+//! holds none of those files, is none, whatever it is called.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -254,10 +254,11 @@ fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries.map(named).collect()
 }
 
-/// The checkpoints in a folder, by the names of its folders, and of links to some.
+/// The checkpoints in a folder, by the names of its folders, and of links to some. One that holds none of a checkpoint's
+/// files is none but the host's; one that holds some may be damaged, and is not passed over.
 fn checkpoints(path: &Path) -> Result<Vec<Checkpoint>> {
     let parse = |(name, folder): (String, PathBuf)| {
-        let (step, serial) = numbers(&name).filter(|_| folder.is_dir())?;
+        let (step, serial) = numbers(&name).filter(|_| folder.is_dir() && LAYOUT.is_any(&folder))?;
         Some(Checkpoint { step, serial, folder })
     };
     Ok(entries(path)?.into_iter().filter_map(parse).collect())

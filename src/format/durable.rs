@@ -21,6 +21,16 @@ pub fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| failed(path, e))
 }
 
+/// Lets `place` move something into its place in the folder `parent`, and syncs that. Once it is moved the write is done:
+/// a folder that cannot be synced, as one that may be written and not read, takes nothing back.
+fn move_in(parent: &Path, place: impl FnOnce() -> Result<()>) -> Result<()> {
+    // Before, while the folder is sure to be the one.
+    let folder = File::open(parent);
+    place()?;
+    let _ = folder.and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
 fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
     let no_name = || Error::new(Fault::CannotWrite, format!("{}: the path has no last name", path.display()));
     leftovers::beside(path, ending).ok_or_else(no_name)
@@ -34,7 +44,7 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Writes a file: `fill` writes its bytes under a temporary name, which is synced and renamed to
-/// `path`; then the folder is synced.
+/// `path`; then the folder is synced, if it can be.
 ///
 /// Errors: `CannotWrite`; the old file, if any, is then untouched.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
@@ -44,18 +54,20 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<(
     let written = fill(&mut writer)
         .and_then(|()| writer.into_inner().map_err(io::IntoInnerError::into_error))
         .and_then(|file| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(e) = written {
+        .map_err(|e| failed(path, e));
+    let rename = || fs::rename(&temporary, path).map_err(|e| failed(path, e));
+    let placed = written.and_then(|()| move_in(parent(path), rename));
+    if placed.is_err() {
         // Best effort: the error that brought us here matters more than this one.
         let _ = fs::remove_file(&temporary);
-        return Err(failed(path, e));
     }
-    sync_folder(parent(path))
+    placed
 }
 
 /// Makes or replaces the folder `dir`: `fill` gets a fresh temporary folder beside it, which is synced
 /// and moved into place. A folder that is already there is replaced only if it is empty or holds exactly what `layout` says;
-/// so a wrong path never costs anyone their files. What earlier saves that were killed have left is cleared first.
+/// so a wrong path never costs anyone their files. What earlier saves that were killed have begun is cleared first, what they
+/// had replaced last.
 ///
 /// Errors: `CannotWrite`, or what `fill` returns; the old folder is then where it was. Once the new one stands in its
 /// place the save is done: what cannot be deleted of the old one is left to the next.
@@ -73,15 +85,17 @@ pub fn replace_folder(dir: &Path, layout: &Layout, fill: impl FnOnce(&Path) -> R
     let temporary = beside(&dir, "tmp")?;
     fs::create_dir(&temporary).map_err(|e| failed(&temporary, e))?;
     let _lock = leftovers::lock(&temporary);
-    let placed = fill(&temporary).and_then(|()| sync_folder(&temporary)).and_then(|()| match exists {
+    let place = || match exists {
         true if system::exchange(&temporary, &dir) => Ok(()),
         true => in_two_steps(&temporary, &dir, layout),
         false => fs::rename(&temporary, &dir).map_err(|e| failed(&dir, e)),
-    });
+    };
+    let placed = fill(&temporary).and_then(|()| sync_folder(&temporary)).and_then(|()| move_in(parent, place));
     // The unfinished new folder, or the old one; best effort.
     let _ = layout.delete(&temporary);
     placed?;
-    sync_folder(parent)
+    leftovers::sweep_replaced(&dir, parent, layout);
+    Ok(())
 }
 
 fn check_replaceable(dir: &Path, layout: &Layout) -> Result<()> {
@@ -100,9 +114,11 @@ fn check_replaceable(dir: &Path, layout: &Layout) -> Result<()> {
 /// empty.
 fn in_two_steps(temporary: &Path, dir: &Path, layout: &Layout) -> Result<()> {
     let old = beside(dir, "old")?;
+    // Another container's process may bear this one's number: the lock tells it that the old folder is in use.
+    let _lock = leftovers::lock(dir);
     fs::rename(dir, &old).map_err(|e| failed(dir, e))?;
     if let Err(e) = fs::rename(temporary, dir) {
-        // Put the old folder back; if even that fails the next save or load does.
+        // Put the old folder back; if even that fails the next process does.
         let _ = fs::rename(&old, dir);
         return Err(failed(dir, e));
     }
@@ -124,7 +140,7 @@ pub fn remove_folder(dir: &Path, layout: &Layout) -> Result<bool> {
     Ok(true)
 }
 
-/// Clears what saves that were killed have left in the folder `parent`, of folders of this layout whose names are places.
+/// Clears what saves that were killed have begun in the folder `parent`, of folders of this layout whose names are places.
 pub fn clear_leftovers(parent: &Path, layout: &Layout, is_place: impl Fn(&str) -> bool) {
     leftovers::sweep(parent, layout, is_place);
 }
@@ -180,6 +196,81 @@ mod tests {
         // The second of them fails: the old folder is back.
         in_two_steps(&temporary, &dir, &LAYOUT).unwrap_err();
         assert_eq!((fs::read(dir.join("a")).unwrap(), names(root.path())), (b"2".to_vec(), vec!["m".to_string()]));
+    }
+
+    #[test]
+    fn a_kill_between_the_two_renames_loses_nothing_even_if_the_next_save_fails() {
+        // A dead process, and one that bore this one's number, as in a container.
+        for pid in [i32::MAX as u32, std::process::id()] {
+            for host_makes_the_folder in [false, true] {
+                let root = tempfile::tempdir().unwrap();
+                let dir = root.path().join("m");
+                // The kill: the old folder is aside, the new one whole and not yet in its place.
+                replace_folder(&root.path().join("new"), &LAYOUT, put("2")).unwrap();
+                fs::rename(root.path().join("new"), root.path().join(format!(".m.{pid}-0.tmp"))).unwrap();
+                replace_folder(&dir, &LAYOUT, put("1")).unwrap();
+                fs::rename(&dir, root.path().join(format!(".m.{pid}-1.old"))).unwrap();
+                if host_makes_the_folder {
+                    fs::create_dir(&dir).unwrap();
+                }
+                replace_folder(&dir, &LAYOUT, |_| Err(Error::new(Fault::NotFinite, "no"))).unwrap_err();
+                assert_eq!((fs::read(dir.join("a")).unwrap(), names(root.path())), (b"1".to_vec(), vec!["m".into()]));
+                replace_folder(&dir, &LAYOUT, put("3")).unwrap();
+                assert_eq!((fs::read(dir.join("a")).unwrap(), names(root.path())), (b"3".to_vec(), vec!["m".into()]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_replaced_folder_is_cleared_only_once_a_new_one_stands() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, old) = (root.path().join("m"), root.path().join(format!(".m.{}-1.old", i32::MAX)));
+        replace_folder(&dir, &LAYOUT, put("1")).unwrap();
+        fs::rename(&dir, &old).unwrap();
+        replace_folder(&root.path().join("n"), &LAYOUT, put("2")).unwrap();
+        fs::rename(root.path().join("n"), &dir).unwrap();
+        replace_folder(&dir, &LAYOUT, |_| Err(Error::new(Fault::NotFinite, "no"))).unwrap_err();
+        assert!(old.exists());
+        replace_folder(&dir, &LAYOUT, put("3")).unwrap();
+        assert_eq!(names(root.path()), ["m"]);
+    }
+
+    #[test]
+    fn a_save_after_a_kill_under_the_same_process_number_succeeds_and_clears_up() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("m");
+        for n in 0..32 {
+            let left = root.path().join(format!(".m.{}-{n}.tmp", std::process::id()));
+            fs::create_dir(&left).unwrap();
+            put("1")(&left).unwrap();
+        }
+        replace_folder(&dir, &LAYOUT, put("2")).unwrap();
+        assert_eq!((fs::read(dir.join("a")).unwrap(), names(root.path())), (b"2".to_vec(), vec!["m".to_string()]));
+    }
+
+    #[test]
+    fn what_was_moved_into_its_place_is_done_even_if_the_folder_around_it_cannot_be_synced() {
+        let nowhere = Path::new("/nowhere/at/all");
+        move_in(nowhere, || Ok(())).unwrap();
+        move_in(nowhere, || Err(Error::new(Fault::NotFinite, "no"))).unwrap_err();
+    }
+
+    /// Root may read it all the same.
+    #[test]
+    #[cfg(unix)]
+    fn a_folder_that_may_be_written_and_not_read_takes_saves() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let (dir, file) = (root.path().join("m"), root.path().join("f"));
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o300)).unwrap();
+        let saved = [put("1"), put("2")].map(|fill| replace_folder(&dir, &LAYOUT, fill));
+        let written = write_file(&file, |w| w.write_all(b"new"));
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        saved.into_iter().chain([written]).for_each(|result| result.unwrap());
+        assert_eq!(
+            (fs::read(dir.join("a")).unwrap(), names(root.path())),
+            (b"2".to_vec(), vec!["f".into(), "m".into()])
+        );
     }
 
     #[test]

@@ -28,6 +28,14 @@ impl Layout {
         is_folder && matches!(self.foreign(dir), Ok(None)) && self.missing(dir).is_none()
     }
 
+    /// Whether `dir` holds any of the required files, so that it may be one that was damaged. What cannot be looked at
+    /// may be there.
+    pub fn is_any(&self, dir: &Path) -> bool {
+        let is_absent =
+            |name: &&str| matches!(dir.join(name).symlink_metadata(), Err(e) if e.kind() == io::ErrorKind::NotFound);
+        !self.required.iter().all(is_absent)
+    }
+
     /// A required file that is not there.
     pub(super) fn missing(&self, dir: &Path) -> Option<&'static str> {
         self.required.iter().copied().find(|name| dir.join(name).symlink_metadata().is_err())
@@ -123,6 +131,9 @@ pub(super) mod tests {
         let others = [&[][..], &["a"], &["a", "c"], &["a", "b", "d"], &["a", "b", "texts/x"], &["a", "b/x"]];
         for other in others.into_iter().chain([&["a", "b", "texts/more/x.txt"][..], &["a", "b", ".a.7-0.tmp"]]) {
             assert!(!LAYOUT.is_whole(folder(other).path()), "{other:?}");
+        }
+        for (files, any) in [(&[][..], false), (&["thesis", "c", "texts/x.txt"], false), (&["b", "thesis"], true)] {
+            assert_eq!(LAYOUT.is_any(folder(files).path()), any, "{files:?}");
         }
         assert!(!LAYOUT.is_whole(&folder(&["a"]).path().join("a")));
         assert!(!LAYOUT.is_whole(Path::new("/nowhere")));
