@@ -34,7 +34,14 @@
  * Defects: a panic inside the library never crosses into the caller. The call answers SQUIRE_E_PANIC, and the object it
  * worked on answers SQUIRE_E_POISONED from then on to all but release. Nothing is written to standard output or error.
  *
- * A process made by fork() cannot use the objects of its parent: calls answer SQUIRE_E_STATE, release does nothing.
+ * Memory: what grows with a model, a context, a batch, a text or a document is asked for, and where it cannot be had the
+ * call answers SQUIRE_E_HOST_MEMORY and changes nothing. Documents and templates are bounded in bytes and values, and room
+ * for what parsing them takes is asked for beforehand. What is left are small allocations, some kilobytes a call, and those
+ * of the parsers while others take the memory that was just found free: where these fail, the process ends, as everywhere
+ * in C++ and Rust. On a thread for which the C library can make no arena (64 to 128 MiB of address space) that is likelier.
+ *
+ * A process made by fork() cannot use the objects of its parent: calls answer SQUIRE_E_STATE, release does nothing. It may
+ * make an engine of its own.
  *
  * The part under SQUIRE_EXPERIMENTAL may change between minor versions. */
 
