@@ -806,10 +806,10 @@ squire_status squire_distiller_create(squire_model *student,
                                       squire_error **err);
 
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
- * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if model, vocabulary or settings are
- * not the checkpoint's, but for steps, which may be more (schedules by the fraction of the run go on by the new number),
- * and max_update_kl and refuse_update_kl.
- * Otherwise as squire_distiller_create. Blocks. Any thread. */
+ * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
+ * model, vocabulary or settings are not the checkpoint's, but for steps, which may be more (schedules by the fraction of
+ * the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
+ * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
@@ -849,7 +849,8 @@ squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *re
  * refused all the same. Any thread. */
 squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
 
-/* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is NULL. Any thread. */
+/* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
+ * NULL. Any thread. */
 squire_status squire_distiller_discard(squire_distiller *distiller,
                                        uint64_t *thrown_away,
                                        squire_error **err);

@@ -91,10 +91,10 @@ pub unsafe extern "C" fn squire_distiller_create(
 }
 
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
-/// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if model, vocabulary or settings are
-/// not the checkpoint's, but for steps, which may be more (schedules by the fraction of the run go on by the new number),
-/// and max_update_kl and refuse_update_kl.
-/// Otherwise as squire_distiller_create. Blocks. Any thread.
+/// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
+/// model, vocabulary or settings are not the checkpoint's, but for steps, which may be more (schedules by the fraction of
+/// the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(
     student: *mut squire_model,
@@ -209,7 +209,8 @@ pub unsafe extern "C" fn squire_distiller_publish_anyway(
     }
 }
 
-/// Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is NULL. Any thread.
+/// Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
+/// NULL. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_discard(
     distiller: *mut squire_distiller,
