@@ -136,6 +136,7 @@ fn calls() {
     buffer.write(&bytes).unwrap();
     assert_eq!(buffer.read().unwrap(), bytes);
     let twin = cuda.allocate(1000).unwrap();
+    // SAFETY: both buffers live, and hold the bytes that are copied and filled.
     unsafe {
         cuda.api().copy(twin.address(), buffer.address() + 5, 1000).unwrap();
         cuda.api().fill(twin.address(), 7, 500).unwrap();
@@ -195,10 +196,11 @@ struct Args {
 // SAFETY: sixteen bytes, all initialised; the made-up driver reads the first four.
 unsafe impl KernelArgs for Args {}
 
-// SAFETY: the same, and one field less than the kernel takes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Short(i32);
+
+// SAFETY: four initialised bytes, fewer than the kernel takes, which is what is to be refused.
 unsafe impl KernelArgs for Short {}
 
 fn launches() {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use squire::format::mmap::Bytes;
+use squire::format::Bytes;
 use squire::format::safetensors::parse;
 
 fuzz_target!(|data: &[u8]| {
@@ -10,8 +10,8 @@ fuzz_target!(|data: &[u8]| {
         Err(e) => assert!(e.message().len() < 2000, "a message of {} bytes", e.message().len()),
         Ok(tensors) => {
             for (_, t) in tensors {
-                assert_eq!(t.bytes.len(), t.shape.elements() * t.dtype.bytes());
-                std::hint::black_box(t.bytes.iter().fold(0u8, |sum, b| sum ^ b));
+                assert_eq!(t.bytes.len(), t.shape.elements() * t.dtype.size());
+                std::hint::black_box(t.bytes.as_slice().iter().fold(0u8, |sum, b| sum ^ b));
             }
         }
     }
