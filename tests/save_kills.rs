@@ -104,7 +104,7 @@ fn twelve_kills_amid_saves_leave_whole_folders_and_nothing_after_the_next_save()
 
 /// The long form: cargo test --release --test save_kills -- --ignored --nocapture
 #[test]
-#[ignore = "the long form of the test above"]
+#[ignore = "takes long and finds what the short form above finds less often; run by hand"]
 fn a_hundred_kills_amid_saves_leave_whole_folders_and_nothing_after_the_next_save() {
     kill_saves(100);
 }
