@@ -851,9 +851,7 @@ squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint6
 
 /* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
  * NULL. Any thread. */
-squire_status squire_distiller_discard(squire_distiller *distiller,
-                                       uint64_t *thrown_away,
-                                       squire_error **err);
+squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
 
 /* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
