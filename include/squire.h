@@ -511,6 +511,16 @@ squire_status squire_tokenize(const squire_model *model,
                               squire_tokens **out,
                               squire_error **err);
 
+/* squire_tokenize that cancel (may be NULL) stops from another thread, within milliseconds: SQUIRE_CANCELLED. For text that
+ * may be large; one word of 50 MB takes most of a minute. */
+squire_status squire_tokenize_until(const squire_model *model,
+                                    const char *text,
+                                    size_t text_len,
+                                    uint32_t flags,
+                                    const squire_cancel *cancel,
+                                    squire_tokens **out,
+                                    squire_error **err);
+
 /* The text of ids; bytes that are not UTF-8 become U+FFFD. flags: SQUIRE_DETOKENIZE_SKIP_SPECIAL or 0.
  * SQUIRE_E_ARGUMENT for ids outside the vocabulary, SQUIRE_E_IO (detail MISSING_FILE) if the model has no tokenizer.
  * Any thread. */
@@ -616,6 +626,15 @@ squire_status squire_chat_render(const squire_model *model,
                                  size_t request_len,
                                  squire_tokens **out,
                                  squire_error **err);
+
+/* squire_chat_render that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
+ * of 50 MB within a second. For requests that may be large and templates that are not known. */
+squire_status squire_chat_render_until(const squire_model *model,
+                                       const char *request_json,
+                                       size_t request_len,
+                                       const squire_cancel *cancel,
+                                       squire_tokens **out,
+                                       squire_error **err);
 
 /* Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
  * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
@@ -935,6 +954,15 @@ squire_status squire_episode_observe(squire_episode *episode,
                                      size_t messages_len,
                                      uint64_t *added,
                                      squire_error **err);
+
+/* squire_episode_observe that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of an
+ * observation of 50 MB within a second, and the episode is as it was. For environments that may say much. */
+squire_status squire_episode_observe_until(squire_episode *episode,
+                                           const char *messages_json,
+                                           size_t messages_len,
+                                           const squire_cancel *cancel,
+                                           uint64_t *added,
+                                           squire_error **err);
 
 /* The same with ids, for hosts that render for themselves and for models without a tokenizer. Ids that begin the actor's
  * turn, as a rendering with add_generation_prompt does, begin it: no generation prompt is added then. Any thread. */

@@ -297,9 +297,23 @@ inline ids render_chat(const model_handle &model, std::string_view request_json)
   }));
 }
 
+/* The same until stop is set: then none. */
+inline ids render_chat(const model_handle &model, std::string_view request_json, const cancel &stop) {
+  return list(make<tokens_handle>([&](auto out, auto err) {
+    return squire_chat_render_until(model.get(), request_json.data(), request_json.size(), stop.get(), out, err);
+  }));
+}
+
 inline ids tokenize(const model_handle &model, std::string_view text, std::uint32_t flags = 0) {
   return list(make<tokens_handle>([&](auto out, auto err) {
     return squire_tokenize(model.get(), text.data(), text.size(), flags, out, err);
+  }));
+}
+
+/* The same until stop is set: then none. */
+inline ids tokenize(const model_handle &model, std::string_view text, std::uint32_t flags, const cancel &stop) {
+  return list(make<tokens_handle>([&](auto out, auto err) {
+    return squire_tokenize_until(model.get(), text.data(), text.size(), flags, stop.get(), out, err);
   }));
 }
 
@@ -534,6 +548,14 @@ inline void observe(const episode_handle &episode, std::string_view messages_jso
   call([&](auto err) {
     return squire_episode_observe(episode.get(), messages_json.data(), messages_json.size(), nullptr, err);
   });
+}
+
+/* The same until stop is set: then false, and the episode is as it was. */
+inline bool observe(const episode_handle &episode, std::string_view messages_json, const cancel &stop) {
+  const char *const data = messages_json.data();
+  return call([&](auto err) {
+    return squire_episode_observe_until(episode.get(), data, messages_json.size(), stop.get(), nullptr, err);
+  }) == SQUIRE_OK;
 }
 
 inline void observe(const episode_handle &episode, const ids &tokens) {

@@ -56,7 +56,7 @@ fn a_cpp_program_uses_the_wrapper() {
 #[test]
 fn children_of_a_busy_host_make_engines_of_their_own() {
     let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/forks.c"));
-    program.run([folders::golden("dense_f32"), "40".into()]);
+    program.run([folders::golden("dense_f32"), "200".into()]);
 }
 
 #[test]

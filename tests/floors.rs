@@ -227,8 +227,6 @@ fn the_forward_pass_is_written_once_and_called_where_it_should_be() {
 
 /// Floors whose files are held to an order among themselves.
 const ORDERED: [&str; 5] = ["backend", "model", "serve", "distill", "ffi"];
-/// Circles of files that there still are, exactly: whoever breaks one takes it out, and nobody adds one.
-const CIRCLES: [(&str, &[&str]); 1] = [("ffi", &["ffi/error.rs", "ffi/guard.rs", "ffi/handle.rs", "ffi/text.rs"])];
 
 /// The files of one floor and what each imports of the others.
 ///
@@ -405,9 +403,8 @@ fn files_of_a_floor_import_each_other_in_one_direction() {
         let n: usize = read.imports.values().map(BTreeSet::len).sum();
         println!("{floor}: {} files, {n} imports", read.imports.len());
         assert!(n >= read.imports.len() / 2, "only {n} imports were found in {floor}: the reader is broken");
-        let known: Vec<Vec<&str>> =
-            CIRCLES.iter().filter(|(of, _)| *of == floor).map(|(_, files)| files.to_vec()).collect();
-        assert_eq!(read.circles(), known, "circles of files in {floor}; {:#?}", read.imports);
+        let circles = read.circles();
+        assert!(circles.is_empty(), "circles of files in {floor}: {circles:?}; {:#?}", read.imports);
     }
 }
 

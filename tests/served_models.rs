@@ -1,16 +1,26 @@
 //! Models of an engine through the public interface: revisions, folders written and read again, budgets.
 
+#[path = "support/folders.rs"]
+#[allow(dead_code)] // other tests use the rest
+mod folders;
 #[path = "support/tiny_model.rs"]
 mod tiny_model;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use squire::backend::Compute;
 use squire::backend::page::PAGE;
 use squire::error::{Error, Fault};
 use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
-use squire::serve::{Cancel, Engine, EngineOptions, Finish, GenerationOptions, LoadOptions, ServedModel, Session};
+use squire::serve::{
+    Cancel, Engine, EngineOptions, Finish, GenerationOptions, LoadOptions, Next, ServedModel, Session,
+};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
+use squire::text::{RenderOptions, Watch};
 use tiny_model::{dense, moe, tiny};
 
 fn engine(change: impl FnOnce(&mut EngineOptions)) -> Engine {
@@ -205,7 +215,7 @@ fn a_timeline_beyond_the_kv_budget_is_a_refusal_that_leaves_its_session_usable()
     let mut came = Vec::new();
     let refused = loop {
         match generation.next(None) {
-            Ok(squire::serve::Next::Chunk(chunk)) => came.extend(chunk.ids),
+            Ok(Next::Chunk(chunk)) => came.extend(chunk.ids),
             Ok(other) => panic!("{other:?}"),
             Err(e) => break e.fault(),
         }
@@ -318,6 +328,68 @@ fn older_work_takes_the_pages_of_younger_work_which_comes_through_later() {
     assert_eq!(younger.collect().unwrap().0.ids, wanted[1]);
     assert!(engine.metrics().preempted > 0, "{:?}", engine.metrics());
     assert_eq!(b.score(&scored, 0, &Cancel::default()).unwrap().len(), 15);
+}
+
+#[test]
+fn what_fits_nowhere_is_refused_and_takes_nothing_from_others() {
+    let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    for caller_driven in [false, true] {
+        let engine = engine(|o| (o.kv_budget, o.caller_driven) = (4 * page, caller_driven));
+        let model = tiny(&engine, &dense(), Dtype::Bf16, 1);
+        let rests = session_of(&model, &ids(1, 2 * PAGE));
+        rests.prefill(&Cancel::default()).unwrap();
+        let big = session_of(&model, &ids(2, 5 * PAGE));
+        assert_eq!(fault(big.prefill(&Cancel::default())), Fault::KvBudget);
+        assert_eq!(fault(generate(&big, 1)), Fault::KvBudget);
+        assert_eq!((rests.extent().unwrap().pending, model.kv_pages(), engine.metrics().evicted), (0, 2, 0));
+    }
+}
+
+#[test]
+fn pages_of_a_session_that_its_host_is_using_are_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    folders::write_chat_model(&folder.path().join("chat"), 1);
+    let load = |engine: &Engine| engine.load(&folder.path().join("chat"), LoadOptions::default()).unwrap();
+    let roomy = load(&engine(|_| {}));
+    let page = roomy.model().page_shape().bytes() as u64;
+    let model = load(&engine(|o| o.kv_budget = 4 * page));
+    let used = session_of(&model, &vec![7; 3 * PAGE]);
+    used.prefill(&Cancel::default()).unwrap();
+    // The host is inside a call on that session until it is let on.
+    let (inside, on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let watch = {
+        let (inside, on) = (inside.clone(), on.clone());
+        Watch::on(move || {
+            inside.store(true, Ordering::SeqCst);
+            while !on.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            false
+        })
+    };
+    let other = session_of(&model, &vec![9; 2 * PAGE]);
+    std::thread::scope(|scope| {
+        let messages = serde_json::json!([{"role": "user", "content": "hello"}]);
+        let options = RenderOptions { watch, ..RenderOptions::default() };
+        let used = &used;
+        let appended = scope.spawn(move || used.append_chat(messages, &options).map(|added| added.len()));
+        while !inside.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let options = GenerationOptions { max_tokens: 5, seed: 4, ..GenerationOptions::default() };
+        let waits = other.generate(options).unwrap();
+        let early = waits.next(Some(Duration::from_millis(50))).unwrap();
+        on.store(true, Ordering::SeqCst);
+        assert!(matches!(early, Next::Timeout), "it was neither refused nor served: {early:?}");
+        let wanted = generate(&session_of(&roomy, &vec![9; 2 * PAGE]), 5).unwrap();
+        assert_eq!(waits.collect().unwrap().0.ids, wanted.0);
+        assert!(appended.join().unwrap().unwrap() > 0);
+    });
+    // What it had computed is computed again.
+    let twin = session_of(&roomy, &vec![7; 3 * PAGE]);
+    twin.append_chat(serde_json::json!([{"role": "user", "content": "hello"}]), &RenderOptions::default()).unwrap();
+    assert_eq!(generate(&used, 5).unwrap(), generate(&twin, 5).unwrap());
 }
 
 #[test]

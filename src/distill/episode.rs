@@ -268,9 +268,18 @@ impl Episode {
 
     /// The same with a document as [`observation`] reads it: messages, and what this turn is rendered with besides.
     pub fn observe_json(&self, text: &str) -> Result<usize> {
+        self.observe_watched(text, &Watch::default())
+    }
+
+    /// The same until `watch` stops it: `Cancelled`, and the episode is as it was.
+    pub fn observe_watched(&self, text: &str, watch: &Watch) -> Result<usize> {
         self.observe_by(false, |student, prompt| {
-            let (messages, prompt) = observation(text, &prompt, student.model().template().ok())?;
-            Ok((student.append_chat(messages, &prompt)?.len(), prompt))
+            let (messages, mut prompt) = observation(text, &prompt, student.model().template().ok())?;
+            // The watch is this call's; what else the turn is rendered with is not stopped by it.
+            let own = std::mem::replace(&mut prompt.watch, watch.clone());
+            let n = student.append_chat(messages, &prompt)?.len();
+            prompt.watch = own;
+            Ok((n, prompt))
         })
     }
 

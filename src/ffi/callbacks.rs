@@ -5,7 +5,7 @@
 use std::ffi::{c_char, c_void};
 use std::ops::ControlFlow;
 
-use super::guard::callback;
+use super::within::callback;
 
 /// Takes a log line. level: 0 error, 1 warning, 2 info, 3 debug, 4 trace. target names the part of squire that speaks.
 /// Both texts are UTF-8, do not end in NUL, and live until the callback returns. Called from any of the library's

@@ -1,7 +1,10 @@
 //! The flag that stops a blocking call from another thread.
 
+use super::guard::Call;
 use super::handle::{self, Object};
+use crate::error::Result;
 use crate::serve::Cancel;
+use crate::text::Watch;
 
 /// A flag that stops the calls it was given to. Once set it stays set. Shared: see squire_cancel_retain.
 pub struct squire_cancel {
@@ -12,6 +15,19 @@ impl Object for squire_cancel {
     type Body = Cancel;
     const TAG: [u8; 8] = *b"sq cancl";
     const NAME: &'static str = "squire_cancel";
+}
+
+/// What stops a call's work on text: a flag, or nothing for NULL. A flag that is set already is `Cancelled`.
+///
+/// # Safety
+/// As [`handle::hold`].
+pub(super) unsafe fn watch(call: &Call, cancel: *const squire_cancel) -> Result<Watch> {
+    // SAFETY: passed on.
+    let Some(cancel) = unsafe { call.optional(cancel) }? else { return Ok(Watch::default()) };
+    let cancel = cancel.clone();
+    let watch = Watch::on(move || cancel.is_set());
+    watch.check()?;
+    Ok(watch)
 }
 
 /// Makes a flag that is not set. The caller releases it. Never NULL. Any thread.

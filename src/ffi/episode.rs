@@ -1,7 +1,9 @@
 //! Episodes: the host's loop over its environment, one call a step of it.
 
 use std::ffi::c_char;
+use std::ptr::null;
 
+use super::cancel::{self, squire_cancel};
 use super::distiller::squire_distiller;
 use super::error::squire_error;
 use super::generation::{Pulled, gen_options, refuse_ignored, squire_gen, squire_gen_options};
@@ -184,13 +186,29 @@ pub unsafe extern "C" fn squire_episode_observe(
     added: *mut u64,
     err: *mut *mut squire_error,
 ) -> squire_status {
+    // SAFETY: passed on.
+    unsafe { squire_episode_observe_until(episode, messages_json, messages_len, null(), added, err) }
+}
+
+/// squire_episode_observe that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of an
+/// observation of 50 MB within a second, and the episode is as it was. For environments that may say much.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_observe_until(
+    episode: *mut squire_episode,
+    messages_json: *const c_char,
+    messages_len: usize,
+    cancel: *const squire_cancel,
+    added: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard(err, |call| {
             let episode = call.subject(episode)?;
             let text = input::text(messages_json, messages_len, "messages_json")?;
             let added = Slot::optional(added, "added")?;
-            added.set(episode.observe_json(text).map_err(|e| e.within("messages_json"))? as u64);
+            let watch = cancel::watch(call, cancel)?;
+            added.set(episode.observe_watched(text, &watch).map_err(|e| e.within("messages_json"))? as u64);
             Ok(Outcome::Done)
         })
     }

@@ -15,6 +15,7 @@ use super::output::Slot;
 use super::session::squire_session;
 use super::status::squire_status;
 use super::text::CText;
+use super::within;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
@@ -427,7 +428,8 @@ pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
         pulled.released.store(true, Ordering::Release);
         // A waiter on another thread keeps the object for a moment more; the session is free of it already. A child after
         // fork() has no threads to let go for.
-        super::guard::guard_value((), || pulled.generation.let_go());
+        // There is nobody to tell of a panic.
+        let _ = within::squire(|| pulled.generation.let_go());
     }
     // SAFETY: as above.
     unsafe { handle::release(generation) }

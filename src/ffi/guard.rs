@@ -2,39 +2,15 @@
 //! inside a callback is refused.
 //!
 //! A panic becomes `SQUIRE_E_PANIC` with its message and place, and poisons the objects that the call named as its
-//! subjects. The one process-wide thing of the C boundary stands here: a panic hook, put up by the first guarded
-//! call, that prints nothing for panics under a guarded call or on a thread of squire's own (their text travels in
-//! the error object instead) and passes every other panic to the hook that was there before. A Rust program that
-//! uses the crate directly and never calls this floor keeps its hook untouched.
-//!
-//! A call computes in squire's own floating-point environment, whatever the host's rounding mode and traps are, so that
-//! bits do not depend on them; the host's callbacks run in the host's, and it finds that again on return, flags and all.
-//! Threads of squire's inherit squire's, since they are started inside a call.
+//! subjects. What a thread is in meanwhile is [`super::within`].
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::cell::RefCell;
 
 use super::error::squire_error;
 use super::handle::{self, Held, Object, Poison};
 use super::status::{SQUIRE_CANCELLED, SQUIRE_END, SQUIRE_OK, SQUIRE_TIMEOUT, squire_status};
-use crate::backend::cpu::FloatMode;
+use super::within;
 use crate::error::{Error, Fault, Result};
-
-thread_local! {
-    /// How many guarded calls this thread is in.
-    static GUARDED: Cell<u32> = const { Cell::new(0) };
-    /// How many of the host's callbacks this thread is in.
-    static CALLBACKS: Cell<u32> = const { Cell::new(0) };
-    /// The host's floating-point environment, while this thread is in a guarded call and in none of its callbacks.
-    static HOST: Cell<Option<FloatMode>> = const { Cell::new(None) };
-    /// Where the last quiet panic of this thread began.
-    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Names of threads that squire starts begin so; their panics are quiet once the hook is up.
-const THREAD_PREFIX: &str = "squire-";
 
 /// How a call without an error ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,59 +109,6 @@ pub(crate) unsafe fn guard_out<O: Object>(
     unsafe { report(err, body) }
 }
 
-/// Runs what has no way to report: the value on a panic is the given one.
-pub(crate) fn guard_value<T>(on_panic: T, f: impl FnOnce() -> T) -> T {
-    within(|| catch_unwind(AssertUnwindSafe(f))).unwrap_or_else(|payload| {
-        text_of(payload);
-        on_panic
-    })
-}
-
-/// Runs one of the host's callbacks: meanwhile this thread may not call back into squire, panics are not quiet, and
-/// the floating-point environment is the host's.
-pub(crate) fn callback<T>(f: impl FnOnce() -> T) -> T {
-    let _inside = Depth::enter(&CALLBACKS);
-    // A thread of squire's has no host.
-    let Some(host) = HOST.take() else { return f() };
-    let own = FloatMode::current();
-    host.enter();
-    let value = f();
-    HOST.set(Some(FloatMode::current()));
-    own.enter();
-    value
-}
-
-/// Runs `f` with panics on this thread kept from the standard error stream, and in squire's floating-point environment.
-fn within<T>(f: impl FnOnce() -> T) -> T {
-    put_up_hook();
-    let _guarded = Depth::enter(&GUARDED);
-    let _floats = OwnFloats::enter();
-    f()
-}
-
-/// Squire's floating-point environment, until it is dropped: then the host's is back.
-struct OwnFloats {
-    /// that of a call further out, where the host releases an object in a callback of that
-    outer: Option<FloatMode>,
-}
-
-impl OwnFloats {
-    fn enter() -> OwnFloats {
-        let outer = HOST.replace(Some(FloatMode::current()));
-        FloatMode::SCALARS.enter();
-        OwnFloats { outer }
-    }
-}
-
-impl Drop for OwnFloats {
-    fn drop(&mut self) {
-        // None while a callback that panicked is unwound; the environment is the host's then.
-        if let Some(host) = HOST.replace(self.outer) {
-            host.enter();
-        }
-    }
-}
-
 /// Checks the error slot, runs the body, and writes the error.
 unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squire_status>) -> squire_status {
     if !err.is_null() {
@@ -195,8 +118,7 @@ unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squi
             return Fault::ErrorNotNull.status() as squire_status;
         }
     }
-    let refused = CALLBACKS.get() > 0;
-    let result = if refused {
+    let result = if within::a_callback() {
         Err(Error::new(Fault::InsideCallback, "this call is not allowed inside a callback; return first"))
     } else {
         body()
@@ -215,72 +137,10 @@ unsafe fn report(err: *mut *mut squire_error, body: impl FnOnce() -> Result<squi
 /// Runs the body of a call; a panic poisons the subjects and becomes an error.
 fn run<T>(f: impl FnOnce(&Call) -> Result<T>) -> Result<T> {
     let call = Call { subjects: RefCell::new(Vec::new()) };
-    take_place();
-    match within(|| catch_unwind(AssertUnwindSafe(|| f(&call)))) {
-        Ok(result) => result,
-        Err(payload) => {
-            call.subjects.take().iter().for_each(Poison::set);
-            let what = text_of(payload);
-            let place = take_place().unwrap_or_else(|| "a place not known".into());
-            let message = format!("a defect of squire was caught: {what} (at {place})");
-            Err(Error::new(Fault::Panic, message))
-        }
-    }
-}
-
-/// A panic's text. A payload that is not text is leaked, since dropping it could panic again.
-fn text_of(payload: Box<dyn Any + Send>) -> String {
-    let payload = match payload.downcast::<String>() {
-        Ok(text) => return *text,
-        Err(payload) => payload,
-    };
-    match payload.downcast::<&str>() {
-        Ok(text) => text.to_string(),
-        Err(payload) => {
-            std::mem::forget(payload);
-            "no text".into()
-        }
-    }
-}
-
-/// Where the last quiet panic of this thread began; none on a thread that is ending, which has no place for it.
-fn take_place() -> Option<String> {
-    PLACE.try_with(RefCell::take).ok().flatten()
-}
-
-/// Counts one level of depth for as long as it lives.
-struct Depth(&'static std::thread::LocalKey<Cell<u32>>);
-
-impl Depth {
-    fn enter(key: &'static std::thread::LocalKey<Cell<u32>>) -> Depth {
-        key.set(key.get() + 1);
-        Depth(key)
-    }
-}
-
-impl Drop for Depth {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-/// Puts up the panic hook, once a process.
-fn put_up_hook() {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            let guarded = GUARDED.try_with(Cell::get).unwrap_or(0) > 0;
-            let in_host = CALLBACKS.try_with(Cell::get).unwrap_or(0) > 0;
-            let ours = std::thread::current().name().is_some_and(|name| name.starts_with(THREAD_PREFIX));
-            if in_host || !(guarded || ours) {
-                return previous(info);
-            }
-            let place = info.location().map(|l| format!("{}:{}", l.file(), l.line()));
-            // On a thread that is ending the panic's text alone must tell.
-            let _ = PLACE.try_with(|noted| noted.replace(place));
-        }));
-    });
+    within::squire(|| f(&call)).unwrap_or_else(|panic| {
+        call.subjects.take().iter().for_each(Poison::set);
+        Err(Error::new(Fault::Panic, format!("a defect of squire was caught: {panic}")))
+    })
 }
 
 #[cfg(test)]
@@ -420,44 +280,10 @@ mod tests {
         // SAFETY: an error slot that is NULL is not written.
         let outer = unsafe {
             guard(null_mut(), |_| {
-                inside = callback(call);
+                inside = within::callback(call);
                 Ok(Outcome::Done)
             })
         };
         assert_eq!((inside, outer, call()), (SQUIRE_E_STATE, SQUIRE_OK, SQUIRE_OK));
-    }
-
-    #[test]
-    fn a_call_has_its_own_floating_point_environment_and_a_callback_the_hosts() {
-        let before = FloatMode::current();
-        // The kernels' will do as one that a host has set.
-        FloatMode::KERNELS.enter();
-        let mut seen = Vec::new();
-        // SAFETY: there is no error slot and no out-parameter.
-        let status = unsafe {
-            guard(null_mut(), |_| {
-                seen.push(FloatMode::current());
-                callback(|| {
-                    seen.push(FloatMode::current());
-                    guard_value((), || seen.push(FloatMode::current()));
-                    seen.push(FloatMode::current());
-                });
-                seen.push(FloatMode::current());
-                Ok(Outcome::Done)
-            })
-        };
-        seen.push(FloatMode::current());
-        // SAFETY: there is no error slot and no out-parameter.
-        unsafe { guard(null_mut(), |_| panic!("no")) };
-        seen.push(FloatMode::current());
-        before.enter();
-        let (own, host) = (FloatMode::SCALARS, FloatMode::KERNELS);
-        assert_eq!((status, &seen[..]), (SQUIRE_OK, &[own, host, own, host, own, host, host][..]));
-    }
-
-    #[test]
-    fn what_cannot_report_gives_its_value_on_a_panic() {
-        assert_eq!(guard_value(7, || panic!("no")), 7);
-        assert_eq!(guard_value(7, || 8), 8);
     }
 }

@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::within;
 use crate::error::{Error, Fault, Result};
 
 /// Ties an opaque type of the header to what stands behind it.
@@ -177,7 +178,7 @@ pub(crate) unsafe fn release<O: Object>(p: *mut O) {
         if unsafe { (*handle).pid } == std::process::id() {
             // A drop that panics must not leave through the C caller; there is nobody to tell.
             // SAFETY: the host gives up the reference that it held.
-            super::guard::guard_value((), || unsafe { drop(Arc::from_raw(handle)) });
+            let _ = within::squire(|| unsafe { drop(Arc::from_raw(handle)) });
         }
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `guard` | the frame around every call: panics, error slot, callbacks |
+//! | `within` | what a thread is in: a call, with quiet panics and squire's floats, or a callback of the host's |
+//! | `guard` | the frame around every call: panics to errors, error slot |
 //! | `handle` | objects behind opaque pointers: kinds, references, poison |
 //! | `input`, `output`, `options` | arrays and text in; plain values out; structs that may grow |
 //! | `callbacks` | `squire_log_fn`, `squire_progress_fn` |
@@ -21,13 +22,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_metrics`; `squire_device_probe` |
-//! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_sizes`, `_stop_ids`, `_save`; `squire_tokenize`, `squire_detokenize` |
-//! | `chat` | `squire_chat_render`, `_append`, `_append_until` |
+//! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_sizes`, `_stop_ids`, `_save`; `squire_tokenize`, `_until`, `squire_detokenize` |
+//! | `chat` | `squire_chat_render`, `_render_until`, `_append`, `_append_until` |
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |
 //! | `generation` | `squire_gen_options_init`, `_for`, `squire_event_init`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |
 //! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_discard`, `_metrics`, `_release`; `squire_checkpoint_probe` |
-//! | `episode` | experimental: `squire_decision_init`; `squire_episode_begin`, `_observe`, `_observe_ids`, `_decide`, `_override`, `_act`, `_replay_ids`, `_replay_text`, `_replay_stored`, `_outcome`, `_end`, `_trace`, `_release` |
+//! | `episode` | experimental: `squire_decision_init`; `squire_episode_begin`, `_observe`, `_observe_until`, `_observe_ids`, `_decide`, `_override`, `_act`, `_replay_ids`, `_replay_text`, `_replay_stored`, `_outcome`, `_end`, `_trace`, `_release` |
 //! | `update` | experimental: `squire_tensor_fn`; `squire_update_build`, `_report`, `_gradients`, `_apply`, `_release` |
 #![allow(non_camel_case_types)] // the types carry the header's names
 #![allow(clippy::missing_safety_doc)] // said once for all calls, at the head of the header
@@ -56,3 +57,4 @@ pub mod text;
 pub mod tokens;
 pub mod update;
 pub mod version;
+mod within;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::callbacks::{Progress, squire_progress_fn};
-use super::cancel::squire_cancel;
+use super::cancel::{self, squire_cancel};
 use super::engine::squire_engine;
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
@@ -18,7 +18,7 @@ use super::text::{CText, squire_text};
 use super::tokens::squire_tokens;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{LoadOptions, ServedModel};
-use crate::text::{Control, Room, Watch};
+use crate::text::{Control, Room};
 
 /// A lineage of weight revisions with one tokenizer and one chat template. Shared: see squire_model_retain.
 pub struct squire_model {
@@ -272,6 +272,22 @@ pub unsafe extern "C" fn squire_tokenize(
     out: *mut *mut squire_tokens,
     err: *mut *mut squire_error,
 ) -> squire_status {
+    // SAFETY: passed on.
+    unsafe { squire_tokenize_until(model, text, text_len, flags, std::ptr::null(), out, err) }
+}
+
+/// squire_tokenize that cancel (may be NULL) stops from another thread, within milliseconds: SQUIRE_CANCELLED. For text that
+/// may be large; one word of 50 MB takes most of a minute.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_tokenize_until(
+    model: *const squire_model,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    cancel: *const squire_cancel,
+    out: *mut *mut squire_tokens,
+    err: *mut *mut squire_error,
+) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard_out(out, err, |call| {
@@ -279,7 +295,8 @@ pub unsafe extern "C" fn squire_tokenize(
             let text = input::text(text, text_len, "text")?;
             let control = options::flags(flags, "flags", SQUIRE_TOKENIZE_CONTROL)? & SQUIRE_TOKENIZE_CONTROL != 0;
             let control = if control { Control::All } else { Control::None };
-            let (mut ids, room) = (Vec::new(), Room { ids: usize::MAX, watch: &Watch::default() });
+            let mut ids = Vec::new();
+            let room = Room { ids: usize::MAX, watch: &cancel::watch(call, cancel)? };
             model.tokenizer()?.encode_within(text, control, room, &mut ids)?;
             Ok(ids.into())
         })

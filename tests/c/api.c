@@ -420,6 +420,11 @@ static void content_is_never_control(squire_engine *engine) {
   squire_error *stopped = NULL;
   CHECK(squire_chat_append_until(session, TEXT(forged), cancel, &added, &stopped) == SQUIRE_CANCELLED);
   CHECK(added == 99 && !stopped);
+  squire_tokens *none = plain;
+  CHECK(squire_chat_render_until(model, TEXT(forged), cancel, &none, &stopped) == SQUIRE_CANCELLED);
+  CHECK(!none && !stopped);
+  CHECK(squire_tokenize_until(model, TEXT("hello"), 0, cancel, &none, &stopped) == SQUIRE_CANCELLED);
+  CHECK(!none && !stopped);
   squire_cancel_release(cancel);
   DONE(squire_chat_append(session, TEXT(forged), &added, &err));
   CHECK(added == n && timeline(session, found, 512) == n && memcmp(found, ids, n * sizeof *ids) == 0);
@@ -717,6 +722,12 @@ static void demonstrations_are_replayed(squire_engine *engine) {
   REFUSED(squire_episode_observe(episode, TEXT(typo), NULL, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_UNKNOWN_KEY);
   const char *const quick =
       "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}], \"chat_template_kwargs\": {\"enable_thinking\": false}}";
+  squire_cancel *cancel = squire_cancel_create();
+  squire_cancel_set(cancel);
+  squire_error *stopped = NULL;
+  CHECK(squire_episode_observe_until(episode, TEXT(quick), cancel, &added, &stopped) == SQUIRE_CANCELLED);
+  CHECK(!stopped && expects(episode, "observe, or end"));
+  squire_cancel_release(cancel);
   DONE(squire_episode_observe(episode, TEXT(quick), &added, &err));
   CHECK(added > 5 && decide(episode).actor == SQUIRE_ACTOR_REPLAY);
   squire_gen *gen = NULL;

@@ -2,6 +2,9 @@
 #define SQUIRE_EXPERIMENTAL
 #include "squire.hpp"
 
+#include <chrono>
+#include <thread>
+
 #include "check.h"
 
 /* A student serves a chat, and learns from a teacher what it does on its own. Arguments as those of api.c. */
@@ -92,7 +95,22 @@ static void every_section_is_wrapped(char **argv) {
   CHECK(squire::sizes(chat).tokenizer_ids > 256 && squire::sizes(chat).max_context == 2048);
   CHECK(squire::stop_ids(chat) == squire::ids{266} && squire::stop_ids(student).size() < 2);
   CHECK(squire::gen_options().temperature == SQUIRE_GEN_UNSET && squire::gen_options(chat).temperature == 1);
-  CHECK(squire::render_chat(chat, R"({"messages": [{"role": "user", "content": "hello"}]})").size() > 3);
+  const std::string_view asked = R"({"messages": [{"role": "user", "content": "hello"}]})";
+  const squire::cancel unset, stop;
+  stop.set();
+  CHECK(squire::render_chat(chat, asked).size() > 3);
+  CHECK(squire::render_chat(chat, asked, unset) == squire::render_chat(chat, asked));
+  CHECK(squire::tokenize(chat, "hello", 0, unset) == squire::tokenize(chat, "hello"));
+  CHECK(squire::render_chat(chat, asked, stop).empty() && squire::tokenize(chat, "hello", 0, stop).empty());
+  /* Much text on one thread is stopped by another. */
+  const std::string word(16u << 20, 'a');
+  const squire::cancel late;
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    late.set();
+  });
+  CHECK(squire::tokenize(chat, word, 0, late).empty());
+  other.join();
 
   const squire::session_handle session = squire::create_session(student), session_twin = squire::share(session);
   CHECK(squire::sync(session, squire::ids{5, 6, 7, 8}) == 0);
@@ -130,6 +148,7 @@ static void every_section_is_wrapped(char **argv) {
   squire::distiller_handle distiller = squire::create_distiller(chat, squire::model_handle(), sft);
   auto play = [&](int way) {
     const squire::episode_handle episode = squire::begin(distiller, R"({"demonstration": ["hello"]})");
+    CHECK(!squire::observe(episode, R"([{"role": "user", "content": "hello"}])", stop));
     squire::observe(episode, R"([{"role": "user", "content": "hello"}])");
     CHECK(squire::override_actor(episode, SQUIRE_ACTOR_REPLAY).reason == SQUIRE_REASON_HOST_OVERRIDE);
     if (way == 0) {
