@@ -92,6 +92,19 @@ fn few_rows_starve_neither_prompts_nor_decoders() {
 }
 
 #[test]
+fn a_short_prompt_beside_a_long_one_is_computed_in_the_next_round() {
+    let engine = engine(|o| (o.caller_driven, o.max_batch_tokens, o.prefill_slice) = (true, 64, None));
+    let model = long_model(&engine);
+    let (long, short) = (session_of(&model, 4000), session_of(&model, 8));
+    let _long = long.generate(endless()).unwrap();
+    engine.step().unwrap();
+    let answer = short.generate(endless()).unwrap();
+    engine.step().unwrap();
+    assert_eq!(came(&answer), 1);
+    assert_eq!(engine.metrics().rows, 2 * 64, "the long one got all rows that the short one left");
+}
+
+#[test]
 fn a_released_models_memory_goes_without_another_round() {
     for caller_driven in [false, true] {
         let engine = engine(|o| o.caller_driven = caller_driven);

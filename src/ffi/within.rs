@@ -161,7 +161,7 @@ mod tests {
             seen.push(FloatMode::current());
         });
         seen.push(FloatMode::current());
-        squire(|| panic!("no")).unwrap_or_else(|_: String| ());
+        assert!(squire(|| panic!("no")).is_err_and(|_: String| true));
         seen.push(FloatMode::current());
         before.enter();
         let (own, host) = (FloatMode::SCALARS, FloatMode::KERNELS);

@@ -8,6 +8,7 @@ mod device;
 mod documents;
 mod driver;
 pub mod engine;
+mod fair;
 pub mod generation;
 mod generation_options;
 mod job;

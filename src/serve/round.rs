@@ -117,7 +117,7 @@ impl Rounds {
             return Ok(());
         }
         self.deliver(jobs, &ahead, counters, ends)?;
-        self.scratch(&ahead.model)?.pace.learn(shares.len(), begun.elapsed());
+        self.scratch(&ahead.model)?.pace.learn(0, begun.elapsed());
         Ok(())
     }
 
@@ -304,7 +304,8 @@ impl Rounds {
             }
         }
         if model.device.mixes_rows() {
-            scratch.pace.learn(n_rows, begun.elapsed());
+            let of_prompts = shares.iter().map(|s| s.n).filter(|&n| n > 1).sum();
+            scratch.pace.learn(of_prompts, begun.elapsed());
         }
         Ok(())
     }

@@ -1,17 +1,19 @@
 //! One step of the engine: who prefills and who decodes, one batched forward a revision, then deliver.
 //!
 //! Jobs that decode go first, one row each; the rest of the row budget goes to chunks of prompts, as many rows as the
-//! model's pace allows. Who is served first moves on by those who were, so that more jobs than rows starve nobody. All
-//! jobs on one revision share a forward, so its weights are read once a round. A job without pages waits (`pages`).
+//! model's pace allows, in equal parts (`fair`). Who is served first moves on by those who were, so that more jobs than rows
+//! starve nobody. All jobs on one revision share a forward, so its weights are read once a round. A job without pages waits
+//! (`pages`).
 //!
 //! On a GPU, rows that decode have a round of their own, which is a recorded graph, and while everybody just decodes the
 //! next round is asked for before the last one's tokens are known (`ahead`): its rows take them from the device.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::fair::divide;
 use super::job::{End, Job, Work, end_each};
 use super::metrics::Counters;
 use super::pages;
@@ -160,26 +162,44 @@ impl Scheduler {
             self.first[0] = self.jobs[i].id + 1;
         }
         left += kept;
-        let somebody_decodes = !single.is_empty();
-        let mut allowed: HashMap<usize, usize> = HashMap::new();
-        for i in self.in_turn(1, &prompts) {
-            let model = self.jobs[i].model();
-            let (key, timed) = (Arc::as_ptr(model) as usize, model.device.mixes_rows());
-            let pace = |slice| self.rounds.pace(model).rows(slice, somebody_decodes);
-            // A device that runs ahead tells the time of nothing.
-            let slice = self.slice.filter(|_| timed);
-            let allowed = allowed.entry(key).or_insert_with(|| slice.map_or(usize::MAX, pace));
-            let n = pending[i].min(left).min(*allowed);
-            if n == 0 {
-                continue;
-            }
-            left -= n;
-            *allowed -= n;
+        let prompts = self.in_turn(1, &prompts);
+        let (rows, last) = self.rows_of_prompts(&prompts, &pending, left, !single.is_empty());
+        for (&i, &n) in prompts.iter().zip(&rows).filter(|(_, n)| **n > 0) {
             shares.push(Share { job: i, n, start: self.jobs[i].parts().0.kv.len(), row: 0 });
-            self.first[1] = self.jobs[i].id + 1;
+        }
+        if let Some(last) = last {
+            self.first[1] = self.jobs[prompts[last]].id + 1;
         }
         shares.sort_by_key(|s| s.job);
         shares
+    }
+
+    /// Rows for each prompt, in their turn: at most `left` in all, and of each model's as many as its pace allows. Returns
+    /// them and the last prompt that got a row which did not divide.
+    fn rows_of_prompts(
+        &self,
+        prompts: &[usize],
+        pending: &[usize],
+        left: usize,
+        somebody_decodes: bool,
+    ) -> (Vec<usize>, Option<usize>) {
+        let wanted: Vec<usize> = prompts.iter().map(|&i| pending[i]).collect();
+        let (mut rows, mut last) = divide(&wanted, left);
+        // A device that runs ahead tells the time of nothing.
+        let timed = |i: &usize| self.jobs[*i].model().device.mixes_rows();
+        let (Some(slice), true) = (self.slice, prompts.iter().any(timed)) else { return (rows, last) };
+        let mut by_model: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (k, i) in prompts.iter().enumerate().filter(|(_, i)| timed(i)) {
+            by_model.entry(Arc::as_ptr(self.jobs[*i].model()) as usize).or_default().push(k);
+        }
+        for of in by_model.into_values() {
+            let allowed = self.rounds.pace(self.jobs[prompts[of[0]]].model()).rows(slice, somebody_decodes);
+            let wanted: Vec<usize> = of.iter().map(|&k| rows[k]).collect();
+            let (within, last_within) = divide(&wanted, allowed);
+            of.iter().zip(within).for_each(|(&k, n)| rows[k] = n);
+            last = last_within.map(|j| of[j]).or(last);
+        }
+        (rows, last)
     }
 
     /// Jobs of one kind in the order in which they are served: from the first one on, and round.
