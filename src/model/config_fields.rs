@@ -6,6 +6,15 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Fault, Result, brief};
 
+/// The largest extent: indices inside the kernels are 32 bits.
+pub(super) const MAX_EXTENT: usize = i32::MAX as usize;
+
+/// What config.json says cannot be true together.
+pub(super) fn contradiction(why: String) -> Error {
+    let remedy = "take config.json from the model's own folder, or undo what was edited";
+    Error::new(Fault::ConfigContradiction, format!("config.json: {why}; {remedy}"))
+}
+
 /// A JSON object of the configuration.
 pub(super) struct Fields<'a>(&'a Map<String, Value>);
 

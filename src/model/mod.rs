@@ -7,6 +7,7 @@ pub mod activations;
 pub mod backward;
 pub mod config;
 mod config_fields;
+mod config_rope;
 mod folder;
 pub mod forward;
 pub mod kv_cache;
@@ -15,6 +16,7 @@ pub mod weights;
 
 pub use activations::Activations;
 pub use config::{ModelConfig, Moe};
+pub use config_rope::{Rope, Yarn};
 pub use kv_cache::{KvCache, KvPool};
 pub use plan::{Load, MemoryPlan};
 pub use weights::Weights;

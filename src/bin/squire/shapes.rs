@@ -1,7 +1,7 @@
 //! The shapes that can be measured without their weights: Qwen3's own, and a tiny one for trying out.
 #![forbid(unsafe_code)]
 
-use squire::model::config::Rope;
+use squire::model::Rope;
 use squire::model::{ModelConfig, Moe};
 use squire::tensor::Dtype;
 

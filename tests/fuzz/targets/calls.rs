@@ -29,6 +29,7 @@ unsafe impl Sync for Shared {}
 
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
+    // SAFETY: option structs of plain data, set up by their own calls, and out-parameters that are locals.
     SHARED.get_or_init(|| unsafe {
         let mut options = std::mem::zeroed::<squire_engine_options>();
         squire_engine_options_init(&mut options, size_of_val(&options), SQUIRE_ABI);
@@ -46,6 +47,7 @@ fn shared() -> &'static Shared {
     })
 }
 
+// SAFETY: handles are NULL or alive, arrays live as long as their calls, and out-parameters are locals.
 fuzz_target!(|data: &[u8]| unsafe {
     let Shared { engine, model } = shared();
     let (mut sessions, mut gens) = ([null_mut::<squire_session>(); 4], [null_mut::<squire_gen>(); 3]);
