@@ -493,8 +493,8 @@ squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **o
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
  * came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
- * is there already is replaced if it is empty or a model folder that squire wrote: config.json, model.safetensors, and
- * nothing that is no file of one (no links, no other folders). Else SQUIRE_E_IO, as for what cannot be written. What a save
+ * is there already is replaced if it is empty or holds what squire_model_save writes and nothing else: config.json,
+ * model.safetensors, the documents of tokenizer and template, no links, no other folders. Else SQUIRE_E_IO, as for what cannot be written. What a save
  * that was killed has left beside the place goes with the next one. Blocks. Any thread. */
 squire_status squire_model_save(const squire_model *model,
                                 const char *path,
@@ -511,8 +511,9 @@ squire_status squire_tokenize(const squire_model *model,
                               squire_tokens **out,
                               squire_error **err);
 
-/* squire_tokenize that cancel (may be NULL) stops from another thread, within milliseconds: SQUIRE_CANCELLED. For text that
- * may be large; one word of 50 MB takes most of a minute. */
+/* squire_tokenize that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED, within milliseconds while tokens are
+ * made; a tokenizer's normal form and added tokens are seen to as a whole first, a second or so for 50 MB. For text that may
+ * be large: one word of 50 MB takes most of a minute. */
 squire_status squire_tokenize_until(const squire_model *model,
                                     const char *text,
                                     size_t text_len,
@@ -627,8 +628,9 @@ squire_status squire_chat_render(const squire_model *model,
                                  squire_tokens **out,
                                  squire_error **err);
 
-/* squire_chat_render that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
- * of 50 MB within a second. For requests that may be large and templates that are not known. */
+/* squire_chat_render that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED, within milliseconds while the
+ * template runs and tokens are made. A request is read, and its text brought into its normal form, as a whole: a second or
+ * a few for 50 MB. For requests that may be large and templates that are not known. */
 squire_status squire_chat_render_until(const squire_model *model,
                                        const char *request_json,
                                        size_t request_len,
@@ -649,8 +651,8 @@ squire_status squire_chat_append(squire_session *session,
                                  uint64_t *added,
                                  squire_error **err);
 
-/* squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
- * of 50 MB within a second, and the timeline is as it was. For requests that may be large and templates that are not known. */
+/* squire_chat_append that cancel (may be NULL) stops from another thread as squire_chat_render_until is stopped:
+ * SQUIRE_CANCELLED, and the timeline is as it was. */
 squire_status squire_chat_append_until(squire_session *session,
                                        const char *request_json,
                                        size_t request_len,
@@ -848,8 +850,9 @@ squire_status squire_checkpoint_probe(const char *path, size_t path_len, uint64_
  * killed have left; at every moment the newest is whole. Only folders that hold exactly a checkpoint's files are ever
  * removed. Once the new one stands the answer is SQUIRE_OK: an older one that cannot be removed is a warning in the log.
  * One process at a time saves into a folder. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an
- * update (build it, or squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any
- * thread. */
+ * update (build it, or squire_distiller_discard; those that are set aside are no part of a checkpoint, of which a warning in
+ * the log tells), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_MISMATCH where checkpoints of another run lie
+ * in the folder, or of a later step, SQUIRE_E_IO. Any thread. */
 squire_status squire_distiller_save(squire_distiller *distiller,
                                     const char *path,
                                     size_t path_len,
@@ -955,8 +958,8 @@ squire_status squire_episode_observe(squire_episode *episode,
                                      uint64_t *added,
                                      squire_error **err);
 
-/* squire_episode_observe that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of an
- * observation of 50 MB within a second, and the episode is as it was. For environments that may say much. */
+/* squire_episode_observe that cancel (may be NULL) stops from another thread as squire_chat_render_until is stopped:
+ * SQUIRE_CANCELLED, and the episode is as it was. For environments that may say much. */
 squire_status squire_episode_observe_until(squire_episode *episode,
                                            const char *messages_json,
                                            size_t messages_len,

@@ -35,6 +35,15 @@ pub fn reserve<T>(items: &mut Vec<T>, n: usize, what: &str) -> Result<()> {
     items.try_reserve(n).map_err(|_| refused(n.saturating_mul(size_of::<T>()), what))
 }
 
+/// A copy. `what` its items are, for the message.
+///
+/// Error: `OutOfHostMemory`.
+pub fn copied<T: Clone>(items: &[T], what: &str) -> Result<Vec<T>> {
+    let mut copy = reserved(items.len(), what)?;
+    copy.extend_from_slice(items);
+    Ok(copy)
+}
+
 /// How many values a JSON document has at most, its keys left out: each but the first stands behind a comma or a bracket.
 pub fn json_values(document: &[u8]) -> usize {
     let (mut values, mut inside, mut escaped) = (1, false, false);

@@ -330,6 +330,20 @@ fn a_host_s_folder_by_the_name_of_a_later_checkpoint_stands_in_nobody_s_way_and_
     assert_eq!(fault(d.save(root)), Fault::CheckpointMismatch);
 }
 
+#[test]
+fn another_run_s_checkpoint_is_not_removed() {
+    let (folder, _) = checkpoint();
+    let mut document = document();
+    document["optimizer"]["weight_decay"] = 0.5.into();
+    let other = distiller(Kind::Dense, Compute::F32, document);
+    for _ in 0..2 {
+        one_update(&other);
+        assert_eq!(fault(other.save(folder.path())), Fault::CheckpointMismatch);
+    }
+    assert_eq!(names(folder.path()), ["step-00000001"]);
+    assert_eq!(resume(Kind::Dense, Compute::F32, folder.path()).step(), 1);
+}
+
 /// What a call says that must not wait for anybody.
 #[cfg(unix)]
 fn at_once<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {

@@ -347,6 +347,29 @@ fn what_fits_nowhere_is_refused_and_takes_nothing_from_others() {
 }
 
 #[test]
+fn work_that_waits_all_the_same_takes_nothing_from_sessions_at_rest() {
+    let roomy = tiny(&engine(|_| {}), &dense(), Dtype::Bf16, 1);
+    let page = roomy.model().page_shape().bytes() as u64;
+    let engine = engine(|o| (o.kv_budget, o.caller_driven) = (8 * page, true));
+    let model = tiny(&engine, &dense(), Dtype::Bf16, 1);
+    let [runs, rests] = [(1, 4 * PAGE - 9), (2, 2 * PAGE)].map(|(seed, n)| session_of(&model, &ids(seed, n)));
+    rests.prefill(&Cancel::default()).unwrap();
+    let first = runs.generate(GenerationOptions { max_tokens: 8, seed: 4, ..GenerationOptions::default() }).unwrap();
+    engine.step().unwrap();
+    assert_eq!(model.kv_pages(), 6);
+    // Two pages are free, two more rest: five cannot be had before the first has ended.
+    let big = session_of(&model, &ids(3, 5 * PAGE));
+    let second = big.generate(GenerationOptions { max_tokens: 1, seed: 4, ..GenerationOptions::default() }).unwrap();
+    for _ in 0..3 {
+        engine.step().unwrap();
+        assert_eq!((engine.metrics().evicted, rests.extent().unwrap().pending), (0, 0));
+    }
+    first.collect().unwrap();
+    second.collect().unwrap();
+    assert!(engine.metrics().evicted > 0, "then all of them were enough");
+}
+
+#[test]
 fn pages_of_a_session_that_its_host_is_using_are_waited_for() {
     let folder = tempfile::tempdir().unwrap();
     folders::write_chat_model(&folder.path().join("chat"), 1);

@@ -5,7 +5,7 @@
 //! written aside, synced and renamed: at every moment the newest folder is whole. Older ones are removed
 //! only after that, and what a killed save left behind by the next one. Resuming takes the newest.
 //!
-//! A folder is removed only if it holds exactly the files of a checkpoint, whatever it is called; and what is no folder, or
+//! A folder is removed only if it holds exactly the files of a checkpoint, of the same run, whatever it is called; and what is no folder, or
 //! holds none of those files, is none, whatever it is called.
 #![forbid(unsafe_code)]
 
@@ -79,6 +79,13 @@ impl Distiller {
             );
             return Err(Error::new(Fault::CheckpointMismatch, why));
         }
+        // What is removed at the end must not be another run's; of what cannot be read nobody knows whose it is.
+        for old in &before {
+            if let Ok(State { document, .. }) = State::read(old) {
+                check_run(&document, &old.folder, student, self.config())
+                    .map_err(|e| e.within("no checkpoint is written; choose another folder"))?;
+            }
+        }
         durable::clear_leftovers(path, &LAYOUT, |name| numbers(name).is_some());
         let mut serial = before.iter().filter(|c| c.step == step).map(|c| c.serial + 1).max().unwrap_or(0);
         let folder = loop {
@@ -102,9 +109,13 @@ impl Distiller {
             durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
         })?;
         drop(learning);
+        let set_aside = self.n_set_aside();
+        if set_aside > 0 {
+            self.log(Level::Warning, &format!("{set_aside} episodes that are set aside are no part of the checkpoint"));
+        }
         // The checkpoint stands. What cannot be removed of older ones is the next save's, or the host's.
         for old in before {
-            if let Err(e) = durable::remove_folder(&old.folder, &LAYOUT) {
+            if let Err(e) = State::read(&old).and_then(|_| durable::remove_folder(&old.folder, &LAYOUT)) {
                 self.log(Level::Warning, &format!("an older checkpoint stays: {e}"));
             }
         }
@@ -138,33 +149,8 @@ impl Distiller {
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
         let State { document, counters, revision, published } = State::read(&newest)?;
         let folder = newest.folder;
-        let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
-        let wanted = [
-            ("model", student.config().to_json()),
-            ("dtype", json!(student.current().weights.dtypes())),
-            ("compute", json!(student.model().compute.name())),
-            ("vocabulary", json!(vocabulary)),
-            ("settings", config.to_json()),
-        ];
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
-        for (key, mut value) in wanted {
-            if let (true, Some(settings)) = (key == "settings", value.as_object_mut()) {
-                for free in FREE {
-                    match document[key].get(free) {
-                        Some(theirs) => settings.insert(free.into(), theirs.clone()),
-                        None => settings.remove(free),
-                    };
-                }
-            }
-            // Read back as the checkpoint's was: reading may lose a number's last bit.
-            let value: Value =
-                serde_json::from_str(&value.to_string()).map_err(|e| broken(&folder, &format!("{key}: {e}")))?;
-            if document[key] != value {
-                let what = difference(&document[key], &value);
-                let why = format!("{}: its {key} is not this run's: {what}", folder.display());
-                return Err(Error::new(Fault::CheckpointMismatch, why));
-            }
-        }
+        check_run(&document, &folder, student, &config)?;
         let [masters, m, v] = TENSORS.map(|name| read(student.config(), &folder.join(name)));
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
         let distiller = Distiller::new(student, teacher, config)?;
@@ -176,6 +162,37 @@ impl Distiller {
         distiller.learning()?.learner = Some(learner);
         Ok(distiller)
     }
+}
+
+/// Refuses a checkpoint of another run: its model, vocabulary and settings must be this one's, but for what is free.
+fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Config) -> Result<()> {
+    let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
+    let wanted = [
+        ("model", student.config().to_json()),
+        ("dtype", json!(student.current().weights.dtypes())),
+        ("compute", json!(student.model().compute.name())),
+        ("vocabulary", json!(vocabulary)),
+        ("settings", config.to_json()),
+    ];
+    for (key, mut value) in wanted {
+        if let (true, Some(settings)) = (key == "settings", value.as_object_mut()) {
+            for free in FREE {
+                match document[key].get(free) {
+                    Some(theirs) => settings.insert(free.into(), theirs.clone()),
+                    None => settings.remove(free),
+                };
+            }
+        }
+        // Read back as the checkpoint's was: reading may lose a number's last bit.
+        let value: Value =
+            serde_json::from_str(&value.to_string()).map_err(|e| broken(folder, &format!("{key}: {e}")))?;
+        if document[key] != value {
+            let what = difference(&document[key], &value);
+            let why = format!("{}: its {key} is not this run's: {what}", folder.display());
+            return Err(Error::new(Fault::CheckpointMismatch, why));
+        }
+    }
+    Ok(())
 }
 
 /// A resumed run may have more steps than it had, not fewer. Schedules by the fraction of the run that is done, and those

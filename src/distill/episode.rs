@@ -426,7 +426,8 @@ impl Episode {
             }
             other => other,
         };
-        let (model, end) = (self.distiller.student(), self.distiller.student().end_of_turn(&state.prompt));
+        let model = self.distiller.student();
+        let end = model.end_of_turn(&state.prompt)?;
         // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
         let spoken = |text: &str| {
             let mut ids = Vec::new();

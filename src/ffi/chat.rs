@@ -56,8 +56,9 @@ pub unsafe extern "C" fn squire_chat_render(
     unsafe { squire_chat_render_until(model, request_json, request_len, null(), out, err) }
 }
 
-/// squire_chat_render that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
-/// of 50 MB within a second. For requests that may be large and templates that are not known.
+/// squire_chat_render that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED, within milliseconds while the
+/// template runs and tokens are made. A request is read, and its text brought into its normal form, as a whole: a second or
+/// a few for 50 MB. For requests that may be large and templates that are not known.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_render_until(
     model: *const squire_model,
@@ -97,8 +98,8 @@ pub unsafe extern "C" fn squire_chat_append(
     unsafe { squire_chat_append_until(session, request_json, request_len, null(), added, err) }
 }
 
-/// squire_chat_append that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of a request
-/// of 50 MB within a second, and the timeline is as it was. For requests that may be large and templates that are not known.
+/// squire_chat_append that cancel (may be NULL) stops from another thread as squire_chat_render_until is stopped:
+/// SQUIRE_CANCELLED, and the timeline is as it was.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_append_until(
     session: *mut squire_session,

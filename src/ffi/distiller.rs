@@ -147,8 +147,9 @@ pub unsafe extern "C" fn squire_checkpoint_probe(
 /// killed have left; at every moment the newest is whole. Only folders that hold exactly a checkpoint's files are ever
 /// removed. Once the new one stands the answer is SQUIRE_OK: an older one that cannot be removed is a warning in the log.
 /// One process at a time saves into a folder. 12 bytes a parameter. Blocks. SQUIRE_E_STATE while ended episodes wait for an
-/// update (build it, or squire_distiller_discard), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_IO. Any
-/// thread.
+/// update (build it, or squire_distiller_discard; those that are set aside are no part of a checkpoint, of which a warning in
+/// the log tells), SQUIRE_E_BUSY while an update is built or applied, SQUIRE_E_MISMATCH where checkpoints of another run lie
+/// in the folder, or of a later step, SQUIRE_E_IO. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_save(
     distiller: *mut squire_distiller,

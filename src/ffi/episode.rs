@@ -190,8 +190,8 @@ pub unsafe extern "C" fn squire_episode_observe(
     unsafe { squire_episode_observe_until(episode, messages_json, messages_len, null(), added, err) }
 }
 
-/// squire_episode_observe that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED within milliseconds, of an
-/// observation of 50 MB within a second, and the episode is as it was. For environments that may say much.
+/// squire_episode_observe that cancel (may be NULL) stops from another thread as squire_chat_render_until is stopped:
+/// SQUIRE_CANCELLED, and the episode is as it was. For environments that may say much.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_observe_until(
     episode: *mut squire_episode,

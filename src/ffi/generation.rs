@@ -412,7 +412,7 @@ pub unsafe extern "C" fn squire_gen_next(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.
-    if let Some(pulled) = unsafe { handle::peek(generation) } {
+    if let Some(pulled) = unsafe { handle::peek_alive(generation) } {
         pulled.generation.cancel();
     }
 }
@@ -424,11 +424,10 @@ pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.
-    if let Some(pulled) = unsafe { handle::peek(generation) } {
+    if let Some(pulled) = unsafe { handle::peek_alive(generation) } {
         pulled.released.store(true, Ordering::Release);
-        // A waiter on another thread keeps the object for a moment more; the session is free of it already. A child after
-        // fork() has no threads to let go for.
-        // There is nobody to tell of a panic.
+        // A waiter on another thread keeps the object for a moment more; the session is free of it already. There is nobody
+        // to tell of a panic.
         let _ = within::squire(|| pulled.generation.let_go());
     }
     // SAFETY: as above.

@@ -149,6 +149,16 @@ pub(crate) unsafe fn peek<'a, O: Object>(p: *const O) -> Option<&'a O::Body> {
     unsafe { check(p).ok().map(|handle| &(*handle).body) }
 }
 
+/// The same for what acts on the object: none in a child after a fork(), whose threads are gone and whose locks may be held
+/// by one of them.
+///
+/// # Safety
+/// As [`peek`].
+pub(crate) unsafe fn peek_alive<'a, O: Object>(p: *const O) -> Option<&'a O::Body> {
+    // SAFETY: the contract is passed on, and the tag says that this came from `into_raw`.
+    unsafe { check(p).ok().map(|handle| &*handle).filter(|h| h.pid == std::process::id()).map(|h| &h.body) }
+}
+
 /// Adds a reference for the host. Anything that is not such an object gives NULL.
 ///
 /// # Safety

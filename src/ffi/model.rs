@@ -240,8 +240,8 @@ pub unsafe extern "C" fn squire_model_stop_ids(
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
 /// came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
-/// is there already is replaced if it is empty or a model folder that squire wrote: config.json, model.safetensors, and
-/// nothing that is no file of one (no links, no other folders). Else SQUIRE_E_IO, as for what cannot be written. What a save
+/// is there already is replaced if it is empty or holds what squire_model_save writes and nothing else: config.json,
+/// model.safetensors, the documents of tokenizer and template, no links, no other folders. Else SQUIRE_E_IO, as for what cannot be written. What a save
 /// that was killed has left beside the place goes with the next one. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_save(
@@ -276,8 +276,9 @@ pub unsafe extern "C" fn squire_tokenize(
     unsafe { squire_tokenize_until(model, text, text_len, flags, std::ptr::null(), out, err) }
 }
 
-/// squire_tokenize that cancel (may be NULL) stops from another thread, within milliseconds: SQUIRE_CANCELLED. For text that
-/// may be large; one word of 50 MB takes most of a minute.
+/// squire_tokenize that cancel (may be NULL) stops from another thread: SQUIRE_CANCELLED, within milliseconds while tokens are
+/// made; a tokenizer's normal form and added tokens are seen to as a whole first, a second or so for 50 MB. For text that may
+/// be large: one word of 50 MB takes most of a minute.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_tokenize_until(
     model: *const squire_model,

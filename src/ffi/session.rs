@@ -17,6 +17,7 @@ use super::status::squire_status;
 use super::text::{CText, squire_text};
 use super::tokens::squire_tokens;
 use crate::error::{Error, Fault};
+use crate::memory;
 use crate::serve::{Session, Token};
 use crate::text::source::Source;
 
@@ -30,6 +31,9 @@ impl Object for squire_session {
     const TAG: [u8; 8] = *b"sq sessn";
     const NAME: &'static str = "squire_session";
 }
+
+/// Most bytes of text that a token takes in a trace.
+const TRACED: usize = 128;
 
 /// Makes an empty session on the model's current revision, which it keeps until squire_session_rebase. SQUIRE_E_BUDGET
 /// if max_sessions exist. Any thread.
@@ -234,6 +238,9 @@ pub unsafe extern "C" fn squire_session_trace(
         guard_out(out, err, |call| {
             let session = call.shared(session)?;
             let tokens = session.tokens()?;
+            // Five columns of values, and their text twice.
+            let each = 5 * size_of::<serde_json::Value>() + 2 * TRACED;
+            memory::room_for(tokens.len().saturating_mul(each), "the trace of a session")?;
             let column = |of: fn(&Token) -> serde_json::Value| tokens.iter().map(of).collect::<Vec<_>>();
             let trace = json!({
                 "revision": session.revision().number,

@@ -57,11 +57,11 @@ impl Documents {
         let mut ends = Vec::new();
         let mut own = None;
         if let (Some(tokenizer), Some(template)) = (&tokenizer, &template) {
-            own = end_of_turn(tokenizer, template, &RenderOptions::default());
+            own = end_of_turn(tokenizer, template, &RenderOptions::default())?;
             ends.extend(own.map(|id| (id, "the chat template's end of turn".to_string())));
             for name in template.sources().keys() {
                 let asked = RenderOptions { template: Some(name.clone()), ..RenderOptions::default() };
-                let end = end_of_turn(tokenizer, template, &asked).filter(|&id| own != Some(id));
+                let end = end_of_turn(tokenizer, template, &asked)?.filter(|&id| own != Some(id));
                 let from = format!("the end of turn of the chat template {}", brief(name));
                 ends.extend(end.map(|id| (id, from)));
             }

@@ -188,14 +188,16 @@ impl ServedModel {
 
     /// The id that ends a turn which nobody sampled: the one with which the template that `options` choose closes an
     /// assistant's message, else the first stop id.
-    pub fn end_of_turn(&self, options: &RenderOptions) -> Option<i32> {
+    ///
+    /// Errors: as [`end_of_turn`](crate::text::end_of_turn).
+    pub fn end_of_turn(&self, options: &RenderOptions) -> Result<Option<i32>> {
         let own = match (&self.0.tokenizer, &self.0.template) {
             (Some(tokenizer), Some(template)) if template.sources().len() > 1 => {
-                end_of_turn(tokenizer, template, options)
+                end_of_turn(tokenizer, template, options)?
             }
             _ => self.0.end_of_turn,
         };
-        own.or_else(|| self.0.stop_ids.first().copied())
+        Ok(own.or_else(|| self.0.stop_ids.first().copied()))
     }
 
     /// How the model's makers advise to sample.

@@ -1,9 +1,9 @@
 //! Who gets pages of KV cache where there are not enough for all: whoever came first.
 //!
 //! A job runs once it holds the pages of all its pending rows. Where they cannot be had, sessions that rest give up
-//! theirs, the one that was used the longest ago first, then jobs that came later, the last one first; what they had
-//! computed is computed again when their turn comes (with the same bits on the processor; on a GPU prefill and decode agree
-//! within rounding). A job that finds no pages all the same waits for those before it, and those behind it that hold none
+//! theirs, the one that was used the longest ago first, then jobs that came later, the last one first, and nobody where all
+//! of it would not be enough; what they had computed is computed again when their turn comes (with the same bits on the
+//! processor; on a GPU prefill and decode agree within rounding). A job that finds no pages all the same waits for those before it, and those behind it that hold none
 //! wait with it. Pages may also be on their way: with a session whose host is just using it, with work that has not arrived,
 //! with a session that is being dropped; they are waited for too. Only a job that does not fit alone fails, and at once.
 #![forbid(unsafe_code)]
@@ -65,15 +65,16 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         if of_budget && !jobs[i].parts().0.kv.fits_alone(pending) {
             return Asked::Fails(refused);
         }
-        if jobs[i].slot().slots().take_pages_of_the_oldest() {
+        // Who cannot have enough takes nothing: sessions at rest and those that came later give way only if that helps.
+        let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
+        let theirs: usize = later.iter().map(|&j| held(&mut jobs[j])).sum();
+        let at_rest = jobs[i].slot().slots().pages_at_rest();
+        let kv = &jobs[i].parts().0.kv;
+        let enough = kv.lacking(pending) <= kv.available() + theirs + at_rest;
+        if enough && jobs[i].slot().slots().take_pages_of_the_oldest() {
             add(&counters.evicted, 1);
             continue;
         }
-        // Those that came later give way if that is enough.
-        let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
-        let theirs: usize = later.iter().map(|&j| held(&mut jobs[j])).sum();
-        let kv = &jobs[i].parts().0.kv;
-        let enough = kv.lacking(pending) <= kv.available() + theirs;
         let last = later.into_iter().rev().find(|&j| held(&mut jobs[j]) > 0);
         if let Some(j) = last.filter(|_| enough) {
             jobs[j].parts().0.give_up_pages();

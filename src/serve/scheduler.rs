@@ -192,6 +192,8 @@ impl Scheduler {
         for (k, i) in prompts.iter().enumerate().filter(|(_, i)| timed(i)) {
             by_model.entry(Arc::as_ptr(self.jobs[*i].model()) as usize).or_default().push(k);
         }
+        // Who decodes waits for the rounds of all models.
+        let slice = slice / by_model.len() as u32;
         for of in by_model.into_values() {
             let allowed = self.rounds.pace(self.jobs[prompts[of[0]]].model()).rows(slice, somebody_decodes);
             let wanted: Vec<usize> = of.iter().map(|&k| rows[k]).collect();

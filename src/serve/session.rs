@@ -20,6 +20,7 @@ use super::revision::Bound;
 use super::slot::{Out, Slot};
 use super::timeline::{Hidden, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 use crate::model::KvCache;
 use crate::sync::Mutex;
 use crate::text::Json;
@@ -116,7 +117,7 @@ impl Session {
 
     /// All tokens with what is known of them.
     pub fn tokens(&self) -> Result<Vec<Token>> {
-        self.idle(|t| Ok(t.tokens.clone()))
+        self.idle(|t| memory::copied(&t.tokens, "the tokens of a session"))
     }
 
     /// Rows that forwards computed for it so far.
@@ -178,7 +179,7 @@ impl Session {
             let last = messages.as_list().and_then(|list| list.last()?.get("role")?.as_str());
             let begun = options.add_generation_prompt || (options.continue_final_message && last == Some("assistant"));
             t.turn_begun_at = begun.then_some(t.len());
-            Ok(t.tokens[before..].to_vec())
+            memory::copied(&t.tokens[before..], "the tokens of messages")
         })?;
         self.model.tell_of(&messages, options);
         Ok(added)
@@ -314,7 +315,7 @@ impl Session {
             let from = t.len();
             t.append(ids, Source::Host, model.config.vocab_size, model.max_context())?;
             t.forget_computed(from - 1);
-            Ok(Work::Score { from, top_k, rows: Vec::with_capacity(ids.len()), reply })
+            Ok(Work::Score { from, top_k, rows: memory::reserved(ids.len(), "the rows of a score")?, reply })
         })?;
         self.wait(answer)?
     }
@@ -329,9 +330,11 @@ impl Session {
     pub fn prefill_watched(&self, cancel: &Cancel, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
         let Extent { pending, len, .. } = self.extent()?;
         let (cancel, first) = (cancel.inner(), len - pending);
-        let mut stopped = false;
+        // What is computed again, of pages that were given up, is no step back.
+        let (mut stopped, mut most) = (false, first);
         let mut tell = |computed: usize| {
-            if !progress(computed.saturating_sub(first).min(pending) as u64, pending as u64) {
+            most = most.max(computed);
+            if !progress((most - first).min(pending) as u64, pending as u64) {
                 stopped = true;
                 cancel.set();
             }

@@ -127,6 +127,14 @@ impl Slot {
         &self.slots
     }
 
+    /// The pages that it holds while it rests, shared ones too.
+    fn pages_at_rest(&self) -> usize {
+        match self.state.try_lock().as_deref() {
+            Some(State { whereabouts: Whereabouts::Resting(t), .. }) => t.kv.pages().len(),
+            _ => 0,
+        }
+    }
+
     /// Drops what was computed, if it rests and holds pages, `alone` or shared; returns whether it did.
     fn give_up_pages(&self, alone: bool) -> bool {
         // Who holds the lock is using the timeline now.
@@ -166,6 +174,12 @@ impl Slots {
 
     fn remove_dropped(&self) {
         self.all.lock().retain(|slot| slot.strong_count() > 0);
+    }
+
+    /// The pages that sessions at rest hold, at most: those that forks share are counted for each.
+    pub(super) fn pages_at_rest(&self) -> usize {
+        let slots: Vec<Arc<Slot>> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
+        slots.iter().map(|slot| slot.pages_at_rest()).sum()
     }
 
     /// Takes the pages of the resting session that was used the longest ago; returns whether there was one.

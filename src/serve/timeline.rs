@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 use crate::model::KvCache;
 use crate::text::After;
 use crate::text::source::Source;
@@ -161,8 +162,8 @@ impl Timeline {
 
     pub(super) fn fork(&self) -> Result<Timeline> {
         Ok(Timeline {
-            tokens: self.tokens.clone(),
-            ids: self.ids.clone(),
+            tokens: memory::copied(&self.tokens, "the tokens of a fork")?,
+            ids: memory::copied(&self.ids, "the ids of a fork")?,
             kv: self.kv.fork()?,
             hidden: None,
             hidden_to: 0,

@@ -20,7 +20,7 @@ const ARENA: usize = 128 << 20;
 pub(super) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     memory::room_for(ARENA + STACK, "chat template: a thread of its own")?;
     thread::scope(|scope| {
-        // Panics of threads with such a name are not printed (ffi/guard.rs).
+        // Panics of threads with such a name are not printed (ffi/within.rs).
         let thread = thread::Builder::new().name("squire-template".into()).stack_size(STACK);
         let thread = thread.spawn_scoped(scope, work).map_err(|e| {
             let why = format!("chat template: no thread of {STACK} bytes of stack can be had: {e}");

@@ -157,14 +157,14 @@ pub fn encode_append_within(
     // What stands in the timeline already is taken off again.
     let mut ids = breaker.ids(&added, room.saturating_add(said.len()))?;
     // A template whose end of a turn depends on what follows has its end token at least.
-    let closing = closing.and_then(|text| breaker.ids(&text, usize::MAX)).unwrap_or_default();
+    let closing = breaker.watch.answer(closing.and_then(|text| breaker.ids(&text, usize::MAX)))?.unwrap_or_default();
     let closing = if ids.starts_with(&closing) { closing.len() } else { 0 };
     let end = breaker.first_token(&added);
     let longest = closing.max(usize::from(end.is_some())).min(said.len());
     // Another id stands for the template's end, not for the beginning of the next message where nothing closes the turn.
     let tail = &said[said.len() - longest..];
     let replaceable =
-        end.is_some() && tail.iter().any(|id| ends.contains(id)) && end == end_of_turn(tokenizer, template, &options);
+        end.is_some() && tail.iter().any(|id| ends.contains(id)) && end == end_of_turn(tokenizer, template, &options)?;
     let stands = |&n: &usize| {
         let tail = &said[said.len() - n..];
         let ended = tail[0] == ids[0] || (replaceable && ends.contains(&tail[0]));

@@ -11,6 +11,7 @@ use std::fmt::Write;
 use num_bigint::BigInt;
 
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 
 /// Lists and objects within each other, at most; as `serde_json` has it.
 const MAX_DEPTH: usize = 128;
@@ -40,6 +41,9 @@ pub enum Json {
 impl Json {
     /// Reads a document. `BadJson`, naming the place: `messages[2].content: a lone surrogate \ud83d ...`.
     pub fn parse(text: &str) -> Result<Json> {
+        // Messages and the template's values are copies of it.
+        let bytes = memory::json_bytes(text.len(), memory::json_values(text.as_bytes()));
+        memory::room_for(bytes.saturating_mul(2), "the document")?;
         let mut reader = Reader { text, at: 0, place: Vec::new() };
         reader.space();
         let value = reader.value(0)?;

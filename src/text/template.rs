@@ -244,8 +244,11 @@ impl ChatTemplate {
         }
         let known = renderings.iter().all(Result::is_err)
             || renderings.iter().flatten().any(|rendering| rendering.contains(probe));
-        let mut roles = self.roles.lock();
-        if roles.len() < MAX_ROLES {
+        if role.len() <= MAX_ROLE {
+            let mut roles = self.roles.lock();
+            if roles.len() >= MAX_ROLES {
+                roles.clear();
+            }
             roles.insert(key, known);
         }
         Ok(known)
@@ -254,6 +257,8 @@ impl ChatTemplate {
 
 /// What a value of a template takes besides its text, in bytes, its key in an object included.
 const VALUE: usize = 256;
+/// The longest role, in bytes, whose answer is remembered: whatever a host's users call themselves must not stay.
+const MAX_ROLE: usize = 64;
 /// Roles whose answer is remembered.
 const MAX_ROLES: usize = 64;
 
@@ -277,6 +282,18 @@ mod tests {
         let e = render("{{ raise_exception('no system role') }}", json!([])).unwrap_err();
         assert_eq!(e.fault(), Fault::TemplateFailed);
         assert!(e.message().contains("no system role"), "{e}");
+    }
+
+    #[test]
+    fn no_long_role_is_remembered_and_short_ones_make_room_for_others() {
+        let template = ChatTemplate::compile("{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+        let known = |role: &str| template.knows_role(role, &RenderOptions::default(), &Watch::default()).unwrap();
+        for n in 0..2 * MAX_ROLES {
+            assert!(known(&format!("{n}{}", "x".repeat(MAX_ROLE))) && known(&n.to_string()));
+            assert!(template.roles.lock().keys().all(|(_, role)| role.len() <= MAX_ROLE));
+            assert!(template.roles.lock().len() <= MAX_ROLES);
+        }
+        assert!(template.roles.lock().contains_key(&("default".into(), (2 * MAX_ROLES - 1).to_string())));
     }
 
     #[test]

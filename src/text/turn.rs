@@ -11,26 +11,33 @@ use crate::error::Result;
 
 /// The id with which the template that `options` choose closes an assistant's turn, where the first thing that it writes
 /// behind the turn's text is a token. None where it closes by text or not at all (what follows then is the beginning of
-/// the next message), or cannot be asked.
-pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate, options: &RenderOptions) -> Option<i32> {
-    let breaker = Breaker::new(tokenizer, template, &Json::List(Vec::new()), options).ok()?;
-    let options =
-        RenderOptions { add_generation_prompt: false, continue_final_message: false, ..breaker.options(options).ok()? };
+/// the next message), or cannot be asked. Errors: what stopped the asking (`Cancelled`, `OutOfHostMemory`, the deadline).
+pub fn end_of_turn(tokenizer: &Tokenizer, template: &ChatTemplate, options: &RenderOptions) -> Result<Option<i32>> {
+    let watch = options.watch.begun();
+    let options = RenderOptions { watch: watch.clone(), ..options.clone() };
+    let breaker = Breaker::new(tokenizer, template, &Json::List(Vec::new()), &options);
+    let Some(breaker) = watch.answer(breaker)? else { return Ok(None) };
+    let Some(options) = watch.answer(breaker.options(&options))? else { return Ok(None) };
+    let options = RenderOptions { add_generation_prompt: false, continue_final_message: false, ..options };
     // The user's text is a character of its own too, so that the beginning of a message can be told from a turn's end.
     let (user, said) =
         (message("user", &breaker.nonce.to_string()), message("assistant", &breaker.sentinel.to_string()));
     let turn = vec![user.clone(), said];
-    if let Ok(rendering) = template.render(Json::List(turn.clone()), &options)
+    if let Some(rendering) = watch.answer(template.render(Json::List(turn.clone()), &options))?
         && let Some((_, behind)) = rendering.split_once(breaker.sentinel)
         && let Some(end) = breaker.first_token(behind)
     {
-        return Some(end);
+        return Ok(Some(end));
     }
     // A template may close a turn only where something follows it.
-    let rendering = template.render(Json::List([turn, vec![user]].concat()), &options).ok()?;
-    let (before, behind) = rendering.split_once(breaker.sentinel)?;
-    let ((opening, _), (between, _)) = (before.split_once(breaker.nonce)?, behind.split_once(breaker.nonce)?);
-    if opening.ends_with(between) { None } else { breaker.first_token(between) }
+    let followed = template.render(Json::List([turn, vec![user]].concat()), &options);
+    let Some(rendering) = watch.answer(followed)? else { return Ok(None) };
+    let between = || {
+        let (before, behind) = rendering.split_once(breaker.sentinel)?;
+        let ((opening, _), (between, _)) = (before.split_once(breaker.nonce)?, behind.split_once(breaker.nonce)?);
+        if opening.ends_with(between) { None } else { breaker.first_token(between) }
+    };
+    Ok(between())
 }
 
 /// The ids that begin an assistant's turn under every setting of the template: what the generation prompts with and
@@ -69,7 +76,9 @@ pub fn unsaid<'t>(tokenizer: &Tokenizer, before: &[i32], text: &'t str) -> &'t s
 mod tests {
     use super::super::tiny_tokenizer::tiny_tokenizer_json;
     use super::super::tokenizer::Control;
+    use super::super::watch::Watch;
     use super::*;
+    use crate::error::Fault;
     use std::collections::BTreeMap;
 
     const QWEN3: &str = include_str!("../../tests/golden/qwen3_chat_template.jinja");
@@ -79,7 +88,7 @@ mod tests {
     }
 
     fn end(source: &str) -> Option<i32> {
-        end_of_turn(&tiny(), &ChatTemplate::compile(source).unwrap(), &RenderOptions::default())
+        end_of_turn(&tiny(), &ChatTemplate::compile(source).unwrap(), &RenderOptions::default()).unwrap()
     }
 
     #[test]
@@ -99,12 +108,44 @@ mod tests {
     }
 
     #[test]
+    fn what_stops_the_asking_is_no_answer() {
+        // At each look of the watch in turn; every rendering takes some.
+        let source = format!("{{% for i in range(4000) %}}{{{{ '' }}}}{{% endfor %}}{QWEN3}");
+        let template = ChatTemplate::compile(&source).unwrap();
+        let asked = |at: usize| {
+            let looks = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+            let watch = Watch::on({
+                let looks = looks.clone();
+                move || looks.fetch_add(1, std::sync::atomic::Ordering::SeqCst) >= at
+            });
+            let options = RenderOptions { watch, ..RenderOptions::default() };
+            let new = Json::List(vec![message("user", "hello")]);
+            let after = After::Turn { said: &[104, 105, 266], ends: &[266] };
+            let ids = encode_append(&tiny(), &template, after, new, &options);
+            let end = end_of_turn(&tiny(), &template, &options);
+            (ids, end, looks.load(std::sync::atomic::Ordering::SeqCst))
+        };
+        let (wanted, end, looks) = asked(usize::MAX);
+        let wanted = wanted.unwrap();
+        assert_eq!(end.unwrap(), Some(266));
+        assert!(looks > 12, "{looks}");
+        for at in 0..looks {
+            let (ids, end, _) = asked(at);
+            match ids {
+                Ok(ids) => assert_eq!(ids, wanted, "stopped at look {at}"),
+                Err(e) => assert_eq!(e.fault(), Fault::Cancelled),
+            }
+            assert_eq!(end.unwrap_err().fault(), Fault::Cancelled);
+        }
+    }
+
+    #[test]
     fn every_named_template_has_an_end_of_its_own() {
         let sources = [("default", "<|im_end|>"), ("tool_use", "<|endoftext|>")].map(|(name, end)| {
             (name.into(), format!("{{% for m in messages %}}{{{{ m.content }}}}{end}{{% endfor %}}"))
         });
         let template = ChatTemplate::compile_all(&BTreeMap::from(sources)).unwrap();
-        let end = |options| end_of_turn(&tiny(), &template, &options);
+        let end = |options| end_of_turn(&tiny(), &template, &options).unwrap();
         assert_eq!(end(RenderOptions::default()), Some(266));
         assert_eq!(end(RenderOptions { tools: Some(Json::List(Vec::new())), ..Default::default() }), Some(264));
         assert_eq!(end(RenderOptions { template: Some("tool_use".into()), ..Default::default() }), Some(264));

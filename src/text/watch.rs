@@ -46,6 +46,15 @@ impl Watch {
         }
         Ok(())
     }
+
+    /// What came of asking a template about itself: one that fails has no answer, but what stopped it is no answer either.
+    pub(super) fn answer<T>(&self, asked: Result<T>) -> Result<Option<T>> {
+        match asked {
+            Ok(answer) => Ok(Some(answer)),
+            Err(e) if matches!(e.fault(), Fault::Cancelled | Fault::OutOfHostMemory) => Err(e),
+            Err(_) => self.check().map(|()| None),
+        }
+    }
 }
 
 impl fmt::Debug for Watch {

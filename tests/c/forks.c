@@ -11,11 +11,11 @@
 static const char *folder;
 static volatile int stop;
 
-static squire_engine *engine_with(int threads) {
+static squire_engine *engine_with(int threads, int drive) {
   squire_engine_options o;
   squire_engine *engine = NULL;
   squire_engine_options_init(&o, sizeof o, SQUIRE_ABI);
-  o.threads = threads;
+  o.threads = threads, o.drive = drive;
   return squire_engine_create(&o, &engine, NULL) == SQUIRE_OK ? engine : NULL;
 }
 
@@ -53,8 +53,25 @@ static void *use(void *model) {
   return NULL;
 }
 
+/* A session of an engine that nobody drives, and what it is to generate. */
+static squire_session *asked;
+static squire_gen *answer;
+
+static void *ask(void *unused) {
+  (void)unused;
+  while (!stop) {
+    squire_tokens *tokens = NULL;
+    squire_session_tokens(asked, &tokens, NULL); /* it is busy */
+    squire_tokens_release(tokens);
+  }
+  return NULL;
+}
+
 static int child(void) {
-  squire_engine *engine = engine_with(2);
+  squire_gen_cancel(answer);
+  squire_gen_release(answer); /* the parent's: nothing happens */
+  squire_session_release(asked);
+  squire_engine *engine = engine_with(2, SQUIRE_DRIVE_THREAD);
   squire_model *model = engine ? model_of(engine) : NULL;
   int good = model && generates(model);
   squire_model_release(model);
@@ -63,13 +80,19 @@ static int child(void) {
 }
 
 int main(int argc, char **argv) {
-  enum { USERS = 3 };
+  enum { USERS = 3, ASKERS = 2 };
   CHECK(argc == 3);
   folder = argv[1];
   int forks = atoi(argv[2]), hung = 0, failed = 0;
-  squire_engine *engine = engine_with(2);
-  squire_model *model = model_of(engine);
-  CHECK(engine && model);
+  squire_engine *engine = engine_with(2, SQUIRE_DRIVE_THREAD), *still = engine_with(1, SQUIRE_DRIVE_CALLER);
+  squire_model *model = model_of(engine), *undriven = model_of(still);
+  CHECK(engine && model && undriven);
+  const int32_t ids[] = {5, 6};
+  CHECK(squire_session_create(undriven, &asked, NULL) == SQUIRE_OK);
+  CHECK(squire_session_append(asked, ids, 2, NULL) == SQUIRE_OK);
+  CHECK(squire_gen_start(asked, NULL, &answer, NULL) == SQUIRE_OK);
+  pthread_t askers[ASKERS];
+  for (int i = 0; i < ASKERS; i++) CHECK(pthread_create(&askers[i], NULL, ask, NULL) == 0);
   pthread_t users[USERS];
   for (int i = 0; i < USERS; i++) CHECK(pthread_create(&users[i], NULL, use, model) == 0);
   for (int i = 0; i < forks; i++) {
@@ -95,6 +118,11 @@ int main(int argc, char **argv) {
     void *failed_user = NULL;
     CHECK(pthread_join(users[i], &failed_user) == 0 && failed_user == NULL);
   }
+  for (int i = 0; i < ASKERS; i++) CHECK(pthread_join(askers[i], NULL) == 0);
+  squire_gen_release(answer);
+  squire_session_release(asked);
+  squire_model_release(undriven);
+  squire_engine_release(still);
   squire_model_release(model);
   squire_engine_release(engine);
   CHECK(hung == 0);
