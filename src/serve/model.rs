@@ -189,7 +189,7 @@ impl ServedModel {
     /// The id that ends a turn which nobody sampled: the one with which the template that `options` choose closes an
     /// assistant's message, else the first stop id.
     ///
-    /// Errors: as [`end_of_turn`](crate::text::end_of_turn).
+    /// Errors: as [`end_of_turn`].
     pub fn end_of_turn(&self, options: &RenderOptions) -> Result<Option<i32>> {
         let own = match (&self.0.tokenizer, &self.0.template) {
             (Some(tokenizer), Some(template)) if template.sources().len() > 1 => {
