@@ -5,8 +5,8 @@
 //! written aside, synced and renamed: at every moment the newest folder is whole. Older ones are removed
 //! only after that, and what a killed save left behind by the next one. Resuming takes the newest.
 //!
-//! A folder is removed only if it holds exactly the files of a checkpoint, of the same run, whatever it is called; and what is no folder, or
-//! holds none of those files, is none, whatever it is called.
+//! A folder is removed only if it holds exactly the files of a checkpoint of the same run, whatever it is called; and what
+//! is no folder, or holds none of those files, is none, whatever it is called.
 #![forbid(unsafe_code)]
 
 use std::fs;

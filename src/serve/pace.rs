@@ -38,11 +38,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Learns from a round with so many rows of prompts.
+    /// Learns from a round with so many rows of prompts. One among those who decode is hardly seen.
     pub(super) fn learn(&mut self, rows: usize, took: Duration) {
         let seconds = took.as_secs_f64();
         self.rounds += 1;
-        if rows == 0 {
+        if rows <= 1 {
             self.by_itself = Some(moved(self.by_itself, seconds, 2.0));
             return;
         }
@@ -86,7 +86,7 @@ mod tests {
         let mut all = Vec::new();
         for _ in 0..rounds {
             let n = pace.rows(SLICE, decoding).min(512);
-            pace.learn(if n > 1 { n } else { 0 }, ms(fixed + a_row * n as f64));
+            pace.learn(n, ms(fixed + a_row * n as f64));
             all.push(n);
         }
         all
@@ -148,7 +148,7 @@ mod tests {
                     let expected = 2.0 + (0.1 + 2e-4 * done as f64) * n as f64;
                     let noise = f64::from(uniform(Stream::World, &[seed, round]));
                     let elsewhere = if uniform(Stream::World, &[seed, round, 1]) < 0.02 { 2.0 } else { 1.0 };
-                    pace.learn(if n > 1 { n } else { 0 }, ms(expected * (0.9 + 0.2 * noise) * elsewhere));
+                    pace.learn(n, ms(expected * (0.9 + 0.2 * noise) * elsewhere));
                     (done, longest, all) = (done + n, longest.max(expected), all + expected);
                 }
             }

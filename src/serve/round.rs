@@ -229,6 +229,7 @@ impl Rounds {
             share.row = n_rows;
             n_rows += share.n;
         }
+        let of_prompts = shares.iter().filter(|s| jobs[s.job].pending() > 1).map(|s| s.n).sum();
         let cancels: Vec<Cancel> = shares.iter().map(|s| jobs[s.job].cancel.clone()).collect();
         let scratch = self.made(&model);
         {
@@ -304,7 +305,6 @@ impl Rounds {
             }
         }
         if model.device.mixes_rows() {
-            let of_prompts = shares.iter().map(|s| s.n).filter(|&n| n > 1).sum();
             scratch.pace.learn(of_prompts, begun.elapsed());
         }
         Ok(())
