@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use squire::backend::cpu::Cpu;
 use squire::backend::ops::{self, Heads, Sampling, Span};
 use squire::backend::page::{PAGE, Page, PageShape};
-use squire::backend::{Compute, Device, Tensor};
+use squire::backend::{Compute, Device, Matrix, Tensor};
 use squire::random::{Stream, uniform};
 use squire::tensor::Dtype;
 
@@ -38,7 +38,7 @@ fn linear(c: &mut Criterion) {
         // As many copies as overflow the caches: a forward pass finds each weight matrix in memory, not in a cache.
         let n_copies = (256usize << 20).div_ceil(2 * o * k);
         let first = stored(&device, &random(&[o, k]));
-        let copies: Vec<Tensor> = (0..n_copies).map(|_| copy(&first)).collect();
+        let copies: Vec<Matrix> = (0..n_copies).map(|_| copy(&first).into()).collect();
         for n in [1, 8, 512] {
             if o > 100_000 && n > 8 {
                 continue;
@@ -50,7 +50,7 @@ fn linear(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, n), |b| {
                 b.iter(|| {
                     next = (next + 1) % n_copies;
-                    ops::linear_forward(&device, &mut y, &x, &copies[next], n, Compute::Bf16).unwrap();
+                    ops::linear_forward(&device, &mut y, &x, (&copies[next]).into(), n, Compute::Bf16).unwrap();
                 })
             });
         }

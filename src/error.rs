@@ -107,6 +107,8 @@ faults! {
     WrongHandle = 113 => Argument,
     /// The machine has no device of this index.
     NoSuchDevice = 114 => Argument,
+    /// No adapter of this name is loaded.
+    UnknownAdapter = 115 => Argument,
 
     // 2xx: state
     /// The call came out of order.
@@ -165,6 +167,8 @@ faults! {
     NoDevice = 512 => Unsupported,
     /// This build has no kernels for the device or for the model's extents.
     NoKernels = 513 => Unsupported,
+    /// A kind of adapter that squire does not compute.
+    UnsupportedAdapter = 514 => Unsupported,
 
     // 6xx: io
     /// A file could not be opened.
@@ -219,6 +223,8 @@ faults! {
     NotTheContent = 718 => Format,
     /// Two tensors' names are one, or two models', once the prefixes of wrappers are taken off.
     TensorNames = 719 => Format,
+    /// An adapter's configuration is broken or says what cannot be.
+    AdapterForm = 720 => Format,
 
     // 8xx: mismatch
     /// A tensor that the configuration asks for is missing.
@@ -237,6 +243,8 @@ faults! {
     CheckpointMismatch = 807 => Mismatch,
     /// The folder holds an adapter that is not merged into its base model.
     UnmergedAdapter = 808 => Mismatch,
+    /// An adapter belongs to another base, or has another rank or other targets than are wanted.
+    AdapterMismatch = 809 => Mismatch,
 
     // 9xx to 19xx: one block a status
     /// A buffer could not be allocated.

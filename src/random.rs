@@ -41,6 +41,16 @@ pub const fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A hash of `bytes` behind what was hashed before, for telling things apart that nobody forges.
+pub fn mix_bytes(hash: u64, bytes: &[u8]) -> u64 {
+    let word = |chunk: &[u8]| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    };
+    bytes.chunks(8).fold(mix(hash ^ bytes.len() as u64), |hash, chunk| mix(hash ^ word(chunk)))
+}
+
 /// 64 random bits for (stream, key words).
 pub fn bits(stream: Stream, key: &[u64]) -> u64 {
     key.iter().fold(mix(stream as u64), |h, &word| mix(h ^ mix(word)))

@@ -13,7 +13,7 @@ use squire::backend::cpu::Cpu;
 use squire::backend::ops::{self, Loss, RowList, RowLoss, Sampling};
 use squire::backend::{Compute, Device, Tensor};
 use squire::error::{Fault, Result};
-use squire::model::backward::{BackwardScratch, backward, head_backward};
+use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, decode, forward, head, head_forward};
 use squire::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
 use squire::serve::{Cancel, Engine, EngineOptions, GenerationOptions, ServedModel, Session};
@@ -123,7 +123,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 cpu.release_scratch();
                 let pool = KvPool::new(&device, model.page_shape(), 1 << 30);
                 let (mut kv, mut a) = (KvCache::new(&pool), Activations::for_serving(&model)?);
-                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv }], &mut a)?;
+                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut a)?;
                 let rows = RowList::of(&device, &[0, 5, 169])?;
                 let head = head(&model, &weights, &mut a, &rows)?;
                 ops::logprobs_of_head(&device, head, &[1, 2, 3])?;
@@ -131,7 +131,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let mut fork = kv.fork()?;
                 for (top_k, top_p) in [(0, 1.0), (0, 0.99), (2000, 1.0)] {
                     let draw = (Sampling { temperature: 3.0, top_k, top_p }, 0.7);
-                    decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut fork }], &[draw], &mut a)?;
+                    decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut fork, adapter: None }], &[draw], &mut a)?;
                     a.draws.take()?;
                 }
                 ops::read_rows(&device, &a.hidden, &[0, 1, 2]).map(drop)
@@ -143,7 +143,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let pool = KvPool::new(&device, model.page_shape(), u64::MAX);
                 let (mut kv, mut a) = (KvCache::new(&pool), Activations::for_training(&model)?);
                 let (mut gradients, mut scratch) = (Weights::zeros(&config)?, BackwardScratch::new(&model)?);
-                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv }], &mut a)?;
+                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut a)?;
                 let (n, v) = (40, config.vocab_size);
                 let mut logits = Tensor::zeros(Dtype::F32, &[n, v])?;
                 head_forward(&model, &weights, &mut logits, &a.hidden, n)?;
@@ -153,7 +153,8 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let mut dhidden = Tensor::zeros(Dtype::F32, &[ids.len(), config.hidden_size])?;
                 head_backward(&model, &weights, &mut gradients, &mut dhidden, (&logits, &a.hidden), n);
                 let span = 0..ids.len();
-                let facts = (&a, ids.as_slice(), std::slice::from_ref(&span));
+                let spans = std::slice::from_ref(&span);
+                let facts = Passed { activations: &a, ids: &ids, spans, adapter: None };
                 backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch)?;
                 for (_, g) in gradients.tensors() {
                     ops::sum_of_squares(&device, g)?;

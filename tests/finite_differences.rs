@@ -10,7 +10,7 @@ mod tiny_model;
 use serde_json::Value;
 use squire::backend::ops::{self, Loss, RowLoss};
 use squire::backend::{Compute, KernelSet, Tensor};
-use squire::model::backward::{BackwardScratch, backward, head_backward};
+use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
 use squire::model::{Activations, KvCache, KvPool, Model, Weights};
 use squire::random::{Stream, below, bits};
@@ -32,7 +32,7 @@ struct Objective {
 }
 
 /// A forward pass with its losses.
-struct Passed {
+struct Rows {
     activations: Activations,
     hidden: Tensor,
     /// gradients by the logits, as the losses overwrite them
@@ -41,7 +41,7 @@ struct Passed {
     loss: f64,
 }
 
-impl Passed {
+impl Rows {
     /// Every row's experts, layer by layer.
     fn routing(&self) -> Vec<u32> {
         let experts = self.activations.layers.iter().filter_map(|l| l.experts.as_ref());
@@ -68,18 +68,18 @@ impl Objective {
         Objective { ids, rows, specs, teacher }
     }
 
-    fn pass(&self, model: &Model, weights: &Weights) -> Passed {
+    fn pass(&self, model: &Model, weights: &Weights) -> Rows {
         let activations = run(model, weights, &self.ids);
         let (hidden, mut dlogits) = heads(model, weights, &activations, &self.rows);
         let n = self.rows.len();
         let losses =
             ops::divergence_forward_backward(&model.device, &mut dlogits, Some(&self.teacher), &self.specs, n).unwrap();
         let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / n as f64;
-        Passed { activations, hidden, dlogits, loss }
+        Rows { activations, hidden, dlogits, loss }
     }
 
-    fn gradients(&self, model: &Model, weights: &Weights, passed: &Passed) -> Weights {
-        let Passed { activations, hidden, dlogits, .. } = passed;
+    fn gradients(&self, model: &Model, weights: &Weights, passed: &Rows) -> Weights {
+        let Rows { activations, hidden, dlogits, .. } = passed;
         let mut gradients = Weights::zeros(&model.config).unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(self.rows.len()), zeros(activations.batch.len()));
@@ -91,7 +91,7 @@ impl Objective {
             end - n..end
         });
         let (packed, mut scratch) = (self.ids.concat(), BackwardScratch::new(model).unwrap());
-        let batch = (activations, &packed[..], &spans[..]);
+        let batch = Passed { activations, ids: &packed, spans: &spans, adapter: None };
         backward(model, weights, &mut gradients, batch, &dhidden, &mut scratch).unwrap();
         gradients
     }
@@ -102,7 +102,7 @@ fn run(model: &Model, weights: &Weights, ids: &[Vec<i32>]) -> Activations {
     let mut activations = Activations::for_training(model).unwrap();
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = ids.iter().map(|_| KvCache::new(&pool)).collect();
-    let mut segments: Vec<Segment> = ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
+    let mut segments: Vec<Segment> = ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
     forward(model, weights, &mut segments, &mut activations).unwrap();
     activations
 }

@@ -7,7 +7,7 @@ mod golden;
 use golden::{Batch, distance, floats, ints, largest};
 use squire::backend::ops::{self, AdamW, Loss, RowLoss, Sampling};
 use squire::backend::{Compute, KernelSet, Tensor};
-use squire::model::backward::{BackwardScratch, backward, head_backward};
+use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
 use squire::model::{Activations, KvCache, KvPool, Model, Weights};
 use squire::serve::{Engine, EngineOptions, Finish, GenerationOptions, LoadOptions, ServedModel, Session};
@@ -30,7 +30,7 @@ fn load(name: &str, compute: Compute, kernels: KernelSet) -> ServedModel {
 fn run(model: &Model, weights: &Weights, batch: &Batch, activations: &mut Activations) {
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = batch.ids.iter().map(|_| KvCache::new(&pool)).collect();
-    let mut segments: Vec<Segment> = batch.ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
+    let mut segments: Vec<Segment> = batch.ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
     forward(model, weights, &mut segments, activations).unwrap();
 }
 
@@ -162,10 +162,11 @@ impl Objective {
             ops::divergence_forward_backward(&model.device, &mut logits, Some(&self.teacher), &self.specs, n).unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(n), zeros(activations.batch.len()));
-        head_backward(model, weights, gradients, &mut dhead, (&logits, &hidden), n);
+        head_backward(model, weights, &mut *gradients, &mut dhead, (&logits, &hidden), n);
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
         let (ids, mut scratch) = (self.batch.ids.concat(), BackwardScratch::new(model).unwrap());
-        let batch = (&activations, &ids[..], &self.batch.spans()[..]);
+        let spans = self.batch.spans();
+        let batch = Passed { activations: &activations, ids: &ids, spans: &spans, adapter: None };
         backward(model, weights, gradients, batch, &dhidden, &mut scratch).unwrap();
         losses.iter().map(|&l| l as f64).sum::<f64>() / n as f64
     }

@@ -122,13 +122,13 @@ impl Stand {
     fn prefill(&mut self, n: usize) -> squire::error::Result<()> {
         let ids: Vec<i32> = (0..n as i32).map(|i| i * 31 % 203).collect();
         let Stand { model, weights, kv, activations } = self;
-        forward(model, weights, &mut [Segment { ids: &ids, kv }], activations)
+        forward(model, weights, &mut [Segment { ids: &ids, kv, adapter: None }], activations)
     }
 
     fn decode(&mut self, id: i32) -> Sampled {
         let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
         let Stand { model, weights, kv, activations } = self;
-        decode(model, weights, &mut [Segment { ids: &[id], kv }], &[draw], activations).unwrap();
+        decode(model, weights, &mut [Segment { ids: &[id], kv, adapter: None }], &[draw], activations).unwrap();
         activations.draws.take().unwrap()[0]
     }
 }
@@ -206,7 +206,7 @@ fn rows_that_come_and_go_find_their_pages_in_the_table() {
     let mut wanted = Vec::new();
     for (i, kv) in forks.iter_mut().enumerate() {
         let ids = [3 + i as i32];
-        decode(model, weights, &mut [Segment { ids: &ids, kv }], &[draw], activations).unwrap();
+        decode(model, weights, &mut [Segment { ids: &ids, kv, adapter: None }], &[draw], activations).unwrap();
         wanted.push(activations.draws.take().unwrap()[0]);
         kv.truncate(300);
     }
@@ -214,10 +214,10 @@ fn rows_that_come_and_go_find_their_pages_in_the_table() {
     for list in [vec![0, 1, 2, 3, 4], vec![4, 2, 0], vec![1], vec![3, 4, 1, 0, 2], vec![0, 1]] {
         let mut other = kv.fork().unwrap();
         let ids: Vec<i32> = (0..40).collect();
-        forward(model, weights, &mut [Segment { ids: &ids, kv: &mut other }], activations).unwrap();
+        forward(model, weights, &mut [Segment { ids: &ids, kv: &mut other, adapter: None }], activations).unwrap();
         let ids: Vec<[i32; 1]> = list.iter().map(|&i| [3 + i as i32]).collect();
         let mut taken: Vec<(usize, KvCache)> = list.iter().map(|&i| (i, forks[i].fork().unwrap())).collect();
-        let mut segments: Vec<Segment> = taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv }).collect();
+        let mut segments: Vec<Segment> = taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv, adapter: None }).collect();
         decode(model, weights, &mut segments, &vec![draw; list.len()], activations).unwrap();
         let drawn = activations.draws.take().unwrap();
         for (i, got) in list.iter().zip(drawn) {

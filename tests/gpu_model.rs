@@ -310,12 +310,12 @@ fn overlapping_launches_change_no_bit() {
         let pool = KvPool::new(&device, m.page_shape(), 1 << 30);
         let mut kv = KvCache::new(&pool);
         let mut a = Activations::for_serving(&m).unwrap();
-        forward(&m, &w, &mut [Segment { ids: &ids(11, 1, 203), kv: &mut kv }], &mut a).unwrap();
+        forward(&m, &w, &mut [Segment { ids: &ids(11, 1, 203), kv: &mut kv, adapter: None }], &mut a).unwrap();
         let mut drawn = Vec::new();
         let mut next = 7;
         for _ in 0..4 {
             let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
-            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv }], &[draw], &mut a).unwrap();
+            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
             let s = a.draws.take().unwrap()[0];
             drawn.push((s.id, s.logprob.to_bits(), s.sampled_logprob.to_bits()));
             next = s.id;

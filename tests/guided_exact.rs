@@ -11,7 +11,7 @@ use squire::backend::{Compute, Tensor};
 use squire::distill::batch::{TokenLoss, plan};
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
-use squire::model::backward::{BackwardScratch, backward, head_backward};
+use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
 use squire::model::{Activations, KvCache, KvPool, Weights};
 use squire::serve::{Cancel, ServedModel, Session};
@@ -97,7 +97,7 @@ fn logits(model: &ServedModel, ids: &[i32]) -> (Vec<f32>, Tensor, Activations) {
     let (m, revision) = (model.model(), model.current());
     let mut activations = Activations::for_training(m).unwrap();
     let mut kv = KvCache::new(&KvPool::new(&m.device, m.page_shape(), u64::MAX));
-    forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv }], &mut activations).unwrap();
+    forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv, adapter: None }], &mut activations).unwrap();
     let mut logits = Tensor::zeros(Dtype::F32, &[ids.len(), VOCABULARY]).unwrap();
     head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len()).unwrap();
     (logits.f32().to_vec(), logits, activations)
@@ -142,15 +142,15 @@ fn gradients_by_hand(
         let mut dhidden = Tensor::zeros(Dtype::F32, &[n, m.config.hidden_size]).unwrap();
         head_backward(m, &revision.weights, &mut gradients, &mut dhidden, (&dlogits, &activations.hidden), n);
         let whole = std::iter::once(0..n).collect::<Vec<_>>();
-        let facts = (&activations, t.ids(), whole.as_slice());
+        let facts = Passed { activations: &activations, ids: t.ids(), spans: &whole, adapter: None };
         backward(m, &revision.weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
     }
     gradients
 }
 
 /// Asserts that every tensor's gradient is the other's within `limit` of its norm.
-fn assert_near(a: &Weights, b: &Weights, limit: f64, what: &str) {
-    for ((name, a), (_, b)) in a.tensors().into_iter().zip(b.tensors()) {
+fn assert_near(a: &impl Named, b: &impl Named, limit: f64, what: &str) {
+    for ((name, a), (_, b)) in a.named().into_iter().zip(b.named()) {
         let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
         let gap = norm(&mut a.f32().iter().zip(b.f32()).map(|(a, b)| (a - b) as f64));
         let size = norm(&mut b.f32().iter().map(|&x| x as f64));

@@ -10,7 +10,7 @@ use squire::backend::cpu::Cpu;
 use squire::backend::cuda::{Cuda, CudaOptions};
 use squire::backend::ops::{RowList, Sampling};
 use squire::backend::{Batch, Compute, Device};
-use squire::model::backward::{BackwardScratch, backward};
+use squire::model::backward::{BackwardScratch, Passed, backward};
 use squire::model::forward::{Segment, decode, forward, head};
 use squire::model::{Activations, KvCache, KvPool, Load, MemoryPlan, Model, ModelConfig, Weights};
 use squire::tensor::Dtype;
@@ -55,7 +55,7 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             assert_eq!(served.taken(), Activations::bytes(&device, &config, 0, false), "before the first rows");
             for n in [1, 16, 17, ROWS] {
                 let mut kv = KvCache::new(&pool);
-                forward(&model, &weights, &mut [Segment { ids: &ids(n), kv: &mut kv }], &mut served).unwrap();
+                forward(&model, &weights, &mut [Segment { ids: &ids(n), kv: &mut kv, adapter: None }], &mut served).unwrap();
                 assert_eq!(served.taken(), Activations::bytes(&device, &config, n, false), "{n} rows");
             }
             assert_eq!(served.taken(), plan.activations);
@@ -76,9 +76,10 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             for (n, seed) in [(30, 1), (ROWS, 7), (ROWS, 11), (ROWS, 13)] {
                 let ids: Vec<i32> = (0..n as i32).map(|i| i * i * seed % 200).collect();
                 let mut kv = KvCache::new(&pool);
-                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv }], &mut trained).unwrap();
+                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut trained).unwrap();
                 let span = 0..n;
-                let facts = (&trained, ids.as_slice(), std::slice::from_ref(&span));
+                let spans = std::slice::from_ref(&span);
+                let facts = Passed { activations: &trained, ids: &ids, spans, adapter: None };
                 backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
                 let planned = Activations::bytes(&device, &config, n.max(30), true);
                 match config.moe {
@@ -124,7 +125,7 @@ fn a_device_gives_what_the_plan_says_experts_included() {
         let pool = KvPool::new(&device, model.page_shape(), 1 << 30);
         let mut kv = KvCache::new(&pool);
         let mut a = Activations::for_serving(&model).unwrap();
-        forward(&model, &weights, &mut [Segment { ids: &ids(ROWS), kv: &mut kv }], &mut a).unwrap();
+        forward(&model, &weights, &mut [Segment { ids: &ids(ROWS), kv: &mut kv, adapter: None }], &mut a).unwrap();
         let pages = (ROWS as u64).div_ceil(32) * plan.kv_page;
         assert_eq!(a.taken(), plan.activations);
         assert_eq!(taken(), plan.activations + a.batch.taken() + pages);
@@ -134,7 +135,7 @@ fn a_device_gives_what_the_plan_says_experts_included() {
         // A first decode step takes the attention and the facts of its plan, and eight rows of head.
         let (mut a, mut kv) = (Activations::for_serving(&model).unwrap(), KvCache::new(&pool));
         let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
-        decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut kv }], &[draw], &mut a).unwrap();
+        decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
         a.draws.take().unwrap();
         assert_eq!(a.batch.taken(), Batch::bytes(&device, Plan::of_decode(1, 1)));
         let rows = Activations::bytes(&device, &config, 1, false);

@@ -14,7 +14,7 @@ use squire::backend::Compute;
 use squire::distill::{Config, Distiller, EpisodeSpec, Replay};
 use squire::error::Fault;
 use squire::format::safetensors;
-use squire::model::Weights;
+use squire::model::Parameters;
 use squire::serve::{Cancel, Engine, EngineOptions, Level, LoadOptions, Log, ServedModel, Session};
 use squire::tensor::{Dtype, Shape};
 use squire::text::source::Source;
@@ -385,7 +385,7 @@ fn a_training_step_of_mixed_dtypes_is_that_of_the_same_numbers() {
             episode.outcome(None, true).unwrap();
             episode.end(1.0, Some(true)).unwrap();
             let mut update = d.build(0, &Cancel::default(), &mut |_, _| true).unwrap();
-            let bits = |w: &Weights| -> Vec<Vec<u32>> {
+            let bits = |w: &Parameters| -> Vec<Vec<u32>> {
                 w.tensors().iter().map(|(_, t)| t.to_f32().iter().map(|x| x.to_bits()).collect()).collect()
             };
             let gradients = bits(update.gradients());

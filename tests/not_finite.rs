@@ -39,16 +39,16 @@ fn parrot(engine: &Engine, broken: Option<Kind>) -> ServedModel {
     let mut weights = Weights::zeros(&config).unwrap();
     weights.norm.f32_mut().fill(1.0);
     for (at, (id, next)) in [(1, 2), (2, 3), (3, 4), (4, 1), (10, 10)].into_iter().enumerate() {
-        weights.embedding.f32_mut()[id * HIDDEN + at] = 1.0;
-        weights.head_mut().f32_mut()[next * HIDDEN + at] = 10.0;
+        weights.embedding.dense_mut().f32_mut()[id * HIDDEN + at] = 1.0;
+        weights.head_mut().dense_mut().f32_mut()[next * HIDDEN + at] = 10.0;
     }
     let of_four = 3;
     match broken {
         None => {}
-        Some(Kind::Nan) => weights.embedding.f32_mut()[4 * HIDDEN] = f32::NAN,
-        Some(Kind::Infinite) => weights.head_mut().f32_mut()[7 * HIDDEN + of_four] = 3e38,
+        Some(Kind::Nan) => weights.embedding.dense_mut().f32_mut()[4 * HIDDEN] = f32::NAN,
+        Some(Kind::Infinite) => weights.head_mut().dense_mut().f32_mut()[7 * HIDDEN + of_four] = 3e38,
         Some(Kind::AllMasked) => {
-            weights.head_mut().f32_mut().chunks_mut(HIDDEN).for_each(|row| row[of_four] = -3e38);
+            weights.head_mut().dense_mut().f32_mut().chunks_mut(HIDDEN).for_each(|row| row[of_four] = -3e38);
         }
     }
     let model = engine.random_model(config, Dtype::F32, 0, 0).unwrap();
@@ -138,8 +138,8 @@ fn a_score_over_such_a_row_is_refused_and_leaves_the_timeline() {
     let model = parrot(&engine(Compute::F32), Some(Kind::Infinite));
     let mut weights = Weights::like(model.config(), &model.current().weights).unwrap();
     weights.norm.f32_mut().fill(1.0);
-    weights.embedding.f32_mut()[HIDDEN] = 1.0;
-    weights.head_mut().f32_mut()[9 * HIDDEN] = -3e38;
+    weights.embedding.dense_mut().f32_mut()[HIDDEN] = 1.0;
+    weights.head_mut().dense_mut().f32_mut()[9 * HIDDEN] = -3e38;
     model.restore(weights, 2);
     let rows = session_of(&model, &[1]).score(&[9], 0, &Cancel::default()).unwrap();
     assert!(rows[0].logprob < -1e38);

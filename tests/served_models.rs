@@ -150,7 +150,7 @@ fn a_saved_model_loads_with_the_same_bits() {
                     loaded.config(),
                     &ModelConfig { stored_dtype: loaded.config().stored_dtype, ..model.config().clone() }
                 );
-                assert_eq!(loaded.current().weights.embedding.dtype(), dtype);
+                assert_eq!(loaded.current().weights.embedding.dense().dtype(), dtype);
                 assert!(distributions(&loaded) == wanted, "{dtype} {} copy {copy}", compute.name());
             }
         }

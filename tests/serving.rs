@@ -95,8 +95,8 @@ fn parrot(engine: &Engine, cycle: &[i32], vocabulary: usize) -> ServedModel {
     assert!(cycle.len() <= 16);
     for (i, &id) in cycle.iter().enumerate() {
         let next = cycle[(i + 1) % cycle.len()];
-        weights.embedding.f32_mut()[id as usize * 16 + i] = 1.0;
-        weights.head.as_mut().unwrap().f32_mut()[next as usize * 16 + i] = 10.0;
+        weights.embedding.dense_mut().f32_mut()[id as usize * 16 + i] = 1.0;
+        weights.head.as_mut().unwrap().dense_mut().f32_mut()[next as usize * 16 + i] = 10.0;
     }
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen3_chat_template.jinja");
     let (template, tokenizer) = (std::fs::read_to_string(template).unwrap(), tiny_tokenizer::tiny_tokenizer_json());

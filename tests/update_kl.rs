@@ -110,7 +110,7 @@ fn weights_that_are_not_finite_are_never_served_nor_saved() {
     // A weight of 60,000 decays to -540,000, which f16 has not.
     let student = d.student();
     let mut weights = Weights::random(student.config(), &student.model().device, Dtype::F16, 1, 0.2).unwrap();
-    weights.embedding.u16_mut()[62 * 32..63 * 32].fill(0x7b53);
+    weights.embedding.dense_mut().u16_mut()[62 * 32..63 * 32].fill(0x7b53);
     student.restore(weights, 1);
     d.save(folder.path()).unwrap();
     let update = applied(&d);

@@ -177,7 +177,7 @@ impl Bench {
             for step in 0..self.steps {
                 let segments = caches.iter_mut().zip(&ids);
                 let mut segments: Vec<Segment> =
-                    segments.map(|(kv, id)| Segment { ids: std::slice::from_ref(id), kv }).collect();
+                    segments.map(|(kv, id)| Segment { ids: std::slice::from_ref(id), kv, adapter: None }).collect();
                 decode(&self.model, &self.weights, &mut segments, &draws, &mut activations)?;
                 if step > 0 {
                     activations.draws.take()?;
@@ -221,7 +221,7 @@ impl Bench {
             cuda.finish()?;
             let start = Instant::now();
             for chunk in ids.chunks(CHUNK) {
-                forward(&self.model, &self.weights, &mut [Segment { ids: chunk, kv: &mut kv }], &mut activations)?;
+                forward(&self.model, &self.weights, &mut [Segment { ids: chunk, kv: &mut kv, adapter: None }], &mut activations)?;
             }
             cuda.finish()?;
             if round > 0 {

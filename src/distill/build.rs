@@ -4,12 +4,14 @@
 use super::batch::plan;
 use super::distiller::{Distiller, Learning};
 use super::ended::{Gathering, Waiting, lacked_memory};
-use super::learner::{Learner, Task};
+use super::learner::Task;
 use super::report::{Report, SetAside};
+use super::unpublished::Unpublished;
 use super::update::Update;
 use super::workspace::{Finished, Workspace};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
+use crate::model::{Parameters, Weights};
 use crate::serve::{Cancel, Level};
 
 impl Distiller {
@@ -124,16 +126,21 @@ impl Distiller {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Update> {
         let current = self.0.student.bind();
-        let (weights, revision) = match &learning.unpublished {
-            Some(unpublished) => (&unpublished.weights, None),
-            None => (&current.weights, Some(current.number)),
+        self.begin_learning(learning, &current)?;
+        let (weights, adapter, revision): (&Weights, _, _) = match &learning.unpublished {
+            Some(Unpublished { parameters: Parameters::Weights(weights), .. }) => (weights, None, None),
+            Some(Unpublished { parameters: Parameters::Adapter(adapter), .. }) => {
+                (&current.weights, Some(adapter), None)
+            }
+            // One that was just begun changes nothing, so what was sampled without it was sampled with it.
+            None => (&current.weights, current.adapter().or(learning.begun.as_ref()), Some(current.number)),
         };
-        if learning.learner.is_none() {
-            learning.learner = Some(Learner::new(self.0.student.config(), weights)?);
-        }
+        let missing = || Error::new(Fault::OutOfOrder, "there is no learner");
         let task = Task {
             student: self.0.student.model(),
             weights,
+            adapter,
+            trained: &learning.learner.as_ref().ok_or_else(missing)?.masters,
             revision,
             published: current.number,
             teacher: self.0.teacher.as_ref(),

@@ -9,6 +9,7 @@
 //! is no folder, or holds none of those files, is none, whatever it is called.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,9 +20,10 @@ use super::distiller::Distiller;
 use super::learner::Learner;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
-use crate::format::{Layout, check_regular, durable, read_text, safetensors};
-use crate::model::{ModelConfig, Weights};
+use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
+use crate::model::{Adapter, ModelConfig, Parameters, Weights};
 use crate::serve::{Level, ServedModel};
+use crate::tensor::Dtype;
 
 const STATE: &str = "state.json";
 /// (file, what it holds)
@@ -52,10 +54,8 @@ impl Distiller {
             unpublished.check(self.config()).map_err(|e| e.within("no checkpoint is written"))?;
         }
         let student = self.student();
-        if learning.learner.is_none() {
-            learning.learner = Some(Learner::new(student.config(), &student.current().weights)?);
-        }
-        let state = json!({
+        self.begin_learning(&mut learning, &student.current())?;
+        let mut state = json!({
             "version": VERSION,
             "step": step,
             "next_episode": next_episode,
@@ -68,6 +68,12 @@ impl Distiller {
             "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
             "settings": self.config().to_json(),
         });
+        if self.config().lora.is_some() {
+            let current = student.current();
+            let served = current.adapter().or(learning.begun.as_ref());
+            state["adapter_dtype"] = json!(served.map(|adapter| adapter.dtype().to_string()));
+            state["base"] = json!(current.weights.fingerprint(student.config()));
+        }
         let Some(learner) = &learning.learner else { return Ok(()) };
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
         let before = checkpoints(path)?;
@@ -151,15 +157,30 @@ impl Distiller {
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
-        let [masters, m, v] = TENSORS.map(|name| read(student.config(), &folder.join(name)));
+        // The student's own, where it has one: what is resumed takes its place.
+        let form = match &config.lora {
+            None => Parameters::Weights(Weights::zeros(student.config())?),
+            Some(lora) => Parameters::Adapter(Adapter::zeros(student.config(), lora, Dtype::F32)?),
+        };
+        let [masters, m, v] = TENSORS.map(|name| read(student.config(), &form, &folder.join(name)));
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
         let distiller = Distiller::new(student, teacher, config)?;
-        let mut weights = Weights::like(student.config(), &student.current().weights)?;
-        weights.round_from(&student.model().device, &learner.masters);
+        let current = student.current();
+        let mut served = match &distiller.config().lora {
+            None => Parameters::Weights(Weights::like(student.config(), &current.weights)?),
+            Some(lora) => {
+                let dtype = adapter_dtype(&document).ok_or_else(|| broken(&folder, "adapter_dtype is no dtype"))?;
+                Parameters::Adapter(Adapter::zeros(student.config(), lora, dtype)?)
+            }
+        };
+        served.round_from(&student.model().device, &learner.masters);
         // What was applied and not yet published is published by resuming.
-        student.restore(weights, revision + u64::from(!published));
+        student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
-        distiller.learning()?.learner = Some(learner);
+        let mut learning = distiller.learning()?;
+        learning.base = distiller.config().lora.as_ref().map(|_| current.weights.clone());
+        learning.learner = Some(learner);
+        drop(learning);
         Ok(distiller)
     }
 }
@@ -167,7 +188,9 @@ impl Distiller {
 /// Refuses a checkpoint of another run: its model, vocabulary and settings must be this one's, but for what is free.
 fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Config) -> Result<()> {
     let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
+    let base = config.lora.as_ref().map(|_| student.current().weights.fingerprint(student.config()));
     let wanted = [
+        ("base", json!(base)),
         ("model", student.config().to_json()),
         ("dtype", json!(student.current().weights.dtypes())),
         ("compute", json!(student.model().compute.name())),
@@ -181,6 +204,10 @@ fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Co
                     Some(theirs) => settings.insert(free.into(), theirs.clone()),
                     None => settings.remove(free),
                 };
+            }
+            if document[key].get("lora").is_none() {
+                // Of a run before there were adapters.
+                settings.retain(|knob, value| knob != "lora" || !value.is_null());
             }
         }
         // Read back as the checkpoint's was: reading may lose a number's last bit.
@@ -288,21 +315,38 @@ fn numbers(name: &str) -> Option<(u64, u64)> {
     Some((step.parse().ok()?, serial.parse().ok().filter(|&n: &u64| n < u64::MAX)?))
 }
 
-/// One set of f32 tensors of the model's shapes.
-fn read(config: &ModelConfig, path: &Path) -> Result<Weights> {
+/// The dtype in which an adapter was served.
+fn adapter_dtype(document: &Value) -> Option<Dtype> {
+    let name = document["adapter_dtype"].as_str()?;
+    [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().find(|dtype| dtype.to_string() == name)
+}
+
+/// One set of f32 tensors of the form of another.
+fn read(config: &ModelConfig, form: &Parameters, path: &Path) -> Result<Parameters> {
     check_regular(path)?;
-    let stored = safetensors::read(path)?.into_iter().collect();
-    let weights = Weights::from_stored(config, &stored).map_err(|e| e.within(path.display()))?;
-    // Copied: they change, and the file goes when the next checkpoint is written.
-    let mut own = Weights::zeros(config)?;
-    for (to, (name, from)) in own.tensors_mut().into_iter().zip(weights.tensors()) {
-        if from.dtype() != to.dtype() {
-            let why = format!("{}: {name} is {}, f32 is wanted", path.display(), from.dtype());
-            return Err(Error::new(Fault::CheckpointForm, why));
-        }
-        to.f32_mut().copy_from_slice(from.f32());
+    let stored: BTreeMap<String, StoredTensor> = safetensors::read(path)?.into_iter().collect();
+    if let Parameters::Weights(_) = form {
+        config.check_tensors(&stored).map_err(|e| e.within(path.display()))?;
     }
-    Ok(own)
+    let within = |fault, why: String| Error::new(fault, format!("{}: {why}", path.display()));
+    // Copied: they change, and the file goes when the next checkpoint is written.
+    let mut own = form.zeros(config)?;
+    let names: Vec<String> = form.tensors().into_iter().map(|(name, _)| name).collect();
+    for (to, name) in own.tensors_mut().into_iter().zip(&names) {
+        let missing = || within(Fault::TensorMissing, format!("tensor {name}: missing"));
+        let from = stored.get(name).ok_or_else(missing)?;
+        if from.shape != to.shape() {
+            return Err(within(Fault::TensorShape, format!("tensor {name}: wanted {}, found {}", to.shape(), from.shape)));
+        }
+        if from.dtype != Dtype::F32 {
+            return Err(within(Fault::CheckpointForm, format!("{name} is {}, f32 is wanted", from.dtype)));
+        }
+        to.bytes_mut().copy_from_slice(from.bytes.as_ref());
+    }
+    match stored.keys().find(|name| !names.contains(name)) {
+        None => Ok(own),
+        Some(name) => Err(within(Fault::TensorExtra, format!("tensor {name}: a checkpoint of this run has no such tensor"))),
+    }
 }
 
 /// The first key in which two documents differ, for a message.

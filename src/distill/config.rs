@@ -20,6 +20,7 @@
 //! | `batch_episodes` | ended episodes that an update takes unless it is told how many | 16 |
 //! | `optimizer` | AdamW: `learning_rate` (schedule), `warmup_steps`, `beta1`, `beta2`, `eps`, `weight_decay`, `grad_clip` (0 off) | 1e-6, 0, 0.9, 0.999, 1e-8, 0, 1 |
 //! | `micro_tokens` | tokens of one forward and backward pass | 4096 |
+//! | `lora` | null: all weights; or `{"rank", "alpha", "rslora", "targets"}`: an adapter on the projections named, or on all | null; 16, 32, false, all |
 //! | `kept_revisions` | revisions that may live at once | 2 |
 //! | `max_turns` | turn cap of an episode | 30 |
 //! | `max_update_kl` | nats a token that a step may move the student before the log warns; 0 never | 1 |
@@ -33,10 +34,12 @@
 use super::actor::Actor;
 use super::document::{bad, fields, integer, join, name_of, number, shorten, word};
 use super::knobs::{ActorPolicy, FILTERS, Filter, LOSSES, NORMALISERS, Normaliser, Optimizer, Sampling, TurnLoss};
+use super::lora;
 use super::preset::PRESETS;
 use super::schedule::Schedule;
 use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
+use crate::model::Lora;
 use serde_json::{Value, json};
 
 /// Which layer set a knob.
@@ -87,6 +90,7 @@ pub const KNOBS: &[&str] = &[
     "optimizer.weight_decay",
     "optimizer.grad_clip",
     "micro_tokens",
+    "lora",
     "kept_revisions",
     "max_turns",
     "max_update_kl",
@@ -109,6 +113,7 @@ const TOP_KEYS: &[&str] = &[
     "batch_episodes",
     "optimizer",
     "micro_tokens",
+    "lora",
     "kept_revisions",
     "max_turns",
     "max_update_kl",
@@ -151,6 +156,8 @@ pub struct Config {
     pub optimizer: Optimizer,
     /// Tokens of one forward and backward pass.
     pub micro_tokens: u32,
+    /// The adapter that is trained; None where all weights are.
+    pub lora: Option<Lora>,
     /// Revisions that may live at once.
     pub kept_revisions: u32,
     /// Turn cap of an episode.
@@ -189,6 +196,7 @@ impl Default for Config {
                 grad_clip: 1.0,
             },
             micro_tokens: 4096,
+            lora: None,
             kept_revisions: 2,
             max_turns: 30,
             // A whole nat a token: what the student said becomes e times less likely in one step. Steps that teach stay
@@ -265,6 +273,7 @@ impl Config {
                 "grad_clip": optimizer.grad_clip,
             },
             "micro_tokens": self.micro_tokens,
+            "lora": lora::to_json(self.lora.as_ref()),
             "kept_revisions": self.kept_revisions,
             "max_turns": self.max_turns,
             "max_update_kl": self.max_update_kl,
@@ -324,6 +333,7 @@ impl Config {
                 "batch_episodes" => self.batch_episodes = integer(value, path, 1, 65_536)? as u32,
                 "optimizer" => self.layer_optimizer(value, path, origin)?,
                 "micro_tokens" => self.micro_tokens = integer(value, path, 1, 1 << 24)? as u32,
+                "lora" => self.lora = lora::from_json(value, path)?,
                 "kept_revisions" => self.kept_revisions = integer(value, path, 1, 1024)? as u32,
                 "max_turns" => self.max_turns = integer(value, path, 1, 1_000_000)? as u32,
                 "max_update_kl" => self.max_update_kl = nats(value, path)?,

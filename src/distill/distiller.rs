@@ -11,13 +11,15 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::ended::{Ended, Waiting};
 use super::learner::Learner;
+use super::lora;
 use super::spec::EpisodeSpec;
 use super::trajectory::Heading;
 use super::unpublished::Unpublished;
 use super::workspace::Workspace;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
-use crate::serve::{Level, ServedModel};
+use crate::model::{Adapter, Parameters, Weights};
+use crate::serve::{Counted, Level, Revision, ServedModel};
 use crate::sync::Mutex;
 
 /// A distiller. Cheap to clone; clones are the same distiller.
@@ -62,6 +64,10 @@ pub(super) struct Totals {
 
 pub(super) struct Learning {
     pub(super) learner: Option<Learner>,
+    /// an adapter that was just begun, until the first step is published: what the student serves then has none
+    pub(super) begun: Option<Adapter>,
+    /// the base weights that it trains beside, where it trains an adapter
+    pub(super) base: Option<Arc<Counted<Weights>>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
     /// buffers of the last build
@@ -79,6 +85,7 @@ impl Distiller {
                 return Err(Error::new(Fault::UnsupportedBackend, why));
             }
         }
+        lora::check(&config, student.config(), &student.current()).map_err(|e| e.within("student"))?;
         match teacher {
             None if config.needs_teacher() => {
                 let why = "the settings let a teacher act or score, but there is no teacher";
@@ -100,7 +107,7 @@ impl Distiller {
                 ended: Vec::new(),
                 totals: Totals::default(),
             }),
-            learning: Mutex::new(Learning { learner: None, unpublished: None, workspace: None }),
+            learning: Mutex::new(Learning { learner: None, begun: None, base: None, unpublished: None, workspace: None }),
         })))
     }
 
@@ -222,6 +229,35 @@ impl Distiller {
     /// Tells the host, if it listens. With no lock held.
     pub(super) fn log(&self, level: Level, message: &str) {
         self.0.student.engine().log(level, "distill", message);
+    }
+
+    /// Makes the learner where there is none yet, from what the student serves.
+    ///
+    /// Errors: `AdapterMismatch` where an adapter is trained and the base under it was replaced.
+    pub(super) fn begin_learning(&self, learning: &mut Learning, current: &Revision) -> Result<()> {
+        let (config, model) = (&self.0.config, self.0.student.model());
+        if learning.learner.is_none() {
+            lora::check(config, &model.config, current)?;
+            let masters = lora::masters(config, &model.config, &model.device, current)?;
+            if let (Parameters::Adapter(_), None) = (&masters, &current.adapter) {
+                let mut served = lora::served_form(config, &model.config, current)?;
+                served.round_from(&model.device, &masters);
+                learning.begun = served.adapter();
+            }
+            learning.learner = Some(Learner::new(&model.config, masters)?);
+            learning.base = config.lora.as_ref().map(|_| current.weights.clone());
+        }
+        match &learning.base {
+            Some(base) if !Arc::ptr_eq(base, &current.weights) => {
+                let why = format!(
+                    "the base weights were replaced by revision {} while an adapter is trained beside the ones before; make a \
+                     new distiller, or resume the last checkpoint on the old base",
+                    current.number
+                );
+                Err(Error::new(Fault::AdapterMismatch, why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The learner's lock, for checkpoints.

@@ -3,7 +3,8 @@
 //! Building packs whole trajectories into micro-batches, runs the same forward that served them (with
 //! activations kept), and turns hidden states into losses a few rows at a time, so that no [T, V] buffer
 //! exists. The teacher's side of a row is its hidden state, kept when it scored the turn. Applying is
-//! AdamW on the masters; the student's weights are the masters rounded to their stored dtypes.
+//! AdamW on the masters; the student's weights are the masters rounded to their stored dtypes. All of that holds for the
+//! parameters that are trained: all weights, or an adapter's pairs alone.
 //!
 //! Student and teacher may differ in rows of padding. Both distributions are then taken over the ids that they share:
 //! logits beyond have probability 0 and no gradient, so padding is neither taught nor unlearnt.
@@ -21,35 +22,31 @@ use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
 use crate::backend::Device;
 use crate::backend::ops::{self, AdamW, RowLoss};
 use crate::error::{Error, Fault, Result};
-use crate::model::backward::{backward, head_backward};
+use crate::model::backward::{Passed, backward, head_backward};
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::plan::LOSS_ROWS;
-use crate::model::{KvCache, Model, ModelConfig, Weights};
+use crate::model::{Adapter, KvCache, Model, ModelConfig, Parameters, Weights};
 use crate::serve::{Cancel, Revision, ServedModel};
 use crate::text::source::Source;
 
-/// Masters and moments, f32, in the shapes of the model.
+/// Masters and moments, f32, in the form of what is trained.
 pub struct Learner {
-    pub(super) masters: Weights,
-    pub(super) m: Weights,
-    pub(super) v: Weights,
+    pub(super) masters: Parameters,
+    pub(super) m: Parameters,
+    pub(super) v: Parameters,
     /// Steps applied.
     pub(super) step: u64,
 }
 
 impl Learner {
-    /// A learner that starts from `weights`: 12 bytes a parameter.
-    pub fn new(config: &ModelConfig, weights: &Weights) -> Result<Learner> {
-        Ok(Learner {
-            masters: Weights::widened(config, weights)?,
-            m: Weights::zeros(config)?,
-            v: Weights::zeros(config)?,
-            step: 0,
-        })
+    /// A learner that starts from f32 `masters`: 12 bytes a parameter with them.
+    pub fn new(config: &ModelConfig, masters: Parameters) -> Result<Learner> {
+        let (m, v) = (masters.zeros(config)?, masters.zeros(config)?);
+        Ok(Learner { masters, m, v, step: 0 })
     }
 
     /// One AdamW step with the gradients scaled to the clip; `norm` is their global norm.
-    pub fn apply(&mut self, device: &Device, gradients: &Weights, norm: f64, config: &Config) {
+    pub fn apply(&mut self, device: &Device, gradients: &Parameters, norm: f64, config: &Config) {
         let o = &config.optimizer;
         let lr = o.learning_rate_at(self.step, config.steps);
         self.step += 1;
@@ -71,8 +68,8 @@ impl Learner {
 
 /// Gradients of a batch with the account of how they came about.
 pub struct Gradients {
-    /// f32, in the shapes of the model.
-    pub weights: Weights,
+    /// f32, of what is trained.
+    pub parameters: Parameters,
     /// Their global norm.
     pub norm: f64,
     /// The account.
@@ -85,8 +82,12 @@ pub struct Gradients {
 pub struct Task<'a> {
     /// The student's model.
     pub student: &'a Model,
-    /// The student's weights at `revision`.
+    /// The student's weights at `revision`; the base, where an adapter is trained.
     pub weights: &'a Weights,
+    /// The adapter at `revision`.
+    pub adapter: Option<&'a Adapter>,
+    /// Of the form of what is trained.
+    pub trained: &'a Parameters,
     /// Their revision; None while they are not published.
     pub revision: Option<u64>,
     /// The revision that new episodes get, from which staleness is counted.
@@ -116,7 +117,7 @@ impl Task<'_> {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
         let mut tally = Tally::new(&trajectories, &batch);
-        let mut weights = Weights::zeros(&self.student.config)?;
+        let mut gradients = self.trained.zeros(&self.student.config)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
             list.dedup();
@@ -136,12 +137,12 @@ impl Task<'_> {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
-            self.micro_batch(workspace, &mut weights, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            self.micro_batch(workspace, &mut gradients, finished, &trained[next..end], &batch.tokens, &mut tally)?;
             done += n;
             next = end;
         }
         progress(done as u64, total as u64);
-        let squares = weights.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
+        let squares = gradients.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
         let squares: f64 = squares.sum::<Result<f64>>()?;
         let norm = squares.sqrt();
         let report = tally.report(norm, started.elapsed().as_secs_f64());
@@ -149,14 +150,18 @@ impl Task<'_> {
             let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
             return Err(Error::new(Fault::NotFinite, why));
         }
-        Ok(Gradients { weights, norm, report, sample: Sample::of(finished, &batch) })
+        Ok(Gradients { parameters: gradients, norm, report, sample: Sample::of(finished, &batch) })
+    }
+
+    fn segment<'s>(&'s self, ids: &'s [i32], kv: &'s mut KvCache) -> Segment<'s> {
+        Segment { ids, kv, adapter: self.adapter }
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side.
     fn micro_batch(
         &self,
         workspace: &mut Workspace,
-        gradients: &mut Weights,
+        gradients: &mut Parameters,
         finished: &[&Finished],
         members: &[usize],
         losses: &[TokenLoss],
@@ -173,7 +178,7 @@ impl Task<'_> {
         }
         let mut caches: Vec<KvCache> = members.iter().map(|_| KvCache::new(&workspace.pool)).collect();
         let mut segments: Vec<Segment> =
-            caches.iter_mut().zip(&spans).map(|(kv, span)| Segment { ids: &ids[span.clone()], kv }).collect();
+            caches.iter_mut().zip(&spans).map(|(kv, span)| self.segment(&ids[span.clone()], kv)).collect();
         forward(model, self.weights, &mut segments, &mut workspace.activations)?;
         drop(segments);
 
@@ -222,11 +227,11 @@ impl Task<'_> {
             }
             ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
             let operands = (&workspace.logits, &workspace.hidden);
-            head_backward(model, self.weights, gradients, &mut workspace.dhidden_rows, operands, n);
+            head_backward(model, self.weights, &mut *gradients, &mut workspace.dhidden_rows, operands, n);
             ops::scatter_add_rows(device, &mut workspace.dhidden, &workspace.dhidden_rows, &at);
         }
-        let facts = (&workspace.activations, ids.as_slice(), spans.as_slice());
-        backward(model, self.weights, gradients, facts, &workspace.dhidden, &mut workspace.scratch)
+        let passed = Passed { activations: &workspace.activations, ids: &ids, spans: &spans, adapter: self.adapter };
+        backward(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod episode;
 pub mod explain;
 pub mod knobs;
 pub mod learner;
+mod lora;
 pub mod policy;
 pub mod preset;
 pub mod report;

@@ -3,11 +3,11 @@
 
 use super::config::Config;
 use crate::error::{Error, Fault, Result};
-use crate::model::Weights;
+use crate::model::Parameters;
 
-/// The weights after an applied step.
+/// The student's parameters after an applied step.
 pub(super) struct Unpublished {
-    pub(super) weights: Weights,
+    pub(super) parameters: Parameters,
     /// whether all of them are numbers
     pub(super) are_finite: bool,
     /// from the revision that is served to them; None where it is not known

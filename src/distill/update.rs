@@ -9,12 +9,13 @@ use std::time::Instant;
 
 use super::distiller::{Distiller, Learning};
 use super::learner::Gradients;
+use super::lora;
 use super::report::Report;
 use super::unpublished::Unpublished;
 use super::update_kl::{are_finite, mean_kl};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
-use crate::model::Weights;
+use crate::model::{Adapter, Parameters, Weights};
 use crate::serve::Level;
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
@@ -36,9 +37,9 @@ impl Update {
         self.step
     }
 
-    /// Every gradient, f32, by Hugging Face name.
-    pub fn gradients(&self) -> &Weights {
-        &self.gradients.weights
+    /// Every gradient, f32, by name.
+    pub fn gradients(&self) -> &Parameters {
+        &self.gradients.parameters
     }
 }
 
@@ -58,22 +59,32 @@ impl Distiller {
             let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
             return Err(Error::new(Fault::StaleUpdate, why));
         }
-        let Learning { learner, unpublished, workspace } = &mut *learning;
+        let Learning { learner, unpublished, workspace, base, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
         let (model, current) = (self.0.student.model(), self.0.student.current());
-        let mut next = Weights::like(&model.config, &current.weights)?;
-        let Gradients { weights: gradients, norm, report, sample } = &mut update.gradients;
-        let mut says = |weights: &Weights| sample.logits(model, weights, self.0.vocabulary, workspace);
+        if base.as_ref().is_some_and(|base| !Arc::ptr_eq(base, &current.weights)) {
+            let why = "the base weights were replaced since the update was built; build it anew";
+            return Err(Error::new(Fault::StaleUpdate, why));
+        }
+        let mut next = lora::served_form(settings, &model.config, &current)?;
+        let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
+        let mut says = |student: (&Weights, Option<&Adapter>)| {
+            sample.logits(model, student, self.0.vocabulary, workspace)
+        };
         // Whatever may be refused is refused before the masters move.
-        let before = says(&current.weights)?;
+        let before = says((&current.weights, current.adapter()))?;
         learner.apply(&model.device, gradients, *norm, settings);
         next.round_from(&model.device, &learner.masters);
         let are_finite = are_finite(&next);
-        let after = if are_finite { says(&next).ok() } else { None };
+        let student: (&Weights, _) = match &next {
+            Parameters::Weights(weights) => (weights, None),
+            Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
+        };
+        let after = if are_finite { says(student).ok() } else { None };
         let kl = after.and_then(|after| mean_kl(&model.device, &before, after).ok()).filter(|kl| kl.is_finite());
         report.update_kl = kl;
-        *unpublished = Some(Unpublished { weights: next, are_finite, update_kl: kl });
+        *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });
         update.applied = true;
         let mut state = self.0.state.lock();
         state.step += 1;
@@ -122,13 +133,13 @@ impl Distiller {
         let Some(applied) = unpublished else { return Ok(student.current().number) };
         check(applied)?;
         student.check_room(limit)?;
-        let Some(Unpublished { weights, are_finite, update_kl }) = unpublished.take() else {
+        let Some(Unpublished { parameters, are_finite, update_kl }) = unpublished.take() else {
             return Ok(student.current().number);
         };
-        student.publish_or_give_back(weights, limit).map_err(|refused| {
+        student.publish_or_give_back(parameters, limit).map_err(|refused| {
             // An episode that began since the check took the room.
-            let (weights, e) = *refused;
-            *unpublished = Some(Unpublished { weights, are_finite, update_kl });
+            let (parameters, e) = *refused;
+            *unpublished = Some(Unpublished { parameters, are_finite, update_kl });
             e
         })
     }

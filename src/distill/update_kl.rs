@@ -13,7 +13,7 @@ use crate::backend::{Device, Elements, Tensor};
 use crate::error::Result;
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::plan::LOSS_ROWS;
-use crate::model::{KvCache, Model, Weights};
+use crate::model::{Adapter, KvCache, Model, Parameters, Weights};
 use crate::tensor::Dtype;
 
 /// Tokens that are fed.
@@ -51,18 +51,18 @@ impl Sample {
         sample
     }
 
-    /// The logits [rows, V] under some weights.
+    /// The logits [rows, V] under some weights and an adapter, if any.
     pub(super) fn logits(
         &self,
         model: &Model,
-        weights: &Weights,
+        (weights, adapter): (&Weights, Option<&Adapter>),
         vocabulary: usize,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
         let mut logits = Tensor::zeros(Dtype::F32, &[self.rows.len(), model.config.vocab_size])?;
         let mut caches: Vec<KvCache> = self.sequences.iter().map(|_| KvCache::new(&workspace.pool)).collect();
         let mut segments: Vec<Segment> =
-            self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv }).collect();
+            self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter }).collect();
         forward(model, weights, &mut segments, &mut workspace.activations)?;
         let n = self.rows.len();
         ops::gather_rows(&model.device, &mut workspace.hidden, &workspace.activations.hidden, &self.rows);
@@ -81,9 +81,9 @@ pub(super) fn mean_kl(device: &Device, before: &Tensor, mut after: Tensor) -> Re
 }
 
 /// Whether every element of every tensor is a finite number.
-pub(super) fn are_finite(weights: &Weights) -> bool {
+pub(super) fn are_finite(parameters: &Parameters) -> bool {
     // Without a way out of the loops they run many elements at a time.
-    weights.tensors().iter().all(|(_, tensor)| match tensor.elements() {
+    parameters.tensors().iter().all(|(_, tensor)| match tensor.elements() {
         Elements::F32(x) => x.iter().fold(true, |all, x| all & x.is_finite()),
         Elements::Bf16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7f80 != 0x7f80)),
         Elements::F16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7c00 != 0x7c00)),

@@ -7,10 +7,11 @@
 use std::ops::Range;
 
 use super::activations::{Activations, LayerActivations};
+use super::adapter::Adapter;
 use super::weights::{Ffn, Layer, Mlp, Weights};
 use super::{Model, ModelConfig, Moe};
-use crate::backend::ops::{ExpertActivations, FfnActivations};
-use crate::backend::{Device, Tensor, ops};
+use crate::backend::ops::{ExpertActivations, FfnActivations, LinearGradient};
+use crate::backend::{AdaptedRows, Device, LayerPairs, Matrix, Projection, Tensor, Weight, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -135,32 +136,103 @@ impl BackwardScratch {
     }
 }
 
-/// The head's gradients for `n` rows: adds dlogits^T hidden to the output projection's gradient and
+/// What is trained, to be added to.
+pub enum Gradients<'a> {
+    /// All weights.
+    Weights(&'a mut Weights),
+    /// The pairs of the adapter that applies to all rows.
+    Adapter(&'a mut Adapter),
+}
+
+impl<'a> From<&'a mut Weights> for Gradients<'a> {
+    fn from(weights: &'a mut Weights) -> Gradients<'a> {
+        Gradients::Weights(weights)
+    }
+}
+
+impl Gradients<'_> {
+    fn weights(&mut self) -> Option<&mut Weights> {
+        match self {
+            Gradients::Weights(weights) => Some(weights),
+            Gradients::Adapter(_) => None,
+        }
+    }
+
+    fn layer(&mut self, l: usize) -> LayerGradients<'_> {
+        match self {
+            Gradients::Weights(weights) => LayerGradients { layer: Some(&mut weights.layers[l]), pairs: None },
+            Gradients::Adapter(adapter) => LayerGradients { layer: None, pairs: Some(adapter.layer_mut(l)) },
+        }
+    }
+}
+
+/// What is trained of one layer: all of it, or the pairs of its projections.
+struct LayerGradients<'a> {
+    layer: Option<&'a mut Layer>,
+    pairs: Option<&'a mut LayerPairs>,
+}
+
+impl LayerGradients<'_> {
+    fn norm(&mut self, of: fn(&mut Layer) -> Option<&mut Tensor>) -> Option<&mut Tensor> {
+        self.layer.as_mut().and_then(|layer| of(layer))
+    }
+
+    fn linear(&mut self, projection: Projection, of: fn(&mut Layer) -> Option<&mut Matrix>) -> LinearGradient<'_> {
+        LinearGradient {
+            matrix: self.layer.as_mut().and_then(|layer| of(layer)),
+            pair: self.pairs.as_mut().and_then(|pairs| pairs[projection as usize].as_mut()),
+        }
+    }
+}
+
+/// The matrices of a dense layer's feed-forward part.
+fn ffn_of(layer: &mut Layer) -> Option<&mut Ffn> {
+    match &mut layer.mlp {
+        Mlp::Dense(ffn) => Some(ffn),
+        Mlp::Experts { .. } => None,
+    }
+}
+
+/// The head's gradients for `n` rows: adds dlogits^T hidden to the output projection's gradient where that is trained, and
 /// dlogits W to `dhidden`. hidden, dhidden [n, C]; dlogits [n, V].
-pub fn head_backward(
+pub fn head_backward<'a>(
     model: &Model,
     weights: &Weights,
-    gradients: &mut Weights,
+    gradients: impl Into<Gradients<'a>>,
     dhidden: &mut Tensor,
     (dlogits, hidden): (&Tensor, &Tensor),
     n: usize,
 ) {
-    ops::linear_backward_weight(&model.device, gradients.head_mut(), dlogits, hidden, n);
+    if let Some(weights) = gradients.into().weights() {
+        ops::linear_backward_weight(&model.device, weights.head_mut().dense_mut(), dlogits, hidden, n);
+    }
     ops::linear_backward_input(&model.device, dhidden, dlogits, weights.head(), n);
 }
 
-/// From the gradient of the hidden states after the final norm ([N, C]) to all parameters.
-///
-/// `ids` and `spans` are those of the forward that filled `activations`, each span a whole timeline.
-/// Adds to `gradients`.
-pub fn backward(
+/// What a training forward leaves to its backward.
+#[derive(Clone, Copy)]
+pub struct Passed<'a> {
+    /// Those of all layers.
+    pub activations: &'a Activations,
+    /// The ids of the rows.
+    pub ids: &'a [i32],
+    /// The rows of each timeline, from its position 0 on.
+    pub spans: &'a [Range<usize>],
+    /// The adapter that applied to all rows.
+    pub adapter: Option<&'a Adapter>,
+}
+
+/// From the gradient of the hidden states after the final norm ([N, C]) to all that is trained. Adds to `gradients`.
+pub fn backward<'a>(
     model: &Model,
     weights: &Weights,
-    gradients: &mut Weights,
-    (activations, ids, spans): (&Activations, &[i32], &[Range<usize>]),
+    gradients: impl Into<Gradients<'a>>,
+    passed: Passed,
     dhidden: &Tensor,
     scratch: &mut BackwardScratch,
 ) -> Result<()> {
+    let mut gradients = gradients.into();
+    let Passed { activations, ids, spans, adapter } = passed;
     let n = activations.batch.len();
     if !activations.keep || ids.len() != n {
         return Err(Error::new(Fault::OutOfOrder, "a backward pass needs the activations of a training forward"));
@@ -169,33 +241,36 @@ pub fn backward(
     scratch.reserve(n, config.moe.as_ref().map_or(0, |m| m.n_experts_per_token))?;
     ops::fill(device, &mut scratch.dstream, 0.0, n);
     let norm = |weight| ops::Norm { weight, eps };
-    let to = ops::NormGradients { dx: &mut scratch.dstream, dw: &mut gradients.norm };
+    let dw = gradients.weights().map(|weights| &mut weights.norm);
+    let to = ops::NormGradients { dx: &mut scratch.dstream, dw };
     ops::rmsnorm_backward(device, to, dhidden, &activations.stream, norm(&weights.norm), n)?;
     for l in (0..weights.layers.len()).rev() {
-        let (layer, dlayer, a) = (&weights.layers[l], &mut gradients.layers[l], &activations.layers[l]);
-        // dstream is the gradient of the layer's output; the residual passes it on unchanged.
+        let (layer, mut to, a) = (&weights.layers[l], gradients.layer(l), &activations.layers[l]);
+        let adapted = adapter.map(|of| AdaptedRows { rows: 0..n, pairs: of.layer(l) });
+        let adapted = adapted.as_slice();
         ops::fill(device, &mut scratch.dnormed, 0.0, n);
-        let (dx, dy, x) = (&mut scratch.dnormed, &scratch.dstream, &a.post_normed);
-        match (&layer.mlp, &mut dlayer.mlp, &config.moe, &a.experts, &mut scratch.experts) {
-            (
-                Mlp::Experts { router, experts },
-                Mlp::Experts { router: drouter, experts: dexperts },
-                Some(moe),
-                Some(e),
-                Some(s),
-            ) => {
-                experts_backward(model, moe, (router, experts), (drouter, dexperts), e, s, Flow { dx, dy, x, n })?;
+        let flow = Flow { dx: &mut scratch.dnormed, dy: &scratch.dstream, x: &a.post_normed, n };
+        match (&layer.mlp, &a.experts, &mut scratch.experts, &config.moe) {
+            (Mlp::Experts { router, experts }, Some(ea), Some(es), Some(moe)) => {
+                let trained = match &mut to.layer {
+                    Some(Layer { mlp: Mlp::Experts { router, experts }, .. }) => Some((router, experts.as_mut_slice())),
+                    _ => None,
+                };
+                experts_backward(model, moe, (router, experts), trained, ea, es, flow)?;
             }
-            (Mlp::Dense(w), Mlp::Dense(dw), ..) => {
-                ffn_backward(model, w, dw, &a.ffn, &mut scratch.ffn, Flow { dx, dy, x, n });
+            (Mlp::Dense(ffn), _, _, _) => {
+                ffn_backward(model, ffn, adapted, &mut to, &a.ffn, &mut scratch.ffn, flow)?;
             }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
-        let to = ops::NormGradients { dx: &mut scratch.dstream, dw: &mut dlayer.post_norm };
-        ops::rmsnorm_backward(device, to, &scratch.dnormed, &a.middle, norm(&layer.post_norm), n)?;
-        attention_half_backward(model, layer, dlayer, a, spans, activations.batch.positions(), scratch)?;
+        let dw = to.norm(|layer| Some(&mut layer.post_norm));
+        let to_norm = ops::NormGradients { dx: &mut scratch.dstream, dw };
+        ops::rmsnorm_backward(device, to_norm, &scratch.dnormed, &a.middle, norm(&layer.post_norm), n)?;
+        attention_half_backward(model, layer, adapted, to, a, spans, activations.batch.positions(), scratch)?;
     }
-    ops::embedding_backward(device, &mut gradients.embedding, ids, &scratch.dstream);
+    if let Some(weights) = gradients.weights() {
+        ops::embedding_backward(device, weights.embedding.dense_mut(), ids, &scratch.dstream);
+    }
     Ok(())
 }
 
@@ -211,10 +286,12 @@ struct Flow<'a> {
     n: usize,
 }
 
+#[allow(clippy::too_many_arguments)] // a layer's half, what is trained of it, and what its forward left
 fn attention_half_backward(
     model: &Model,
     layer: &Layer,
-    dlayer: &mut Layer,
+    adapted: &[AdaptedRows],
+    mut to: LayerGradients,
     a: &LayerActivations,
     spans: &[Range<usize>],
     positions: &[u32],
@@ -222,51 +299,86 @@ fn attention_half_backward(
 ) -> Result<()> {
     let (device, config) = (&model.device, &model.config);
     let (n, eps) = (positions.len(), config.rms_norm_eps);
+    let weight = |matrix, projection| Weight::adapted(matrix, projection, adapted);
     for t in [&mut s.dattended, &mut s.dq_raw] {
         ops::fill(device, t, 0.0, n);
     }
     ops::fill(device, &mut s.dk_raw, 0.0, n);
     ops::fill(device, &mut s.dnormed, 0.0, n);
-    ops::linear_backward_weight(device, &mut dlayer.o, &s.dstream, &a.attended, n);
-    ops::linear_backward_input(device, &mut s.dattended, &s.dstream, &layer.o, n);
-    let to = ops::AttentionGradients { dq: &mut s.dq, dk: &mut s.dk, dv: &mut s.dv };
+    let o = to.linear(Projection::O, |layer| Some(&mut layer.o));
+    ops::linear_backward(device, &mut s.dattended, &s.dstream, &a.attended, weight(&layer.o, Projection::O), o, n)?;
+    let of_attention = ops::AttentionGradients { dq: &mut s.dq, dk: &mut s.dk, dv: &mut s.dv };
     let kv = ops::KeysValues { k: &a.k, v: &a.v };
-    ops::attention_backward(device, to, &s.dattended, &a.q, kv, spans, model.heads())?;
+    ops::attention_backward(device, of_attention, &s.dattended, &a.q, kv, spans, model.heads())?;
     let norm = |weight| ops::Norm { weight, eps };
-    let of = |weight, n_heads| ops::HeadNorm { norm: norm(weight), table: &model.rope, n_heads };
-    let to = ops::NormGradients { dx: &mut s.dq_raw, dw: &mut dlayer.q_norm };
-    ops::qk_norm_rope_backward(device, to, &s.dq, &a.q_raw, of(&layer.q_norm, config.n_heads), positions)?;
-    let to = ops::NormGradients { dx: &mut s.dk_raw, dw: &mut dlayer.k_norm };
-    ops::qk_norm_rope_backward(device, to, &s.dk, &a.k_raw, of(&layer.k_norm, config.n_kv_heads), positions)?;
-    for (dw, w, dy) in
-        [(&mut dlayer.q, &layer.q, &s.dq_raw), (&mut dlayer.k, &layer.k, &s.dk_raw), (&mut dlayer.v, &layer.v, &s.dv)]
-    {
-        ops::linear_backward_weight(device, dw, dy, &a.normed, n);
-        ops::linear_backward_input(device, &mut s.dnormed, dy, w, n);
-    }
-    let to = ops::NormGradients { dx: &mut s.dstream, dw: &mut dlayer.input_norm };
-    ops::rmsnorm_backward(device, to, &s.dnormed, &a.input, norm(&layer.input_norm), n)
+    let of = |norm, n_heads| ops::HeadNorm { norm, table: &model.rope, n_heads };
+    let (q_norm, k_norm) = (layer.q_norm.as_ref().map(norm), layer.k_norm.as_ref().map(norm));
+    let of_q = ops::NormGradients { dx: &mut s.dq_raw, dw: to.norm(|layer| layer.q_norm.as_mut()) };
+    ops::qk_norm_rope_backward(device, of_q, &s.dq, &a.q_raw, of(q_norm, config.n_heads), positions)?;
+    let of_k = ops::NormGradients { dx: &mut s.dk_raw, dw: to.norm(|layer| layer.k_norm.as_mut()) };
+    ops::qk_norm_rope_backward(device, of_k, &s.dk, &a.k_raw, of(k_norm, config.n_kv_heads), positions)?;
+    let q = to.linear(Projection::Q, |layer| Some(&mut layer.q));
+    ops::linear_backward(device, &mut s.dnormed, &s.dq_raw, &a.normed, weight(&layer.q, Projection::Q), q, n)?;
+    let k = to.linear(Projection::K, |layer| Some(&mut layer.k));
+    ops::linear_backward(device, &mut s.dnormed, &s.dk_raw, &a.normed, weight(&layer.k, Projection::K), k, n)?;
+    let v = to.linear(Projection::V, |layer| Some(&mut layer.v));
+    ops::linear_backward(device, &mut s.dnormed, &s.dv, &a.normed, weight(&layer.v, Projection::V), v, n)?;
+    let dw = to.norm(|layer| Some(&mut layer.input_norm));
+    let to_norm = ops::NormGradients { dx: &mut s.dstream, dw };
+    ops::rmsnorm_backward(device, to_norm, &s.dnormed, &a.input, norm(&layer.input_norm), n)
 }
 
-/// Adds to the flow's `dx` and to the block's parameters.
-fn ffn_backward(model: &Model, w: &Ffn, dw: &mut Ffn, a: &FfnActivations, s: &mut FfnActivations, flow: Flow) {
-    let (device, Flow { dx, dy, x, n }) = (&model.device, flow);
+/// Adds to the flow's `dx` and to what is trained of the layer.
+fn ffn_backward(
+    model: &Model,
+    w: &Ffn,
+    adapted: &[AdaptedRows],
+    to: &mut LayerGradients,
+    a: &FfnActivations,
+    s: &mut FfnActivations,
+    flow: Flow,
+) -> Result<()> {
+    let weights = ops::FfnWeights {
+        gate: Weight::adapted(&w.gate, Projection::Gate, adapted),
+        up: Weight::adapted(&w.up, Projection::Up, adapted),
+        down: Weight::adapted(&w.down, Projection::Down, adapted),
+    };
+    let LayerGradients { layer, pairs } = to;
+    let (gate, up, down) = match layer.as_mut().and_then(|layer| ffn_of(layer)) {
+        Some(Ffn { gate, up, down }) => (Some(gate), Some(up), Some(down)),
+        None => (None, None, None),
+    };
+    let (dgate, dup, ddown) = match pairs {
+        Some([.., gate, up, down]) => (gate.as_mut(), up.as_mut(), down.as_mut()),
+        None => (None, None, None),
+    };
+    let gradients = [(gate, dgate), (up, dup), (down, ddown)].map(|(matrix, pair)| LinearGradient { matrix, pair });
+    block_backward(model, weights, gradients, a, s, flow)
+}
+
+/// One SwiGLU block; `to` is of gate, up and down.
+fn block_backward(
+    model: &Model,
+    w: ops::FfnWeights,
+    to: [LinearGradient; 3],
+    a: &FfnActivations,
+    s: &mut FfnActivations,
+    flow: Flow,
+) -> Result<()> {
+    let (device, Flow { dx, dy, x, n }, [gate, up, down]) = (&model.device, flow, to);
     ops::fill(device, &mut s.product, 0.0, n);
-    ops::linear_backward_weight(device, &mut dw.down, dy, &a.product, n);
-    ops::linear_backward_input(device, &mut s.product, dy, &w.down, n);
+    ops::linear_backward(device, &mut s.product, dy, &a.product, w.down, down, n)?;
     ops::swiglu_backward(device, &mut s.gate, &mut s.up, &s.product, &a.gate, &a.up, n);
-    ops::linear_backward_weight(device, &mut dw.gate, &s.gate, x, n);
-    ops::linear_backward_input(device, dx, &s.gate, &w.gate, n);
-    ops::linear_backward_weight(device, &mut dw.up, &s.up, x, n);
-    ops::linear_backward_input(device, dx, &s.up, &w.up, n);
+    ops::linear_backward(device, dx, &s.gate, x, w.gate, gate, n)?;
+    ops::linear_backward(device, dx, &s.up, x, w.up, up, n)
 }
 
-/// Adds to the flow's `dx` and to router and experts.
+/// Adds to the flow's `dx` and, where they are trained, to router and experts.
 fn experts_backward(
     model: &Model,
     moe: &Moe,
-    (router, experts): (&Tensor, &[Ffn]),
-    (drouter, dexperts): (&mut Tensor, &mut [Ffn]),
+    (router, experts): (&Matrix, &[Ffn]),
+    mut trained: Option<(&mut Matrix, &mut [Ffn])>,
     a: &ExpertActivations,
     s: &mut ExpertScratch,
     flow: Flow,
@@ -287,11 +399,17 @@ fn experts_backward(
         ops::gather_rows(device, &mut s.dy, &s.dslots, slots);
         ops::fill(device, &mut s.dx, 0.0, n);
         let flow = Flow { dx: &mut s.dx, dy: &s.dy, x: &block.x, n };
-        ffn_backward(model, &experts[e], &mut dexperts[e], &block.ffn, &mut s.ffn, flow);
+        let to = match &mut trained {
+            Some((_, experts)) => {
+                let Ffn { gate, up, down } = &mut experts[e];
+                [gate, up, down].map(|matrix| LinearGradient { matrix: Some(matrix), pair: None })
+            }
+            None => Default::default(),
+        };
+        block_backward(model, experts[e].matrices(), to, &block.ffn, &mut s.ffn, flow)?;
         ops::scatter_add_rows(device, dx, &s.dx, rows);
     }
     ops::route_backward(device, &mut s.dlogits, &s.dweights.f32()[..n * k], routing, n);
-    ops::linear_backward_weight(device, drouter, &s.dlogits, x, n);
-    ops::linear_backward_input(device, dx, &s.dlogits, router, n);
-    Ok(())
+    let to = LinearGradient { matrix: trained.map(|(router, _)| router), pair: None };
+    ops::linear_backward(device, dx, &s.dlogits, x, router.into(), to, n)
 }

@@ -41,6 +41,12 @@ pub struct ModelConfig {
     /// Positions the model serves: `max_position_embeddings`, or what YaRN makes of the positions before it if that is
     /// more (model cards raise the factor and leave `max_position_embeddings` where it was).
     pub max_position: usize,
+    /// Whether query and key heads are normed before they are turned (Qwen3; not Llama).
+    pub head_norms: bool,
+    /// Whether the projections to queries, keys and values have biases (Qwen2; others where attention_bias says so).
+    pub qkv_bias: bool,
+    /// Whether attention's output projection has one (where attention_bias says so; not Qwen2).
+    pub o_bias: bool,
     /// Whether the output projection is the embedding.
     pub tied: bool,
     /// The experts, of a mixture-of-experts model.
@@ -85,13 +91,18 @@ impl ModelConfig {
     /// The same; what is odd and does not matter is told in `warnings`.
     pub fn read(document: &Value, warnings: &mut Vec<String>) -> Result<ModelConfig> {
         let top = Fields::of(document)?;
-        let sparse = match top.text("model_type")?.unwrap_or("nothing") {
-            "qwen3" => false,
-            "qwen3_moe" => true,
+        let attention_bias = top.flag("attention_bias")? == Some(true);
+        let (sparse, head_norms, (qkv_bias, o_bias)) = match top.text("model_type")?.unwrap_or("nothing") {
+            "qwen3" => (false, true, (attention_bias, attention_bias)),
+            "qwen3_moe" => (true, true, (attention_bias, attention_bias)),
+            "llama" => (false, false, (attention_bias, attention_bias)),
+            // Its biases are no question of its configuration.
+            "qwen2" => (false, false, (true, false)),
             other => {
                 let other = brief(other);
                 let why = format!(
-                    "config.json: model_type: wanted qwen3 or qwen3_moe, found {other}; give a model of one of these kinds"
+                    "config.json: model_type: wanted qwen3, qwen3_moe, qwen2 or llama, found {other}; give a model of one of \
+                     these kinds"
                 );
                 return Err(Error::new(Fault::UnsupportedArchitecture, why));
             }
@@ -112,7 +123,7 @@ impl ModelConfig {
         };
         let positions = top.extent("max_position_embeddings")?;
         let rope = read_rope(&top, positions)?;
-        let extended = rope.yarn.as_ref().map_or(0, |y| (y.factor * y.original_max_position as f64) as usize);
+        let extended = rope.extended_to(positions);
         let config = ModelConfig {
             vocab_size: top.extent("vocab_size")?,
             hidden_size,
@@ -124,6 +135,9 @@ impl ModelConfig {
             rms_norm_eps: top.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             rope,
             max_position: positions.max(extended.min(MAX_EXTENT)),
+            head_norms,
+            qkv_bias,
+            o_bias,
             tied: top.flag("tie_word_embeddings")?.unwrap_or(false),
             moe: if sparse { Some(read_moe(&top)?) } else { None },
             stored_dtype: read_dtype(&top, warnings)?,
@@ -182,7 +196,7 @@ impl ModelConfig {
                 )));
             }
         }
-        let per_layer = 11 + self.moe.as_ref().map_or(0, |moe| 3 * moe.n_experts);
+        let per_layer = 15 + self.moe.as_ref().map_or(0, |moe| 3 * moe.n_experts);
         if self.n_layers.saturating_mul(per_layer) > MAX_TENSORS {
             return Err(contradiction(format!("{} layers make more than {MAX_TENSORS} tensors", self.n_layers)));
         }
@@ -198,6 +212,7 @@ impl ModelConfig {
         let (c, d) = (self.hidden_size, self.head_dim);
         let mut layer = product(&[2, self.n_heads, d, c])?.checked_add(product(&[2, self.n_kv_heads, d, c])?)?;
         layer = layer.checked_add(product(&[2, c])?)?.checked_add(product(&[2, d])?)?;
+        layer = layer.checked_add(product(&[self.n_heads + 2 * self.n_kv_heads, d])?.checked_add(c)?)?;
         let mut mlp = product(&[3, c, self.intermediate_size])?;
         if let Some(moe) = &self.moe {
             let experts = product(&[3, c, moe.expert_intermediate_size, moe.n_experts])?;
@@ -228,13 +243,23 @@ impl ModelConfig {
         };
         add("model.embed_tokens.weight".into(), &[self.vocab_size, c]);
         for layer in 0..self.n_layers {
+            if self.qkv_bias {
+                for (name, outputs) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+                    add(format!("model.layers.{layer}.self_attn.{name}.bias"), &[outputs]);
+                }
+            }
+            if self.o_bias {
+                add(format!("model.layers.{layer}.self_attn.o_proj.bias"), &[c]);
+            }
             let mut add = |name: &str, extents: &[usize]| add(format!("model.layers.{layer}.{name}.weight"), extents);
             add("input_layernorm", &[c]);
             add("self_attn.q_proj", &[q, c]);
             add("self_attn.k_proj", &[kv, c]);
             add("self_attn.v_proj", &[kv, c]);
-            add("self_attn.q_norm", &[d]);
-            add("self_attn.k_norm", &[d]);
+            if self.head_norms {
+                add("self_attn.q_norm", &[d]);
+                add("self_attn.k_norm", &[d]);
+            }
             add("self_attn.o_proj", &[c, q]);
             add("post_attention_layernorm", &[c]);
             let mut gated = |prefix: &str, f: usize| {
@@ -299,9 +324,11 @@ impl ModelConfig {
 
     /// A config.json that transformers 4 and 5 load: the older spelling, which both read.
     pub fn to_json(&self) -> Value {
-        let (kind, class) = match self.moe {
-            None => ("qwen3", "Qwen3ForCausalLM"),
-            Some(_) => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+        let (kind, class) = match (&self.moe, self.head_norms) {
+            (Some(_), _) => ("qwen3_moe", "Qwen3MoeForCausalLM"),
+            (None, true) => ("qwen3", "Qwen3ForCausalLM"),
+            (None, false) if self.qkv_bias && !self.o_bias => ("qwen2", "Qwen2ForCausalLM"),
+            (None, false) => ("llama", "LlamaForCausalLM"),
         };
         let mut document = json!({
             "architectures": [class],
@@ -314,7 +341,7 @@ impl ModelConfig {
             "num_key_value_heads": self.n_kv_heads,
             "head_dim": self.head_dim,
             "hidden_act": "silu",
-            "attention_bias": false,
+            "attention_bias": self.qkv_bias && self.o_bias,
             "use_sliding_window": false,
             "rms_norm_eps": decimal(self.rms_norm_eps),
             "rope_theta": self.rope.theta,
@@ -322,16 +349,8 @@ impl ModelConfig {
             "max_position_embeddings": self.max_position,
             "tie_word_embeddings": self.tied,
         });
-        if let Some(yarn) = &self.rope.yarn {
-            document["rope_scaling"] = json!({
-                "rope_type": "yarn",
-                "factor": yarn.factor,
-                "original_max_position_embeddings": yarn.original_max_position,
-                "attention_factor": yarn.attention_factor,
-                "beta_fast": yarn.beta_fast,
-                "beta_slow": yarn.beta_slow,
-                "truncate": yarn.truncate,
-            });
+        if let Some(scaling) = &self.rope.scaling {
+            document["rope_scaling"] = scaling.to_json();
         }
         if let Some(moe) = &self.moe {
             document["num_experts"] = moe.n_experts.into();
@@ -389,9 +408,13 @@ fn refuse_unsupported(top: &Fields, n_layers: usize, sparse: bool) -> Result<()>
             return refuse(Fault::UnsupportedSlidingWindow, why);
         }
     }
-    if top.flag("attention_bias")? == Some(true) {
-        let why = "attention_bias: wanted false, found true; squire has no biases: give a model without".into();
+    if top.flag("mlp_bias")? == Some(true) {
+        let why = "mlp_bias: wanted false, found true; squire's feed-forward has none: give a model without".into();
         return refuse(Fault::UnsupportedBias, why);
+    }
+    if top.number("pretraining_tp")?.is_some_and(|parts| parts > 1.0) {
+        let why = "pretraining_tp: wanted 1, found more; transformers sums its products in parts then: set it to 1".into();
+        return refuse(Fault::UnsupportedArchitecture, why);
     }
     match top.text("hidden_act")? {
         None | Some("silu") => {}
@@ -461,7 +484,15 @@ fn read_dtype(top: &Fields, warnings: &mut Vec<String>) -> Result<Option<Dtype>>
 
 #[cfg(test)]
 mod tests {
+    use super::super::config_rope::{RopeScaling, Yarn};
     use super::*;
+
+    fn yarn_of(config: &ModelConfig) -> Yarn {
+        match &config.rope.scaling {
+            Some(RopeScaling::Yarn(yarn)) => yarn.clone(),
+            other => panic!("found {other:?}"),
+        }
+    }
     use crate::format::Bytes;
 
     fn dense() -> Value {
@@ -536,7 +567,7 @@ mod tests {
 
     #[test]
     fn yarn_is_resolved_as_transformers_does() {
-        let rope = |r: Value| with(dense(), json!({ "rope_scaling": r })).map(|c| c.rope.yarn.unwrap());
+        let rope = |r: Value| with(dense(), json!({ "rope_scaling": r })).map(|c| yarn_of(&c));
         let plain = rope(json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32768})).unwrap();
         assert_eq!(plain.attention_factor, 0.1 * 4f64.ln() + 1.0);
         assert_eq!((plain.beta_fast, plain.beta_slow, plain.truncate), (32.0, 1.0, true));
@@ -611,7 +642,7 @@ mod tests {
 
     #[test]
     fn yarn_serves_what_its_factor_makes_of_the_original_positions() {
-        let rope = |more: Value| with(dense(), more).map(|c| (c.max_position, c.rope.yarn.unwrap().factor));
+        let rope = |more: Value| with(dense(), more).map(|c| (c.max_position, yarn_of(&c).factor));
         let yarn = |factor: f64, original: usize| json!({"rope_scaling": {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}});
         assert_eq!(rope(yarn(4.0, 32768)).unwrap(), (131_072, 4.0), "as the model card writes it");
         assert_eq!(rope(yarn(1.0, 32768)).unwrap(), (40_960, 1.0), "never less than max_position_embeddings");

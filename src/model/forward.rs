@@ -10,12 +10,15 @@
 //! recorded graph, whose results the host need not wait for before it asks for the next.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use super::Model;
 use super::activations::{Activations, LayerActivations};
+use super::adapter::Adapter;
 use super::kv_cache::KvCache;
 use super::weights::{Layer, Mlp, Weights};
 use crate::backend::batch::{Batch, BatchSegment};
-use crate::backend::{Tensor, host, ops};
+use crate::backend::{AdaptedRows, Projection, Tensor, Weight, host, ops};
 use crate::error::{Error, Fault, Result};
 
 /// New rows of one timeline: `ids` go to positions `kv.len()..`.
@@ -24,6 +27,8 @@ pub struct Segment<'a> {
     pub ids: &'a [i32],
     /// The timeline's cache; advanced by `ids.len()` on success.
     pub kv: &'a mut KvCache,
+    /// The adapter that applies to its rows.
+    pub adapter: Option<&'a Adapter>,
 }
 
 /// Runs all segments' rows, in order, through the model. Row i's state after the final norm is
@@ -108,7 +113,7 @@ pub fn head<'a>(
 
 /// Logits [n, V] of rows of hidden states [n, C] after the final norm; f32 in any compute.
 pub fn head_forward(model: &Model, weights: &Weights, logits: &mut Tensor, hidden: &Tensor, n: usize) -> Result<()> {
-    ops::linear_forward_f32(&model.device, logits, hidden, weights.head(), n, model.compute)
+    ops::linear_forward_f32(&model.device, logits, hidden, weights.head().into(), n, model.compute)
 }
 
 fn outside(model: &Model, id: i32) -> Error {
@@ -153,13 +158,22 @@ fn layers(
     let Activations { batch, stream, branch, layers, keep, draws, attend_scratch, .. } = activations;
     let mut row = 0;
     let mut spans: Vec<ops::Span> = host::with_room(segments.len())?;
+    // Rows of one adapter that stand side by side are one piece of work.
+    let mut runs: Vec<(Range<usize>, &Adapter)> = host::with_room(segments.len())?;
     for s in segments.iter_mut().filter(|s| !s.ids.is_empty()) {
-        let start = s.kv.len();
-        spans.push(ops::Span { rows: row..row + s.ids.len(), start, pages: s.kv.pages_mut() });
-        row += s.ids.len();
+        let (start, rows) = (s.kv.len(), row..row + s.ids.len());
+        if let Some(adapter) = s.adapter {
+            match runs.last_mut().filter(|(last, of)| last.end == row && std::ptr::eq(*of, adapter)) {
+                Some((last, _)) => last.end = rows.end,
+                None => runs.push((rows.clone(), adapter)),
+            }
+        }
+        row = rows.end;
+        spans.push(ops::Span { rows, start, pages: s.kv.pages_mut() });
     }
+    let mut adapted: Vec<AdaptedRows> = host::with_room(runs.len())?;
     let n = batch.plan().rows;
-    ops::embedding_forward(device, stream, batch, &weights.embedding, draws, compute);
+    ops::embedding_forward(device, stream, batch, weights.embedding.dense(), draws, compute);
     for (l, layer) in weights.layers.iter().enumerate() {
         if unwanted() {
             return Err(Error::new(Fault::Cancelled, "nobody wants the rows any more"));
@@ -168,7 +182,10 @@ fn layers(
         if *keep {
             ops::copy_rows(device, &mut acts.input, stream, n);
         }
-        let half = AttentionHalf { stream, branch, acts, scratch: attend_scratch };
+        adapted.clear();
+        adapted.extend(runs.iter().map(|(rows, of)| AdaptedRows { rows: rows.clone(), pairs: of.layer(l) }));
+        let weight = |matrix, projection| Weight::adapted(matrix, projection, &adapted);
+        let half = AttentionHalf { stream, branch, acts, scratch: attend_scratch, adapted: &adapted };
         half.run(model, layer, l, batch, &mut spans)?;
         if *keep {
             ops::copy_rows(device, &mut acts.middle, stream, n);
@@ -181,7 +198,12 @@ fn layers(
                 ops::experts_forward(device, half, a, norm, w, n, compute)?;
             }
             (Mlp::Dense(ffn), _) => {
-                ops::ffn_forward(device, half, &mut acts.ffn, norm, ffn.matrices(), n, compute)?;
+                let w = ops::FfnWeights {
+                    gate: weight(&ffn.gate, Projection::Gate),
+                    up: weight(&ffn.up, Projection::Up),
+                    down: weight(&ffn.down, Projection::Down),
+                };
+                ops::ffn_forward(device, half, &mut acts.ffn, norm, w, n, compute)?;
             }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
@@ -197,29 +219,37 @@ struct AttentionHalf<'a> {
     branch: &'a mut Tensor,
     acts: &'a mut LayerActivations,
     scratch: &'a mut ops::AttendScratch,
+    /// the rows that have an adapter
+    adapted: &'a [AdaptedRows<'a>],
 }
 
 impl AttentionHalf<'_> {
     /// stream += O(attention(norm(stream))), by layer `l`.
     fn run(self, model: &Model, layer: &Layer, l: usize, batch: &Batch, spans: &mut [ops::Span]) -> Result<()> {
         let (device, config, compute) = (&model.device, &model.config, model.compute);
-        let AttentionHalf { stream, branch, acts: a, scratch } = self;
+        let AttentionHalf { stream, branch, acts: a, scratch, adapted } = self;
+        let weight = |matrix, projection| Weight::adapted(matrix, projection, adapted);
         let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
         let norm = |weight| ops::Norm { weight, eps };
         let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
-        let w = ops::QkvWeights { q: &layer.q, k: &layer.k, v: &layer.v };
+        let w = ops::QkvWeights {
+            q: weight(&layer.q, Projection::Q),
+            k: weight(&layer.k, Projection::K),
+            v: weight(&layer.v, Projection::V),
+        };
         ops::qkv_forward(device, projected, stream, norm(&layer.input_norm), w, n, compute)?;
         let (q_raw, k_raw, v) = (&a.q_raw, &a.k_raw, &a.v);
         let heads = ops::Attend { q_raw, k_raw, v, q: &mut a.q, k: &mut a.k, out: &mut a.attended, scratch };
         let of_layer = ops::AttendLayer {
-            q_norm: norm(&layer.q_norm),
-            k_norm: norm(&layer.k_norm),
+            q_norm: layer.q_norm.as_ref().map(norm),
+            k_norm: layer.k_norm.as_ref().map(norm),
             table: &model.rope,
             heads: model.heads(),
             at: ops::PageLayer { shape: model.page_shape(), layer: l },
             next: layer.read_after_attention(),
         };
         ops::attend_forward(device, heads, &of_layer, batch, spans, compute)?;
-        ops::linear_residual_forward(device, stream, branch, &a.attended, &layer.o, n, compute)
+        let o = weight(&layer.o, Projection::O);
+        ops::linear_residual_forward(device, stream, branch, &a.attended, o, n, compute)
     }
 }

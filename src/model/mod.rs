@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod activations;
+pub mod adapter;
+mod adapter_folder;
 pub mod backward;
 pub mod config;
 mod config_fields;
@@ -11,13 +13,17 @@ mod config_rope;
 mod folder;
 pub mod forward;
 pub mod kv_cache;
+mod parameters;
 pub mod plan;
 pub mod weights;
 
 pub use activations::Activations;
+pub use adapter::{Adapter, Lora};
+pub use adapter_folder::{read_adapter, target as adapter_target, write_adapter};
 pub use config::{ModelConfig, Moe};
-pub use config_rope::{Rope, Yarn};
+pub use config_rope::{Llama3, Rope, RopeScaling, Yarn};
 pub use kv_cache::{KvCache, KvPool};
+pub use parameters::Parameters;
 pub use plan::{Load, MemoryPlan};
 pub use weights::Weights;
 
@@ -112,22 +118,7 @@ impl Model {
     /// rotary table would be larger than any real model's; `NoKernels` for extents that the device's kernels do not take.
     pub fn new(config: ModelConfig, device: Device, compute: Compute, max_context: usize) -> Result<Model> {
         let max_context = context_of(&config, &device, max_context)?;
-        let (d, theta) = (config.head_dim, config.rope.theta);
-        let (frequencies, scaling) = match &config.rope.yarn {
-            None => (ops::inverse_frequencies(d, theta), 1.0),
-            Some(y) => {
-                let f = ops::yarn_inverse_frequencies(
-                    d,
-                    theta,
-                    y.factor,
-                    y.original_max_position,
-                    y.beta_fast,
-                    y.beta_slow,
-                    y.truncate,
-                );
-                (f, y.attention_factor as f32)
-            }
-        };
+        let (frequencies, scaling) = config.rope.frequencies(config.head_dim);
         let rope = ops::RopeTable::new(&frequencies, max_context, scaling)?.on(&device)?;
         Ok(Model { config, device, compute, rope, max_context })
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::ModelConfig;
 use crate::backend::cuda::Buffer;
-use crate::backend::{Device, Tensor, host, ops};
+use crate::backend::{Device, Matrix, Tensor, host, ops};
 use crate::error::{Error, Fault, Result};
 use crate::format::StoredTensor;
 use crate::tensor::{Dtype, Shape};
@@ -19,13 +19,13 @@ use crate::tensor::{Dtype, Shape};
 #[derive(Debug)]
 pub struct Weights {
     /// [V, C]; also the output projection of a tied model
-    pub embedding: Tensor,
+    pub embedding: Matrix,
     /// L of them
     pub layers: Vec<Layer>,
     /// `[C]`
     pub norm: Tensor,
     /// [V, C] of an untied model
-    pub head: Option<Tensor>,
+    pub head: Option<Matrix>,
 }
 
 /// One transformer layer.
@@ -34,17 +34,17 @@ pub struct Layer {
     /// `[C]`
     pub input_norm: Tensor,
     /// [H*D, C]
-    pub q: Tensor,
+    pub q: Matrix,
     /// [G*D, C]
-    pub k: Tensor,
+    pub k: Matrix,
     /// [G*D, C]
-    pub v: Tensor,
+    pub v: Matrix,
     /// [C, H*D]
-    pub o: Tensor,
-    /// `[D]`
-    pub q_norm: Tensor,
-    /// `[D]`
-    pub k_norm: Tensor,
+    pub o: Matrix,
+    /// `[D]`, of a family that norms query heads
+    pub q_norm: Option<Tensor>,
+    /// `[D]`, likewise of key heads
+    pub k_norm: Option<Tensor>,
     /// `[C]`
     pub post_norm: Tensor,
     /// dense or experts
@@ -59,7 +59,7 @@ pub enum Mlp {
     /// A router and its experts.
     Experts {
         /// [E, C]
-        router: Tensor,
+        router: Matrix,
         /// E of them
         experts: Vec<Ffn>,
     },
@@ -69,16 +69,16 @@ impl Layer {
     /// What is read next when attention is done, in this order.
     pub(super) fn read_after_attention(&self) -> [&Tensor; 2] {
         match &self.mlp {
-            Mlp::Dense(ffn) => [&self.o, &ffn.gate],
-            Mlp::Experts { router, .. } => [&self.o, router],
+            Mlp::Dense(ffn) => [self.o.dense(), ffn.gate.dense()],
+            Mlp::Experts { router, .. } => [self.o.dense(), router.dense()],
         }
     }
 }
 
 impl Ffn {
-    /// The matrices, as ops take them.
+    /// The matrices without adapters, as ops take them.
     pub fn matrices(&self) -> ops::FfnWeights<'_> {
-        ops::FfnWeights { gate: &self.gate, up: &self.up, down: &self.down }
+        ops::FfnWeights { gate: (&self.gate).into(), up: (&self.up).into(), down: (&self.down).into() }
     }
 }
 
@@ -86,11 +86,11 @@ impl Ffn {
 #[derive(Debug)]
 pub struct Ffn {
     /// [F, C]
-    pub gate: Tensor,
+    pub gate: Matrix,
     /// [F, C]
-    pub up: Tensor,
+    pub up: Matrix,
     /// [C, F]
-    pub down: Tensor,
+    pub down: Matrix,
 }
 
 impl Weights {
@@ -102,42 +102,46 @@ impl Weights {
                 shapes.get(&name).ok_or_else(|| Error::new(Fault::TensorMissing, format!("no shape for {name}")))?;
             make(&name, *shape)
         };
-        let embedding = get("model.embed_tokens.weight".into())?;
+        let embedding = get("model.embed_tokens.weight".into())?.into();
         let mut layers = host::with_room(config.n_layers)?;
         for l in 0..config.n_layers {
-            let mut part = |name: &str| get(format!("model.layers.{l}.{name}.weight"));
-            layers.push(Layer {
-                input_norm: part("input_layernorm")?,
-                q: part("self_attn.q_proj")?,
-                k: part("self_attn.k_proj")?,
-                v: part("self_attn.v_proj")?,
-                o: part("self_attn.o_proj")?,
-                q_norm: part("self_attn.q_norm")?,
-                k_norm: part("self_attn.k_norm")?,
-                post_norm: part("post_attention_layernorm")?,
-                mlp: match &config.moe {
-                    Some(moe) if config.is_moe_layer(l) => Mlp::Experts {
-                        router: part("mlp.gate")?,
-                        experts: {
-                            let mut experts = host::with_room(moe.n_experts)?;
-                            for e in 0..moe.n_experts {
-                                let mut part = |matrix: &str| part(&format!("mlp.experts.{e}.{matrix}"));
-                                let (gate, up, down) = (part("gate_proj")?, part("up_proj")?, part("down_proj")?);
-                                experts.push(Ffn { gate, up, down });
-                            }
-                            experts
-                        },
-                    },
-                    _ => Mlp::Dense(Ffn {
-                        gate: part("mlp.gate_proj")?,
-                        up: part("mlp.up_proj")?,
-                        down: part("mlp.down_proj")?,
-                    }),
-                },
-            });
+            let prefix = format!("model.layers.{l}");
+            let mut part = |name: &str| get(format!("{prefix}.{name}"));
+            let input_norm = part("input_layernorm.weight")?;
+            let mut matrix = |name: &str| -> Result<Matrix> {
+                let mut matrix = Matrix::from(part(&format!("{name}.weight"))?);
+                let bias = format!("{name}.bias");
+                let is_biased = shapes.contains_key(&format!("{prefix}.{bias}"));
+                matrix.bias = is_biased.then(|| part(&bias)).transpose()?;
+                Ok(matrix)
+            };
+            let (q, k) = (matrix("self_attn.q_proj")?, matrix("self_attn.k_proj")?);
+            let (v, o) = (matrix("self_attn.v_proj")?, matrix("self_attn.o_proj")?);
+            let mut head_norm = |name: &str| config.head_norms.then(|| part(name)).transpose();
+            let (q_norm, k_norm) = (head_norm("self_attn.q_norm.weight")?, head_norm("self_attn.k_norm.weight")?);
+            let post_norm = part("post_attention_layernorm.weight")?;
+            let mut matrix = |name: &str| part(&format!("{name}.weight")).map(Matrix::from);
+            let mlp = match &config.moe {
+                Some(moe) if config.is_moe_layer(l) => {
+                    let router = matrix("mlp.gate")?;
+                    let mut experts = host::with_room(moe.n_experts)?;
+                    for e in 0..moe.n_experts {
+                        let mut matrix = |name: &str| matrix(&format!("mlp.experts.{e}.{name}"));
+                        let (gate, up, down) = (matrix("gate_proj")?, matrix("up_proj")?, matrix("down_proj")?);
+                        experts.push(Ffn { gate, up, down });
+                    }
+                    Mlp::Experts { router, experts }
+                }
+                _ => Mlp::Dense(Ffn {
+                    gate: matrix("mlp.gate_proj")?,
+                    up: matrix("mlp.up_proj")?,
+                    down: matrix("mlp.down_proj")?,
+                }),
+            };
+            layers.push(Layer { input_norm, q, k, v, o, q_norm, k_norm, post_norm, mlp });
         }
         let norm = get("model.norm.weight".into())?;
-        let head = if config.tied { None } else { Some(get("lm_head.weight".into())?) };
+        let head = if config.tied { None } else { Some(get("lm_head.weight".into())?.into()) };
         Ok(Weights { embedding, layers, norm, head })
     }
 
@@ -183,10 +187,38 @@ impl Weights {
         Ok(out)
     }
 
+    /// A copy in memory of its own.
+    pub fn copied(config: &ModelConfig, other: &Weights) -> Result<Weights> {
+        let mut tensors = other.tensors().into_iter();
+        Weights::build(config, |name, _| {
+            let (_, from) = tensors.next().unwrap_or_else(|| unreachable!("{name} has a tensor"));
+            from.to_host()
+        })
+    }
+
     /// Zeros with the shapes and dtypes of another set.
     pub fn like(config: &ModelConfig, other: &Weights) -> Result<Weights> {
         let mut dtypes = other.tensors().into_iter().map(|(_, t)| t.dtype());
         Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))
+    }
+
+    /// What tells these weights from others: sixteen hexadecimal digits over the configuration's extents, the tensors'
+    /// names, dtypes and shapes, and up to 64 pieces of each one's bytes. It reads megabytes, not the model; who edits
+    /// single numbers between the pieces is not found out.
+    pub fn fingerprint(&self, config: &ModelConfig) -> String {
+        const PIECES: usize = 64;
+        const PIECE: usize = 1024;
+        let mut hash = 0;
+        let mut take = |bytes: &[u8]| hash = crate::random::mix_bytes(hash, bytes);
+        take(format!("{} {} {}", config.rope.theta, config.rms_norm_eps, config.n_heads).as_bytes());
+        for (name, tensor) in self.tensors() {
+            take(format!("{name} {} {}", tensor.dtype(), tensor.shape()).as_bytes());
+            let bytes = tensor.bytes();
+            let step = (bytes.len() / PIECES).max(PIECE);
+            bytes.chunks(step).for_each(|piece| take(&piece[..piece.len().min(PIECE)]));
+            take(&bytes[bytes.len().saturating_sub(PIECE)..]);
+        }
+        format!("{hash:016x}")
     }
 
     /// The dtypes that they are stored in: one name, or where they are mixed each with its number of tensors.
@@ -279,69 +311,71 @@ impl Weights {
     }
 
     /// The output projection, [V, C].
-    pub fn head(&self) -> &Tensor {
+    pub fn head(&self) -> &Matrix {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// The output projection, to be added to (gradients).
-    pub fn head_mut(&mut self) -> &mut Tensor {
+    pub fn head_mut(&mut self) -> &mut Matrix {
         self.head.as_mut().unwrap_or(&mut self.embedding)
     }
 
     /// Every tensor with its Hugging Face name, in the order of `build`.
     pub fn tensors(&self) -> Vec<(String, &Tensor)> {
-        let mut all = vec![("model.embed_tokens.weight".to_string(), &self.embedding)];
+        let mut all = vec![("model.embed_tokens.weight".to_string(), self.embedding.dense())];
         for (l, layer) in self.layers.iter().enumerate() {
-            let mut part = |name: &str, t| all.push((format!("model.layers.{l}.{name}.weight"), t));
-            part("input_layernorm", &layer.input_norm);
-            part("self_attn.q_proj", &layer.q);
-            part("self_attn.k_proj", &layer.k);
-            part("self_attn.v_proj", &layer.v);
-            part("self_attn.o_proj", &layer.o);
-            part("self_attn.q_norm", &layer.q_norm);
-            part("self_attn.k_norm", &layer.k_norm);
-            part("post_attention_layernorm", &layer.post_norm);
-            match &layer.mlp {
-                Mlp::Dense(ffn) => {
-                    part("mlp.gate_proj", &ffn.gate);
-                    part("mlp.up_proj", &ffn.up);
-                    part("mlp.down_proj", &ffn.down);
+            let mut part = |name: &str, t| all.push((format!("model.layers.{l}.{name}"), t));
+            part("input_layernorm.weight", &layer.input_norm);
+            for (name, m) in [("q_proj", &layer.q), ("k_proj", &layer.k), ("v_proj", &layer.v), ("o_proj", &layer.o)] {
+                part(&format!("self_attn.{name}.weight"), m.dense());
+                if let Some(bias) = &m.bias {
+                    part(&format!("self_attn.{name}.bias"), bias);
                 }
+            }
+            for (name, norm) in [("q_norm", &layer.q_norm), ("k_norm", &layer.k_norm)] {
+                if let Some(norm) = norm {
+                    part(&format!("self_attn.{name}.weight"), norm);
+                }
+            }
+            part("post_attention_layernorm.weight", &layer.post_norm);
+            let mut blocks = Vec::new();
+            match &layer.mlp {
+                Mlp::Dense(ffn) => blocks.push(("mlp".to_string(), ffn)),
                 Mlp::Experts { router, experts } => {
-                    part("mlp.gate", router);
-                    for (e, ffn) in experts.iter().enumerate() {
-                        part(&format!("mlp.experts.{e}.gate_proj"), &ffn.gate);
-                        part(&format!("mlp.experts.{e}.up_proj"), &ffn.up);
-                        part(&format!("mlp.experts.{e}.down_proj"), &ffn.down);
-                    }
+                    part("mlp.gate.weight", router.dense());
+                    blocks.extend(experts.iter().enumerate().map(|(e, ffn)| (format!("mlp.experts.{e}"), ffn)));
+                }
+            }
+            for (block, Ffn { gate, up, down }) in blocks {
+                for (name, m) in [("gate_proj", gate), ("up_proj", up), ("down_proj", down)] {
+                    part(&format!("{block}.{name}.weight"), m.dense());
                 }
             }
         }
         all.push(("model.norm.weight".to_string(), &self.norm));
-        if let Some(head) = &self.head {
-            all.push(("lm_head.weight".to_string(), head));
-        }
+        all.extend(self.head.as_ref().map(|head| ("lm_head.weight".to_string(), head.dense())));
         all
     }
 
     /// Every tensor, in the order of `tensors`.
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
-        let mut all = vec![&mut self.embedding];
+        let mut all: Vec<&mut Tensor> = self.embedding.tensors_mut().collect();
         for layer in &mut self.layers {
-            all.extend([&mut layer.input_norm, &mut layer.q, &mut layer.k, &mut layer.v, &mut layer.o]);
-            all.extend([&mut layer.q_norm, &mut layer.k_norm, &mut layer.post_norm]);
-            match &mut layer.mlp {
-                Mlp::Dense(ffn) => all.extend([&mut ffn.gate, &mut ffn.up, &mut ffn.down]),
+            let Layer { input_norm, q, k, v, o, q_norm, k_norm, post_norm, mlp } = layer;
+            all.push(input_norm);
+            all.extend([q, k, v, o].into_iter().flat_map(Matrix::tensors_mut));
+            all.extend(q_norm.iter_mut().chain(k_norm).chain([post_norm]));
+            match mlp {
+                Mlp::Dense(Ffn { gate, up, down }) => all.extend([gate, up, down].map(Matrix::dense_mut)),
                 Mlp::Experts { router, experts } => {
-                    all.push(router);
-                    for ffn in experts {
-                        all.extend([&mut ffn.gate, &mut ffn.up, &mut ffn.down]);
-                    }
+                    all.push(router.dense_mut());
+                    let matrices = experts.iter_mut().flat_map(|Ffn { gate, up, down }| [gate, up, down]);
+                    all.extend(matrices.map(Matrix::dense_mut));
                 }
             }
         }
         all.push(&mut self.norm);
-        all.extend(self.head.as_mut());
+        all.extend(self.head.iter_mut().flat_map(Matrix::tensors_mut));
         all
     }
 
@@ -352,7 +386,7 @@ impl Weights {
 
     /// Bytes that one forward pass reads: all but the embedding table of an untied model, of which only rows are read.
     pub fn bytes_per_pass(&self) -> u64 {
-        let table = if self.head.is_some() { self.embedding.n_bytes() as u64 } else { 0 };
+        let table = if self.head.is_some() { self.embedding.dense().n_bytes() as u64 } else { 0 };
         self.bytes() - table
     }
 

@@ -123,6 +123,12 @@ impl Job {
             && matches!(work, Work::Generate(g) if g.options.vocabulary == 0)
     }
 
+    /// The timeline, the work, and the weights that it runs on.
+    pub(super) fn all_parts(&mut self) -> (&mut Timeline, &mut Work, &Revision) {
+        let state = self.state.as_mut().expect("a job in the scheduler's list is not finished");
+        (&mut state.timeline, &mut state.work, &state.revision)
+    }
+
     /// The timeline and the work.
     pub(super) fn parts(&mut self) -> (&mut Timeline, &mut Work) {
         let state = self.state.as_mut().expect("a job in the scheduler's list is not finished");

@@ -3,6 +3,7 @@
 //! Nothing here knows of gradients or teachers.
 #![forbid(unsafe_code)]
 
+mod adapters;
 pub mod cancel;
 mod device;
 mod documents;
@@ -40,6 +41,6 @@ pub use metrics::Metrics;
 pub use model::ServedModel;
 pub use options::{DeviceChoice, EngineOptions};
 pub use outbox::Finish;
-pub use revision::{Bound, Revision};
+pub use revision::{Bound, Counted, Revision};
 pub use session::{Extent, MAX_SCORE_ENTRIES, Session};
 pub use timeline::{Hidden, Token};

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
+use super::adapters::describe;
 use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
@@ -22,7 +23,7 @@ use crate::backend::ops::Sampling;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::format::{GenerationDefaults, ModelDir, save_model};
-use crate::model::{KvPool, Model, ModelConfig, Weights};
+use crate::model::{Adapter, KvPool, Model, ModelConfig, Parameters, Weights};
 use crate::random::fresh_seed;
 use crate::sync::Mutex;
 use crate::text::tokenizer::Tokenizer;
@@ -247,37 +248,49 @@ impl ServedModel {
 
     /// Makes `weights` the revision that new sessions get, and returns its number. Refused with
     /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
-    /// weights of this model.
+    /// weights of this model. Adapters that were loaded for the weights before can then be used by nobody new.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
-        self.publish_or_give_back(weights, limit).map_err(|refused| refused.1)
+        self.publish_or_give_back(Parameters::Weights(weights), limit).map_err(|refused| refused.1)
     }
 
-    /// The same; what is refused comes back.
+    /// Makes a generation of an adapter over the current base the revision that new sessions get, and returns its number.
+    /// It takes the adapter's bytes. Refused as [`ServedModel::publish`], and with `AdapterMismatch` if it is not one of
+    /// this model.
+    pub fn publish_adapter(&self, adapter: Adapter, limit: usize) -> Result<u64> {
+        self.publish_or_give_back(Parameters::Adapter(adapter), limit).map_err(|refused| refused.1)
+    }
+
+    /// The same of either; what is refused comes back.
     pub(crate) fn publish_or_give_back(
         &self,
-        weights: Weights,
+        parameters: Parameters,
         limit: usize,
-    ) -> std::result::Result<u64, Box<(Weights, Error)>> {
-        if let Err(e) = weights.check(self.config()) {
-            return Err(Box::new((weights, e)));
+    ) -> std::result::Result<u64, Box<(Parameters, Error)>> {
+        let checked = match &parameters {
+            Parameters::Weights(weights) => weights.check(self.config()),
+            Parameters::Adapter(adapter) => self.check_adapter(adapter),
+        };
+        if let Err(e) = checked {
+            return Err(Box::new((parameters, e)));
         }
-        let number = self.0.lineage.publish(weights, limit)?;
+        let number = self.0.lineage.publish(parameters, limit)?;
         self.engine().log(Level::Info, "model", &format!("revision {number} is published"));
         Ok(number)
     }
 
-    /// Makes `weights` the current revision under a number from a checkpoint.
-    pub fn restore(&self, weights: Weights, number: u64) {
-        self.0.lineage.restore(weights, number);
+    /// Makes `parameters` the current revision under a number from a checkpoint.
+    pub fn restore(&self, parameters: impl Into<Parameters>, number: u64) {
+        self.0.lineage.restore(parameters.into(), number);
     }
 
-    /// Writes the current revision as a Hugging Face folder that loads again.
+    /// Writes the current revision as a Hugging Face folder that loads again, its adapter merged.
     pub fn save(&self, path: &Path) -> Result<()> {
         // Bound, since it takes long: its memory counts meanwhile.
         let revision = self.0.lineage.bind();
-        let on_host =
-            self.engine().device().free_bytes()?.map(|_| revision.weights.to_host(self.config())).transpose()?;
-        let tensors = on_host.as_ref().unwrap_or(&revision.weights).tensors();
+        let merged = revision.adapter().map(|adapter| self.merged(&revision.weights, adapter)).transpose()?;
+        let weights = merged.as_ref().unwrap_or(&revision.weights);
+        let on_host = self.engine().device().free_bytes()?.map(|_| weights.to_host(self.config())).transpose()?;
+        let tensors = on_host.as_ref().unwrap_or(weights).tensors();
         let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
         save_model(path, &self.0.documents.config, list, self.0.documents.companions())
     }
@@ -298,6 +311,8 @@ impl ServedModel {
             "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
             "kv_pages_in_use": self.kv_pages(),
             "revision": revision.number,
+            "adapter": revision.adapter().map(describe),
+            "adapters": self.adapters(),
             "revisions_alive": self.n_revisions_alive(),
             "tokenizer": self.0.tokenizer.is_some(),
             "chat_template": self.0.template.is_some(),

@@ -1,39 +1,75 @@
 //! The weights of a model in their revisions: which one is current, which are still used, how many may be.
 //!
-//! A revision's weights never change. New sessions get the current one, sessions under way keep theirs, and a revision's
-//! memory goes with its last user.
+//! A revision is base weights, which others may share, and at most one generation of an adapter. Neither ever changes. New
+//! sessions get the current one, or the one that an adapter's name stands for; sessions under way keep theirs, and a
+//! revision's memory goes with its last user.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use crate::error::{Error, Fault, Result};
-use crate::model::Weights;
+use crate::error::{Error, Fault, Result, brief};
+use crate::model::{Adapter, Parameters, Weights};
 use crate::sync::Mutex;
+
+/// Something of the engine's weights, counted as long as it lives.
+pub struct Counted<T> {
+    value: T,
+    bytes: u64,
+    /// bytes of all weights of the engine, these included
+    total: Arc<AtomicU64>,
+}
+
+impl<T> Counted<T> {
+    fn new(total: &Arc<AtomicU64>, value: T, bytes: u64) -> Arc<Counted<T>> {
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Counted { value, bytes, total: total.clone() })
+    }
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl<T> Deref for Counted<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
 
 /// One set of weights, never changed.
 pub struct Revision {
     /// Its number in the lineage, from 1.
     pub number: u64,
-    /// The weights.
-    pub weights: Weights,
+    /// The base weights; revisions that differ by their adapters share them.
+    pub weights: Arc<Counted<Weights>>,
+    /// The generation of an adapter that applies to its rows.
+    pub adapter: Option<Arc<Counted<Adapter>>>,
+    /// The name under which that was loaded; None of what is current.
+    pub name: Option<String>,
     /// who is bound to it
     bound: AtomicUsize,
-    /// bytes of all revisions of the engine, these included
-    total: Arc<AtomicU64>,
 }
 
 impl Revision {
-    fn new(total: &Arc<AtomicU64>, number: u64, weights: Weights) -> Arc<Revision> {
-        total.fetch_add(weights.bytes(), Ordering::Relaxed);
-        Arc::new(Revision { number, weights, bound: AtomicUsize::new(0), total: total.clone() })
+    fn new(number: u64, weights: Arc<Counted<Weights>>, adapter: Option<Arc<Counted<Adapter>>>) -> Revision {
+        Revision { number, weights, adapter, name: None, bound: AtomicUsize::new(0) }
     }
-}
 
-impl Drop for Revision {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.weights.bytes(), Ordering::Relaxed);
+    /// Its adapter.
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref().map(|adapter| &***adapter)
+    }
+
+    /// Bytes that are its alone where others share its base.
+    fn own_bytes(&self) -> u64 {
+        self.adapter.as_ref().map_or(self.weights.bytes, |adapter| adapter.bytes)
     }
 }
 
@@ -42,6 +78,12 @@ impl Drop for Revision {
 pub struct Bound(Arc<Revision>);
 
 impl Bound {
+    /// Under the lock of the lineage.
+    fn to(revision: &Arc<Revision>) -> Bound {
+        revision.bound.fetch_add(1, Ordering::Relaxed);
+        Bound(revision.clone())
+    }
+
     pub(super) fn revision(&self) -> &Arc<Revision> {
         &self.0
     }
@@ -77,14 +119,37 @@ pub(super) struct Lineage {
 
 struct Revisions {
     current: Arc<Revision>,
+    /// those that were current
     alive: Vec<Weak<Revision>>,
+    /// the newest generation of each adapter that has a name
+    named: BTreeMap<String, Arc<Revision>>,
+    /// the largest number so far
+    last: u64,
 }
 
 impl Revisions {
     /// Returns the one that was current, whose memory may go with it: to be dropped without the lock.
     fn replace(&mut self, revision: Arc<Revision>) -> Arc<Revision> {
+        self.last = self.last.max(revision.number);
         self.alive.push(Arc::downgrade(&revision));
         std::mem::replace(&mut self.current, revision)
+    }
+
+    fn named(&self, name: &str) -> Result<&Arc<Revision>> {
+        let found = self.named.get(name).ok_or_else(|| {
+            let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
+            let known = if names.is_empty() { "none is loaded".to_string() } else { format!("loaded are {}", names.join(", ")) };
+            Error::new(Fault::UnknownAdapter, format!("adapter {}: not known; {known}", brief(name)))
+        })?;
+        if !Arc::ptr_eq(&found.weights, &self.current.weights) {
+            let why = format!(
+                "adapter {}: its base was replaced by revision {}, for which it was not made; load one that was",
+                brief(name),
+                self.current.number
+            );
+            return Err(Error::new(Fault::AdapterMismatch, why));
+        }
+        Ok(found)
     }
 
     fn check_room(&mut self, limit: usize) -> Result<()> {
@@ -93,7 +158,7 @@ impl Revisions {
         let bound = |r: &Weak<Revision>| r.upgrade().is_some_and(|r| r.bound.load(Ordering::Relaxed) > 0);
         let alive = self.alive.iter().filter(|r| bound(r)).count() + 1;
         if alive > limit.max(1) {
-            let bytes = self.current.weights.bytes();
+            let bytes = self.current.own_bytes();
             let why = format!("{alive} revisions would be alive, {limit} may be; end or rebase older sessions first");
             return Err(Error::memory(Fault::HostBudget, bytes, 0, why));
         }
@@ -104,9 +169,25 @@ impl Revisions {
 impl Lineage {
     /// A lineage that begins with `weights` as revision 1; `total` counts the bytes of all the engine's.
     pub(super) fn new(total: &Arc<AtomicU64>, weights: Weights) -> Lineage {
-        let current = Revision::new(total, 1, weights);
-        let revisions = Revisions { alive: vec![Arc::downgrade(&current)], current };
+        let bytes = weights.bytes();
+        let current = Arc::new(Revision::new(1, Counted::new(total, weights, bytes), None));
+        let revisions = Revisions { alive: vec![Arc::downgrade(&current)], current, named: BTreeMap::new(), last: 1 };
         Lineage { total: total.clone(), revisions: Mutex::new(revisions) }
+    }
+
+    /// A revision of parameters: weights of its own, or the base of `current` under an adapter.
+    fn revision(&self, number: u64, parameters: Parameters, current: &Revision) -> Revision {
+        match parameters {
+            Parameters::Weights(weights) => {
+                let bytes = weights.bytes();
+                Revision::new(number, Counted::new(&self.total, weights, bytes), None)
+            }
+            Parameters::Adapter(adapter) => {
+                let bytes = adapter.bytes();
+                let adapter = Counted::new(&self.total, adapter, bytes);
+                Revision::new(number, current.weights.clone(), Some(adapter))
+            }
+        }
     }
 
     pub(super) fn current(&self) -> Arc<Revision> {
@@ -116,8 +197,15 @@ impl Lineage {
     /// The current revision, for a session that keeps it.
     pub(super) fn bind(&self) -> Bound {
         let revisions = self.revisions.lock();
-        revisions.current.bound.fetch_add(1, Ordering::Relaxed);
-        Bound(revisions.current.clone())
+        Bound::to(&revisions.current)
+    }
+
+    /// The newest generation of the adapter of that name, for a session that keeps it.
+    ///
+    /// Errors: `UnknownAdapter`; `AdapterMismatch` where other base weights were published since it was loaded.
+    pub(super) fn bind_named(&self, name: &str) -> Result<Bound> {
+        let revisions = self.revisions.lock();
+        revisions.named(name).map(Bound::to)
     }
 
     /// Revisions that somebody still uses, the current one included.
@@ -131,25 +219,64 @@ impl Lineage {
         self.revisions.lock().check_room(limit)
     }
 
-    /// Makes `weights` the current revision and returns its number. Refused, and the weights given back, if more than
+    /// Makes `parameters` the current revision and returns its number. Refused, and the parameters given back, if more than
     /// `limit` would then be alive.
-    pub(super) fn publish(&self, weights: Weights, limit: usize) -> std::result::Result<u64, Box<(Weights, Error)>> {
+    pub(super) fn publish(
+        &self,
+        parameters: Parameters,
+        limit: usize,
+    ) -> std::result::Result<u64, Box<(Parameters, Error)>> {
         let mut revisions = self.revisions.lock();
         if let Err(e) = revisions.check_room(limit) {
-            return Err(Box::new((weights, e)));
+            return Err(Box::new((parameters, e)));
         }
-        let number = revisions.current.number + 1;
-        let replaced = revisions.replace(Revision::new(&self.total, number, weights));
+        let number = revisions.last + 1;
+        let revision = self.revision(number, parameters, &revisions.current);
+        let replaced = revisions.replace(Arc::new(revision));
         drop(revisions);
         drop(replaced);
         Ok(number)
     }
 
-    /// Makes `weights` the current revision under a number from a checkpoint.
-    pub(super) fn restore(&self, weights: Weights, number: u64) {
+    /// Makes `parameters` the current revision under a number from a checkpoint.
+    pub(super) fn restore(&self, parameters: Parameters, number: u64) {
         let mut revisions = self.revisions.lock();
-        let replaced = revisions.replace(Revision::new(&self.total, number, weights));
+        let revision = self.revision(number, parameters, &revisions.current);
+        let replaced = revisions.replace(Arc::new(revision));
         drop(revisions);
         drop(replaced);
+    }
+
+    /// Makes an adapter of the current base the one that `name` stands for, and returns its number. Sessions on an older
+    /// one keep it.
+    pub(super) fn name(&self, name: &str, adapter: Adapter, base: &Arc<Counted<Weights>>) -> Result<u64> {
+        let mut revisions = self.revisions.lock();
+        if !Arc::ptr_eq(base, &revisions.current.weights) {
+            let why = format!("adapter {name}: the base was replaced while the adapter was read; load it again");
+            return Err(Error::new(Fault::AdapterMismatch, why));
+        }
+        revisions.last += 1;
+        let number = revisions.last;
+        let mut revision = self.revision(number, Parameters::Adapter(adapter), &revisions.current);
+        revision.name = Some(name.to_string());
+        let replaced = revisions.named.insert(name.to_string(), Arc::new(revision));
+        drop(revisions);
+        drop(replaced);
+        Ok(number)
+    }
+
+    /// Forgets the adapter of that name; sessions on it keep it.
+    pub(super) fn forget(&self, name: &str) -> Result<()> {
+        let mut revisions = self.revisions.lock();
+        revisions.named(name)?;
+        let forgotten = revisions.named.remove(name);
+        drop(revisions);
+        drop(forgotten);
+        Ok(())
+    }
+
+    /// The names of adapters with their newest generations.
+    pub(super) fn names(&self) -> Vec<(String, Arc<Revision>)> {
+        self.revisions.lock().named.iter().map(|(name, revision)| (name.clone(), revision.clone())).collect()
     }
 }

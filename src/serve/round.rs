@@ -1,4 +1,5 @@
-//! The rounds of a step: rows through the model, then what they were wanted for. A round's jobs share a revision.
+//! The rounds of a step: rows through the model, then what they were wanted for. A round's jobs share base weights; each
+//! brings the adapter of its own revision.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -10,12 +11,12 @@ use super::job::{End, Job, ScoreRow, Work, end_each};
 use super::metrics::{Counters, add};
 use super::outbox::{Finish, Sampled};
 use super::pace::Pace;
-use super::revision::Revision;
+use super::revision::Counted;
 use super::timeline::{Timeline, Token};
 use crate::backend::ops;
 use crate::error::{Error, Fault, Result};
 use crate::model::forward::{Segment, decode, forward_unless, head};
-use crate::model::{Activations, Model};
+use crate::model::{Activations, Model, Weights};
 use crate::random::{Stream, uniform};
 
 /// Rows of logits held at once: [32, V] is 19 MB for Qwen3.
@@ -51,7 +52,7 @@ pub(super) struct Share {
 
 /// A round of decode whose draws are not taken yet.
 struct Ahead {
-    revision: Arc<Revision>,
+    weights: Arc<Counted<Weights>>,
     model: Arc<Model>,
     /// the job of each row; a job that ended meanwhile is gone from the list of jobs
     jobs: Vec<u64>,
@@ -99,7 +100,7 @@ impl Rounds {
     pub(super) fn decode(
         &mut self,
         jobs: &mut [Job],
-        revision: &Arc<Revision>,
+        weights: &Arc<Counted<Weights>>,
         shares: &[Share],
         alone: bool,
         counters: &Counters,
@@ -110,7 +111,7 @@ impl Rounds {
         let ids: Vec<i32> = shares.iter().map(|s| jobs[s.job].parts().0.ids[s.start]).collect();
         let rows: Vec<u64> = shares.iter().map(|s| jobs[s.job].id).collect();
         let begun = Instant::now();
-        let ahead = Ahead { revision: revision.clone(), model, jobs: rows };
+        let ahead = Ahead { weights: weights.clone(), model, jobs: rows };
         self.launch(jobs, &ahead, &ids, counters)?;
         if alone && ahead.model.device.runs_ahead() {
             self.ahead = Some(ahead);
@@ -123,16 +124,17 @@ impl Rounds {
 
     /// Asks for one row of each of the round's jobs and a draw of the token after it. `ids` are the rows' tokens.
     fn launch(&mut self, jobs: &mut [Job], round: &Ahead, ids: &[i32], counters: &Counters) -> Result<()> {
-        let Ahead { revision, model, jobs: wanted } = round;
+        let Ahead { weights, model, jobs: wanted } = round;
         let scratch = self.made(model);
         let mut rows: Vec<(usize, Segment, (ops::Sampling, f32))> = Vec::with_capacity(wanted.len());
         for job in jobs.iter_mut() {
             let Some(row) = wanted.iter().position(|&id| id == job.id) else { continue };
-            let (timeline, work) = job.parts();
+            let (timeline, work, revision) = job.all_parts();
             let Work::Generate(g) = work else { continue };
             let position = timeline.kv.len() + 1;
             let u = uniform(Stream::Sample, &[g.options.seed, position as u64]);
-            let segment = Segment { ids: &ids[row..row + 1], kv: &mut timeline.kv };
+            let (kv, adapter) = (&mut timeline.kv, revision.adapter());
+            let segment = Segment { ids: &ids[row..row + 1], kv, adapter };
             rows.push((row, segment, (g.options.sampling, u)));
         }
         rows.sort_by_key(|(row, ..)| *row);
@@ -142,7 +144,7 @@ impl Rounds {
             segments.push(segment);
             draws.push(draw);
         }
-        decode(model, &revision.weights, &mut segments, &draws, &mut scratch.activations)?;
+        decode(model, weights, &mut segments, &draws, &mut scratch.activations)?;
         add(&counters.rounds, 1);
         add(&counters.rows, draws.len() as u64);
         let fed = jobs.iter_mut().filter(|job| wanted.contains(&job.id));
@@ -161,7 +163,7 @@ impl Rounds {
         let sampled = self.scratch(&ahead.model)?.activations.draws.take()?;
         for (&id, sampled) in ahead.jobs.iter().zip(sampled) {
             let Some(job) = jobs.iter_mut().find(|job| job.id == id) else { continue };
-            ends.extend(give(job, &ahead.model, ahead.revision.number, sampled, counters).map(|end| (id, end)));
+            ends.extend(give(job, &ahead.model, sampled, counters).map(|end| (id, end)));
         }
         Ok(())
     }
@@ -195,7 +197,7 @@ impl Rounds {
         let Some(ahead) = self.ahead.take() else { return false };
         let rows = ahead.jobs.iter().enumerate().filter(|(_, id)| jobs.iter().any(|job| job.id == **id));
         let (ids, rows): (Vec<i32>, Vec<u64>) = rows.map(|(row, &id)| (-1 - row as i32, id)).unzip();
-        let next = Ahead { revision: ahead.revision.clone(), model, jobs: rows };
+        let next = Ahead { weights: ahead.weights.clone(), model, jobs: rows };
         let launched = self.launch(jobs, &next, &ids, counters);
         let mut ends = Vec::new();
         let delivered = self.deliver(jobs, &ahead, counters, &mut ends);
@@ -216,7 +218,7 @@ impl Rounds {
     pub(super) fn run(
         &mut self,
         jobs: &mut [Job],
-        revision: &Arc<Revision>,
+        weights: &Arc<Counted<Weights>>,
         shares: &mut [Share],
         counters: &Counters,
         ends: &mut Vec<(u64, End)>,
@@ -237,13 +239,14 @@ impl Rounds {
             let mut segments = Vec::with_capacity(shares.len());
             for (i, job) in jobs.iter_mut().enumerate() {
                 let Some(share) = wanted.next_if(|s| s.job == i) else { continue };
-                let (timeline, _) = job.parts();
+                let (timeline, _, revision) = job.all_parts();
                 let Timeline { ids, kv, .. } = timeline;
-                segments.push(Segment { ids: &ids[share.start..share.start + share.n], kv });
+                let ids = &ids[share.start..share.start + share.n];
+                segments.push(Segment { ids, kv, adapter: revision.adapter() });
             }
             // Rows that nobody wants any more are not computed to their end.
             let unwanted = || cancels.iter().all(Cancel::is_set);
-            forward_unless(&model, &revision.weights, &mut segments, &mut scratch.activations, &unwanted)?;
+            forward_unless(&model, weights, &mut segments, &mut scratch.activations, &unwanted)?;
         }
         add(&counters.rounds, 1);
         add(&counters.rows, n_rows as u64);
@@ -274,7 +277,7 @@ impl Rounds {
         for chunk in wanted.chunks(LOGIT_ROWS) {
             let rows: Vec<usize> = chunk.iter().map(|w| w.row).collect();
             let rows = ops::RowList::of(&model.device, &rows)?;
-            let head = head(&model, &revision.weights, &mut scratch.activations, &rows)?;
+            let head = head(&model, weights, &mut scratch.activations, &rows)?;
             let ids: Vec<i32> = chunk.iter().map(|w| w.next).collect();
             let logprobs = ops::logprobs_of_head(&model.device, head, &ids)?;
             for (i, w) in chunk.iter().enumerate() {
@@ -286,7 +289,7 @@ impl Rounds {
                         let logprob = logprobs[i];
                         if logprob.is_nan() {
                             let position = *from + rows.len();
-                            ends.push((job.id, End::Failed(not_finite(position, revision.number))));
+                            ends.push((job.id, End::Failed(not_finite(position, job.revision().number))));
                             continue;
                         }
                         let top =
@@ -299,7 +302,7 @@ impl Rounds {
                             0 => ops::sample_row(&model.device, head, i, g.options.sampling, u)?,
                             v => ops::sample_row_among(&model.device, head, i, v, g.options.sampling, u)?,
                         };
-                        ends.extend(give(job, &model, revision.number, sampled, counters).map(|end| (job.id, end)));
+                        ends.extend(give(job, &model, sampled, counters).map(|end| (job.id, end)));
                     }
                 }
             }
@@ -349,7 +352,8 @@ fn not_finite(position: usize, revision: u64) -> Error {
 
 /// Appends a sampled token to its timeline and delivers it; returns how the generation ends, if it does. A row without
 /// a distribution gives no token.
-fn give(job: &mut Job, model: &Model, revision: u64, sampled: ops::Sampled, counters: &Counters) -> Option<End> {
+fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, counters: &Counters) -> Option<End> {
+    let revision = job.revision().number;
     let (timeline, work) = job.parts();
     let Work::Generate(g) = work else { return None };
     let position = timeline.len() as u64;

@@ -1,9 +1,9 @@
-//! One step of the engine: who prefills and who decodes, one batched forward a revision, then deliver.
+//! One step of the engine: who prefills and who decodes, one batched forward over each base, then deliver.
 //!
 //! Jobs that decode go first, one row each; the rest of the row budget goes to chunks of prompts, as many rows as the
 //! model's pace allows, in equal parts (`fair`). Who is served first moves on by those who were, so that more jobs than rows
-//! starve nobody. All jobs on one revision share a forward, so its weights are read once a round. A job without pages waits
-//! (`pages`).
+//! starve nobody. All jobs on one base share a forward whatever their adapters, so its weights are read once a round. A job
+//! without pages waits (`pages`).
 //!
 //! On a GPU, rows that decode have a round of their own, which is a recorded graph, and while everybody just decodes the
 //! next round is asked for before the last one's tokens are known (`ahead`): its rows take them from the device.
@@ -17,10 +17,11 @@ use super::fair::divide;
 use super::job::{End, Job, Work, end_each};
 use super::metrics::Counters;
 use super::pages;
-use super::revision::Revision;
+use super::revision::Counted;
 use super::round::{Rounds, Share};
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::error::{Error, Fault};
+use crate::model::Weights;
 
 /// The jobs under way and the scratch memory of their models.
 pub(super) struct Scheduler {
@@ -39,7 +40,7 @@ pub(super) struct Scheduler {
 
 /// Shares that run together.
 struct Group {
-    revision: Arc<Revision>,
+    weights: Arc<Counted<Weights>>,
     /// whether each is one step of a plain generation
     decodes: bool,
     shares: Vec<Share>,
@@ -112,11 +113,11 @@ impl Scheduler {
         let groups = self.group(shares);
         let alone = groups.len() == 1 && runs.iter().all(|&runs| runs);
         let mut ends: Vec<(u64, End)> = ends;
-        for Group { revision, decodes, mut shares } in groups {
+        for Group { weights, decodes, mut shares } in groups {
             let done = if decodes && shares.len() <= MAX_DECODE_ROWS {
-                self.rounds.decode(&mut self.jobs, &revision, &shares, alone, counters, &mut ends)
+                self.rounds.decode(&mut self.jobs, &weights, &shares, alone, counters, &mut ends)
             } else {
-                self.rounds.run(&mut self.jobs, &revision, &mut shares, counters, &mut ends)
+                self.rounds.run(&mut self.jobs, &weights, &mut shares, counters, &mut ends)
             };
             if let Err(e) = done {
                 let end = || if e.fault() == Fault::Cancelled { End::Cancelled } else { End::Failed(e.again()) };
@@ -210,14 +211,14 @@ impl Scheduler {
         jobs[at..].iter().chain(&jobs[..at]).copied().collect()
     }
 
-    /// Jobs of one revision share a round; on some devices those that decode have one of their own.
+    /// Jobs of one base share a round; on some devices those that decode have one of their own.
     fn group(&self, shares: Vec<Share>) -> Vec<Group> {
         let mut groups: Vec<Group> = Vec::new();
         for share in shares {
             let job = &self.jobs[share.job];
             let (decodes, mixes) = (share.n == 1 && job.decodes_plainly(), job.model().device.mixes_rows());
             let joins = |g: &Group| {
-                Arc::ptr_eq(&g.revision, job.revision())
+                Arc::ptr_eq(&g.weights, &job.revision().weights)
                     && (mixes || g.decodes == decodes)
                     && (mixes || !decodes || g.shares.len() < MAX_DECODE_ROWS)
             };
@@ -226,7 +227,7 @@ impl Scheduler {
                     group.decodes &= decodes;
                     group.shares.push(share);
                 }
-                None => groups.push(Group { revision: job.revision().clone(), decodes, shares: vec![share] }),
+                None => groups.push(Group { weights: job.revision().weights.clone(), decodes, shares: vec![share] }),
             }
         }
         groups

@@ -77,6 +77,13 @@ impl Session {
         Session::with(model, model.0.lineage.bind(), Timeline::new(KvCache::new(&model.0.pool)))
     }
 
+    /// An empty session on the newest generation of an adapter of the model.
+    ///
+    /// Errors: `UnknownAdapter`; `AdapterMismatch` where other base weights were published since it was loaded.
+    pub fn with_adapter(model: &ServedModel, name: &str) -> Result<Session> {
+        Session::with(model, model.0.lineage.bind_named(name)?, Timeline::new(KvCache::new(&model.0.pool)))
+    }
+
     fn with(model: &ServedModel, revision: Bound, timeline: Timeline) -> Result<Session> {
         let counted = Counted::new(model.engine())?;
         Ok(Session { model: model.clone(), slot: Slot::new(&model.0.slots, timeline, revision), _counted: counted })
@@ -226,13 +233,35 @@ impl Session {
         Session::with(&self.model, revision, timeline)
     }
 
-    /// Moves the session to the model's current revision; everything is computed again when needed.
+    /// Moves the session to the model's current revision, or to the newest generation of the adapter that it is on;
+    /// everything is computed again when needed.
     pub fn rebase(&self) -> Result<u64> {
-        let current = self.model.0.lineage.bind();
+        let lineage = &self.model.0.lineage;
+        let revision = self.revision();
+        self.rebase_to(match &revision.name {
+            None => lineage.bind(),
+            Some(name) => lineage.bind_named(name)?,
+        })
+    }
+
+    /// Moves the session to the newest generation of an adapter, or with None to the model's current revision. Where it is
+    /// there already nothing is computed again.
+    ///
+    /// Errors: as [`Session::with_adapter`]; the session then stays where it was.
+    pub fn use_adapter(&self, name: Option<&str>) -> Result<u64> {
+        let lineage = &self.model.0.lineage;
+        let wanted = match name {
+            None => lineage.bind(),
+            Some(name) => lineage.bind_named(name)?,
+        };
+        if self.revision().number == wanted.number { Ok(wanted.number) } else { self.rebase_to(wanted) }
+    }
+
+    fn rebase_to(&self, wanted: Bound) -> Result<u64> {
         self.slot.resting(|t, revision| {
             t.forget_computed(0);
-            *revision = current.clone();
-            Ok(current.number)
+            *revision = wanted.clone();
+            Ok(wanted.number)
         })
     }
 

@@ -32,7 +32,7 @@ pub fn advise(folder: &Path, advice: serde_json::Value) {
 /// The same as `write_chat_model` with one NaN among its weights.
 #[allow(dead_code)] // one test is about it
 pub fn write_broken_model(folder: &Path) {
-    write_model(folder, 1, |weights| weights.embedding.f32_mut()[200] = f32::NAN);
+    write_model(folder, 1, |weights| weights.embedding.dense_mut().f32_mut()[200] = f32::NAN);
 }
 
 /// The same as `write_chat_model`, but whatever comes before, the likeliest id by far is `id`.
@@ -41,7 +41,7 @@ pub fn write_model_that_says(folder: &Path, id: usize) {
     write_model(folder, 1, |weights| {
         // Every token is one and the same vector, which the layers leave alone, so the longest one is the likeliest.
         let width = weights.norm.f32().len();
-        for (at, row) in weights.embedding.f32_mut().chunks_mut(width).enumerate() {
+        for (at, row) in weights.embedding.dense_mut().f32_mut().chunks_mut(width).enumerate() {
             row.fill(if at == id { 3.0 } else { 1.0 });
         }
         let names: Vec<String> = weights.tensors().into_iter().map(|(name, _)| name).collect();

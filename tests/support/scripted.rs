@@ -3,11 +3,11 @@
 #![allow(dead_code)] // each test file uses its part
 
 use serde_json::{Value, json};
-use squire::backend::Compute;
+use squire::backend::{Compute, Tensor};
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Config, Distiller, Episode, EpisodeSpec, Replay, Update};
 use squire::error::{Fault, Result};
-use squire::model::{ModelConfig, Weights};
+use squire::model::{ModelConfig, Parameters, Weights};
 use squire::random::{Stream, below};
 use squire::serve::{Cancel, Engine, EngineOptions, Generation, GenerationOptions, ServedModel};
 use squire::tensor::Dtype;
@@ -56,7 +56,7 @@ pub fn model(engine: &Engine, config: &ModelConfig, seed: u64) -> ServedModel {
 
 /// Wide random weights in the model's shapes and dtype.
 pub fn wide(model: &ServedModel, seed: u64) -> Weights {
-    let dtype = model.current().weights.embedding.dtype();
+    let dtype = model.current().weights.embedding.dense().dtype();
     Weights::random(model.config(), &model.model().device, dtype, seed, 0.2).unwrap()
 }
 
@@ -180,14 +180,32 @@ pub fn update(distiller: &Distiller) -> Update {
     update
 }
 
+/// A set of tensors with names.
+pub trait Named {
+    fn named(&self) -> Vec<(String, &Tensor)>;
+}
+
+impl Named for Weights {
+    fn named(&self) -> Vec<(String, &Tensor)> {
+        self.tensors()
+    }
+}
+
+impl Named for Parameters {
+    fn named(&self) -> Vec<(String, &Tensor)> {
+        self.tensors()
+    }
+}
+
 /// The bytes of every tensor.
-pub fn bytes(weights: &Weights) -> Vec<(String, Vec<u8>)> {
-    weights.tensors().into_iter().map(|(name, t)| (name, t.bytes().to_vec())).collect()
+pub fn bytes(set: &impl Named) -> Vec<(String, Vec<u8>)> {
+    set.named().into_iter().map(|(name, t)| (name, t.bytes().to_vec())).collect()
 }
 
 /// The bytes of the weights that new sessions get.
 pub fn weight_bytes(model: &ServedModel) -> Vec<(String, Vec<u8>)> {
-    bytes(&model.current().weights)
+    let weights: &Weights = &model.current().weights;
+    bytes(weights)
 }
 
 /// Ids, log-probs, sampled log-probs, and who spoke from where to where.

@@ -266,10 +266,10 @@ mod tests {
                 let (mut x, mut gate, mut up, mut product, mut y) =
                     (zeros(m, c), zeros(m, f), zeros(m, f), zeros(m, f), zeros(m, c));
                 gather_rows(&cpu, &mut x, &self.x, &rows);
-                linear_forward(&cpu, &mut gate, &x, &self.gate[e], m, compute).unwrap();
-                linear_forward(&cpu, &mut up, &x, &self.up[e], m, compute).unwrap();
+                linear_forward(&cpu, &mut gate, &x, (&matrix(&self.gate[e])).into(), m, compute).unwrap();
+                linear_forward(&cpu, &mut up, &x, (&matrix(&self.up[e])).into(), m, compute).unwrap();
                 swiglu_forward(&cpu, &mut product, &gate, &up, m, compute);
-                linear_forward(&cpu, &mut y, &product, &self.down[e], m, compute).unwrap();
+                linear_forward(&cpu, &mut y, &product, (&matrix(&self.down[e])).into(), m, compute).unwrap();
                 scatter_rows(&cpu, &mut slots, &y, &mine);
             }
             let (mut branch, mut stream) = (zeros(n, c), stored(&self.stream, Dtype::F32));

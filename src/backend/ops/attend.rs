@@ -92,10 +92,10 @@ fn parts(heads: Heads, plan: Plan) -> usize {
 
 /// What attention takes of a layer and of its model.
 pub struct AttendLayer<'a> {
-    /// `[D]` over each query head
-    pub q_norm: Norm<'a>,
-    /// `[D]` over each key head
-    pub k_norm: Norm<'a>,
+    /// `[D]` over each query head, where the model has such norms
+    pub q_norm: Option<Norm<'a>>,
+    /// `[D]` over each key head, likewise
+    pub k_norm: Option<Norm<'a>>,
     /// rotary angles
     pub table: &'a RopeTable,
     /// extents of the heads
@@ -208,8 +208,8 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         q: a.q_raw.address(),
         k: a.k_raw.address(),
         v: a.v.address(),
-        q_norm: l.q_norm.weight.address(),
-        k_norm: l.k_norm.weight.address(),
+        q_norm: address_of(l.q_norm),
+        k_norm: address_of(l.k_norm),
         cosine,
         sine,
         partial: all_parts.address(),
@@ -221,12 +221,17 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         group: (n_heads / n_kv_heads) as u32,
         splits: plan.context.div_ceil(SPLIT) as u32,
         scale,
-        eps: l.q_norm.eps,
+        eps: l.q_norm.map_or(0.0, |norm| norm.eps),
     };
     // Multiprocessors that no item needs get a block to look ahead.
     let idle = (cuda.facts().n_sms as usize).saturating_sub(batch.max_items() * n_kv_heads);
     let blocks = [(batch.max_items() + idle.div_ceil(n_kv_heads)) as u32, n_kv_heads as u32, 1];
     cuda.launch(Launch::new(kernel, blocks, THREADS, decode_shared(head_dim, plan.columns)), &args);
+}
+
+/// Where the weight of a head's norm lies; 0 where there is none.
+fn address_of(norm: Option<Norm>) -> Address {
+    norm.map_or(0, |norm| norm.weight.address())
 }
 
 /// The first two of `next`, as far as half of L2 holds them: the rest of it belongs to what is being read now.
@@ -289,14 +294,14 @@ fn prefill(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         d => panic!("there is no attention for heads of {d}"),
     };
     let (step, [cosine, sine], layer) = (batch.addresses(), l.table.addresses(), l.at.layer as u32);
-    let eps = l.q_norm.eps;
+    let eps = l.q_norm.map_or(0.0, |norm| norm.eps);
     let blocks = [batch.n_tiles() as u32, n_kv_heads as u32, 1];
-    let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), l.k_norm.weight.address());
+    let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), address_of(l.k_norm));
     // The values of a tile, two elements more a row than it has.
     let shared = TILE_COLUMNS * (head_dim + 2) * 2;
     let args = AppendArgs { step, k, v, k_norm, cosine, sine, layer, eps };
     cuda.launch(Launch::new(append, blocks, THREADS, shared), &args);
-    let (out, q, q_norm) = (a.out.address(), a.q_raw.address(), l.q_norm.weight.address());
+    let (out, q, q_norm) = (a.out.address(), a.q_raw.address(), address_of(l.q_norm));
     let group = (n_heads / n_kv_heads) as u32;
     let args = PrefillArgs { step, out, q, q_norm, cosine, sine, layer, group, scale, eps };
     // Keys and values of two pages.

@@ -2,7 +2,7 @@
 
 use crate::backend::cpu::{Cpu, KernelSet};
 use crate::backend::cuda::{Cuda, CudaOptions};
-use crate::backend::{Device, Tensor};
+use crate::backend::{Device, Matrix, Tensor};
 use crate::random::{Stream, uniform};
 use crate::tensor::Dtype;
 
@@ -22,6 +22,14 @@ pub fn random(seed: u64, extents: &[usize]) -> Tensor {
     let n: usize = extents.iter().product();
     let x: Vec<f32> = (0..n as u64).map(|i| 2.0 * uniform(Stream::World, &[seed, i]) - 1.0).collect();
     Tensor::from_f32(extents, &x).unwrap()
+}
+
+/// A matrix of the same elements; on a GPU the same memory.
+pub fn matrix(t: &Tensor) -> Matrix {
+    if t.is_on_gpu() {
+        return Tensor::over(t.dtype(), t.shape(), t.buffer().view(0, t.n_bytes())).into();
+    }
+    t.to_host().unwrap().into()
 }
 
 /// The same numbers rounded to a stored dtype.

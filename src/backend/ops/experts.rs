@@ -13,7 +13,7 @@ use crate::backend::cuda::experts_rows::{self, Deal, ExpertsRows, Router};
 use crate::backend::cuda::experts_tile::{ExpertsTile, sorted_bytes};
 use crate::backend::cuda::rows::norms_within;
 use crate::backend::cuda::{Buffer, Cuda};
-use crate::backend::{Compute, Device, Tensor, host};
+use crate::backend::{Compute, Device, Matrix, Tensor, host};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -282,7 +282,7 @@ pub fn ffn_forward(
 /// The matrices of a layer of experts.
 pub struct ExpertWeights<'a, 'w> {
     /// [E, C]
-    pub router: &'a Tensor,
+    pub router: &'a Matrix,
     /// an expert's own; on a GPU those of all lie at equal distances
     pub expert: &'a dyn Fn(usize) -> FfnWeights<'w>,
 }
@@ -305,7 +305,7 @@ pub fn experts_forward(
     let FfnHalf { stream, normed, branch } = half;
     let k = a.extents.dealing.n_experts_per_token;
     rmsnorm_forward(device, normed, stream, norm, n, compute);
-    linear_forward(device, &mut a.logits, normed, w.router, n, compute)?;
+    linear_forward(device, &mut a.logits, normed, w.router.into(), n, compute)?;
     let room = "room was made for the rows";
     route(device, a.routing.as_mut().expect(room), &a.logits, n)?;
     a.reserve_blocks(device)?;
@@ -333,7 +333,7 @@ pub fn experts_forward(
 
 fn experts_on_gpu(cuda: &Cuda, half: FfnHalf, a: &mut ExpertActivations, norm: Norm, w: ExpertWeights, n: usize) {
     let FfnHalf { stream, normed, .. } = half;
-    let (expert, router) = (w.expert, w.router);
+    let (expert, router) = (w.expert, w.router.dense());
     let Dealing { n_experts_per_token: k, norm_topk_prob } = a.extents.dealing;
     let (e, c) = (router.extent(0), norm.weight.extent(0));
     let g = a.on_gpu.as_ref().expect("activations are where the weights are");
@@ -360,12 +360,12 @@ fn experts_on_gpu(cuda: &Cuda, half: FfnHalf, a: &mut ExpertActivations, norm: N
     }
 
     let first = expert(0);
-    let (f, matrices) = (first.gate.extent(0), [first.gate, first.up, first.down].map(Tensor::bf16_address));
-    let stride = if e > 1 { (expert(1).gate.bf16_address() - matrices[0]) as usize / 2 } else { 0 };
+    let (f, matrices) = (first.gate.extent(0), [first.gate, first.up, first.down].map(|w| w.plain().bf16_address()));
+    let stride = if e > 1 { (expert(1).gate.plain().bf16_address() - matrices[0]) as usize / 2 } else { 0 };
     let last = expert(e - 1);
     for (first, last) in matrices.into_iter().zip([last.gate, last.up, last.down]) {
         let distance = 2 * (stride * (e - 1)) as u64;
-        assert_eq!(last.bf16_address() - first, distance, "experts lie at equal distances");
+        assert_eq!(last.plain().bf16_address() - first, distance, "experts lie at equal distances");
     }
     let (stream, x, ids, weights) = (stream.bf16_address(), normed.bf16_address(), deal.experts, deal.weights);
     let product = g.product.bf16_address();
@@ -405,13 +405,13 @@ mod tests {
 
     /// The matrices of experts in one allocation, as a model's.
     struct Experts {
-        all: Vec<[Tensor; 3]>,
+        all: Vec<[Matrix; 3]>,
     }
 
     impl Experts {
         fn new(n_experts: usize, c: usize, f: usize) -> Experts {
             let matrix = |seed: usize, rows: usize, columns: usize| {
-                stored(&random(100 + seed as u64, &[rows, columns]), Dtype::Bf16)
+                Matrix::from(stored(&random(100 + seed as u64, &[rows, columns]), Dtype::Bf16))
             };
             let one = |e: usize| [matrix(3 * e, f, c), matrix(3 * e + 1, f, c), matrix(3 * e + 2, c, f)];
             Experts { all: (0..n_experts).map(one).collect() }
@@ -419,7 +419,7 @@ mod tests {
 
         fn on(&self, gpu: &Device) -> Experts {
             let Device::Cuda(cuda) = gpu else { unreachable!("gpus() are") };
-            let bytes: Vec<u8> = self.all.iter().flatten().flat_map(|t| t.bytes()).copied().collect();
+            let bytes: Vec<u8> = self.all.iter().flatten().flat_map(|m| m.dense().bytes()).copied().collect();
             let buffer = cuda.allocate(bytes.len()).unwrap();
             buffer.write(&bytes).unwrap();
             let mut at = 0;
@@ -427,12 +427,12 @@ mod tests {
                 at += t.n_bytes();
                 Tensor::over(Dtype::Bf16, t.shape(), buffer.view(at - t.n_bytes(), t.n_bytes()))
             };
-            Experts { all: self.all.iter().map(|e| e.each_ref().map(&mut take)).collect() }
+            Experts { all: self.all.iter().map(|e| e.each_ref().map(|m| Matrix::from(take(m.dense())))).collect() }
         }
 
         fn get(&self, e: usize) -> FfnWeights<'_> {
             let [gate, up, down] = &self.all[e];
-            FfnWeights { gate, up, down }
+            FfnWeights { gate: gate.into(), up: up.into(), down: down.into() }
         }
     }
 
@@ -476,7 +476,7 @@ mod tests {
                     let mut y = bf16_on(&gpu, &rows_of(&stream, rows));
                     let (mut normed, mut branch) = (room(&gpu, n, c), room(&gpu, n, c));
                     let half = FfnHalf { stream: &mut y, normed: &mut normed, branch: &mut branch };
-                    let w = ExpertWeights { router: &router, expert: &|i: usize| experts_there.get(i) };
+                    let w = ExpertWeights { router: &matrix(&router), expert: &|i: usize| experts_there.get(i) };
                     let norm = Norm { weight: &norm, eps: EPS };
                     experts_forward(&gpu, half, &mut a, norm, w, n, Compute::Bf16).unwrap();
                     let g = a.on_gpu.as_ref().unwrap();

@@ -9,7 +9,7 @@ use super::{Norm, gather_rows, linear_forward_f32, logprobs_of, rmsnorm_forward,
 use crate::backend::cuda::rows::{self, HeadProduct};
 use crate::backend::cuda::{Buffer, Cuda};
 use crate::backend::terms::MAX_DECODE_ROWS;
-use crate::backend::{Compute, Device, Tensor, host};
+use crate::backend::{Compute, Device, Matrix, Tensor, host};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -139,12 +139,12 @@ pub fn head_forward(
     head: &mut Head,
     x: &Tensor,
     norm: Option<Norm>,
-    w: &Tensor,
+    w: &Matrix,
     rows: &RowList,
     compute: Compute,
 ) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        head_on(cuda, head, x, norm, w, rows);
+        head_on(cuda, head, x, norm, w.dense(), rows);
         return Ok(());
     }
     let n = rows.len();
@@ -156,7 +156,7 @@ pub fn head_forward(
         }
         None => &head.gathered,
     };
-    linear_forward_f32(device, &mut head.logits, hidden, w, n, compute)
+    linear_forward_f32(device, &mut head.logits, hidden, w.into(), n, compute)
 }
 
 /// On a GPU, where the product finds the rows by itself, and up to MAX_DECODE_ROWS of them read the matrix once.
@@ -232,7 +232,7 @@ mod tests {
                     &mut head,
                     x,
                     norms.then_some(Norm { weight: norm, eps: 1e-5 }),
-                    w,
+                    &matrix(w),
                     rows,
                     Compute::Bf16,
                 )

@@ -1,9 +1,10 @@
-//! Linear layer without bias: y[n, o] = sum over k of x[n, k] * w[o, k].
+//! Linear layer: y[n, o] = sum over k of x[n, k] * w[o, k], plus the bias, plus what the row's adapter adds (`lora`).
 //!
-//! x [N, K] f32, w [O, K] as stored (f32, bf16, f16), y [N, O] f32, rounded to bf16 in bf16 compute. With
+//! x [N, K] f32, w [O, K] as stored (f32, bf16, f16), y [N, O] f32, rounded to bf16 once, at the end, in bf16 compute. With
 //! bf16 compute and bf16 weights the products are taken in pairs (`vdpbf16ps`); otherwise weights are
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
+use super::lora::{adapt, lora_backward};
 use super::residual_forward;
 use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
@@ -11,7 +12,7 @@ use crate::backend::cpu::outer::Outer;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Scratch, Shared, piece};
 use crate::backend::cuda::{Cuda, Matmul, rows, tile as tiles};
 use crate::backend::terms::MAX_DECODE_ROWS;
-use crate::backend::{Compute, Device, Elements, Tensor};
+use crate::backend::{Compute, Device, Elements, LoraPair, Matrix, Tensor, Weight};
 use crate::error::Result;
 
 /// y = x w^T. Overwrites the first `n` rows of `y`.
@@ -19,7 +20,7 @@ pub fn linear_forward(
     device: &Device,
     y: &mut Tensor,
     x: &Tensor,
-    w: &Tensor,
+    w: Weight,
     n: usize,
     compute: Compute,
 ) -> Result<()> {
@@ -31,7 +32,7 @@ pub fn linear_forward_f32(
     device: &Device,
     y: &mut Tensor,
     x: &Tensor,
-    w: &Tensor,
+    w: Weight,
     n: usize,
     compute: Compute,
 ) -> Result<()> {
@@ -44,12 +45,12 @@ pub fn linear_residual_forward(
     stream: &mut Tensor,
     branch: &mut Tensor,
     x: &Tensor,
-    w: &Tensor,
+    w: Weight,
     n: usize,
     compute: Compute,
 ) -> Result<()> {
     if let Device::Cuda(cuda) = device {
-        let matmul = matmul(stream, x, w, n);
+        let matmul = matmul(stream, x, w.plain(), n);
         match n {
             0..=MAX_DECODE_ROWS => rows::product(cuda, &matmul, true),
             _ => tiles::product_residual(cuda, &matmul, branch.bf16_address()),
@@ -83,7 +84,7 @@ fn linear(
     device: &Device,
     y: &mut Tensor,
     x: &Tensor,
-    w: &Tensor,
+    w: Weight,
     n: usize,
     compute: Compute,
     round: bool,
@@ -95,27 +96,78 @@ fn linear(
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
             assert!(round, "logits are made by the head");
-            product(cuda, &matmul(y, x, w, n));
+            product(cuda, &matmul(y, x, w.plain(), n));
             return Ok(());
         }
     };
     let x = &x.f32()[..n * k];
     let y = Shared::new(&mut y.f32_mut()[..n * o]);
     let extents = Extents { n, o, k };
-    match (w.elements(), compute) {
+    // What comes on top of the product comes before the one rounding.
+    let is_bare = w.matrix.bias.is_none() && w.pairs().next().is_none();
+    match (w.matrix.dense().elements(), compute) {
         (Elements::Bf16(w), Compute::Bf16) => {
             let x = narrow(cpu, x)?;
-            launch::<Paired>(cpu, &x, w, y, extents, round)
+            launch::<Paired>(cpu, &x, w, y, extents, round && is_bare)
         }
-        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, extents, round),
-        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, extents, round),
-        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, extents, round),
+        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, extents, round && is_bare),
+    }
+    if !is_bare {
+        adapt(cpu, y, x, w, extents, round)?;
     }
     Ok(())
 }
 
+/// What of a layer is trained: the matrix with its bias, or the pair of its adapter. Each is added to.
+#[derive(Default)]
+pub struct LinearGradient<'a> {
+    /// The gradient of the matrix [O, K] and of the bias.
+    pub matrix: Option<&'a mut Matrix>,
+    /// The gradients of the pair.
+    pub pair: Option<&'a mut LoraPair>,
+}
+
+/// The layer's gradients, of rows under one adapter or none: adds dy w (and what passes through the adapter) to the first
+/// `n` rows of `dx`, and to what is trained.
+pub fn linear_backward(
+    device: &Device,
+    dx: &mut Tensor,
+    dy: &Tensor,
+    x: &Tensor,
+    w: Weight,
+    to: LinearGradient,
+    n: usize,
+) -> Result<()> {
+    let LinearGradient { matrix, pair: dpair } = to;
+    if let Some(dw) = matrix {
+        linear_backward_weight(device, dw.dense_mut(), dy, x, n);
+        if let Some(db) = &mut dw.bias {
+            bias_gradient(db, dy, n);
+        }
+    }
+    linear_backward_input(device, dx, dy, w.matrix, n);
+    let mut pairs = w.pairs();
+    if let Some((rows, pair)) = pairs.next() {
+        assert!(rows == (0..n) && pairs.next().is_none(), "one adapter for all {n} rows, found {rows:?}");
+        lora_backward(device, dx, dy, x, pair, dpair, n)?;
+    }
+    Ok(())
+}
+
+/// db[o] += sum over n of dy[n, o], rows in order.
+fn bias_gradient(db: &mut Tensor, dy: &Tensor, n: usize) {
+    let o = db.extent(0);
+    let db = db.f32_mut();
+    for row in dy.f32()[..n * o].chunks_exact(o) {
+        db.iter_mut().zip(row).for_each(|(d, g)| *d += g);
+    }
+}
+
 /// dx = dy w. Adds to the first `n` rows of `dx`.
-pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &Tensor, n: usize) {
+pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &Matrix, n: usize) {
+    let w = w.dense();
     let (o, k) = (w.extent(0), w.extent(1));
     assert!(dx.extent(0) >= n && dx.extent(1) == k, "dx is {}, w {}", dx.shape(), w.shape());
     assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, w {}", dy.shape(), w.shape());
@@ -129,7 +181,8 @@ pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &
     }
 }
 
-fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], n: usize, o: usize, k: usize) {
+/// dx += dy w for w [O, K].
+pub(super) fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], n: usize, o: usize, k: usize) {
     let outer = Outer { a: dy, a_step_r: 1, a_step_i: o, b: w, c: dx, n_terms: o, n_rows: n, n_columns: k };
     cpu.launch(outer.n_tasks(), &outer);
 }
@@ -195,13 +248,13 @@ const X_BLOCK: usize = 512 << 10;
 
 /// Extents of one product.
 #[derive(Clone, Copy)]
-struct Extents {
+pub(super) struct Extents {
     /// rows
-    n: usize,
+    pub(super) n: usize,
     /// outputs
-    o: usize,
+    pub(super) o: usize,
     /// terms
-    k: usize,
+    pub(super) k: usize,
 }
 
 struct LinearForward<'a, F: Form> {
@@ -217,7 +270,8 @@ struct LinearForward<'a, F: Form> {
     round: bool,
 }
 
-fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
+/// y = x w^T in the canonical order.
+pub(super) fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
     let Extents { n, o, k } = extents;
     let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
     // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
@@ -316,10 +370,10 @@ mod tests {
             for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
                 let w = stored(&random(2, &[o, k]), dtype);
                 let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                linear_forward(&device(), &mut y, &x, &w, n, Compute::F32).unwrap();
+                linear_forward(&device(), &mut y, &x, (&matrix(&w)).into(), n, Compute::F32).unwrap();
                 assert_close("y", y.f32(), &naive(&x, &w), 1e-5);
                 let rounded = stored(&x, Dtype::Bf16);
-                linear_forward_f32(&device(), &mut y, &x, &w, n, Compute::Bf16).unwrap();
+                linear_forward_f32(&device(), &mut y, &x, (&matrix(&w)).into(), n, Compute::Bf16).unwrap();
                 if dtype == Dtype::Bf16 {
                     assert_close("y of pairs", y.f32(), &naive(&rounded, &w), 1e-5);
                 }
@@ -336,12 +390,12 @@ mod tests {
                     let mut judge: Option<Vec<f32>> = None;
                     for device in devices() {
                         let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
-                        linear_forward(&device, &mut y, &x, &w, n, compute).unwrap();
+                        linear_forward(&device, &mut y, &x, (&matrix(&w)).into(), n, compute).unwrap();
                         let judge = judge.get_or_insert_with(|| y.f32().to_vec());
                         assert_same_bits("y", y.f32(), judge);
                         for i in 0..n {
                             let row = Tensor::from_f32(&[1, k], &x.f32()[i * k..(i + 1) * k]).unwrap();
-                            linear_forward(&device, &mut y, &row, &w, 1, compute).unwrap();
+                            linear_forward(&device, &mut y, &row, (&matrix(&w)).into(), 1, compute).unwrap();
                             assert_same_bits("row", &y.f32()[..o], &judge[i * o..(i + 1) * o]);
                         }
                     }
@@ -360,7 +414,7 @@ mod tests {
             };
             let start = random(8, &[n, k]);
             let mut dx = Tensor::from_f32(&[n, k], start.f32()).unwrap();
-            linear_backward_input(&device(), &mut dx, &dy, &w, n);
+            linear_backward_input(&device(), &mut dx, &dy, &matrix(&w), n);
             let mut wanted = finite_difference(&wide(&x), |x| weighted(x, &wide(&w)));
             wanted.iter_mut().zip(wide(&start)).for_each(|(d, s)| *d += s);
             assert_close("dx", dx.f32(), &wanted, 1e-5);
@@ -380,7 +434,7 @@ mod tests {
         let mut judge: Option<(Vec<f32>, Vec<f32>)> = None;
         for device in devices() {
             let mut dx = Tensor::zeros(Dtype::F32, &[n, k]).unwrap();
-            linear_backward_input(&device, &mut dx, &dy, &w, n);
+            linear_backward_input(&device, &mut dx, &dy, &matrix(&w), n);
             let mut dw = Tensor::zeros(Dtype::F32, &[o, k]).unwrap();
             linear_backward_weight(&device, &mut dw, &dy, &x, n);
             let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
@@ -399,8 +453,8 @@ mod tests {
             let start = rounded(&random(3, &[70, o]));
             let (mut wanted, mut added) = (stored(&start, Dtype::F32), stored(&start, Dtype::F32));
             let mut branch = stored(&start, Dtype::F32);
-            linear_forward(&device(), &mut wanted, &x, &w, 70, Compute::Bf16).unwrap();
-            linear_residual_forward(&device(), &mut added, &mut branch, &x, &w, 70, Compute::Bf16).unwrap();
+            linear_forward(&device(), &mut wanted, &x, (&matrix(&w)).into(), 70, Compute::Bf16).unwrap();
+            linear_residual_forward(&device(), &mut added, &mut branch, &x, (&matrix(&w)).into(), 70, Compute::Bf16).unwrap();
             let (wanted, added) = (wide(&wanted), wide(&added));
             for gpu in gpus() {
                 let w = bf16_on(&gpu, &w);
@@ -408,9 +462,9 @@ mod tests {
                     let (n, x) = (x.extent(0), bf16_on(&gpu, x));
                     let (mut y, mut branch) = (bf16_on(&gpu, start), room(&gpu, n, o));
                     if adds {
-                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, &w, n, Compute::Bf16).unwrap();
+                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, (&matrix(&w)).into(), n, Compute::Bf16).unwrap();
                     } else {
-                        linear_forward(&gpu, &mut y, &x, &w, n, Compute::Bf16).unwrap();
+                        linear_forward(&gpu, &mut y, &x, (&matrix(&w)).into(), n, Compute::Bf16).unwrap();
                     }
                     read(&y)
                 };

@@ -20,6 +20,7 @@ mod gather;
 mod head;
 mod linear;
 mod logprob;
+mod lora;
 mod moe;
 mod qkv;
 mod random;
@@ -48,17 +49,19 @@ pub use extents::{Extents, check_extents};
 pub use gather::{gather_rows, scatter_add_rows};
 pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, top_k_of_head};
 pub use linear::{
-    linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32, linear_residual_forward,
-    linear_scratch_bytes,
+    LinearGradient, linear_backward, linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32,
+    linear_residual_forward, linear_scratch_bytes,
 };
 pub use logprob::{logit_stats, logprobs_of, logsumexp, select_bytes, top_k};
+pub use lora::{lora_merge, lora_scratch_bytes};
 pub use moe::{CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, QkvWeights, qkv_forward};
 pub use random::fill_random;
 pub use residual::residual_forward;
 pub use rmsnorm::{Norm, NormGradients, rmsnorm_backward, rmsnorm_forward};
 pub use rope::{
-    HeadNorm, RopeTable, inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward, yarn_inverse_frequencies,
+    HeadNorm, RopeTable, inverse_frequencies, llama3_inverse_frequencies, qk_norm_rope_backward, qk_norm_rope_forward,
+    yarn_inverse_frequencies,
 };
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
 pub use sample::{Sampled, sample_scratch_bytes, sample_token};

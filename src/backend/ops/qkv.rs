@@ -6,7 +6,7 @@
 use super::{Norm, linear_forward, rmsnorm_forward};
 use crate::backend::cuda::rows::{self, QkvProduct};
 use crate::backend::terms::MAX_DECODE_ROWS;
-use crate::backend::{Compute, Device, Tensor};
+use crate::backend::{Compute, Device, Tensor, Weight};
 use crate::error::Result;
 
 /// Results of `qkv_forward`. A GPU may leave `normed` unwritten.
@@ -25,11 +25,11 @@ pub struct Qkv<'a> {
 #[derive(Clone, Copy)]
 pub struct QkvWeights<'a> {
     /// [H*D, C]
-    pub q: &'a Tensor,
+    pub q: Weight<'a>,
     /// [G*D, C]
-    pub k: &'a Tensor,
+    pub k: Weight<'a>,
     /// [G*D, C]
-    pub v: &'a Tensor,
+    pub v: Weight<'a>,
 }
 
 /// Overwrites the first `n` rows of the results; stream [N, C].
@@ -46,11 +46,12 @@ pub fn qkv_forward(
         && n <= MAX_DECODE_ROWS
     {
         let c = norm.weight.extent(0);
-        let (q_out, kv_out) = (w.q.extent(0), w.k.extent(0));
-        for (y, w) in [(&*out.q, w.q), (&*out.k, w.k), (&*out.v, w.v)] {
+        let [w_q, w_k, w_v] = [w.q, w.k, w.v].map(|w| w.plain());
+        let (q_out, kv_out) = (w_q.extent(0), w_k.extent(0));
+        for (y, w) in [(&*out.q, w_q), (&*out.k, w_k), (&*out.v, w_v)] {
             assert!(w.extent(1) == c && y.extent(0) >= n && y.extent(1) == w.extent(0), "{y:?} of {w:?}");
         }
-        assert!(stream.extent(0) >= n && stream.extent(1) == c && w.v.extent(0) == kv_out, "stream is {stream:?}");
+        assert!(stream.extent(0) >= n && stream.extent(1) == c && w_v.extent(0) == kv_out, "stream is {stream:?}");
         let (x, norm) = if rows::norms_within(cuda, n, c) {
             (stream, Some(norm.on_gpu()))
         } else {
@@ -58,7 +59,7 @@ pub fn qkv_forward(
             (&*out.normed, None)
         };
         let out = [out.q, out.k, out.v].map(|t| t.bf16_address());
-        let w = [w.q, w.k, w.v].map(Tensor::bf16_address);
+        let w = [w_q, w_k, w_v].map(Tensor::bf16_address);
         rows::qkv(cuda, &QkvProduct { out, x: x.bf16_address(), norm, w, n, c, q_out, kv_out });
         return Ok(());
     }
@@ -85,8 +86,8 @@ mod tests {
                 let mut normed = room(device, n, c);
                 let [mut q, mut k, mut v] = [q_out, kv_out, kv_out].map(|o| room(device, n, o));
                 let out = Qkv { normed: &mut normed, q: &mut q, k: &mut k, v: &mut v };
-                let (norm, [q_w, k_w, v_w]) = (Norm { weight: norm, eps: 1e-5 }, w);
-                let w = QkvWeights { q: q_w, k: k_w, v: v_w };
+                let (norm, [q_w, k_w, v_w]) = (Norm { weight: norm, eps: 1e-5 }, w.each_ref().map(matrix));
+                let w = QkvWeights { q: (&q_w).into(), k: (&k_w).into(), v: (&v_w).into() };
                 qkv_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 [q, k, v]
             };

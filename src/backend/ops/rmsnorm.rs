@@ -30,8 +30,8 @@ impl Norm<'_> {
 pub struct NormGradients<'a> {
     /// [N, C] by the input
     pub dx: &'a mut Tensor,
-    /// `[C]` by the weight, f32 whatever that is stored as
-    pub dw: &'a mut Tensor,
+    /// `[C]` by the weight, f32 whatever that is stored as; None where it is not trained
+    pub dw: Option<&'a mut Tensor>,
 }
 
 /// y = x / rms(x) * w. Overwrites the first `n` rows of `y`.
@@ -73,7 +73,7 @@ pub fn rmsnorm_backward(
     let NormGradients { dx, dw } = to;
     let (w, eps) = (norm.weight, norm.eps);
     let c = w.extent(0);
-    assert!(dw.extent(0) == c, "dw is {}, w {}", dw.shape(), w.shape());
+    assert!(dw.as_ref().is_none_or(|dw| dw.extent(0) == c), "dw is {dw:?}, w {}", w.shape());
     for (name, t) in [("dx", &*dx), ("dy", dy), ("x", x)] {
         assert!(t.extent(0) >= n && t.extent(1) == c, "{name} is {}, w {}", t.shape(), w.shape());
     }
@@ -89,7 +89,9 @@ pub fn rmsnorm_backward(
         Elements::Bf16(w) => cpu.launch(n_tasks, &RmsnormBackward { dx, parts: shared, dy, x, w, n, eps }),
         Elements::F16(w) => cpu.launch(n_tasks, &RmsnormBackward { dx, parts: shared, dy, x, w, n, eps }),
     }
-    add_chunks(cpu, dw.f32_mut(), &parts);
+    if let Some(dw) = dw {
+        add_chunks(cpu, dw.f32_mut(), &parts);
+    }
     Ok(())
 }
 
@@ -247,7 +249,7 @@ mod tests {
             wanted_x.iter_mut().zip(wide(&dx)).for_each(|(d, s)| *d += s);
             let mut wanted_w = finite_difference(&wide(&w), |w| weighted(&wide(&x), w));
             wanted_w.iter_mut().zip(wide(&dw)).for_each(|(d, s)| *d += s);
-            let to = NormGradients { dx: &mut dx, dw: &mut dw };
+            let to = NormGradients { dx: &mut dx, dw: Some(&mut dw) };
             rmsnorm_backward(&device(), to, &dy, &x, norm(&w), n).unwrap();
             assert_close("dx", dx.f32(), &wanted_x, 2e-6);
             assert_close("dw", dw.f32(), &wanted_w, 2e-6);
@@ -262,7 +264,7 @@ mod tests {
             for device in devices() {
                 let mut dx = Tensor::zeros(Dtype::F32, &[n, c]).unwrap();
                 let mut dw = Tensor::zeros(Dtype::F32, &[c]).unwrap();
-                let to = NormGradients { dx: &mut dx, dw: &mut dw };
+                let to = NormGradients { dx: &mut dx, dw: Some(&mut dw) };
                 rmsnorm_backward(&device, to, &dy, &x, norm(&w), n).unwrap();
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);

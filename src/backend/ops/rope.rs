@@ -1,7 +1,8 @@
-//! Query and key heads before attention: RMSNorm of each head, then rotary position embedding, one rounding.
+//! Query and key heads before attention: RMSNorm of each head where the model has one, then rotary position embedding, one
+//! rounding.
 //!
 //! x, y [N, H*D] f32, w [D] as stored, `positions[n]` the token's position. With u = x r w (see `rmsnorm`, the
-//! mean over D), element i < D/2 is paired with i + D/2 (the rotate-half convention of Hugging Face):
+//! mean over D; u = x without a norm), element i < D/2 is paired with i + D/2 (the rotate-half convention of Hugging Face):
 //! y[i] = u[i] cos - u[i + D/2] sin, y[i + D/2] = u[i + D/2] cos + u[i] sin. RoPE is from Su et al. 2021
 //! (arXiv 2104.09864), the stretched frequencies from YaRN, Peng et al. 2023 (arXiv 2309.00071).
 
@@ -56,6 +57,34 @@ pub fn yarn_inverse_frequencies(
         interpolated * (1.0 - kept(i)) + extrapolated * kept(i)
     };
     frequencies(head_dim, theta).enumerate().map(blend).collect()
+}
+
+/// Llama 3.1's inverse frequencies, as `_compute_llama3_parameters` of transformers: those that turn less than `turns.0`
+/// times over the original context are divided by `factor`, those that turn more than `turns.1` times are kept, and between
+/// the two a blend goes with the number of turns.
+pub fn llama3_inverse_frequencies(
+    head_dim: usize,
+    theta: f64,
+    factor: f64,
+    turns: (f64, f64),
+    original_max_position: usize,
+) -> Vec<f32> {
+    let _env = FloatEnv::set();
+    let (low, high, original) = (turns.0 as f32, turns.1 as f32, original_max_position as f64);
+    let factor = factor as f32;
+    let stretched = |f: f32| {
+        let f = 1.0 / f;
+        let wavelength = 2.0 * std::f32::consts::PI / f;
+        if f64::from(wavelength) > original / turns.0 {
+            f / factor
+        } else if f64::from(wavelength) < original / turns.1 {
+            f
+        } else {
+            let kept = (original as f32 / wavelength - low) / (high - low);
+            (1.0 - kept) * f / factor + kept * f
+        }
+    };
+    frequencies(head_dim, theta).map(stretched).collect()
 }
 
 /// Cosines and sines of every position.
@@ -116,8 +145,9 @@ impl RopeTable {
         [self.cos.address(), self.sin.address()]
     }
 
-    fn assert_fits(&self, w: &Tensor, positions: &[u32]) {
-        assert!(w.extent(0) == self.head_dim(), "w is {}, the table is for heads of {}", w.shape(), self.head_dim());
+    fn assert_fits(&self, norm: Option<Norm>, positions: &[u32]) {
+        let d = norm.map_or(self.head_dim(), |norm| norm.weight.extent(0));
+        assert!(d == self.head_dim(), "the norm is of {d}, the table for heads of {}", self.head_dim());
         let p = self.n_positions();
         assert!(positions.iter().all(|&pos| (pos as usize) < p), "a position lies outside the table of {p}");
     }
@@ -126,8 +156,8 @@ impl RopeTable {
 /// How heads are normed and turned.
 #[derive(Clone, Copy)]
 pub struct HeadNorm<'a> {
-    /// `[D]`, as stored, with its eps
-    pub norm: Norm<'a>,
+    /// `[D]`, as stored, with its eps; None where heads are turned as they are
+    pub norm: Option<Norm<'a>>,
     /// angles of all positions
     pub table: &'a RopeTable,
     /// heads of a row
@@ -144,20 +174,21 @@ pub fn qk_norm_rope_forward(
     positions: &[u32],
     compute: Compute,
 ) {
-    let (w, table, n) = (how.norm.weight, how.table, positions.len());
-    let width = how.n_heads * w.extent(0);
+    let (table, n) = (how.table, positions.len());
+    let width = how.n_heads * table.head_dim();
     assert!(x.extent(0) >= n && x.extent(1) == width, "x is {}, wanted rows of {width}", x.shape());
     assert!(y.extent(0) >= n && y.extent(1) == width, "y is {}, wanted rows of {width}", y.shape());
-    table.assert_fits(w, positions);
+    table.assert_fits(how.norm, positions);
     let cpu = device.cpu();
     let x = &x.f32()[..n * width];
     let y = Shared::new(&mut y.f32_mut()[..n * width]);
     let heads = Heads::new(&how, positions);
     let round = compute.rounds();
-    match w.elements() {
-        Elements::F32(w) => forward(cpu, y, x, w, heads, round),
-        Elements::Bf16(w) => forward(cpu, y, x, w, heads, round),
-        Elements::F16(w) => forward(cpu, y, x, w, heads, round),
+    match how.norm.map(|norm| norm.weight.elements()) {
+        None => forward(cpu, y, x, ones(how.table), heads, round),
+        Some(Elements::F32(w)) => forward(cpu, y, x, w, heads, round),
+        Some(Elements::Bf16(w)) => forward(cpu, y, x, w, heads, round),
+        Some(Elements::F16(w)) => forward(cpu, y, x, w, heads, round),
     }
 }
 
@@ -165,6 +196,24 @@ fn forward<W: Widen>(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: &[W], heads: Heads
     let n = heads.positions.len() * heads.n_heads;
     let per_task = items_per_task(cpu, n, w.len());
     cpu.launch(n.div_ceil(per_task), &QkNormRopeForward { y, x, w, heads, n, per_task, round });
+}
+
+/// The weight of a norm that is not there.
+#[derive(Clone, Copy, Default)]
+struct One;
+
+impl Widen for One {
+    #[inline(always)]
+    unsafe fn load<V: Lanes>(_: *const One, _: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::splat(1.0) }
+    }
+}
+
+/// As many as a head has elements; they take no memory.
+fn ones(table: &RopeTable) -> &'static [One] {
+    const MOST: [One; 1 << 16] = [One; 1 << 16];
+    &MOST[..table.head_dim()]
 }
 
 /// Adds the gradients to the rows in use of `to.dx` [N, H*D] and to `to.dw` `[D]`; dy, x [N, H*D].
@@ -177,14 +226,13 @@ pub fn qk_norm_rope_backward(
     positions: &[u32],
 ) -> Result<()> {
     let NormGradients { dx, dw } = to;
-    let (w, n) = (how.norm.weight, positions.len());
-    let d = w.extent(0);
+    let (n, d) = (positions.len(), how.table.head_dim());
     let width = how.n_heads * d;
-    assert!(dw.extent(0) == d, "dw is {}, w {}", dw.shape(), w.shape());
+    assert!(dw.as_ref().is_none_or(|dw| dw.extent(0) == d), "dw is {dw:?} for heads of {d}");
     for (name, t) in [("dx", &*dx), ("dy", dy), ("x", x)] {
         assert!(t.extent(0) >= n && t.extent(1) == width, "{name} is {}, wanted rows of {width}", t.shape());
     }
-    how.table.assert_fits(w, positions);
+    how.table.assert_fits(how.norm, positions);
     let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * width], &x.f32()[..n * width]);
     let dx = Shared::new(&mut dx.f32_mut()[..n * width]);
@@ -193,12 +241,15 @@ pub fn qk_norm_rope_backward(
     let parts = Shared::new(&mut sums);
     let heads = Heads::new(&how, positions);
     let n_tasks = n.div_ceil(SUM_ROWS);
-    match w.elements() {
-        Elements::F32(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
-        Elements::Bf16(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
-        Elements::F16(w) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
+    match how.norm.map(|norm| norm.weight.elements()) {
+        None => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w: ones(how.table), heads }),
+        Some(Elements::F32(w)) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
+        Some(Elements::Bf16(w)) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
+        Some(Elements::F16(w)) => cpu.launch(n_tasks, &QkNormRopeBackward { dx, parts, dy, x, w, heads }),
     }
-    add_chunks(cpu, dw.f32_mut(), &sums);
+    if let Some(dw) = dw {
+        add_chunks(cpu, dw.f32_mut(), &sums);
+    }
     Ok(())
 }
 
@@ -209,13 +260,14 @@ struct Heads<'a> {
     sin: &'a [f32],
     positions: &'a [u32],
     n_heads: usize,
-    eps: f32,
+    /// of the norm, where there is one
+    eps: Option<f32>,
 }
 
 impl<'a> Heads<'a> {
     fn new(how: &HeadNorm<'a>, positions: &'a [u32]) -> Heads<'a> {
         let (cos, sin) = (how.table.cos.f32(), how.table.sin.f32());
-        Heads { cos, sin, positions, n_heads: how.n_heads, eps: how.norm.eps }
+        Heads { cos, sin, positions, n_heads: how.n_heads, eps: how.norm.map(|norm| norm.eps) }
     }
 }
 
@@ -240,7 +292,10 @@ impl<W: Widen> Kernel for QkNormRopeForward<'_, W> {
             unsafe {
                 let (cos, sin) = (self.heads.cos.as_ptr().add(pos * half), self.heads.sin.as_ptr().add(pos * half));
                 let (x, w) = (self.x.as_ptr().add(head * d), self.w.as_ptr());
-                let r = V::splat(inverse_rms::<V>(x, d, self.heads.eps));
+                let r = V::splat(match self.heads.eps {
+                    Some(eps) => inverse_rms::<V>(x, d, eps),
+                    None => 1.0,
+                });
                 let mut i = 0;
                 while i < half {
                     let n = (half - i).min(16);
@@ -284,7 +339,13 @@ impl<W: Widen> Kernel for QkNormRopeBackward<'_, W> {
                     let sin = self.heads.sin.as_ptr().add(pos * half);
                     let (x, dy) = (self.x.as_ptr().add(head * d), self.dy.as_ptr().add(head * d));
                     let w = self.w.as_ptr();
-                    let r = inverse_rms::<V>(x, d, self.heads.eps);
+                    let (r, slope) = match self.heads.eps {
+                        Some(eps) => {
+                            let r = inverse_rms::<V>(x, d, eps);
+                            (r, r * r * r)
+                        }
+                        None => (1.0, 0.0),
+                    };
                     let mut acc = V::zero();
                     let mut i = 0;
                     while i < half {
@@ -295,7 +356,7 @@ impl<W: Widen> Kernel for QkNormRopeBackward<'_, W> {
                         acc = d1.mul(w1).fma(V::load_up_to(x.add(half + i), n), acc);
                         i += 16;
                     }
-                    let along = -(r * r * r) * (acc.reduce_add() / d as f32);
+                    let along = -slope * (acc.reduce_add() / d as f32);
                     let factors = (V::splat(r), V::splat(along));
                     let (dx, dw) = (self.dx.at(head * d), self.parts.at(index * d));
                     let mut i = 0;
@@ -367,7 +428,7 @@ mod tests {
     }
 
     fn of<'a>(weight: &'a Tensor, table: &'a RopeTable, n_heads: usize) -> HeadNorm<'a> {
-        HeadNorm { norm: Norm { weight, eps: EPS }, table, n_heads }
+        HeadNorm { norm: Some(Norm { weight, eps: EPS }), table, n_heads }
     }
 
     fn formula(x: &[f64], w: &[f64], n: usize) -> Vec<f64> {
@@ -415,7 +476,7 @@ mod tests {
             wanted_x.iter_mut().zip(wide(&dx)).for_each(|(d, s)| *d += s);
             let mut wanted_w = finite_difference(&wide(&w), |w| weighted(&wide(&x), w));
             wanted_w.iter_mut().zip(wide(&dw)).for_each(|(d, s)| *d += s);
-            let to = NormGradients { dx: &mut dx, dw: &mut dw };
+            let to = NormGradients { dx: &mut dx, dw: Some(&mut dw) };
             qk_norm_rope_backward(&device(), to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
             assert_close("dx", dx.f32(), &wanted_x, 1e-5);
             assert_close("dw", dw.f32(), &wanted_w, 1e-5);
@@ -430,7 +491,7 @@ mod tests {
             for device in devices() {
                 let mut dx = Tensor::zeros(Dtype::F32, &[n, h * d]).unwrap();
                 let mut dw = Tensor::zeros(Dtype::F32, &[d]).unwrap();
-                let to = NormGradients { dx: &mut dx, dw: &mut dw };
+                let to = NormGradients { dx: &mut dx, dw: Some(&mut dw) };
                 qk_norm_rope_backward(&device, to, &dy, &x, of(&w, &table(d), h), &positions(n)).unwrap();
                 let judge = judge.get_or_insert_with(|| (dx.f32().to_vec(), dw.f32().to_vec()));
                 assert_same_bits("dx", dx.f32(), &judge.0);

@@ -8,18 +8,18 @@ use crate::backend::cpu::{Lanes, Shared, math};
 use crate::backend::cuda::rows::{self, SwigluProduct};
 use crate::backend::cuda::{Cuda, tile};
 use crate::backend::terms::MAX_DECODE_ROWS;
-use crate::backend::{Compute, Device, Tensor};
+use crate::backend::{Compute, Device, Tensor, Weight};
 use crate::error::Result;
 
 /// The matrices of one SwiGLU block.
 #[derive(Clone, Copy)]
 pub struct FfnWeights<'a> {
     /// [F, C]
-    pub gate: &'a Tensor,
+    pub gate: Weight<'a>,
     /// [F, C]
-    pub up: &'a Tensor,
+    pub up: Weight<'a>,
     /// [C, F]
-    pub down: &'a Tensor,
+    pub down: Weight<'a>,
 }
 
 /// Results of `gate_up_forward`. A GPU writes `product` alone.
@@ -57,7 +57,7 @@ pub fn gate_up_forward(
 }
 
 fn gate_up_on(cuda: &Cuda, out: GateUp, stream: &Tensor, norm: Norm, w: FfnWeights, n: usize) {
-    let (gate, up) = (w.gate, w.up);
+    let (gate, up) = (w.gate.plain(), w.up.plain());
     let (f, c) = (gate.extent(0), norm.weight.extent(0));
     assert!(gate.extent(1) == c && up.shape() == gate.shape(), "gate is {gate:?}, up {up:?}, the norm of {c}");
     assert!(stream.extent(0) >= n && stream.extent(1) == c, "stream is {stream:?}");
@@ -234,7 +234,9 @@ mod tests {
                 let (mut normed, mut y) = (room(device, n, c), room(device, n, f));
                 let (mut gate, mut up) = (room(device, n, f), room(device, n, f));
                 let out = GateUp { normed: &mut normed, gate: &mut gate, up: &mut up, product: &mut y };
-                let (norm, w) = (Norm { weight: norm, eps: 1e-5 }, FfnWeights { gate: w.0, up: w.1, down: w.0 });
+                let (gate_w, up_w) = (matrix(w.0), matrix(w.1));
+                let norm = Norm { weight: norm, eps: 1e-5 };
+                let w = FfnWeights { gate: (&gate_w).into(), up: (&up_w).into(), down: (&gate_w).into() };
                 gate_up_forward(device, out, stream, norm, w, n, Compute::Bf16).unwrap();
                 y
             };

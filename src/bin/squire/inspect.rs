@@ -103,9 +103,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         let (n, k, f) = (moe.n_experts, moe.n_experts_per_token, moe.expert_intermediate_size);
         facts.push(("experts", format!("{n}, {k} a token, feed-forward {f}")));
     }
-    let rope = match &config.rope.yarn {
+    let rope = match &config.rope.scaling {
         None => format!("theta {}", config.rope.theta),
-        Some(y) => format!("theta {}, yarn x {} from {}", config.rope.theta, y.factor, y.original_max_position),
+        Some(scaling) => format!("theta {}, {}", config.rope.theta, scaling.describe()),
     };
     facts.push(("rope", rope));
     facts.push(("output projection", if config.tied { "the embedding" } else { "its own" }.into()));

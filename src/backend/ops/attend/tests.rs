@@ -186,7 +186,7 @@ impl Case {
                         spans.push(Span { rows: rows.clone(), start: *start, pages: table });
                     }
                 }
-                let [q_norm, k_norm] = norms.each_ref().map(|weight| Norm { weight, eps: EPS });
+                let [q_norm, k_norm] = norms.each_ref().map(|weight| Some(Norm { weight, eps: EPS }));
                 let at = PageLayer { shape: self.shape, layer: LAYER };
                 let next = [&q_raw, &v];
                 let layer = AttendLayer { q_norm, k_norm, table: &table, heads: self.heads, at, next };

@@ -1,0 +1,101 @@
+//! What is trained of a model: all its weights, or an adapter beside them. Gradients, f32 masters, moments and what an
+//! optimiser step makes are of one form, so a step is written once.
+#![forbid(unsafe_code)]
+
+use super::adapter::Adapter;
+use super::backward::Gradients;
+use super::{ModelConfig, Weights};
+use crate::backend::{Device, Tensor, ops};
+use crate::error::Result;
+use crate::tensor::Dtype;
+
+/// A set of parameters.
+#[derive(Debug)]
+pub enum Parameters {
+    /// Of full fine-tuning.
+    Weights(Weights),
+    /// Of an adapter.
+    Adapter(Adapter),
+}
+
+impl From<Weights> for Parameters {
+    fn from(weights: Weights) -> Parameters {
+        Parameters::Weights(weights)
+    }
+}
+
+impl<'a> From<&'a mut Parameters> for Gradients<'a> {
+    fn from(parameters: &'a mut Parameters) -> Gradients<'a> {
+        match parameters {
+            Parameters::Weights(weights) => Gradients::Weights(weights),
+            Parameters::Adapter(adapter) => Gradients::Adapter(adapter),
+        }
+    }
+}
+
+impl Parameters {
+    /// The adapter, if it is one.
+    pub fn adapter(self) -> Option<Adapter> {
+        match self {
+            Parameters::Weights(_) => None,
+            Parameters::Adapter(adapter) => Some(adapter),
+        }
+    }
+
+    /// Every tensor with its name, in one order for sets of one form.
+    pub fn tensors(&self) -> Vec<(String, &Tensor)> {
+        match self {
+            Parameters::Weights(weights) => weights.tensors(),
+            Parameters::Adapter(adapter) => adapter.tensors(),
+        }
+    }
+
+    /// Every tensor, in the order of `tensors`.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        match self {
+            Parameters::Weights(weights) => weights.tensors_mut(),
+            Parameters::Adapter(adapter) => adapter.tensors_mut(),
+        }
+    }
+
+    /// Zeros of the same form in dtypes of their own: f32 for gradients, masters and moments.
+    fn made_like(&self, config: &ModelConfig, mut dtype: impl FnMut(Dtype) -> Dtype) -> Result<Parameters> {
+        let mut dtypes = self.tensors().into_iter().map(|(_, t)| t.dtype());
+        let mut next = || dtype(dtypes.next().unwrap_or(Dtype::F32));
+        Ok(match self {
+            Parameters::Weights(_) => {
+                Parameters::Weights(Weights::build(config, |_, shape| Tensor::zeros(next(), shape.extents()))?)
+            }
+            Parameters::Adapter(adapter) => {
+                let zeros = |_, _, _, extents: [usize; 2]| Tensor::zeros(next(), &extents);
+                Parameters::Adapter(Adapter::build(config, &adapter.lora, zeros)?)
+            }
+        })
+    }
+
+    /// f32 zeros of the same form.
+    pub fn zeros(&self, config: &ModelConfig) -> Result<Parameters> {
+        self.made_like(config, |_| Dtype::F32)
+    }
+
+    /// f32 copies: the optimiser's masters.
+    pub fn widened(&self, config: &ModelConfig) -> Result<Parameters> {
+        let mut out = self.zeros(config)?;
+        for (to, (_, from)) in out.tensors_mut().into_iter().zip(self.tensors()) {
+            from.widen_into(to.f32_mut());
+        }
+        Ok(out)
+    }
+
+    /// Zeros of the same form and dtypes.
+    pub fn like(&self, config: &ModelConfig) -> Result<Parameters> {
+        self.made_like(config, |dtype| dtype)
+    }
+
+    /// Overwrites them by f32 masters, rounded to the stored dtypes.
+    pub fn round_from(&mut self, device: &Device, masters: &Parameters) {
+        for (to, (_, from)) in self.tensors_mut().into_iter().zip(masters.tensors()) {
+            ops::convert(device, to, from);
+        }
+    }
+}
