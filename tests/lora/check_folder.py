@@ -69,8 +69,8 @@ def main():
             continue
         print(f"WRONG: {name} {problem}")
         wrong = True
-    print(f"{len(saved)} tensors, {sum(x.numel() for x in saved.values())} numbers, "
-          f"{sorted({str(x.dtype).removeprefix('torch.') for x in saved.values()})}")
+    dtypes = sorted({str(x.dtype).removeprefix("torch.") for x in saved.values()})
+    print(f"{len(saved)} tensors, {sum(x.numel() for x in saved.values())} numbers, {', '.join(dtypes)}")
 
     if a.expected:
         with open(a.expected) as f:
@@ -84,10 +84,11 @@ def main():
             with model.disable_adapter():
                 plain = last_row(model, case["ids"])
             difference = (found - expected).abs().max().item()
+            moved = (found - plain).abs().max().item()
             ok = difference <= a.tolerance  # false for NaN
             wrong |= not ok
             print(f"{'ok' if ok else 'WRONG'}: case {i}: {len(case['ids'])} ids, max abs difference {difference:.3e} "
-                  f"(tolerance {a.tolerance:.1e}; the adapter itself moves them by {(found - plain).abs().max().item():.3e})")
+                  f"(tolerance {a.tolerance:.1e}; the adapter itself moves them by {moved:.3e})")
     sys.exit(1 if wrong else 0)
 
 

@@ -179,7 +179,8 @@ def record(case, batch, teacher_logits):
     out["losses"], noise["grads_max_rel"] = {}, {}
     for k in golden.LOSSES:
         out["losses"][k], g = loss_and_gradients(model, batch, k, teacher_logits)
-        noise["grads_max_rel"][k] = golden.max_rel_to_largest(g, loss_and_gradients(model, batch, k, teacher_logits, True)[1])
+        padded = loss_and_gradients(model, batch, k, teacher_logits, padded=True)[1]
+        noise["grads_max_rel"][k] = golden.max_rel_to_largest(g, padded)
         assert all(x.abs().max() > 0 for x in g.values())
         tensors |= {f"{k}/{n}": x for n, x in g.items()}
     out["noise"] = noise
