@@ -520,7 +520,7 @@ fn config_of_another_architecture() {
     config_lies(
         Fault::UnsupportedArchitecture,
         &[
-            ("model_type", json!("llama")),
+            ("model_type", json!("gpt2")),
             ("model_type", json!(null)),
             ("layer_types", json!(["full_attention", "linear_attention"])),
         ],
@@ -533,14 +533,14 @@ fn config_of_another_architecture() {
 #[test]
 fn config_that_asks_for_what_is_not_computed() {
     let rope = |value: Value| [("rope_scaling", value.clone()), ("rope_parameters", value)];
-    config_lies(Fault::UnsupportedRope, &rope(json!({"rope_type": "llama3"})));
+    config_lies(Fault::UnsupportedRope, &rope(json!({"rope_type": "longrope"})));
     config_lies(Fault::UnsupportedRope, &rope(json!({"type": "dynamic", "factor": 2})));
     config_lies(Fault::UnsupportedRope, &rope(json!({"rope_type": "default", "partial_rotary_factor": 0.5})));
     config_lies(Fault::UnsupportedRope, &rope(json!({"full_attention": {"rope_type": "default"}})));
     let sliding = json!(["full_attention", "sliding_attention"]);
     let changes = [("use_sliding_window", json!(true)), ("layer_types", sliding)]; // all layers of a sparse model slide
     config_lies(Fault::UnsupportedSlidingWindow, &changes);
-    config_lies(Fault::UnsupportedBias, &[("attention_bias", json!(true))]);
+    config_lies(Fault::UnsupportedBias, &[("mlp_bias", json!(true))]);
     config_lies(Fault::UnsupportedActivation, &[("hidden_act", json!("gelu"))]);
     let (hub, mlx) = (json!({"quant_method": "fp8"}), json!({"group_size": 64, "bits": 4}));
     config_lies(Fault::UnsupportedQuantisation, &[("quantization_config", hub), ("quantization", mlx)]);

@@ -370,7 +370,9 @@ impl Episode {
         };
         let heading = &state.trajectory.heading;
         let config = self.distiller.config();
-        let key = [config.seed, heading.episode, u64::from(state.turn), u64::from(heading.evaluation)];
+        // Evaluations draw alike at every step, so that what differs is the student.
+        let step = if heading.evaluation { 0 } else { heading.step };
+        let key = [config.seed, step, heading.episode, u64::from(state.turn), u64::from(heading.evaluation)];
         let training = Sampling {
             temperature: config.sampling.temperature as f32,
             top_k: config.sampling.top_k,

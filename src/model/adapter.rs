@@ -2,6 +2,8 @@
 //! is served. The same struct holds its gradients, f32 masters and moments.
 #![forbid(unsafe_code)]
 
+use serde_json::{Value, json};
+
 use super::weights::{Mlp, Weights};
 use super::ModelConfig;
 use crate::backend::{Device, LayerPairs, LoraPair, Matrix, Projection, Tensor, host, ops};
@@ -234,6 +236,18 @@ impl Adapter {
     /// Number of parameters.
     pub fn n_parameters(&self) -> u64 {
         self.sides().map(|(.., t)| t.shape().elements() as u64).sum()
+    }
+
+    /// Rank, alpha, targets and sizes, for programs.
+    pub fn describe(&self) -> Value {
+        json!({
+            "rank": self.lora.rank,
+            "alpha": self.lora.alpha,
+            "rslora": self.lora.rslora,
+            "targets": self.lora.target_names(),
+            "parameters": self.n_parameters(),
+            "bytes": self.bytes(),
+        })
     }
 
     /// The weights with the adapter folded in: W + s B A, rounded to the dtype of W. A model of its own, whose numbers are

@@ -150,6 +150,12 @@ impl<'a> From<&'a mut Weights> for Gradients<'a> {
     }
 }
 
+impl<'a> From<&'a mut Adapter> for Gradients<'a> {
+    fn from(adapter: &'a mut Adapter) -> Gradients<'a> {
+        Gradients::Adapter(adapter)
+    }
+}
+
 impl Gradients<'_> {
     fn weights(&mut self) -> Option<&mut Weights> {
         match self {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::log::Level;
 use super::model::ServedModel;
@@ -15,19 +15,6 @@ use crate::model::{Adapter, Weights, read_adapter, write_adapter};
 
 /// Bytes that an adapter's name may have.
 const MAX_NAME: usize = 256;
-
-/// An adapter as `info` tells of it.
-pub(super) fn describe(adapter: &Adapter) -> Value {
-    let lora = &adapter.lora;
-    json!({
-        "rank": lora.rank,
-        "alpha": lora.alpha,
-        "rslora": lora.rslora,
-        "targets": lora.target_names(),
-        "parameters": adapter.n_parameters(),
-        "bytes": adapter.bytes(),
-    })
-}
 
 impl ServedModel {
     /// Refuses an adapter that is not one of this model, and any on a device that does not compute them.
@@ -72,7 +59,7 @@ impl ServedModel {
     /// The adapters by name, each with its revision and what it is.
     pub fn adapters(&self) -> Value {
         let all = self.0.lineage.names().into_iter().map(|(name, revision)| {
-            let mut facts = revision.adapter().map_or(Value::Null, describe);
+            let mut facts = revision.adapter().map_or(Value::Null, Adapter::describe);
             facts["revision"] = revision.number.into();
             (name, facts)
         });

@@ -49,6 +49,14 @@ impl Documents {
             );
             return Err(Error::new(Fault::VocabularySize, why));
         }
+        if let Some(absent) = tokenizer.as_ref().map(Tokenizer::absent_bytes).filter(|absent| !absent.is_empty()) {
+            dir.warnings.push(format!(
+                "tokenizer.json: {} of the 256 bytes have no token ({:02x?}); a text loses those that it has, as it does in \
+                 transformers",
+                absent.len(),
+                absent
+            ));
+        }
         let templates = &dir.chat_templates.by_name;
         let mut template = (!templates.is_empty()).then(|| ChatTemplate::compile_all(templates)).transpose()?;
         if let Some(named) = &dir.tokenizer_config {

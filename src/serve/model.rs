@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
-use super::adapters::describe;
 use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
@@ -311,7 +310,7 @@ impl ServedModel {
             "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
             "kv_pages_in_use": self.kv_pages(),
             "revision": revision.number,
-            "adapter": revision.adapter().map(describe),
+            "adapter": revision.adapter().map(Adapter::describe),
             "adapters": self.adapters(),
             "revisions_alive": self.n_revisions_alive(),
             "tokenizer": self.0.tokenizer.is_some(),

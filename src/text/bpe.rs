@@ -24,7 +24,7 @@ pub(super) struct Merge {
 
 /// The merging of one vocabulary.
 pub(super) struct Bpe {
-    /// The id of each single byte.
+    /// The id of each single byte; ABSENT where the vocabulary has none.
     byte_ids: Vec<i32>,
     /// By both ids of a pair: the rank of its merge, and what that makes.
     merges: HashMap<u64, (u32, i32), PairHash>,
@@ -54,6 +54,8 @@ struct Symbol {
 const NONE: u32 = u32::MAX;
 /// The id of a symbol that is none any more.
 const MERGED: i32 = -1;
+/// The id of a byte without a token: it is left out before anything is merged, as in tokenizers.
+pub(super) const ABSENT: i32 = -1;
 /// Symbols for which space is kept.
 const KEPT: usize = 1 << 16;
 /// The longest piece, in bytes.
@@ -90,7 +92,7 @@ impl Bpe {
     ) -> Result<()> {
         if let &[byte] = piece {
             memory::reserve(ids, 1, "the ids of a text")?;
-            ids.push(self.byte_ids[usize::from(byte)]);
+            ids.extend(Some(self.byte_ids[usize::from(byte)]).filter(|&id| id != ABSENT));
             return Ok(());
         }
         if let Some(&id) = self.whole.get(piece) {
@@ -134,12 +136,16 @@ impl Bpe {
         }
         symbols.clear();
         memory::reserve(symbols, piece.len(), "the tokenizer's symbols")?;
-        let last = piece.len().saturating_sub(1) as u32;
-        symbols.extend((0..).zip(piece).map(|(at, &byte)| Symbol {
-            id: self.byte_ids[usize::from(byte)],
+        let known = piece.iter().map(|&byte| self.byte_ids[usize::from(byte)]).filter(|&id| id != ABSENT);
+        symbols.extend((0..).zip(known).map(|(at, id): (u32, i32)| Symbol {
+            id,
             previous: if at > 0 { at - 1 } else { NONE },
-            next: if at < last { at + 1 } else { NONE },
+            next: at + 1,
         }));
+        let last = symbols.len().saturating_sub(1) as u32;
+        if let Some(symbol) = symbols.last_mut() {
+            symbol.next = NONE;
+        }
         let merge_of = |left: i32, right: i32| self.merges.get(&pair(left, right)).copied();
         queue.clear();
         let reserved = queue.try_reserve(piece.len());

@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::added_tokens::{AddedTokens, Piece};
-use super::bpe::{Bpe, Merge, Scratch};
+use super::bpe::{ABSENT, Bpe, Merge, Scratch};
 use super::byte_level;
 use super::normalizer::Normalizer;
 use super::pre_tokenizer::PreTokenizer;
@@ -42,6 +42,8 @@ pub struct Tokenizer {
     added: AddedTokens,
     pre_tokenizer: PreTokenizer,
     bpe: Bpe,
+    /// Bytes without a token.
+    absent_bytes: Vec<u8>,
     ids: HashMap<String, i32>,
     /// The bytes of all tokens, and each id's window in them; an empty window where there is no token.
     bytes: Vec<u8>,
@@ -105,9 +107,10 @@ impl Tokenizer {
         memory::room_for(tokens * TOKEN + count("merges") * MERGE, "the tables of the tokenizer")?;
         let mut ids = read_vocabulary(&model["vocab"])?;
         let merges = read_merges(model["merges"].take(), &ids)?;
-        let byte_ids = byte_ids(&ids)?;
+        let byte_ids = byte_ids(&ids, model["unk_token"].is_null())?;
         // An added token that is listed in the vocabulary too is text only where text can make it by merges.
         let made: HashSet<i32> = merges.iter().map(|merge| merge.made).chain(byte_ids.iter().copied()).collect();
+        let absent_bytes = (0..=255).filter(|&byte| byte_ids[usize::from(byte)] == ABSENT).collect();
         for token in added.iter() {
             let Some(&id) = ids.get(&token.text) else { continue };
             if id != token.id {
@@ -135,11 +138,12 @@ impl Tokenizer {
         // An added token that stands in the vocabulary too has two readings, of which the table keeps one.
         let texts = added.iter().map(|token| token.text.len());
         let longest = windows.iter().map(|&(_, len)| len as usize).chain(texts).max().unwrap_or(0);
-        Ok(Tokenizer { added, pre_tokenizer, bpe, ids, bytes, windows, special, is_added, longest })
+        Ok(Tokenizer { added, pre_tokenizer, bpe, absent_bytes, ids, bytes, windows, special, is_added, longest })
     }
 
     /// The ids of a text. Any text encodes, of any length; the bytes of the ids are the bytes of the
-    /// normalised text, but for white space that an added token takes with it (`lstrip`, `rstrip`).
+    /// normalised text, but for white space that an added token takes with it (`lstrip`, `rstrip`) and for bytes of which
+    /// the vocabulary has no token ([`Tokenizer::absent_bytes`]).
     ///
     /// A special token that is also made by merges (an ordinary word, added as special) is made by no text
     /// for which special tokens do not count: it comes out as its parts. A single byte has none, and stays.
@@ -266,6 +270,11 @@ impl Tokenizer {
     /// Whether the id is that of a special added token.
     pub fn is_special(&self, id: i32) -> bool {
         usize::try_from(id).is_ok_and(|id| self.special.get(id) == Some(&true))
+    }
+
+    /// Bytes that have no token: they are left out of what is encoded.
+    pub fn absent_bytes(&self) -> &[u8] {
+        &self.absent_bytes
     }
 
     /// A hash over every id with its bytes: equal for two tokenizers whose ids mean the same. It depends
@@ -445,14 +454,17 @@ fn read_merges(part: Value, vocabulary: &HashMap<String, i32>) -> Result<Vec<Mer
     Ok(merges)
 }
 
-/// The id of each byte: with all 256 of them, every text can be encoded.
-fn byte_ids(vocabulary: &HashMap<String, i32>) -> Result<Vec<i32>> {
+/// The id of each byte. A vocabulary may lack bytes that its training text had none of (SmolLM2's lacks 21): control
+/// characters and parts of rare or impossible characters. Without an unknown token they are left out of a text.
+fn byte_ids(vocabulary: &HashMap<String, i32>, may_lack: bool) -> Result<Vec<i32>> {
     let id = |byte: u8| {
         let symbol = byte_level::char_of(byte).to_string();
-        vocabulary
-            .get(&symbol)
-            .copied()
-            .ok_or_else(|| form(format!("model: byte {byte:#04x}: wanted its token {symbol:?}, found none; {DAMAGED}")))
+        let is_rare = !byte.is_ascii() || (byte.is_ascii_control() && !byte.is_ascii_whitespace());
+        match vocabulary.get(&symbol) {
+            Some(&id) => Ok(id),
+            None if is_rare && may_lack => Ok(ABSENT),
+            None => Err(form(format!("model: byte {byte:#04x}: wanted its token {symbol:?}, found none; {DAMAGED}"))),
+        }
     };
     (0..=255).map(id).collect()
 }

@@ -120,7 +120,8 @@ def greedy(model, prompt, stop):
 
 def nats(model, ids):
     """-ln p of every token but the first, all in one window."""
-    logp = torch.log_softmax(rows(model, ids)[:-1], -1)
+    # In f64: of so many ids, torch in f32 loses the tail, and with it 1.8e-5 nats a token.
+    logp = torch.log_softmax(rows(model, ids)[:-1].double(), -1)
     return -logp.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 
@@ -168,7 +169,7 @@ def main():
         row = rows(model, encode(text))[-1]
         top = row.topk(TOP).indices.tolist()
         recorded.append(row[top + fixed])
-        out["prompts"].append({"text": text, "ids": encode(text), "top_ids": top, "logsumexp": row.logsumexp(-1).item()})
+        out["prompts"].append({"text": text, "ids": encode(text), "top_ids": top, "logsumexp": row.double().logsumexp(-1).item()})
     step(f"{len(PROMPTS)} prompts")
 
     out["chats"] = []

@@ -4,7 +4,7 @@
 //! stream += down(silu(gate x) * up x) with x = rmsnorm(stream) * w; with experts the weighted sum of a row's k best of
 //! them (see `moe`). Activations are kept for the backward; a GPU keeps only what it needs.
 
-use super::linear::{matmul, product};
+use super::linear::{matmul, product_on};
 use super::{
     Dealing, FfnWeights, GateUp, Norm, Routing, combine_forward, gate_up_forward, gather_rows, linear_forward,
     linear_residual_forward, residual_forward, rmsnorm_forward, route, scatter_rows, swiglu_forward,
@@ -355,7 +355,7 @@ fn experts_on_gpu(cuda: &Cuda, half: FfnHalf, a: &mut ExpertActivations, norm: N
     } else {
         let device = Device::Cuda(cuda.clone());
         rmsnorm_forward(&device, normed, stream, norm, n, Compute::Bf16);
-        product(cuda, &matmul(&a.logits, normed, router, n));
+        product_on(cuda, &matmul(&a.logits, normed, router, n));
         deal.route(cuda);
     }
 

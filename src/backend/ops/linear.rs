@@ -5,10 +5,10 @@
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
 use super::lora::{adapt, lora_backward};
+use super::product::{Extents, input_gradient, product, weight_gradient};
 use super::residual_forward;
-use crate::backend::cpu::dot::{B16, Form, H16, Paired, Wide, Widen, tile};
+use crate::backend::cpu::dot::{B16, H16, Paired, Wide};
 use crate::backend::cpu::lanes::round_bf16_bits;
-use crate::backend::cpu::outer::Outer;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Scratch, Shared, piece};
 use crate::backend::cuda::{Cuda, Matmul, rows, tile as tiles};
 use crate::backend::terms::MAX_DECODE_ROWS;
@@ -71,7 +71,7 @@ pub(super) fn matmul(y: &Tensor, x: &Tensor, w: &Tensor, n: usize) -> Matmul {
 }
 
 /// A product on a GPU by the kernel for its number of rows.
-pub(super) fn product(cuda: &Cuda, matmul: &Matmul) {
+pub(super) fn product_on(cuda: &Cuda, matmul: &Matmul) {
     match matmul.n {
         0..=MAX_DECODE_ROWS => rows::product(cuda, matmul, false),
         // A router may have any number of experts; nothing else is so odd.
@@ -96,7 +96,7 @@ fn linear(
         Device::Cpu(cpu) => cpu,
         Device::Cuda(cuda) => {
             assert!(round, "logits are made by the head");
-            product(cuda, &matmul(y, x, w.plain(), n));
+            product_on(cuda, &matmul(y, x, w.plain(), n));
             return Ok(());
         }
     };
@@ -108,11 +108,11 @@ fn linear(
     match (w.matrix.dense().elements(), compute) {
         (Elements::Bf16(w), Compute::Bf16) => {
             let x = narrow(cpu, x)?;
-            launch::<Paired>(cpu, &x, w, y, extents, round && is_bare)
+            product::<Paired>(cpu, &x, w, y, extents, round && is_bare)
         }
-        (Elements::Bf16(w), Compute::F32) => launch::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare),
-        (Elements::F16(w), _) => launch::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare),
-        (Elements::F32(w), _) => launch::<Wide<f32>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::Bf16(w), Compute::F32) => product::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::F16(w), _) => product::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::F32(w), _) => product::<Wide<f32>>(cpu, x, w, y, extents, round && is_bare),
     }
     if !is_bare {
         adapt(cpu, y, x, w, extents, round)?;
@@ -174,17 +174,12 @@ pub fn linear_backward_input(device: &Device, dx: &mut Tensor, dy: &Tensor, w: &
     let cpu = device.cpu();
     let dy = &dy.f32()[..n * o];
     let dx = Shared::new(&mut dx.f32_mut()[..n * k]);
+    let extents = Extents { n, o, k };
     match w.elements() {
-        Elements::F32(w) => input_gradient(cpu, dx, dy, w, n, o, k),
-        Elements::Bf16(w) => input_gradient(cpu, dx, dy, w, n, o, k),
-        Elements::F16(w) => input_gradient(cpu, dx, dy, w, n, o, k),
+        Elements::F32(w) => input_gradient(cpu, dx, dy, w, extents),
+        Elements::Bf16(w) => input_gradient(cpu, dx, dy, w, extents),
+        Elements::F16(w) => input_gradient(cpu, dx, dy, w, extents),
     }
-}
-
-/// dx += dy w for w [O, K].
-pub(super) fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], n: usize, o: usize, k: usize) {
-    let outer = Outer { a: dy, a_step_r: 1, a_step_i: o, b: w, c: dx, n_terms: o, n_rows: n, n_columns: k };
-    cpu.launch(outer.n_tasks(), &outer);
 }
 
 /// dw = dy^T x. Adds to `dw` [O, K], which is f32 whatever w is stored as.
@@ -194,9 +189,7 @@ pub fn linear_backward_weight(device: &Device, dw: &mut Tensor, dy: &Tensor, x: 
     assert!(dy.extent(0) >= n && dy.extent(1) == o, "dy is {}, dw {}", dy.shape(), dw.shape());
     let cpu = device.cpu();
     let (dy, x) = (&dy.f32()[..n * o], &x.f32()[..n * k]);
-    let c = Shared::new(dw.f32_mut());
-    let outer = Outer { a: dy, a_step_r: o, a_step_i: 1, b: x, c, n_terms: n, n_rows: o, n_columns: k };
-    cpu.launch(outer.n_tasks(), &outer);
+    weight_gradient(cpu, Shared::new(dw.f32_mut()), dy, x, Extents { n, o, k });
 }
 
 /// Elements of x converted in one task of `Narrow`.
@@ -238,114 +231,6 @@ pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Result<Scratch<B16>> {
 /// Bytes of scratch that a product of `n` rows of `k` elements takes.
 pub fn linear_scratch_bytes(n: usize, k: usize, compute: Compute) -> u64 {
     if compute.rounds() { Cpu::scratch_bytes(n * k * size_of::<B16>()) } else { 0 }
-}
-
-/// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
-/// rows are streamed one at a time (full read bandwidth); otherwise eight at a time share the reduction.
-const STREAMED: usize = 4 << 20;
-/// Bytes of x kept in the second-level cache while all of w passes by.
-const X_BLOCK: usize = 512 << 10;
-
-/// Extents of one product.
-#[derive(Clone, Copy)]
-pub(super) struct Extents {
-    /// rows
-    pub(super) n: usize,
-    /// outputs
-    pub(super) o: usize,
-    /// terms
-    pub(super) k: usize,
-}
-
-struct LinearForward<'a, F: Form> {
-    x: &'a [F::X],
-    w: &'a [F::W],
-    y: Shared<f32>,
-    n: usize,
-    o: usize,
-    k: usize,
-    outputs_per_task: usize,
-    rows_per_block: usize,
-    streamed: bool,
-    round: bool,
-}
-
-/// y = x w^T in the canonical order.
-pub(super) fn launch<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
-    let Extents { n, o, k } = extents;
-    let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
-    // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
-    let work_floor = (1 << 15) / (n * k).max(1);
-    let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
-    let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
-    // Every block of rows passes over all of w once.
-    cpu.count_weight_bytes(std::mem::size_of_val(w) * n.div_ceil(rows_per_block));
-    let kernel = LinearForward::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
-    cpu.launch(o.div_ceil(outputs_per_task), &kernel);
-}
-
-impl<F: Form> LinearForward<'_, F> {
-    /// Rows n.., outputs o.., a tile of R x C.
-    #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const C: usize>(&self, n: usize, o: usize) {
-        // SAFETY: the caller's: the rows and the outputs lie inside the operands, and no other task writes them.
-        unsafe {
-            let x = std::array::from_fn(|r| self.x.as_ptr().add((n + r) * self.k));
-            let w = std::array::from_fn(|c| self.w.as_ptr().add((o + c) * self.k));
-            let y = tile::<V, F, R, C>(x, w, self.k);
-            for (r, row) in y.iter().enumerate() {
-                for (c, &v) in row.iter().enumerate() {
-                    let v = if self.round { f32::from_bits(round_bf16_bits(v.to_bits())) } else { v };
-                    *self.y.at((n + r) * self.o + o + c) = v;
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tiles<V: Lanes, const C: usize>(&self, rows: std::ops::Range<usize>, o: usize) {
-        let mut n = rows.start;
-        // SAFETY: the caller's; rows beyond the last are not touched.
-        unsafe {
-            while n + 3 <= rows.end {
-                self.tile::<V, 3, C>(n, o);
-                n += 3;
-            }
-            match rows.end - n {
-                1 => self.tile::<V, 1, C>(n, o),
-                2 => self.tile::<V, 2, C>(n, o),
-                _ => {}
-            }
-        }
-    }
-}
-
-impl<F: Form> Kernel for LinearForward<'_, F> {
-    #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, index: usize) {
-        let outputs = piece(index, self.outputs_per_task, self.o);
-        for block in 0..self.n.div_ceil(self.rows_per_block) {
-            let rows = piece(block, self.rows_per_block, self.n);
-            let mut o = outputs.start;
-            // SAFETY: rows and outputs lie inside the operands, and tasks own disjoint outputs.
-            unsafe {
-                if !self.streamed {
-                    while o + V::COLUMNS <= outputs.end {
-                        if V::COLUMNS == 8 {
-                            self.tiles::<V, 8>(rows.clone(), o)
-                        } else {
-                            self.tiles::<V, 2>(rows.clone(), o)
-                        }
-                        o += V::COLUMNS;
-                    }
-                }
-                while o < outputs.end {
-                    self.tiles::<V, 1>(rows.clone(), o);
-                    o += 1;
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::convert;
-use super::linear::{Extents, input_gradient, launch};
+use super::product::{Extents, input_gradient, product, weight_gradient};
 use crate::backend::cpu::dot::{B16, H16, Wide, Widen, tile};
 use crate::backend::cpu::outer::Outer;
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
@@ -305,9 +305,9 @@ fn scaled_product(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &Tensor, n: usize, sca
     let extents = Extents { n, o: w.extent(0), k: w.extent(1) };
     let to = Shared::new(y);
     match w.elements() {
-        Elements::F32(w) => launch::<Wide<f32>>(cpu, x, w, to, extents, false),
-        Elements::Bf16(w) => launch::<Wide<B16>>(cpu, x, w, to, extents, false),
-        Elements::F16(w) => launch::<Wide<H16>>(cpu, x, w, to, extents, false),
+        Elements::F32(w) => product::<Wide<f32>>(cpu, x, w, to, extents, false),
+        Elements::Bf16(w) => product::<Wide<B16>>(cpu, x, w, to, extents, false),
+        Elements::F16(w) => product::<Wide<H16>>(cpu, x, w, to, extents, false),
     }
     y[..n * extents.o].iter_mut().for_each(|u| *u *= scale);
 }
@@ -331,24 +331,19 @@ pub(super) fn lora_backward(
     if let Some(dpair) = dpair {
         let mut u = cpu.scratch::<f32>(n * rank)?;
         scaled_product(cpu, &mut u, x, &pair.a, n, pair.scale);
-        weight_gradient(cpu, &mut dpair.b, &u, dy, n);
-        weight_gradient(cpu, &mut dpair.a, &du, x, n);
+        let to = Shared::new(dpair.b.f32_mut());
+        weight_gradient(cpu, to, &u, dy, Extents { n, o: rank, k: o });
+        let to = Shared::new(dpair.a.f32_mut());
+        weight_gradient(cpu, to, &du, x, Extents { n, o: rank, k });
     }
     let dx = Shared::new(&mut dx.f32_mut()[..n * k]);
+    let extents = Extents { n, o: rank, k };
     match pair.a.elements() {
-        Elements::F32(a) => input_gradient(cpu, dx, &du, a, n, rank, k),
-        Elements::Bf16(a) => input_gradient(cpu, dx, &du, a, n, rank, k),
-        Elements::F16(a) => input_gradient(cpu, dx, &du, a, n, rank, k),
+        Elements::F32(a) => input_gradient(cpu, dx, &du, a, extents),
+        Elements::Bf16(a) => input_gradient(cpu, dx, &du, a, extents),
+        Elements::F16(a) => input_gradient(cpu, dx, &du, a, extents),
     }
     Ok(())
-}
-
-/// dw [R, C] += u^T z for u [N, R], z [N, C].
-fn weight_gradient(cpu: &Cpu, dw: &mut Tensor, u: &[f32], z: &[f32], n: usize) {
-    let (rank, c) = (dw.extent(0), dw.extent(1));
-    let to = Shared::new(dw.f32_mut());
-    let outer = Outer { a: u, a_step_r: rank, a_step_i: 1, b: z, c: to, n_terms: n, n_rows: rank, n_columns: c };
-    cpu.launch(outer.n_tasks(), &outer);
 }
 
 /// W + s B A in the place of W [O, K], rounded to its dtype: each element's sum in f32 with r in order.

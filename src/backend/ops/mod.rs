@@ -22,6 +22,7 @@ mod linear;
 mod logprob;
 mod lora;
 mod moe;
+mod product;
 mod qkv;
 mod random;
 mod residual;

@@ -1,0 +1,129 @@
+//! The products of a linear layer on the CPU: x w^T by tiles of dot products, and the gradients by sums of outer products.
+//! `linear` and `lora` are made of them.
+
+use crate::backend::cpu::dot::{Form, Widen, tile};
+use crate::backend::cpu::lanes::round_bf16_bits;
+use crate::backend::cpu::outer::Outer;
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
+
+/// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
+/// rows are streamed one at a time (full read bandwidth); otherwise eight at a time share the reduction.
+const STREAMED: usize = 4 << 20;
+/// Bytes of x kept in the second-level cache while all of w passes by.
+const X_BLOCK: usize = 512 << 10;
+
+/// Extents of one product.
+#[derive(Clone, Copy)]
+pub(super) struct Extents {
+    /// rows
+    pub(super) n: usize,
+    /// outputs
+    pub(super) o: usize,
+    /// terms
+    pub(super) k: usize,
+}
+
+struct Product<'a, F: Form> {
+    x: &'a [F::X],
+    w: &'a [F::W],
+    y: Shared<f32>,
+    n: usize,
+    o: usize,
+    k: usize,
+    outputs_per_task: usize,
+    rows_per_block: usize,
+    streamed: bool,
+    round: bool,
+}
+
+/// y = x w^T in the canonical order.
+pub(super) fn product<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
+    let Extents { n, o, k } = extents;
+    let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
+    // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
+    let work_floor = (1 << 15) / (n * k).max(1);
+    let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
+    let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
+    // Every block of rows passes over all of w once.
+    cpu.count_weight_bytes(std::mem::size_of_val(w) * n.div_ceil(rows_per_block));
+    let kernel = Product::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
+    cpu.launch(o.div_ceil(outputs_per_task), &kernel);
+}
+
+impl<F: Form> Product<'_, F> {
+    /// Rows n.., outputs o.., a tile of R x C.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const C: usize>(&self, n: usize, o: usize) {
+        // SAFETY: the caller's: the rows and the outputs lie inside the operands, and no other task writes them.
+        unsafe {
+            let x = std::array::from_fn(|r| self.x.as_ptr().add((n + r) * self.k));
+            let w = std::array::from_fn(|c| self.w.as_ptr().add((o + c) * self.k));
+            let y = tile::<V, F, R, C>(x, w, self.k);
+            for (r, row) in y.iter().enumerate() {
+                for (c, &v) in row.iter().enumerate() {
+                    let v = if self.round { f32::from_bits(round_bf16_bits(v.to_bits())) } else { v };
+                    *self.y.at((n + r) * self.o + o + c) = v;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tiles<V: Lanes, const C: usize>(&self, rows: std::ops::Range<usize>, o: usize) {
+        let mut n = rows.start;
+        // SAFETY: the caller's; rows beyond the last are not touched.
+        unsafe {
+            while n + 3 <= rows.end {
+                self.tile::<V, 3, C>(n, o);
+                n += 3;
+            }
+            match rows.end - n {
+                1 => self.tile::<V, 1, C>(n, o),
+                2 => self.tile::<V, 2, C>(n, o),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<F: Form> Kernel for Product<'_, F> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let outputs = piece(index, self.outputs_per_task, self.o);
+        for block in 0..self.n.div_ceil(self.rows_per_block) {
+            let rows = piece(block, self.rows_per_block, self.n);
+            let mut o = outputs.start;
+            // SAFETY: rows and outputs lie inside the operands, and tasks own disjoint outputs.
+            unsafe {
+                if !self.streamed {
+                    while o + V::COLUMNS <= outputs.end {
+                        if V::COLUMNS == 8 {
+                            self.tiles::<V, 8>(rows.clone(), o)
+                        } else {
+                            self.tiles::<V, 2>(rows.clone(), o)
+                        }
+                        o += V::COLUMNS;
+                    }
+                }
+                while o < outputs.end {
+                    self.tiles::<V, 1>(rows.clone(), o);
+                    o += 1;
+                }
+            }
+        }
+    }
+}
+
+/// dx += dy w for w [O, K].
+pub(super) fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], extents: Extents) {
+    let Extents { n, o, k } = extents;
+    let outer = Outer { a: dy, a_step_r: 1, a_step_i: o, b: w, c: dx, n_terms: o, n_rows: n, n_columns: k };
+    cpu.launch(outer.n_tasks(), &outer);
+}
+
+/// dw += dy^T x for dy [N, O], x [N, K] and dw [O, K].
+pub(super) fn weight_gradient(cpu: &Cpu, dw: Shared<f32>, dy: &[f32], x: &[f32], extents: Extents) {
+    let Extents { n, o, k } = extents;
+    let outer = Outer { a: dy, a_step_r: o, a_step_i: 1, b: x, c: dw, n_terms: n, n_rows: o, n_columns: k };
+    cpu.launch(outer.n_tasks(), &outer);
+}
