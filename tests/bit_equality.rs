@@ -7,26 +7,55 @@ mod tiny_model;
 use squire::backend::ops::{self, Sampling};
 use squire::backend::{Compute, KernelSet, Tensor};
 use squire::model::forward::{Segment, forward, head_forward};
-use squire::model::{Activations, KvCache, KvPool};
+use squire::model::{Activations, Adapter, KvCache, KvPool, Lora};
 use squire::random::{Stream, below};
 use squire::serve::{Cancel, Engine, EngineOptions, Generation, GenerationOptions, ServedModel, Session};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
-use tiny_model::{dense, moe, tiny};
+use tiny_model::{adapter, biased, dense, moe, tiny};
 
 const VOCABULARY: u64 = 301;
 
-/// Every kind of arithmetic: dense and experts, each stored dtype in each compute.
-fn kinds() -> Vec<(String, serde_json::Value, Dtype, Compute)> {
+/// A kind of arithmetic.
+struct Kind {
+    name: String,
+    document: serde_json::Value,
+    dtype: Dtype,
+    compute: Compute,
+    /// whether what is compared runs under an adapter
+    adapted: bool,
+}
+
+/// Every kind: dense, biased and experts, each stored dtype in each compute, without an adapter and with one.
+fn kinds() -> Vec<Kind> {
     let mut all = Vec::new();
-    for (name, document) in [("dense", dense()), ("moe", moe())] {
+    for (name, document) in [("dense", dense()), ("biased", biased()), ("moe", moe())] {
         for dtype in [Dtype::Bf16, Dtype::F32] {
             for compute in [Compute::Bf16, Compute::F32] {
-                all.push((format!("{name} {dtype} in {}", compute.name()), document.clone(), dtype, compute));
+                for adapted in [false, true] {
+                    let with = if adapted { " with an adapter" } else { "" };
+                    let name = format!("{name} {dtype} in {}{with}", compute.name());
+                    all.push(Kind { name, document: document.clone(), dtype, compute, adapted });
+                }
             }
         }
     }
     all
+}
+
+/// Names of adapters that strangers use.
+const STRANGERS: [&str; 3] = ["a", "b", "c"];
+
+/// A model of the kind, whose current revision has an adapter where the kind is adapted, and which has three named ones.
+fn model(engine: &Engine, kind: &Kind, seed: u64) -> ServedModel {
+    let model = tiny(engine, &kind.document, kind.dtype, seed);
+    if kind.adapted {
+        model.publish_adapter(adapter(&model, 5, kind.dtype, seed), 9).unwrap();
+    }
+    for ((i, name), rank) in (20..).zip(STRANGERS).zip([3, 16, 8]) {
+        model.add_adapter(name, adapter(&model, rank, [Dtype::F32, kind.dtype][rank % 2], seed + i)).unwrap();
+    }
+    model
 }
 
 fn ids(seed: u64, n: usize) -> Vec<i32> {
@@ -70,7 +99,8 @@ fn rollout(seed: u64, n: usize) -> GenerationOptions {
 #[test]
 fn a_score_has_the_same_bits_in_any_pieces_on_any_threads_by_any_kernels() {
     let ids = ids(1, 150);
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         let mut wanted: Option<(Vec<u32>, Rollout)> = None;
         let mut n = 0;
         for kernels in KernelSet::ALL.into_iter().filter(|k| k.available()) {
@@ -82,7 +112,7 @@ fn a_score_has_the_same_bits_in_any_pieces_on_any_threads_by_any_kernels() {
                     max_batch_tokens,
                     ..Default::default()
                 };
-                let model = tiny(&Engine::new(options).unwrap(), &document, dtype, 5);
+                let model = self::model(&Engine::new(options).unwrap(), &kind, 5);
                 let found = (score(&model, &ids), sampled(&model, &ids[..70], rollout(9, 40)));
                 let wanted = wanted.get_or_insert_with(|| found.clone());
                 assert!(found == *wanted, "{name}: {kernels}, {n_threads} threads, {max_batch_tokens} rows a round");
@@ -101,18 +131,20 @@ fn different_weights_dtypes_and_computes_have_different_bits() {
     // What the other tests compare can differ: they would notice.
     let ids = ids(1, 60);
     let mut seen = std::collections::HashSet::new();
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         let engine = Engine::new(EngineOptions { compute, ..Default::default() }).unwrap();
-        assert!(seen.insert(own(&score(&tiny(&engine, &document, dtype, 5), &ids))), "{name}");
+        assert!(seen.insert(own(&score(&self::model(&engine, &kind, 5), &ids))), "{name}");
     }
 }
 
 #[test]
 fn sampled_log_probs_are_those_of_scoring_and_of_a_second_generation() {
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         for seed in 0..4 {
             let engine = Engine::new(EngineOptions { compute, max_batch_tokens: 33, ..Default::default() }).unwrap();
-            let model = tiny(&engine, &document, dtype, seed);
+            let model = self::model(&engine, &kind, seed);
             let prompt = ids(seed, 1 + below(Stream::World, &[seed, 77], 90) as usize);
             let rolled = sampled(&model, &prompt, rollout(seed, 70));
             let all = [&prompt[..], &rolled.0].concat();
@@ -127,18 +159,22 @@ fn sampled_log_probs_are_those_of_scoring_and_of_a_second_generation() {
 
 #[test]
 fn company_in_the_batch_changes_no_bit() {
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         for seed in 0..6 {
             let draw = |what: u64, n: u64| below(Stream::World, &[seed, 1000 + what], n) as usize;
             let max_batch_tokens = [5, 16, 40, 512][draw(0, 4)];
             let options = EngineOptions { compute, max_batch_tokens, caller_driven: true, ..Default::default() };
-            let model = tiny(&Engine::new(options).unwrap(), &document, dtype, 5);
+            let model = self::model(&Engine::new(options).unwrap(), &kind, 5);
             let (mine, prompt) = (ids(seed, 2 + draw(1, 100)), ids(seed + 50, 1 + draw(2, 60)));
             let alone = (score(&model, &mine), sampled(&model, &prompt, rollout(seed, 30)));
             // Strangers of random lengths at random stages, some of which share my prompt's pages.
             let others: Vec<(Session, Generation)> = (0..2 + draw(3, 6) as u64)
                 .map(|i| {
-                    let session = Session::new(&model).unwrap();
+                    let session = match draw(50 + i, 6) {
+                        a @ 0..3 => Session::with_adapter(&model, STRANGERS[a]).unwrap(),
+                        _ => Session::new(&model).unwrap(),
+                    };
                     let n = draw(10 + i, 120);
                     session.append(&prompt, Source::Host).unwrap();
                     session.append(&ids(900 + i, n), Source::Host).unwrap();
@@ -162,9 +198,10 @@ fn company_in_the_batch_changes_no_bit() {
 
 #[test]
 fn company_on_other_threads_changes_no_bit() {
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         let engine = Engine::new(EngineOptions { compute, max_batch_tokens: 24, ..Default::default() }).unwrap();
-        let model = tiny(&engine, &document, dtype, 5);
+        let model = self::model(&engine, &kind, 5);
         let cases: Vec<(Vec<i32>, GenerationOptions)> =
             (0..8).map(|i| (ids(i, 3 + 11 * i as usize), rollout(i, 20 + i as usize))).collect();
         let alone: Vec<_> = cases.iter().map(|(prompt, options)| sampled(&model, prompt, options.clone())).collect();
@@ -183,9 +220,10 @@ fn company_on_other_threads_changes_no_bit() {
 
 #[test]
 fn the_training_forward_has_the_bits_of_the_rollout() {
-    for (name, document, dtype, compute) in kinds() {
+    for kind in kinds() {
+        let (name, compute) = (kind.name.as_str(), kind.compute);
         let engine = Engine::new(EngineOptions { compute, ..Default::default() }).unwrap();
-        let model = tiny(&engine, &document, dtype, 5);
+        let model = self::model(&engine, &kind, 5);
         let rollouts: Vec<(Vec<i32>, Vec<u32>)> = (0..5)
             .map(|i| {
                 let prompt = ids(i, 1 + 23 * i as usize);
@@ -197,7 +235,7 @@ fn the_training_forward_has_the_bits_of_the_rollout() {
         let pool = KvPool::new(&m.device, m.page_shape(), 1 << 30);
         let mut caches: Vec<KvCache> = rollouts.iter().map(|_| KvCache::new(&pool)).collect();
         let mut segments: Vec<Segment> =
-            rollouts.iter().zip(&mut caches).map(|((ids, _), kv)| Segment { ids, kv, adapter: None }).collect();
+            rollouts.iter().zip(&mut caches).map(|((ids, _), kv)| Segment { ids, kv, adapter: revision.adapter() }).collect();
         let mut activations = Activations::for_training(m).unwrap();
         forward(m, &revision.weights, &mut segments, &mut activations).unwrap();
         let mut logits = Tensor::zeros(Dtype::F32, &[activations.batch.len(), m.config.vocab_size]).unwrap();
@@ -211,5 +249,21 @@ fn the_training_forward_has_the_bits_of_the_rollout() {
             // Row i predicts token i + 1; the last row of a sequence predicts nothing.
             assert!(trained[end - 1 - logprobs.len()..end - 1] == *logprobs, "{name}, {} tokens", ids.len());
         }
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_no_bit() {
+    for kind in kinds().into_iter().filter(|kind| !kind.adapted) {
+        let engine = Engine::new(EngineOptions { compute: kind.compute, ..Default::default() }).unwrap();
+        let model = model(&engine, &kind, 5);
+        let ids = ids(3, 90);
+        let before = (score(&model, &ids), sampled(&model, &ids[..20], rollout(4, 30)));
+        let lora = Lora { rank: 6, alpha: 12.0, rslora: false, targets: Vec::new() };
+        let fresh = Adapter::fresh(model.config(), &lora, engine.device(), 7).unwrap();
+        model.publish_adapter(fresh, 9).unwrap();
+        assert!(model.current().adapter.is_some());
+        let after = (score(&model, &ids), sampled(&model, &ids[..20], rollout(4, 30)));
+        assert!(after == before, "{}", kind.name);
     }
 }

@@ -122,7 +122,7 @@ fn the_perplexity_of_a_text_is_that_of_transformers_in_both_computes() {
 
 #[test]
 fn the_model_says_where_paris_is() {
-    let Some(model) = load(Compute::Bf16) else { return };
+    let Some(model) = load(Compute::F32) else { return };
     let messages = json!([{"role": "user", "content": "What is the capital of France?"}]);
     let prompt = model.encode_chat(messages, &opened()).unwrap();
     let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0 };

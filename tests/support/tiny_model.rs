@@ -2,7 +2,8 @@
 //! and routing matter.
 
 use serde_json::{Value, json};
-use squire::model::{ModelConfig, Weights};
+use squire::backend::ops;
+use squire::model::{Adapter, Lora, ModelConfig, Weights};
 use squire::serve::{Engine, ServedModel};
 use squire::tensor::Dtype;
 
@@ -27,6 +28,32 @@ pub fn moe() -> Value {
         document[key] = value.clone();
     }
     document
+}
+
+/// The dense one without norms of heads and with biases of queries, keys and values, stretched as Llama 3.1 is.
+#[allow(dead_code)] // not every test needs every family
+pub fn biased() -> Value {
+    let mut document = dense();
+    document["model_type"] = "qwen2".into();
+    document["rope_scaling"] = json!({
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    });
+    document
+}
+
+/// An adapter of the model with random matrices, strong enough to matter; a function of the seed.
+#[allow(dead_code)] // not every test needs adapters
+pub fn adapter(model: &ServedModel, rank: usize, dtype: Dtype, seed: u64) -> Adapter {
+    let lora = Lora { rank, alpha: 1.5 * rank as f64, rslora: seed.is_multiple_of(2), targets: Vec::new() };
+    let mut number = 0;
+    Adapter::build(model.config(), &lora, |_, _, _, extents| {
+        let mut tensor = squire::backend::Tensor::zeros(dtype, &extents)?;
+        number += 1;
+        ops::fill_random(&model.model().device, &mut tensor, 1000 + seed, number, 0.4);
+        Ok(tensor)
+    })
+    .unwrap()
 }
 
 /// A model of the configuration with random weights of standard deviation 0.2; a function of the seed.
