@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 3 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 4 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -152,6 +152,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_MISALIGNED 112 /* A pointer is not aligned for what it points to. */
 #define SQUIRE_DETAIL_WRONG_HANDLE 113 /* A handle is not, or no longer, an object of the expected kind. */
 #define SQUIRE_DETAIL_NO_SUCH_DEVICE 114 /* The machine has no device of this index. */
+#define SQUIRE_DETAIL_UNKNOWN_ADAPTER 115 /* No adapter of this name is loaded. */
 #define SQUIRE_DETAIL_OUT_OF_ORDER 201 /* The call came out of order. */
 #define SQUIRE_DETAIL_INSIDE_CALLBACK 202 /* A call that is not allowed inside a callback. */
 #define SQUIRE_DETAIL_AFTER_FORK 203 /* The object belongs to the process before fork(). */
@@ -177,6 +178,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_UNSUPPORTED_QUANTISATION 511 /* A quantisation entry in config.json. */
 #define SQUIRE_DETAIL_NO_DEVICE 512 /* This machine has no driver, too old a driver, or no usable device. */
 #define SQUIRE_DETAIL_NO_KERNELS 513 /* This build has no kernels for the device or for the model's extents. */
+#define SQUIRE_DETAIL_UNSUPPORTED_ADAPTER 514 /* A kind of adapter that squire does not compute. */
 #define SQUIRE_DETAIL_CANNOT_OPEN 601 /* A file could not be opened. */
 #define SQUIRE_DETAIL_CANNOT_READ 602 /* A file could not be read. */
 #define SQUIRE_DETAIL_CANNOT_WRITE 603 /* A file could not be written, synced or renamed. */
@@ -202,6 +204,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_TOKENIZER_CONFIG_FORM 717 /* tokenizer_config.json is broken. */
 #define SQUIRE_DETAIL_NOT_THE_CONTENT 718 /* A file holds something else than its content: a Git LFS pointer, a web page, nothing. */
 #define SQUIRE_DETAIL_TENSOR_NAMES 719 /* Two tensors' names are one, or two models', once the prefixes of wrappers are taken off. */
+#define SQUIRE_DETAIL_ADAPTER_FORM 720 /* An adapter's configuration is broken or says what cannot be. */
 #define SQUIRE_DETAIL_TENSOR_MISSING 801 /* A tensor that the configuration asks for is missing. */
 #define SQUIRE_DETAIL_TENSOR_EXTRA 802 /* A tensor that the configuration does not know. */
 #define SQUIRE_DETAIL_TENSOR_SHAPE 803 /* A tensor's shape differs from the configuration's. */
@@ -210,6 +213,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_TEACHER_VOCABULARY 806 /* Teacher and student do not share one vocabulary. */
 #define SQUIRE_DETAIL_CHECKPOINT_MISMATCH 807 /* A checkpoint belongs to another model or configuration. */
 #define SQUIRE_DETAIL_UNMERGED_ADAPTER 808 /* The folder holds an adapter that is not merged into its base model. */
+#define SQUIRE_DETAIL_ADAPTER_MISMATCH 809 /* An adapter belongs to another base, or has another rank or other targets than are wanted. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
 #define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
@@ -602,6 +606,72 @@ squire_status squire_session_tokens(const squire_session *session, squire_tokens
  * null where nothing was sampled. Keys may be added. SQUIRE_E_BUSY while a generation runs. Any thread. */
 squire_status squire_session_trace(const squire_session *session, squire_text **out, squire_error **err);
 
+/* ---- adapter --------------------------------------------------------------------------------------------- */
+
+/* Loads an adapter over the model's current base weights, under a name of 1 to 256 bytes: a folder in the form of PEFT
+ * (adapter_config.json, adapter_model.safetensors), of LoRA on the projections q_proj, k_proj, v_proj, o_proj, gate_proj,
+ * up_proj, down_proj. Many may be loaded at once, and rows of all of them run in one pass over the base. A name that is
+ * there already stands for the new one from then on; sessions on the old one keep it. *revision, unless revision is NULL,
+ * gets the number of its revision, which events and traces name. What the adapter's dropout was in training has no meaning
+ * here. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT (ADAPTER_FORM) for a configuration that is broken,
+ * SQUIRE_E_UNSUPPORTED (UNSUPPORTED_ADAPTER) for what squire does not compute and on a GPU, SQUIRE_E_MISMATCH
+ * (ADAPTER_MISMATCH, TENSOR_MISSING, TENSOR_EXTRA, TENSOR_SHAPE) for an adapter of another model, rank or target or, where
+ * squire wrote it, of other base weights, SQUIRE_E_BUDGET beyond host_budget. A call that fails changes nothing. Any thread. */
+squire_status squire_adapter_load(squire_model *model,
+                                  const char *name,
+                                  size_t name_len,
+                                  const char *path,
+                                  size_t path_len,
+                                  uint64_t *revision,
+                                  squire_error **err);
+
+/* Forgets the adapter of that name; sessions on it keep it, and its memory goes with the last of them. SQUIRE_E_ARGUMENT
+ * (UNKNOWN_ADAPTER) where there is none. squire_model_info lists those that are loaded. Any thread. */
+squire_status squire_adapter_unload(squire_model *model, const char *name, size_t name_len, squire_error **err);
+
+/* Writes an adapter as a folder that PEFT and squire_adapter_load read: the one of that name, or for a NULL name that of
+ * the model's current revision, which a distiller trained. The folder appears whole or not at all; one that is there
+ * already is replaced if it is empty or holds an adapter and nothing else, else SQUIRE_E_IO. SQUIRE_E_ARGUMENT
+ * (UNKNOWN_ADAPTER) where there is no such adapter. Blocks. Any thread. */
+squire_status squire_adapter_save(const squire_model *model,
+                                  const char *name,
+                                  size_t name_len,
+                                  const char *path,
+                                  size_t path_len,
+                                  squire_error **err);
+
+/* Folds an adapter into the base weights, W + s B A rounded to the dtype of W, and makes the result the revision that new
+ * sessions get, whose number goes to *revision unless revision is NULL: the adapter of that name, or for a NULL name that
+ * of the current revision. The merged model is a model of its own, near the adapted one and not bit for bit the same.
+ * Adapters that were loaded belong to the base before: new sessions cannot use them (ADAPTER_MISMATCH) until they are
+ * loaded again, sessions on them keep them. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER), SQUIRE_E_BUDGET beyond host_budget.
+ * Blocks. Any thread. */
+squire_status squire_adapter_merge(squire_model *model,
+                                   const char *name,
+                                   size_t name_len,
+                                   uint64_t *revision,
+                                   squire_error **err);
+
+/* Makes an empty session on the newest generation of the adapter of that name, which it keeps until squire_session_rebase
+ * (to the newest of the same name) or squire_session_use_adapter. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER) where none of that
+ * name is loaded, SQUIRE_E_MISMATCH (ADAPTER_MISMATCH) where other base weights were published since, SQUIRE_E_BUDGET if
+ * max_sessions exist. Any thread. */
+squire_status squire_session_create_on(squire_model *model,
+                                       const char *adapter,
+                                       size_t adapter_len,
+                                       squire_session **out,
+                                       squire_error **err);
+
+/* Moves the session to the newest generation of an adapter, or for a NULL adapter to the model's current revision; the
+ * number of where it is then goes to *revision unless revision is NULL. The ids stay; what was computed under other
+ * weights is computed again when it is needed. Errors as squire_session_create_on, after which the session is where it was;
+ * SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_session_use_adapter(squire_session *session,
+                                         const char *adapter,
+                                         size_t adapter_len,
+                                         uint64_t *revision,
+                                         squire_error **err);
+
 /* ---- chat ------------------------------------------------------------------------------------------------ */
 
 /* The ids of a whole conversation by the model's chat template. request_json has the keys of transformers'
@@ -699,6 +769,11 @@ typedef struct {
   const int32_t *stop_ids;
   /* Number of stop_ids. */
   size_t stop_ids_len;
+  /* Name of the adapter that the session is moved to first, as squire_session_use_adapter does; NULL, the default: it
+   * stays on what it is on. */
+  const char *adapter;
+  /* Bytes of adapter. */
+  size_t adapter_len;
 } squire_gen_options;
 
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
@@ -749,7 +824,7 @@ squire_status squire_gen_options_for(const squire_model *model,
 /* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
  * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
  * SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
- * options out of range. Any thread. */
+ * options out of range; those of squire_session_use_adapter where an adapter is named. Any thread. */
 squire_status squire_gen_start(squire_session *session,
                                const squire_gen_options *options,
                                squire_gen **out,

@@ -372,6 +372,52 @@ inline std::uint64_t rebase(const session_handle &session) {
   return number;
 }
 
+/* Loads an adapter over the model's base under a name and gives the number of its revision. */
+inline std::uint64_t load_adapter(const model_handle &model, std::string_view name, std::string_view path) {
+  std::uint64_t number = 0;
+  call([&](auto err) {
+    return squire_adapter_load(model.get(), name.data(), name.size(), path.data(), path.size(), &number, err);
+  });
+  return number;
+}
+
+inline void unload_adapter(const model_handle &model, std::string_view name) {
+  call([&](auto err) { return squire_adapter_unload(model.get(), name.data(), name.size(), err); });
+}
+
+/* As PEFT does; the one of that name, or without one that of the current revision. */
+inline void save_adapter(const model_handle &model, std::optional<std::string_view> name, std::string_view path) {
+  const std::string_view given = name.value_or(std::string_view());
+  call([&](auto err) {
+    return squire_adapter_save(model.get(), given.data(), given.size(), path.data(), path.size(), err);
+  });
+}
+
+/* Folds it into the base and gives the number of the revision that new sessions get. */
+inline std::uint64_t merge_adapter(const model_handle &model, std::optional<std::string_view> name = std::nullopt) {
+  const std::string_view given = name.value_or(std::string_view());
+  std::uint64_t number = 0;
+  call([&](auto err) { return squire_adapter_merge(model.get(), given.data(), given.size(), &number, err); });
+  return number;
+}
+
+/* A session on the newest generation of an adapter. */
+inline session_handle create_session_on(const model_handle &model, std::string_view adapter) {
+  return make<session_handle>([&](auto out, auto err) {
+    return squire_session_create_on(model.get(), adapter.data(), adapter.size(), out, err);
+  });
+}
+
+/* Moves the session to an adapter, or without one to the model's current revision; gives the number of its revision. */
+inline std::uint64_t use_adapter(const session_handle &session, std::optional<std::string_view> adapter) {
+  const std::string_view given = adapter.value_or(std::string_view());
+  std::uint64_t number = 0;
+  call([&](auto err) {
+    return squire_session_use_adapter(session.get(), given.data(), given.size(), &number, err);
+  });
+  return number;
+}
+
 /* In tokens: in the timeline, still to fit behind it, and of the former not computed yet. */
 struct session_length {
   std::uint64_t length, room, pending;

@@ -47,6 +47,16 @@ fn a_c_program_asks_for_what_embedders_miss() {
 }
 
 #[test]
+fn a_c_program_serves_many_adapters_of_one_base() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/adapters.c"));
+    let scratch = program.folder.path().join("scratch");
+    std::fs::create_dir(&scratch).expect("a folder to write into");
+    let adapter = |name: &str| cc::root().join("tests/lora").join(name);
+    let [first, second, foreign] = ["dense_seven", "dense_rslora", "moe_attention"].map(adapter);
+    program.run([folders::golden("dense_f32"), first, second, foreign, scratch]);
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
         run_with_models("g++", standard, "wrapper.cpp");

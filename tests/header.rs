@@ -17,6 +17,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("engine", &["engine"]),
     ("model, tokens and text", &["model"]),
     ("session", &["session"]),
+    ("adapter", &["adapter"]),
     ("chat", &["chat"]),
     ("generation", &["generation"]),
     ("score", &["score"]),

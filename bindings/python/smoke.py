@@ -6,7 +6,7 @@ import ctypes as c
 import sys
 
 # Of the header that the structs below were written from: never the library's, which would then agree with anything.
-ABI = 0 << 16 | 3
+ABI = 0 << 16 | 4
 
 
 class EngineOptions(c.Structure):
@@ -26,7 +26,7 @@ class ModelOptions(c.Structure):
 class GenOptions(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("flags", c.c_uint32), ("max_tokens", c.c_int32), ("top_k", c.c_int32),
                 ("temperature", c.c_float), ("top_p", c.c_float), ("seed", c.c_uint64), ("stop_ids", c.c_void_p),
-                ("stop_ids_len", c.c_size_t)]
+                ("stop_ids_len", c.c_size_t), ("adapter", c.c_char_p), ("adapter_len", c.c_size_t)]
 
 
 class Event(c.Structure):

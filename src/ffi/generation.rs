@@ -1,10 +1,12 @@
 //! Generations: options in, events out, pulled by the host.
 
 use std::ffi::c_char;
+use std::mem::offset_of;
 use std::ptr::null;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::adapter::optional_name;
 use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
@@ -86,12 +88,17 @@ pub struct squire_gen_options {
     pub stop_ids: *const i32,
     /// Number of stop_ids.
     pub stop_ids_len: usize,
+    /// Name of the adapter that the session is moved to first, as squire_session_use_adapter does; NULL, the default: it
+    /// stays on what it is on.
+    pub adapter: *const c_char,
+    /// Bytes of adapter.
+    pub adapter_len: usize,
 }
 
-// SAFETY: numbers and a pointer; the sizes are checked where the header is compiled.
+// SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
 unsafe impl Versioned for squire_gen_options {
     const NAME: &'static str = "squire_gen_options";
-    const FIRST_SIZE: usize = size_of::<squire_gen_options>();
+    const FIRST_SIZE: usize = offset_of!(squire_gen_options, adapter);
 
     fn defaults() -> squire_gen_options {
         squire_gen_options {
@@ -104,6 +111,8 @@ unsafe impl Versioned for squire_gen_options {
             seed: SQUIRE_GEN_RANDOM_SEED,
             stop_ids: null(),
             stop_ids_len: 0,
+            adapter: null(),
+            adapter_len: 0,
         }
     }
 }
@@ -250,7 +259,7 @@ pub unsafe extern "C" fn squire_gen_options_for(
 /// Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
 /// the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
 /// SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
-/// options out of range. Any thread.
+/// options out of range; those of squire_session_use_adapter where an adapter is named. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_start(
     session: *mut squire_session,
@@ -262,7 +271,17 @@ pub unsafe extern "C" fn squire_gen_start(
     unsafe {
         guard_out(out, err, |call| {
             let session = call.subject(session)?;
+            let adapter = match options.is_null() {
+                true => None,
+                false => {
+                    let options = options::read(options)?;
+                    optional_name(options.adapter, options.adapter_len, "adapter")?
+                }
+            };
             let options = gen_options(options, session.model())?;
+            if adapter.is_some() {
+                session.use_adapter(adapter)?;
+            }
             Ok(Pulled::new(session.generate(options)?))
         })
     }
@@ -285,11 +304,16 @@ pub(crate) unsafe fn refuse_ignored(options: *const squire_gen_options, evaluati
         ("top_k", given.top_k != SQUIRE_GEN_UNSET && !evaluation),
         ("top_p", given.top_p != unset && !evaluation),
         ("seed", given.seed != SQUIRE_GEN_RANDOM_SEED),
+        ("adapter", !given.adapter.is_null()),
     ];
     match ignored.iter().find(|(_, set)| *set) {
         None => Ok(()),
         Some(("seed", _)) => {
             let why = "seed is set, but an episode draws by the seed of the distiller's settings; leave it unset";
+            Err(Error::new(Fault::BadOption, why))
+        }
+        Some(("adapter", _)) => {
+            let why = "adapter is set, but an episode plays on the student's own revision; leave it unset";
             Err(Error::new(Fault::BadOption, why))
         }
         Some((field, _)) => {

@@ -25,6 +25,7 @@
 //! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_sizes`, `_stop_ids`, `_save`; `squire_tokenize`, `_until`, `squire_detokenize` |
 //! | `chat` | `squire_chat_render`, `_render_until`, `_append`, `_append_until` |
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |
+//! | `adapter` | `squire_adapter_load`, `_unload`, `_save`, `_merge`; `squire_session_create_on`, `_use_adapter` |
 //! | `generation` | `squire_gen_options_init`, `_for`, `squire_event_init`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |
 //! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_discard`, `_metrics`, `_release`; `squire_checkpoint_probe` |
@@ -33,6 +34,7 @@
 #![allow(non_camel_case_types)] // the types carry the header's names
 #![allow(clippy::missing_safety_doc)] // said once for all calls, at the head of the header
 
+pub mod adapter;
 pub mod callbacks;
 pub mod cancel;
 pub mod chat;

@@ -544,6 +544,7 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   IGNORED(top_k, 0);
   IGNORED(top_p, 1.0f);
   IGNORED(seed, 7);
+  IGNORED(adapter, "a");
 #undef IGNORED
   o = trained(64);
   DONE(squire_episode_act(episode, &o, &gen, &err));

@@ -27,6 +27,7 @@ static squire_decision a_squire_decision;
 
 static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_json = "{}", *const messages_json = "[]";
 static const char *const request_json = "{\"messages\": []}", *const text = "hello";
+static const char *const name = "a", *const adapter = "a";
 static const char *path, *folder;
 static const int32_t ids[2] = {104, 105}, negative_ids[2] = {104, -1};
 
