@@ -121,35 +121,57 @@ struct Revisions {
     current: Arc<Revision>,
     /// those that were current
     alive: Vec<Weak<Revision>>,
-    /// the newest generation of each adapter that has a name
-    named: BTreeMap<String, Arc<Revision>>,
+    /// what each adapter's name stands for
+    named: BTreeMap<String, Named>,
     /// the largest number so far
     last: u64,
 }
 
+/// What the name of an adapter stands for.
+enum Named {
+    /// its newest generation
+    Loaded(Arc<Revision>),
+    /// none any more: the base that it was made for was replaced by the revision of this number
+    Orphaned(u64),
+}
+
 impl Revisions {
-    /// Returns the one that was current, whose memory may go with it: to be dropped without the lock.
-    fn replace(&mut self, revision: Arc<Revision>) -> Arc<Revision> {
+    /// Returns the one that was current, and the adapters of its base if that is no longer current, whose memory may go with
+    /// them: to be dropped without the lock.
+    fn replace(&mut self, revision: Arc<Revision>) -> Vec<Arc<Revision>> {
+        let mut replaced = Vec::new();
+        if !Arc::ptr_eq(&revision.weights, &self.current.weights) {
+            for named in self.named.values_mut() {
+                if let Named::Loaded(orphan) = std::mem::replace(named, Named::Orphaned(revision.number)) {
+                    replaced.push(orphan);
+                }
+            }
+        }
         self.last = self.last.max(revision.number);
         self.alive.push(Arc::downgrade(&revision));
-        std::mem::replace(&mut self.current, revision)
+        replaced.push(std::mem::replace(&mut self.current, revision));
+        replaced
+    }
+
+    fn unknown(&self, name: &str) -> Error {
+        let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
+        let known =
+            if names.is_empty() { "none is loaded".to_string() } else { format!("loaded are {}", names.join(", ")) };
+        Error::new(Fault::UnknownAdapter, format!("adapter {}: not known; {known}", brief(name)))
     }
 
     fn named(&self, name: &str) -> Result<&Arc<Revision>> {
-        let found = self.named.get(name).ok_or_else(|| {
-            let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
-            let known = if names.is_empty() { "none is loaded".to_string() } else { format!("loaded are {}", names.join(", ")) };
-            Error::new(Fault::UnknownAdapter, format!("adapter {}: not known; {known}", brief(name)))
-        })?;
-        if !Arc::ptr_eq(&found.weights, &self.current.weights) {
-            let why = format!(
-                "adapter {}: its base was replaced by revision {}, for which it was not made; load one that was",
-                brief(name),
-                self.current.number
-            );
-            return Err(Error::new(Fault::AdapterMismatch, why));
+        match self.named.get(name) {
+            Some(Named::Loaded(revision)) => Ok(revision),
+            Some(Named::Orphaned(number)) => {
+                let why = format!(
+                    "adapter {}: its base was replaced by revision {number}, for which it was not made; load one that was",
+                    brief(name)
+                );
+                Err(Error::new(Fault::AdapterMismatch, why))
+            }
+            None => Err(self.unknown(name)),
         }
-        Ok(found)
     }
 
     fn check_room(&mut self, limit: usize) -> Result<()> {
@@ -259,7 +281,7 @@ impl Lineage {
         let number = revisions.last;
         let mut revision = self.revision(number, Parameters::Adapter(adapter), &revisions.current);
         revision.name = Some(name.to_string());
-        let replaced = revisions.named.insert(name.to_string(), Arc::new(revision));
+        let replaced = revisions.named.insert(name.to_string(), Named::Loaded(Arc::new(revision)));
         drop(revisions);
         drop(replaced);
         Ok(number)
@@ -268,15 +290,19 @@ impl Lineage {
     /// Forgets the adapter of that name; sessions on it keep it.
     pub(super) fn forget(&self, name: &str) -> Result<()> {
         let mut revisions = self.revisions.lock();
-        revisions.named(name)?;
         let forgotten = revisions.named.remove(name);
+        let unknown = forgotten.is_none().then(|| revisions.unknown(name));
         drop(revisions);
         drop(forgotten);
-        Ok(())
+        unknown.map_or(Ok(()), Err)
     }
 
     /// The names of adapters with their newest generations.
     pub(super) fn names(&self) -> Vec<(String, Arc<Revision>)> {
-        self.revisions.lock().named.iter().map(|(name, revision)| (name.clone(), revision.clone())).collect()
+        let loaded = |(name, named): (&String, &Named)| match named {
+            Named::Loaded(revision) => Some((name.clone(), revision.clone())),
+            Named::Orphaned(_) => None,
+        };
+        self.revisions.lock().named.iter().filter_map(loaded).collect()
     }
 }
