@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::Distiller;
 use squire::random::{Stream, uniform};
+use squire::model::{Adapter, read_adapter};
 use squire::serve::LoadOptions;
 
 /// Where a child finds its folder.
@@ -22,6 +23,17 @@ const FOLDER: &str = "SQUIRE_TEST_KILLED_SAVES";
 
 fn document() -> Value {
     json!({"preset": "opd", "steps": 4, "optimizer": {"learning_rate": 1e-2}})
+}
+
+/// A distiller of an adapter, which the student serves from the beginning.
+fn of_an_adapter() -> Distiller {
+    let mut document = document();
+    document["lora"] = json!({"rank": 5, "alpha": 10.0});
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let config = settings(document);
+    let fresh = Adapter::fresh(student.config(), config.lora.as_ref().unwrap(), &student.model().device, 3).unwrap();
+    student.publish_adapter(fresh, 2).unwrap();
+    Distiller::new(&student, Some(&teacher), config).unwrap()
 }
 
 fn names(path: &Path) -> Vec<String> {
@@ -38,10 +50,13 @@ fn child() {
     let root = Path::new(&root);
     let (student, teacher) = pair(Kind::Dense, Compute::F32);
     let d = Distiller::new(&student, Some(&teacher), settings(document())).unwrap();
+    let lora = of_an_adapter();
     fs::write(root.join("ready"), "").unwrap();
     loop {
         d.save(&root.join("run")).unwrap();
         student.save(&root.join("model")).unwrap();
+        lora.save(&root.join("lora")).unwrap();
+        lora.student().save_adapter(None, &root.join("adapter")).unwrap();
     }
 }
 
@@ -55,6 +70,11 @@ fn kill_saves(n: u64) {
     first.save(&run).unwrap();
     student.save(&model).unwrap();
     let wanted = weight_bytes(&student);
+    let (lora, adapter, lora_run) = (of_an_adapter(), root.join("adapter"), root.join("lora"));
+    lora.save(&lora_run).unwrap();
+    lora.student().save_adapter(None, &adapter).unwrap();
+    let adapted = |of: &Adapter| of.tensors().iter().map(|(_, t)| t.bytes().to_vec()).collect::<Vec<_>>();
+    let wanted_adapter = adapted(lora.student().current().adapter().unwrap());
     // (left amid a checkpoint, left amid a model)
     let (mut amid_run, mut amid_model) = (0, 0);
     for kill in 0..n {
@@ -81,16 +101,25 @@ fn kill_saves(n: u64) {
         let (fresh, teacher) = pair(Kind::Dense, Compute::F32);
         let d = Distiller::resume(&fresh, Some(&teacher), settings(document()), &run).unwrap();
         assert!(weight_bytes(&fresh) == wanted);
+        let read = read_adapter(&adapter, fresh.config(), &fresh.current().weights).unwrap();
+        assert!(adapted(&read) == wanted_adapter);
+        let resumed = Distiller::resume(&fresh, Some(&teacher), lora.config().clone(), &lora_run).unwrap();
+        assert!(adapted(fresh.current().adapter().unwrap()) == wanted_adapter);
 
         let hidden = |path: &Path| names(path).iter().filter(|name| name.starts_with('.')).count();
-        amid_run += hidden(&run);
+        amid_run += hidden(&run) + hidden(&lora_run);
         amid_model += hidden(root);
-        assert!(hidden(&run) <= 1 && hidden(root) <= 1, "leftovers pile up: {:?} {:?}", names(&run), names(root));
+        assert!(hidden(&run) <= 1 && hidden(&lora_run) <= 1 && hidden(root) <= 1, "leftovers pile up: {:?} {:?}", names(&run), names(root));
         d.save(&run).unwrap();
         student.save(&model).unwrap();
-        let left = names(&run);
-        assert!(left.len() == 1 && left[0].starts_with("step-00000000"), "{left:?}");
-        assert_eq!(names(root), ["model", "run"]);
+        resumed.save(&lora_run).unwrap();
+        lora.student().save_adapter(None, &adapter).unwrap();
+        for run in [&run, &lora_run] {
+            let left = names(run);
+            assert!(left.len() == 1 && left[0].starts_with("step-00000000"), "{left:?}");
+        }
+        assert_eq!(names(root), ["adapter", "lora", "model", "run"]);
+        assert_eq!(names(&adapter), ["adapter_config.json", "adapter_model.safetensors", "squire_adapter.json"]);
         assert_eq!(names(&model), ["config.json", "model.safetensors"]);
     }
     eprintln!("{n} kills: {amid_run} left a checkpoint's folder aside, {amid_model} a model's");
