@@ -1,4 +1,5 @@
-// A query or key head before attention: RMSNorm, then rotary position embedding, one rounding (ops/rope.rs).
+// A query or key head before attention: RMSNorm where the model has one, then rotary position embedding, one rounding
+// (ops/rope.rs).
 //
 // Eight lanes hold a head: lane m of them columns 16 j + 2 m and 16 j + 2 m + 1. So the squares are summed in sixteen
 // lanes by column mod 16 and in one tree, as the processor does, column i and its partner i + D/2 lie in one lane, and
@@ -14,11 +15,14 @@ struct Head {
   float2 cosine[D / 32];
   float2 sine[D / 32];
 
-  // What does not change while kernels run: `weight` [D], `cosines` and `sines` [D/2] of the head's position.
+  // What does not change while kernels run: `weight` [D] of the norm or null without one, `cosines` and `sines` [D/2] of the head's position.
   __device__ __forceinline__ void load_weights(const bf16* weight, const float* cosines, const float* sines) {
     const u32 m = threadIdx.x % 8;
 #pragma unroll
-    for (int j = 0; j < D / 16; ++j) w[j] = load_constant(reinterpret_cast<const u32*>(weight + 16 * j + 2 * m));
+    for (int j = 0; j < D / 16; ++j) {
+      // Two ones in bf16.
+      w[j] = weight ? load_constant(reinterpret_cast<const u32*>(weight + 16 * j + 2 * m)) : 0x3f803f80u;
+    }
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
       cosine[j] = load_constant(reinterpret_cast<const float2*>(cosines + 16 * j + 2 * m));
@@ -40,7 +44,7 @@ struct Head {
     for (int j = 0; j < D / 32; ++j) cosine[j] = sine[j] = make_float2(0.0f, 0.0f);
   }
 
-  // x = round(rope(x / rms(x) * w)), by whole warps.
+  // x = round(rope(x / rms(x) * w)), by whole warps; an eps below 0 says that there is no norm.
   __device__ __forceinline__ void norm_and_turn(float eps) {
     float even = 0.0f, odd = 0.0f;
 #pragma unroll
@@ -53,7 +57,7 @@ struct Head {
       even += __shfl_xor_sync(0xffffffffu, even, step);
       odd += __shfl_xor_sync(0xffffffffu, odd, step);
     }
-    const float r = 1.0f / sqrtf((even + odd) / float(D) + eps);
+    const float r = eps < 0.0f ? 1.0f : 1.0f / sqrtf((even + odd) / float(D) + eps);
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
       const u32 x0 = x[j], x1 = x[j + D / 32], w0 = w[j], w1 = w[j + D / 32];

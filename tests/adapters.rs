@@ -98,7 +98,10 @@ fn each_says_in_company_what_it_says_alone() {
         let running: Vec<Generation> = sessions.iter().map(|s| s.generate(greedy(20)).unwrap()).collect();
         for (generation, alone) in running.into_iter().zip(&alone) {
             let (chunk, _) = generation.collect().unwrap();
-            assert_eq!((&chunk.ids, chunk.logprobs.iter().map(|x| x.to_bits()).collect::<Vec<_>>()), (&alone.0, alone.1.clone()));
+            assert_eq!(
+                (&chunk.ids, chunk.logprobs.iter().map(|x| x.to_bits()).collect::<Vec<_>>()),
+                (&alone.0, alone.1.clone())
+            );
         }
         let different: std::collections::HashSet<_> = alone.iter().map(|(_, bits)| bits.clone()).collect();
         assert_eq!(different.len(), 9);
@@ -198,7 +201,14 @@ fn two_generations_outlive_their_base() {
     assert!(base.upgrade().is_some());
     drop(b);
     // The engine's thread may hold the last job for a moment.
-    let gone = || (0..2000).any(|_| base.upgrade().is_none() || { std::thread::sleep(std::time::Duration::from_millis(1)); false });
+    let gone = || {
+        (0..2000).any(|_| {
+            base.upgrade().is_none() || {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                false
+            }
+        })
+    };
     assert!(gone(), "the base goes with its last generation");
 }
 
@@ -261,11 +271,8 @@ fn a_generation_whose_adapter_is_gone_ends_as_it_began() {
     drop(session);
     let mut found = Vec::new();
     while engine.step().unwrap() {}
-    loop {
-        match generation.next(None).unwrap() {
-            Next::Chunk(chunk) => found.extend(chunk.ids),
-            _ => break,
-        }
+    while let Next::Chunk(chunk) = generation.next(None).unwrap() {
+        found.extend(chunk.ids);
     }
     assert_eq!(found, wanted);
 }

@@ -131,7 +131,13 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let mut fork = kv.fork()?;
                 for (top_k, top_p) in [(0, 1.0), (0, 0.99), (2000, 1.0)] {
                     let draw = (Sampling { temperature: 3.0, top_k, top_p }, 0.7);
-                    decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut fork, adapter: None }], &[draw], &mut a)?;
+                    decode(
+                        &model,
+                        &weights,
+                        &mut [Segment { ids: &[7], kv: &mut fork, adapter: None }],
+                        &[draw],
+                        &mut a,
+                    )?;
                     a.draws.take()?;
                 }
                 ops::read_rows(&device, &a.hidden, &[0, 1, 2]).map(drop)

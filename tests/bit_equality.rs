@@ -234,8 +234,11 @@ fn the_training_forward_has_the_bits_of_the_rollout() {
         let (m, revision) = (model.model(), model.current());
         let pool = KvPool::new(&m.device, m.page_shape(), 1 << 30);
         let mut caches: Vec<KvCache> = rollouts.iter().map(|_| KvCache::new(&pool)).collect();
-        let mut segments: Vec<Segment> =
-            rollouts.iter().zip(&mut caches).map(|((ids, _), kv)| Segment { ids, kv, adapter: revision.adapter() }).collect();
+        let mut segments: Vec<Segment> = rollouts
+            .iter()
+            .zip(&mut caches)
+            .map(|((ids, _), kv)| Segment { ids, kv, adapter: revision.adapter() })
+            .collect();
         let mut activations = Activations::for_training(m).unwrap();
         forward(m, &revision.weights, &mut segments, &mut activations).unwrap();
         let mut logits = Tensor::zeros(Dtype::F32, &[activations.batch.len(), m.config.vocab_size]).unwrap();

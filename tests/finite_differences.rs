@@ -102,7 +102,8 @@ fn run(model: &Model, weights: &Weights, ids: &[Vec<i32>]) -> Activations {
     let mut activations = Activations::for_training(model).unwrap();
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = ids.iter().map(|_| KvCache::new(&pool)).collect();
-    let mut segments: Vec<Segment> = ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
+    let mut segments: Vec<Segment> =
+        ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
     forward(model, weights, &mut segments, &mut activations).unwrap();
     activations
 }

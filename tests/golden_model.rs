@@ -30,7 +30,8 @@ fn load(name: &str, compute: Compute, kernels: KernelSet) -> ServedModel {
 fn run(model: &Model, weights: &Weights, batch: &Batch, activations: &mut Activations) {
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = batch.ids.iter().map(|_| KvCache::new(&pool)).collect();
-    let mut segments: Vec<Segment> = batch.ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
+    let mut segments: Vec<Segment> =
+        batch.ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
     forward(model, weights, &mut segments, activations).unwrap();
 }
 

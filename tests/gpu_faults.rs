@@ -217,7 +217,8 @@ fn rows_that_come_and_go_find_their_pages_in_the_table() {
         forward(model, weights, &mut [Segment { ids: &ids, kv: &mut other, adapter: None }], activations).unwrap();
         let ids: Vec<[i32; 1]> = list.iter().map(|&i| [3 + i as i32]).collect();
         let mut taken: Vec<(usize, KvCache)> = list.iter().map(|&i| (i, forks[i].fork().unwrap())).collect();
-        let mut segments: Vec<Segment> = taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv, adapter: None }).collect();
+        let mut segments: Vec<Segment> =
+            taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv, adapter: None }).collect();
         decode(model, weights, &mut segments, &vec![draw; list.len()], activations).unwrap();
         let drawn = activations.draws.take().unwrap();
         for (i, got) in list.iter().zip(drawn) {

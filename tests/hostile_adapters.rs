@@ -84,7 +84,10 @@ fn config_lies(fault: Fault, key: &str, values: Value) {
         f.config(|document| document[key] = value.clone());
         let e = f.refused();
         assert_eq!(e.fault(), fault, "{key} {value}: {e}");
-        assert!(e.message().contains(key) || e.message().contains("target") || key == "lora_alpha" || key == "r", "{e}");
+        assert!(
+            e.message().contains(key) || e.message().contains("target") || key == "lora_alpha" || key == "r",
+            "{e}"
+        );
         assert!(e.message().contains("adapter_config.json"), "{e}");
     }
 }
@@ -139,9 +142,11 @@ fn an_alpha_that_is_no_positive_number() {
 #[test]
 fn targets_that_match_nothing_or_have_no_adapters() {
     config_lies(Fault::AdapterForm, "target_modules", json!([[], ["kv_proj"], [3], null]));
-    config_lies(Fault::UnsupportedAdapter, "target_modules", json!([
-        ["q_proj", "lm_head"], ["embed_tokens"], ["gate"], ["mlp.experts.0.up_proj"], ["norm"], ".*_proj",
-    ]));
+    config_lies(
+        Fault::UnsupportedAdapter,
+        "target_modules",
+        json!([["q_proj", "lm_head"], ["embed_tokens"], ["gate"], ["mlp.experts.0.up_proj"], ["norm"], ".*_proj",]),
+    );
     // In layers of experts the feed-forward's names are those of the experts' matrices.
     let f = Fixture::new(moe());
     f.config(|document| document["target_modules"] = json!(["q_proj", "up_proj"]));
@@ -177,7 +182,9 @@ fn a_missing_tensor() {
 
 #[test]
 fn an_extra_tensor() {
-    for name in ["base_model.model.lm_head.lora_A.weight", "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"] {
+    for name in
+        ["base_model.model.lm_head.lora_A.weight", "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight"]
+    {
         let f = Fixture::new(dense());
         f.tensors(|all| {
             let at = one(all, Q0);

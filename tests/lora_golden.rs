@@ -56,13 +56,7 @@ impl Case {
 }
 
 /// The batch through the model, packed, each sequence with a cache of its own.
-fn run(
-    model: &Model,
-    weights: &Weights,
-    adapter: Option<&Adapter>,
-    batch: &Batch,
-    activations: &mut Activations,
-) {
+fn run(model: &Model, weights: &Weights, adapter: Option<&Adapter>, batch: &Batch, activations: &mut Activations) {
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = batch.ids.iter().map(|_| KvCache::new(&pool)).collect();
     let mut segments: Vec<Segment> =
@@ -197,8 +191,7 @@ fn every_gradient_is_that_of_peft_to_1e_4_of_its_largest() {
             let (model, base) = (case.model(), case.served.current());
             for loss in ["cross_entropy", "reverse_kl", "forward_kl"] {
                 let mut gradients = Adapter::zeros(&model.config, &case.adapter.lora, Dtype::F32).unwrap();
-                let mean =
-                    Objective::new(loss, kernels).gradients(model, &base.weights, &case.adapter, &mut gradients);
+                let mean = Objective::new(loss, kernels).gradients(model, &base.weights, &case.adapter, &mut gradients);
                 let wanted_mean = case.facts["losses"][loss].as_f64().unwrap();
                 assert!((mean - wanted_mean).abs() < 1e-5 * wanted_mean, "{name} {loss}: {mean} for {wanted_mean}");
                 let (mut worst, mut n) = ((0.0, String::new()), 0);

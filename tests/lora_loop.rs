@@ -61,10 +61,14 @@ fn rollout_and_training_log_probs_are_equal_bit_for_bit_and_the_base_never_moves
 
 #[test]
 fn the_loss_falls_and_gradients_are_the_adapters_alone() {
-    let d = distiller(Kind::Dense, Compute::F32, with(|s| {
-        s["actor"] = json!({"kind": "student"});
-        s["lora"] = json!({"rank": 8, "alpha": 32.0});
-    }));
+    let d = distiller(
+        Kind::Dense,
+        Compute::F32,
+        with(|s| {
+            s["actor"] = json!({"kind": "student"});
+            s["lora"] = json!({"rank": 8, "alpha": 32.0});
+        }),
+    );
     let mut losses = Vec::new();
     for _ in 0..8 {
         play_together(&d, 12, 2);
@@ -201,12 +205,16 @@ fn a_base_that_is_replaced_under_a_learner_is_refused_and_nothing_is_lost() {
 
 #[test]
 fn a_step_that_breaks_the_adapter_is_not_served() {
-    let d = distiller(Kind::Dense, Compute::F32, with(|s| {
-        s["optimizer"]["learning_rate"] = json!(10.0);
-        s["lora"]["alpha"] = json!(1e6);
-        s["max_update_kl"] = json!(0.0);
-        s["refuse_update_kl"] = json!(0.5);
-    }));
+    let d = distiller(
+        Kind::Dense,
+        Compute::F32,
+        with(|s| {
+            s["optimizer"]["learning_rate"] = json!(10.0);
+            s["lora"]["alpha"] = json!(1e6);
+            s["max_update_kl"] = json!(0.0);
+            s["refuse_update_kl"] = json!(0.5);
+        }),
+    );
     play_together(&d, 3, 2);
     let mut update = build(&d);
     d.apply(&mut update).unwrap();

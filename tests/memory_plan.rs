@@ -55,7 +55,8 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             assert_eq!(served.taken(), Activations::bytes(&device, &config, 0, false), "before the first rows");
             for n in [1, 16, 17, ROWS] {
                 let mut kv = KvCache::new(&pool);
-                forward(&model, &weights, &mut [Segment { ids: &ids(n), kv: &mut kv, adapter: None }], &mut served).unwrap();
+                forward(&model, &weights, &mut [Segment { ids: &ids(n), kv: &mut kv, adapter: None }], &mut served)
+                    .unwrap();
                 assert_eq!(served.taken(), Activations::bytes(&device, &config, n, false), "{n} rows");
             }
             assert_eq!(served.taken(), plan.activations);
@@ -76,7 +77,8 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             for (n, seed) in [(30, 1), (ROWS, 7), (ROWS, 11), (ROWS, 13)] {
                 let ids: Vec<i32> = (0..n as i32).map(|i| i * i * seed % 200).collect();
                 let mut kv = KvCache::new(&pool);
-                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut trained).unwrap();
+                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut trained)
+                    .unwrap();
                 let span = 0..n;
                 let spans = std::slice::from_ref(&span);
                 let facts = Passed { activations: &trained, ids: &ids, spans, adapter: None };

@@ -14,8 +14,8 @@ use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::Distiller;
-use squire::random::{Stream, uniform};
 use squire::model::{Adapter, read_adapter};
+use squire::random::{Stream, uniform};
 use squire::serve::LoadOptions;
 
 /// Where a child finds its folder.
@@ -109,7 +109,12 @@ fn kill_saves(n: u64) {
         let hidden = |path: &Path| names(path).iter().filter(|name| name.starts_with('.')).count();
         amid_run += hidden(&run) + hidden(&lora_run);
         amid_model += hidden(root);
-        assert!(hidden(&run) <= 1 && hidden(&lora_run) <= 1 && hidden(root) <= 1, "leftovers pile up: {:?} {:?}", names(&run), names(root));
+        assert!(
+            hidden(&run) <= 1 && hidden(&lora_run) <= 1 && hidden(root) <= 1,
+            "leftovers pile up: {:?} {:?}",
+            names(&run),
+            names(root)
+        );
         d.save(&run).unwrap();
         student.save(&model).unwrap();
         resumed.save(&lora_run).unwrap();

@@ -221,7 +221,12 @@ impl Bench {
             cuda.finish()?;
             let start = Instant::now();
             for chunk in ids.chunks(CHUNK) {
-                forward(&self.model, &self.weights, &mut [Segment { ids: chunk, kv: &mut kv, adapter: None }], &mut activations)?;
+                forward(
+                    &self.model,
+                    &self.weights,
+                    &mut [Segment { ids: chunk, kv: &mut kv, adapter: None }],
+                    &mut activations,
+                )?;
             }
             cuda.finish()?;
             if round > 0 {

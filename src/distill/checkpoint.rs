@@ -336,7 +336,10 @@ fn read(config: &ModelConfig, form: &Parameters, path: &Path) -> Result<Paramete
         let missing = || within(Fault::TensorMissing, format!("tensor {name}: missing"));
         let from = stored.get(name).ok_or_else(missing)?;
         if from.shape != to.shape() {
-            return Err(within(Fault::TensorShape, format!("tensor {name}: wanted {}, found {}", to.shape(), from.shape)));
+            return Err(within(
+                Fault::TensorShape,
+                format!("tensor {name}: wanted {}, found {}", to.shape(), from.shape),
+            ));
         }
         if from.dtype != Dtype::F32 {
             return Err(within(Fault::CheckpointForm, format!("{name} is {}, f32 is wanted", from.dtype)));
@@ -345,7 +348,9 @@ fn read(config: &ModelConfig, form: &Parameters, path: &Path) -> Result<Paramete
     }
     match stored.keys().find(|name| !names.contains(name)) {
         None => Ok(own),
-        Some(name) => Err(within(Fault::TensorExtra, format!("tensor {name}: a checkpoint of this run has no such tensor"))),
+        Some(name) => {
+            Err(within(Fault::TensorExtra, format!("tensor {name}: a checkpoint of this run has no such tensor")))
+        }
     }
 }
 

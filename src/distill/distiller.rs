@@ -107,7 +107,13 @@ impl Distiller {
                 ended: Vec::new(),
                 totals: Totals::default(),
             }),
-            learning: Mutex::new(Learning { learner: None, begun: None, base: None, unpublished: None, workspace: None }),
+            learning: Mutex::new(Learning {
+                learner: None,
+                begun: None,
+                base: None,
+                unpublished: None,
+                workspace: None,
+            }),
         })))
     }
 

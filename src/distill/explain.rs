@@ -145,7 +145,11 @@ mod tests {
         assert_eq!(*of("optimizer.beta2"), json!({"knob": "optimizer.beta2", "value": 0.98, "source": "given"}));
         assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
         assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
-        assert!(knobs.iter().all(|knob| ["depth", "lora"].contains(&knob["knob"].as_str().unwrap()) || !knob["value"].is_null()));
+        assert!(
+            knobs
+                .iter()
+                .all(|knob| ["depth", "lora"].contains(&knob["knob"].as_str().unwrap()) || !knob["value"].is_null())
+        );
         assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
     }
 

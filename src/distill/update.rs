@@ -69,9 +69,8 @@ impl Distiller {
         }
         let mut next = lora::served_form(settings, &model.config, &current)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
-        let mut says = |student: (&Weights, Option<&Adapter>)| {
-            sample.logits(model, student, self.0.vocabulary, workspace)
-        };
+        let mut says =
+            |student: (&Weights, Option<&Adapter>)| sample.logits(model, student, self.0.vocabulary, workspace);
         // Whatever may be refused is refused before the masters move.
         let before = says((&current.weights, current.adapter()))?;
         learner.apply(&model.device, gradients, *norm, settings);

@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::weights::{Mlp, Weights};
 use super::ModelConfig;
+use super::weights::{Mlp, Weights};
 use crate::backend::{Device, LayerPairs, LoraPair, Matrix, Projection, Tensor, host, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;

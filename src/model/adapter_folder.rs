@@ -32,7 +32,8 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 pub fn read_adapter(path: &Path, config: &ModelConfig, base: &Weights) -> Result<Adapter> {
     let within = |e: Error| e.within(path.display());
     let document = read_document(&path.join(CONFIG))?.ok_or_else(|| {
-        let why = format!("{}: there is no {CONFIG}; give the folder that PEFT's save_pretrained wrote", path.display());
+        let why =
+            format!("{}: there is no {CONFIG}; give the folder that PEFT's save_pretrained wrote", path.display());
         Error::new(Fault::MissingFile, why)
     })?;
     let lora = read_lora(&document).and_then(|lora| lora.of(config)).map_err(|e| within(e.within(CONFIG)))?;
@@ -175,7 +176,8 @@ fn read_targets(document: &Map<String, Value>) -> Result<Vec<Projection>> {
 /// Errors: `UnsupportedAdapter` for what has no adapters here, `AdapterForm` for what no layer has.
 pub fn target(name: &str) -> Result<Projection> {
     let last = name.rsplit('.').next().unwrap_or(name);
-    if let Some(target) = Projection::ALL.into_iter().find(|target| target.name() == last && !name.contains("experts")) {
+    if let Some(target) = Projection::ALL.into_iter().find(|target| target.name() == last && !name.contains("experts"))
+    {
         return Ok(target);
     }
     let known = Projection::ALL.map(Projection::name).join(", ");

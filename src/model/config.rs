@@ -413,7 +413,8 @@ fn refuse_unsupported(top: &Fields, n_layers: usize, sparse: bool) -> Result<()>
         return refuse(Fault::UnsupportedBias, why);
     }
     if top.number("pretraining_tp")?.is_some_and(|parts| parts > 1.0) {
-        let why = "pretraining_tp: wanted 1, found more; transformers sums its products in parts then: set it to 1".into();
+        let why =
+            "pretraining_tp: wanted 1, found more; transformers sums its products in parts then: set it to 1".into();
         return refuse(Fault::UnsupportedArchitecture, why);
     }
     match top.text("hidden_act")? {

@@ -175,7 +175,8 @@ fn read_rope_kind(fields: &Fields, max_position: usize) -> Result<Option<RopeSca
         "yarn" => read_yarn(fields, max_position).map(|y| Some(RopeScaling::Yarn(y))),
         other => {
             let other = brief(other);
-            let why = format!("rope type: wanted default, linear, llama3 or yarn, found {other}; use YaRN to extend it");
+            let why =
+                format!("rope type: wanted default, linear, llama3 or yarn, found {other}; use YaRN to extend it");
             Err(unsupported(why))
         }
     }

@@ -95,6 +95,7 @@ fn extents(config: &ModelConfig) -> ops::Extents {
         n_kv_heads: config.n_kv_heads,
         n_experts: moe.map_or(0, |m| m.n_experts),
         n_experts_per_token: moe.map_or(0, |m| m.n_experts_per_token),
+        is_biased: config.qkv_bias || config.o_bias,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::tensor::Dtype;
 
 /// A set of parameters.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // a handful a model
 pub enum Parameters {
     /// Of full fine-tuning.
     Weights(Weights),

@@ -53,6 +53,7 @@ pub struct Layer {
 
 /// The feed-forward part of a layer.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one a layer
 pub enum Mlp {
     /// One SwiGLU block.
     Dense(Ffn),

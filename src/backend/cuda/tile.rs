@@ -213,7 +213,8 @@ mod tests {
     /// The CPU path's product in bf16 compute.
     fn judge(x: &Tensor, w: &Tensor) -> Tensor {
         let mut y = Tensor::zeros(Dtype::F32, &[x.extent(0), w.extent(0)]).unwrap();
-        linear_forward(&device(), &mut y, x, (&matrix(&stored(w, Dtype::Bf16))).into(), x.extent(0), Compute::Bf16).unwrap();
+        linear_forward(&device(), &mut y, x, (&matrix(&stored(w, Dtype::Bf16))).into(), x.extent(0), Compute::Bf16)
+            .unwrap();
         y
     }
 

@@ -221,7 +221,7 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         group: (n_heads / n_kv_heads) as u32,
         splits: plan.context.div_ceil(SPLIT) as u32,
         scale,
-        eps: l.q_norm.map_or(0.0, |norm| norm.eps),
+        eps: eps_of(l.q_norm),
     };
     // Multiprocessors that no item needs get a block to look ahead.
     let idle = (cuda.facts().n_sms as usize).saturating_sub(batch.max_items() * n_kv_heads);
@@ -232,6 +232,11 @@ fn decode(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
 /// Where the weight of a head's norm lies; 0 where there is none.
 fn address_of(norm: Option<Norm>) -> Address {
     norm.map_or(0, |norm| norm.weight.address())
+}
+
+/// What is added under its root; below 0 where there is none.
+fn eps_of(norm: Option<Norm>) -> f32 {
+    norm.map_or(-1.0, |norm| norm.eps)
 }
 
 /// The first two of `next`, as far as half of L2 holds them: the rest of it belongs to what is being read now.
@@ -294,7 +299,7 @@ fn prefill(cuda: &Cuda, a: Attend, l: &AttendLayer, batch: &Batch) {
         d => panic!("there is no attention for heads of {d}"),
     };
     let (step, [cosine, sine], layer) = (batch.addresses(), l.table.addresses(), l.at.layer as u32);
-    let eps = l.q_norm.map_or(0.0, |norm| norm.eps);
+    let eps = eps_of(l.q_norm);
     let blocks = [batch.n_tiles() as u32, n_kv_heads as u32, 1];
     let (k, v, k_norm) = (a.k_raw.address(), a.v.address(), address_of(l.k_norm));
     // The values of a tile, two elements more a row than it has.

@@ -25,6 +25,8 @@ pub struct Extents {
     pub n_experts: usize,
     /// k; 0 without experts
     pub n_experts_per_token: usize,
+    /// whether a projection has a bias
+    pub is_biased: bool,
 }
 
 /// Refuses, with `NoKernels`, extents that its kernels were not made for.
@@ -42,6 +44,7 @@ pub fn check_extents(device: &Device, e: &Extents) -> Result<()> {
         (group <= 8, format!("at most 8 query heads a key head, not {group}")),
         (e.n_experts <= 256, format!("at most 256 experts, not {}", e.n_experts)),
         (experts <= 8, format!("at most 8 experts a token, not {experts}")),
+        (!e.is_biased, "projections without biases".into()),
     ];
     match demands.into_iter().find(|(met, _)| !met) {
         Some((_, wanted)) => {

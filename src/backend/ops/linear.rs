@@ -339,7 +339,8 @@ mod tests {
             let (mut wanted, mut added) = (stored(&start, Dtype::F32), stored(&start, Dtype::F32));
             let mut branch = stored(&start, Dtype::F32);
             linear_forward(&device(), &mut wanted, &x, (&matrix(&w)).into(), 70, Compute::Bf16).unwrap();
-            linear_residual_forward(&device(), &mut added, &mut branch, &x, (&matrix(&w)).into(), 70, Compute::Bf16).unwrap();
+            linear_residual_forward(&device(), &mut added, &mut branch, &x, (&matrix(&w)).into(), 70, Compute::Bf16)
+                .unwrap();
             let (wanted, added) = (wide(&wanted), wide(&added));
             for gpu in gpus() {
                 let w = bf16_on(&gpu, &w);
@@ -347,7 +348,8 @@ mod tests {
                     let (n, x) = (x.extent(0), bf16_on(&gpu, x));
                     let (mut y, mut branch) = (bf16_on(&gpu, start), room(&gpu, n, o));
                     if adds {
-                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, (&matrix(&w)).into(), n, Compute::Bf16).unwrap();
+                        linear_residual_forward(&gpu, &mut y, &mut branch, &x, (&matrix(&w)).into(), n, Compute::Bf16)
+                            .unwrap();
                     } else {
                         linear_forward(&gpu, &mut y, &x, (&matrix(&w)).into(), n, Compute::Bf16).unwrap();
                     }

@@ -83,12 +83,6 @@ pub(super) fn adapt(cpu: &Cpu, y: Shared<f32>, x: &[f32], w: Weight, extents: Ex
     Ok(())
 }
 
-/// Bytes of scratch that the adapters of `n` rows take at most.
-pub fn lora_scratch_bytes(cpu: &Cpu, n: usize, rank: usize) -> u64 {
-    // Every row may be a piece of its own.
-    Cpu::scratch_bytes(n.max(cpu.n_threads()) * ROWS * rank * size_of::<f32>())
-}
-
 struct Adapt<'a> {
     y: Shared<f32>,
     x: &'a [f32],
@@ -369,4 +363,184 @@ pub fn lora_merge(device: &Device, w: &mut Tensor, pair: &LoraPair) -> Result<()
 fn merge<W: Widen>(cpu: &Cpu, c: Shared<f32>, (b, o, k, rank): (&[f32], usize, usize, usize), a: &[W]) {
     let outer = Outer { a: b, a_step_r: o, a_step_i: 1, b: a, c, n_terms: rank, n_rows: o, n_columns: k };
     cpu.launch(outer.n_tasks(), &outer);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::claims::*;
+    use super::super::{LinearGradient, linear_backward, linear_forward};
+    use super::*;
+    use crate::backend::{AdaptedRows, Compute, LayerPairs, Matrix, Projection};
+
+    /// (rows, outputs, terms, rank): odd ones, ranks that are no multiple of anything, more rows than a task has.
+    const EXTENTS: [(usize, usize, usize, usize); 4] =
+        [(1, 1, 1, 1), (5, 33, 48, 3), (14, 130, 100, 16), (40, 70, 129, 7)];
+
+    fn pair(o: usize, k: usize, rank: usize, seed: u64, dtype: Dtype) -> LoraPair {
+        let (a, b) = (random(seed, &[rank, k]), random(seed + 1, &[rank, o]));
+        LoraPair { a: stored(&a, dtype), b: stored(&b, dtype), scale: 0.5 + seed as f32 / 100.0 }
+    }
+
+    fn only(pair: LoraPair) -> LayerPairs {
+        let mut pairs = LayerPairs::default();
+        pairs[Projection::Up as usize] = Some(pair);
+        pairs
+    }
+
+    /// y of one row by the definition, in f64: from the product, through what an adapter adds, to the bias.
+    fn formula(x: &[f64], w: &Tensor, bias: Option<&Tensor>, pair: Option<&LoraPair>) -> Vec<f64> {
+        let (o, k, w) = (w.extent(0), w.extent(1), wide(w));
+        let mut y: Vec<f64> = (0..o).map(|i| (0..k).map(|l| x[l] * w[i * k + l]).sum()).collect();
+        if let Some(bias) = bias {
+            y.iter_mut().zip(wide(bias)).for_each(|(y, b)| *y += b);
+        }
+        if let Some(pair) = pair {
+            let (a, b) = (wide(&pair.a), wide(&pair.b));
+            for r in 0..pair.a.extent(0) {
+                let u: f64 = f64::from(pair.scale) * (0..k).map(|l| x[l] * a[r * k + l]).sum::<f64>();
+                (0..o).for_each(|i| y[i] += u * b[r * o + i]);
+            }
+        }
+        y
+    }
+
+    /// Rows of four adapters and of none: of another rank, of another dtype, of one that leaves this matrix alone.
+    fn mixed(n: usize, pairs: &[LayerPairs; 3]) -> Vec<AdaptedRows<'_>> {
+        let cuts = [0, n / 5, n / 4, n / 2, n / 2 + n / 8, n];
+        let of = [None, Some(0), Some(1), None, Some(2)];
+        let runs = cuts.windows(2).zip(of).filter(|(cut, _)| cut[0] < cut[1]);
+        runs.filter_map(|(cut, of)| of.map(|i: usize| AdaptedRows { rows: cut[0]..cut[1], pairs: &pairs[i] })).collect()
+    }
+
+    #[test]
+    fn each_row_is_the_formula_under_its_own_adapter_with_one_set_of_bits() {
+        for (n, o, k, rank) in EXTENTS {
+            let pairs = [
+                only(pair(o, k, rank, 10, Dtype::F32)),
+                only(pair(o, k, rank + 2, 20, Dtype::Bf16)),
+                only(pair(o, k, rank, 30, Dtype::F16)),
+            ];
+            for (dtype, compute) in
+                [(Dtype::F32, Compute::F32), (Dtype::Bf16, Compute::F32), (Dtype::Bf16, Compute::Bf16)]
+            {
+                for biased in [false, true] {
+                    let x = random(1, &[n, k]);
+                    let x = if compute.rounds() { stored(&stored(&x, Dtype::Bf16), Dtype::F32) } else { x };
+                    let mut w = Matrix::from(stored(&random(2, &[o, k]), dtype));
+                    w.bias = biased.then(|| stored(&random(3, &[o]), dtype));
+                    let rows = mixed(n, &pairs);
+                    let weight = || Weight::adapted(&w, Projection::Up, &rows);
+                    let mut judge: Option<Vec<f32>> = None;
+                    for device in devices() {
+                        let mut y = Tensor::zeros(Dtype::F32, &[n, o]).unwrap();
+                        linear_forward(&device, &mut y, &x, weight(), n, compute).unwrap();
+                        let judge = judge.get_or_insert_with(|| y.f32().to_vec());
+                        assert_same_bits("y", y.f32(), judge);
+                        for i in 0..n {
+                            let own = rows.iter().find(|r| r.rows.contains(&i)).map(|r| r.pairs);
+                            let one = Tensor::from_f32(&[1, k], &x.f32()[i * k..][..k]).unwrap();
+                            let alone: Vec<AdaptedRows> =
+                                own.iter().map(|pairs| AdaptedRows { rows: 0..1, pairs }).collect();
+                            let mut row = Tensor::zeros(Dtype::F32, &[1, o]).unwrap();
+                            let w = Weight::adapted(&w, Projection::Up, &alone);
+                            linear_forward(&device, &mut row, &one, w, 1, compute).unwrap();
+                            assert_same_bits("a row alone", row.f32(), &judge[i * o..][..o]);
+                        }
+                    }
+                    let (judge, xs) = (judge.unwrap(), wide(&x));
+                    let wanted: Vec<f64> = (0..n)
+                        .flat_map(|i| {
+                            let own = rows.iter().find(|r| r.rows.contains(&i));
+                            let pair = own.and_then(|r| r.pairs[Projection::Up as usize].as_ref());
+                            formula(&xs[i * k..][..k], w.dense(), w.bias.as_ref(), pair)
+                        })
+                        .collect();
+                    assert_close("y", &judge, &wanted, if compute.rounds() { 1.0 / 200.0 } else { 1e-5 });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_adapter_of_another_projection_changes_nothing() {
+        let (x, w) = (random(1, &[6, 20]), matrix(&random(2, &[9, 20])));
+        let pairs = only(pair(9, 20, 3, 10, Dtype::F32));
+        let rows = [AdaptedRows { rows: 0..6, pairs: &pairs }];
+        let of = |w: Weight| {
+            let mut y = Tensor::zeros(Dtype::F32, &[6, 9]).unwrap();
+            linear_forward(&device(), &mut y, &x, w, 6, Compute::F32).unwrap();
+            y.f32().to_vec()
+        };
+        assert_same_bits("y", &of(Weight::adapted(&w, Projection::Gate, &rows)), &of((&w).into()));
+        assert_ne!(of(Weight::adapted(&w, Projection::Up, &rows)), of((&w).into()));
+    }
+
+    #[test]
+    fn backward_matches_finite_difference_accumulates_and_does_not_depend_on_the_thread_count() {
+        for (n, o, k, rank) in [(1, 1, 1, 1), (3, 5, 7, 2), (7, 19, 21, 4)] {
+            let (x, dy) = (random(5, &[n, k]), random(7, &[n, o]));
+            let mut w = matrix(&random(6, &[o, k]));
+            w.bias = Some(random(8, &[o]));
+            let pairs = only(pair(o, k, rank, 10, Dtype::F32));
+            let rows = [AdaptedRows { rows: 0..n, pairs: &pairs }];
+            let own = pairs[Projection::Up as usize].as_ref().unwrap();
+            let weighted = |x: &[f64], a: &[f64], b: &[f64], bias: &[f64]| -> f64 {
+                let (w, dy, s) = (wide(w.dense()), wide(&dy), f64::from(own.scale));
+                let mut sum = 0.0;
+                for i in 0..n {
+                    let x = &x[i * k..][..k];
+                    for j in 0..o {
+                        let mut y: f64 = bias[j] + (0..k).map(|l| x[l] * w[j * k + l]).sum::<f64>();
+                        for r in 0..rank {
+                            y += s * (0..k).map(|l| x[l] * a[r * k + l]).sum::<f64>() * b[r * o + j];
+                        }
+                        sum += dy[i * o + j] * y;
+                    }
+                }
+                sum
+            };
+            let (xs, a, b, bias) = (wide(&x), wide(&own.a), wide(&own.b), wide(w.bias.as_ref().unwrap()));
+            let wanted = [
+                finite_difference(&xs, |x| weighted(x, &a, &b, &bias)),
+                finite_difference(&a, |a| weighted(&xs, a, &b, &bias)),
+                finite_difference(&b, |b| weighted(&xs, &a, b, &bias)),
+                finite_difference(&bias, |bias| weighted(&xs, &a, &b, bias)),
+            ];
+            let mut judge: Option<Vec<f32>> = None;
+            for device in devices() {
+                let zeros = |s: &[usize]| Tensor::zeros(Dtype::F32, s).unwrap();
+                let mut dx = zeros(&[n, k]);
+                let mut dpair = LoraPair { a: zeros(&[rank, k]), b: zeros(&[rank, o]), scale: 0.0 };
+                let mut dw = Matrix::from(zeros(&[o, k]));
+                dw.bias = Some(zeros(&[o]));
+                for _ in 0..2 {
+                    let to = LinearGradient { matrix: Some(&mut dw), pair: Some(&mut dpair) };
+                    let w = Weight::adapted(&w, Projection::Up, &rows);
+                    linear_backward(&device, &mut dx, &dy, &x, w, to, n).unwrap();
+                }
+                let found = [dx.f32(), dpair.a.f32(), dpair.b.f32(), dw.bias.as_ref().unwrap().f32()];
+                for ((found, wanted), name) in found.iter().zip(&wanted).zip(["dx", "dA", "dB", "db"]) {
+                    let twice: Vec<f64> = wanted.iter().map(|w| 2.0 * w).collect();
+                    assert_close(name, found, &twice, 1e-5);
+                }
+                let all = found.concat();
+                assert_same_bits("gradients", &all, judge.get_or_insert_with(|| all.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn merging_adds_the_product_and_rounds_to_the_stored_dtype() {
+        for (o, k, rank) in [(1, 1, 1), (33, 48, 5)] {
+            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+                let (mut w, pair) = (stored(&random(2, &[o, k]), dtype), pair(o, k, rank, 10, Dtype::F32));
+                let (a, b, s) = (wide(&pair.a), wide(&pair.b), f64::from(pair.scale));
+                let add = |i: usize| s * (0..rank).map(|r| b[r * o + i / k] * a[r * k + i % k]).sum::<f64>();
+                let wanted: Vec<f64> = wide(&w).iter().enumerate().map(|(i, w)| w + add(i)).collect();
+                lora_merge(&device(), &mut w, &pair).unwrap();
+                assert_eq!(w.dtype(), dtype);
+                assert_close("w", &w.to_f32(), &wanted, if dtype == Dtype::F32 { 1e-6 } else { 1.0 / 200.0 });
+            }
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub use linear::{
     linear_residual_forward, linear_scratch_bytes,
 };
 pub use logprob::{logit_stats, logprobs_of, logsumexp, select_bytes, top_k};
-pub use lora::{lora_merge, lora_scratch_bytes};
+pub use lora::lora_merge;
 pub use moe::{CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, QkvWeights, qkv_forward};
 pub use random::fill_random;

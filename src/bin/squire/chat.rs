@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use squire::serve::{Engine, LoadOptions, Session};
 
-use crate::options::EngineArgs;
+use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};
 use crate::sampling::{SamplingArgs, TemplateArgs, name_of, pull};
 use crate::waiting::Waiting;
@@ -15,8 +15,8 @@ use crate::waiting::Waiting;
 /// Talk with a model: each line of stdin is a message, an empty one or its end ends the chat
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model folder, with a chat template
-    dir: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -31,8 +31,7 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let rendering = args.template.options()?;
     let waiting = Waiting::begin("loading the model");
-    let model = Engine::new(args.engine.engine()?)?.load(&args.dir, LoadOptions::default())?;
-    let session = Session::new(&model)?;
+    let (model, session) = args.model.load(&args.engine)?;
     model.tokenizer()?;
     model.template()?;
     drop(waiting);

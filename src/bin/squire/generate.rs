@@ -9,7 +9,7 @@ use squire::serve::{Chunk, Engine, LoadOptions, Session};
 use squire::text::source::Source;
 use squire::text::tokenizer::Control;
 
-use crate::options::EngineArgs;
+use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};
 use crate::sampling::{SamplingArgs, TemplateArgs, name_of, pull};
 use crate::waiting::Waiting;
@@ -17,8 +17,8 @@ use crate::waiting::Waiting;
 /// Generate text after a prompt
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model folder
-    dir: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompt: a user's message where the folder has a chat template, else the text to continue
     prompt: String,
     #[command(flatten)]
@@ -41,8 +41,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         args.template.refuse("--raw asks for none")?;
     }
     let waiting = Waiting::begin("loading the model and reading the prompt");
-    let model = Engine::new(args.engine.engine()?)?.load(&args.dir, LoadOptions::default())?;
-    let session = Session::new(&model)?;
+    let (model, session) = args.model.load(&args.engine)?;
     let templated = !args.raw && model.template().is_ok();
     if templated {
         let mut messages: Vec<Value> = Vec::new();

@@ -1,8 +1,10 @@
 //! Options that several subcommands share: what the engine computes with.
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
+
 use squire::backend::{Compute, KernelSet};
-use squire::serve::{DeviceChoice, EngineOptions};
+use squire::serve::{DeviceChoice, Engine, EngineOptions, LoadOptions, ServedModel, Session};
 
 use crate::output::Failure;
 
@@ -48,6 +50,32 @@ impl EngineArgs {
             kernels: self.kernels,
             ..EngineOptions::default()
         })
+    }
+}
+
+/// A model to serve.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// The model folder
+    pub dir: PathBuf,
+    /// A folder with an adapter (LoRA) of the model, as PEFT or squire wrote it
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The model, and a session on it or on its adapter.
+    pub fn load(&self, engine: &EngineArgs) -> Result<(ServedModel, Session), Failure> {
+        const NAME: &str = "adapter";
+        let model = Engine::new(engine.engine()?)?.load(&self.dir, LoadOptions::default())?;
+        let session = match &self.adapter {
+            None => Session::new(&model)?,
+            Some(folder) => {
+                model.load_adapter(NAME, folder)?;
+                Session::with_adapter(&model, NAME)?
+            }
+        };
+        Ok((model, session))
     }
 }
 

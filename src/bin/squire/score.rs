@@ -7,15 +7,15 @@ use serde_json::json;
 use squire::serve::{Cancel, Engine, LoadOptions, Session};
 use squire::text::source::Source;
 
-use crate::options::EngineArgs;
+use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};
 use crate::waiting::Waiting;
 
 /// Score token ids: one log-prob, in nats, for each id after the first
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model folder
-    dir: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The ids, two or more, with commas between them
     #[arg(long, value_name = "IDS", required = true, value_delimiter = ',', allow_hyphen_values = true)]
     ids: Vec<i32>,
@@ -37,8 +37,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         return Err(Failure::Usage("--ids: wanted two or more ids, found 1; the first one has no log-prob".into()));
     }
     let waiting = Waiting::begin("scoring");
-    let model = Engine::new(args.engine.engine()?)?.load(&args.dir, LoadOptions::default())?;
-    let session = Session::new(&model)?;
+    let (model, session) = args.model.load(&args.engine)?;
     session.append(&[*first], Source::Host)?;
     let rows = session.score(rest, args.top_k, &Cancel::default())?;
     drop(waiting);
