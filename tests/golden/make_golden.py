@@ -77,6 +77,8 @@ MODELS = {
 SHARDED = {"moe_f32"}
 TRANSFORMERS_4 = {"dense_bf16", "moe_bf16"}
 BF16_COMPUTE = ("dense_bf16", "moe_bf16")
+LOSSES_OF = {"dense_f32", "moe_f32", "dense_yarn"}
+GRADIENTS_OF = {"dense_f32", "moe_f32"}
 
 
 def fill(model, seed):
@@ -85,7 +87,9 @@ def fill(model, seed):
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             x = torch.randn(p.shape, generator=g)
-            if p.ndim == 1:  # norms
+            if name.endswith(".bias"):  # large enough to be missed
+                x = 0.4 * x
+            elif p.ndim == 1:  # norms
                 x = 1.0 + 0.2 * x
             elif "embed_tokens" in name or "lm_head" in name:
                 x = 0.25 * x
@@ -266,13 +270,13 @@ def record(name, batch, teacher_logits):
         diff = (tensors["logits_bf16"] - tensors["logits_f32"]).abs()
         out["bf16_minus_f32"] = {"max_abs_by_row": [round(x, 5) for x in diff.max(-1).values.tolist()],
                                  "mean_abs": diff.mean().item()}
-    if name in ("dense_f32", "moe_f32", "dense_yarn"):
+    if name in LOSSES_OF:
         out["losses"], grads, noise["grads_max_rel"] = {}, {}, {}
         for kind in LOSSES:
             out["losses"][kind], g = gradients(model, batch, kind, teacher_logits)
             noise["grads_max_rel"][kind] = max_rel_to_largest(g, gradients(model, batch, kind, teacher_logits, True)[1])
             grads |= {f"{kind}/{n}": x for n, x in g.items()}
-        if name != "dense_yarn":
+        if name in GRADIENTS_OF:
             save_file(grads, HERE / f"{name}.grads.safetensors")
     out["noise"] = noise
     save_file({k: v.contiguous() for k, v in tensors.items()}, HERE / f"{name}.logits.safetensors")
