@@ -14,7 +14,18 @@ use squire::serve::{Engine, EngineOptions, Finish, GenerationOptions, LoadOption
 use squire::tensor::Dtype;
 use squire::text::source::Source;
 
-const MODELS: [&str; 7] = ["teacher_f32", "dense_f32", "dense_bf16", "dense_f16", "dense_yarn", "moe_f32", "moe_bf16"];
+const MODELS: [&str; 10] = [
+    "teacher_f32",
+    "dense_f32",
+    "dense_bf16",
+    "dense_f16",
+    "dense_yarn",
+    "moe_f32",
+    "moe_bf16",
+    "llama_llama3_f32",
+    "llama_linear_bias_f32",
+    "qwen2_f32",
+];
 
 fn kernel_sets() -> impl Iterator<Item = KernelSet> {
     KernelSet::ALL.into_iter().filter(|set| set.available())
@@ -127,7 +138,7 @@ fn greedy_ids_are_those_of_torch_wherever_the_margin_exceeds_ten_errors() {
             println!("{kernels}, {name}: {qualified} of 72 positions qualified, error {error:.1e}");
             total += qualified;
         }
-        assert!(total >= 480, "{kernels}: only {total} of 504 positions say anything");
+        assert!(total >= 690, "{kernels}: only {total} of 720 positions say anything");
     }
 }
 
@@ -185,7 +196,7 @@ fn kind_of(loss: &str) -> Loss {
 #[test]
 fn losses_and_gradients_are_those_of_torch_to_1e_4_of_each_tensors_largest() {
     for kernels in kernel_sets() {
-        for name in ["dense_f32", "moe_f32"] {
+        for name in ["dense_f32", "moe_f32", "llama_llama3_f32", "llama_linear_bias_f32", "qwen2_f32"] {
             let (wanted, facts) =
                 (golden::tensors(&format!("{name}.grads.safetensors")), golden::document(&format!("{name}.json")));
             let served = load(name, Compute::F32, kernels);
@@ -287,6 +298,33 @@ fn ten_training_steps_follow_torch() {
                 rms < 1e-4 * moved && worst < 1e-2 * moved,
                 "{kernels}, {name}: rms {rms:e}, worst {worst:e}, moved {moved:e}"
             );
+        }
+    }
+}
+
+#[test]
+fn stretched_frequencies_are_those_of_transformers() {
+    let recorded = golden::document("rope_frequencies.json");
+    for (name, facts) in recorded.as_object().unwrap() {
+        let number = |key: &str| facts[key].as_f64().unwrap();
+        let (head_dim, theta) = (number("head_dim") as usize, number("rope_theta"));
+        let found = match facts["rope_type"].as_str().unwrap() {
+            "linear" => {
+                let plain = ops::inverse_frequencies(head_dim, theta);
+                plain.into_iter().map(|f| f / number("factor") as f32).collect()
+            }
+            _ => {
+                let (turns, original) = (
+                    (number("low_freq_factor"), number("high_freq_factor")),
+                    number("original_max_position_embeddings"),
+                );
+                ops::llama3_inverse_frequencies(head_dim, theta, number("factor"), turns, original as usize)
+            }
+        };
+        let wanted = floats(&facts["inverse_frequencies"]);
+        assert_eq!(found.len(), wanted.len());
+        for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+            assert!((f64::from(*found) / wanted - 1.0).abs() < 1e-6, "{name}, dimension {i}: {found} for {wanted}");
         }
     }
 }
