@@ -44,7 +44,8 @@ fn one(engine: &Engine, method: Method, updates: u64, seed: u64, games: u64) -> 
     let teacher = engine.load(&shipped("teacher"), LoadOptions::default())?;
     let student = engine.load(&shipped("student"), LoadOptions::default())?;
     let watch = |_: &Distiller, _: f64, _: &Report| {};
-    let (distiller, learnt) = learn(&student, &teacher, &Plan { method, updates, seed, checkpoint: None, watch })?;
+    let (distiller, learnt) =
+        learn(&student, &teacher, &Plan { method, updates, seed, lora: None, checkpoint: None, watch })?;
     Ok((learnt, unseen(&distiller, games)?))
 }
 

@@ -17,6 +17,9 @@ use crate::world::{Game, Split};
 /// Games of one update.
 pub const BATCH: u64 = 32;
 
+/// The first learning rate of an adapter; of all weights it is 1.5e-3.
+const LORA_RATE: f64 = 5e-3;
+
 /// What is compared. All start from one student, learn from the same training games, and make one update
 /// of the same size at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -81,6 +84,8 @@ pub struct Plan {
     pub method: Method,
     pub updates: u64,
     pub seed: u64,
+    /// The rank of the adapter that is trained; None: all weights.
+    pub lora: Option<u32>,
     /// Where checkpoints go; an interrupted run goes on from there.
     pub checkpoint: Option<PathBuf>,
     /// Called after every update: the distiller, the share of training games won, the report.
@@ -98,7 +103,13 @@ pub struct Learnt {
 
 /// Runs the plan: afterwards the student's current revision is the result.
 pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Result<(Distiller, Learnt)> {
-    let config = Config::from_value(&plan.method.settings(plan.updates, plan.seed))?;
+    let mut settings = plan.method.settings(plan.updates, plan.seed);
+    if let Some(rank) = plan.lora {
+        settings["lora"] = json!({"rank": rank, "alpha": 2 * rank});
+        settings["optimizer"]["learning_rate"]["start"] = json!(LORA_RATE);
+        settings["optimizer"]["learning_rate"]["end"] = json!(LORA_RATE / 10.0);
+    }
+    let config = Config::from_value(&settings)?;
     let distiller = match &plan.checkpoint {
         Some(folder) if Distiller::checkpoint(folder)?.is_some() => {
             Distiller::resume(student, Some(teacher), config, folder)?

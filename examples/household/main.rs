@@ -61,6 +61,9 @@ struct Arguments {
     /// Where the better student goes.
     #[arg(long, default_value = "target/household/student")]
     save: PathBuf,
+    /// Train an adapter of this rank (LoRA, alpha twice the rank) instead of all weights.
+    #[arg(long)]
+    lora: Option<u32>,
     /// Print one JSON object as the last line.
     #[arg(long)]
     json: bool,
@@ -134,7 +137,7 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
     println!("{}, {updates} updates of {} games:", arguments.method.name(), learn::BATCH);
     println!("update  beta  won in training   KL (nats a token)  tokens: student  teacher  replayed");
     let (method, seed, checkpoint) = (arguments.method, arguments.seed, arguments.checkpoint.clone());
-    let (distiller, learnt) = learn(&student, &teacher, &Plan { method, updates, seed, checkpoint, watch })?;
+    let (distiller, learnt) = learn(&student, &teacher, &Plan { method, updates, seed, lora, checkpoint, watch })?;
     let success_after = unseen(&distiller, n)?;
     println!(
         "\nstudent on {n} unseen games: {:.1} % before, {:.1} % after",

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::ended::{Ended, Waiting};
 use super::learner::Learner;
-use super::lora;
 use super::spec::EpisodeSpec;
+use super::trained;
 use super::trajectory::Heading;
 use super::unpublished::Unpublished;
 use super::workspace::Workspace;
@@ -85,7 +85,7 @@ impl Distiller {
                 return Err(Error::new(Fault::UnsupportedBackend, why));
             }
         }
-        lora::check(&config, student.config(), &student.current()).map_err(|e| e.within("student"))?;
+        trained::check(&config, student.config(), &student.current()).map_err(|e| e.within("student"))?;
         match teacher {
             None if config.needs_teacher() => {
                 let why = "the settings let a teacher act or score, but there is no teacher";
@@ -243,10 +243,10 @@ impl Distiller {
     pub(super) fn begin_learning(&self, learning: &mut Learning, current: &Revision) -> Result<()> {
         let (config, model) = (&self.0.config, self.0.student.model());
         if learning.learner.is_none() {
-            lora::check(config, &model.config, current)?;
-            let masters = lora::masters(config, &model.config, &model.device, current)?;
+            trained::check(config, &model.config, current)?;
+            let masters = trained::masters(config, &model.config, &model.device, current)?;
             if let (Parameters::Adapter(_), None) = (&masters, &current.adapter) {
-                let mut served = lora::served_form(config, &model.config, current)?;
+                let mut served = trained::served_form(config, &model.config, current)?;
                 served.round_from(&model.device, &masters);
                 learning.begun = served.adapter();
             }

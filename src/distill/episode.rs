@@ -370,9 +370,12 @@ impl Episode {
         };
         let heading = &state.trajectory.heading;
         let config = self.distiller.config();
-        // Evaluations draw alike at every step, so that what differs is the student.
-        let step = if heading.evaluation { 0 } else { heading.step };
-        let key = [config.seed, step, heading.episode, u64::from(state.turn), u64::from(heading.evaluation)];
+        let (episode, turn) = (heading.episode, u64::from(state.turn));
+        let seed = match heading.evaluation {
+            false => bits(Stream::Rollout, &[config.seed, heading.step, episode, turn, 0]),
+            // Evaluations draw alike at every step, so that what differs is the student.
+            true => bits(Stream::Rollout, &[config.seed, episode, turn, 1]),
+        };
         let training = Sampling {
             temperature: config.sampling.temperature as f32,
             top_k: config.sampling.top_k,
@@ -380,7 +383,7 @@ impl Episode {
         };
         let mut options = GenerationOptions {
             sampling: if heading.evaluation { options.sampling } else { training },
-            seed: bits(Stream::Rollout, &key),
+            seed,
             source: if teacher_acts { Source::Teacher } else { Source::Student },
             // What one says in training the other must be able to read.
             vocabulary: if heading.evaluation { 0 } else { self.distiller.vocabulary_to_draw_from(teacher_acts) },

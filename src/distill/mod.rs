@@ -26,6 +26,7 @@ pub mod preset;
 pub mod report;
 pub mod schedule;
 pub mod spec;
+mod trained;
 pub mod trajectory;
 mod unpublished;
 pub mod update;

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::distiller::{Distiller, Learning};
 use super::learner::Gradients;
-use super::lora;
 use super::report::Report;
+use super::trained;
 use super::unpublished::Unpublished;
 use super::update_kl::{are_finite, mean_kl};
 use crate::backend::cpu::FloatEnv;
@@ -67,7 +67,7 @@ impl Distiller {
             let why = "the base weights were replaced since the update was built; build it anew";
             return Err(Error::new(Fault::StaleUpdate, why));
         }
-        let mut next = lora::served_form(settings, &model.config, &current)?;
+        let mut next = trained::served_form(settings, &model.config, &current)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
         let mut says =
             |student: (&Weights, Option<&Adapter>)| sample.logits(model, student, self.0.vocabulary, workspace);

@@ -12,8 +12,10 @@ use super::{Kernel, Shared, piece};
 pub const COLUMNS: usize = 64;
 /// Rows of C in a task.
 pub const ROWS: usize = 48;
-/// Rows of the register tile.
+/// Rows of the register tile where lanes are few registers (AVX-512: 24 accumulators of 32), and where each is two of
+/// sixteen (AVX2: 6 accumulators of two).
 const TILE: usize = 6;
+const NARROW_TILE: usize = 3;
 /// Terms per cache block: the panel of B (64 columns) stays in the first-level cache.
 const BLOCK: usize = 128;
 
@@ -44,14 +46,23 @@ impl<B: Widen> Outer<'_, B> {
     }
 
     #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize>(&self, i: usize, j: usize, width: usize, terms: std::ops::Range<usize>) {
+    unsafe fn tile<V: Lanes, const R: usize, const N: usize>(
+        &self,
+        i: usize,
+        j: usize,
+        width: usize,
+        terms: std::ops::Range<usize>,
+    ) {
         // SAFETY: the caller's: rows, columns and terms lie inside the operands, and no other task writes these of C.
         unsafe {
-            let vectors = [0, 16, 32, 48].map(|v| width.saturating_sub(v).min(16));
-            let mut acc = [[V::zero(); 4]; R];
+            let mut vectors = [0; N];
+            for (v, n) in vectors.iter_mut().enumerate() {
+                *n = width.saturating_sub(16 * v).min(16);
+            }
+            let mut acc = [[V::zero(); N]; R];
             for (row, acc) in acc.iter_mut().enumerate() {
                 let c = self.c.at((i + row) * self.n_columns + j);
-                for v in 0..4 {
+                for v in 0..N {
                     if vectors[v] > 0 {
                         acc[v] = V::load_up_to(c.add(16 * v), vectors[v]);
                     }
@@ -59,13 +70,15 @@ impl<B: Widen> Outer<'_, B> {
             }
             let mut a = self.a.as_ptr().add(terms.start * self.a_step_r + i * self.a_step_i);
             let mut b = self.b.as_ptr().add(terms.start * self.n_columns + j);
-            if width == COLUMNS {
+            if width == 16 * N {
                 for _ in terms {
-                    let vb: [V; 4] =
-                        [B::load(b, 16), B::load(b.add(16), 16), B::load(b.add(32), 16), B::load(b.add(48), 16)];
+                    let mut vb = [V::zero(); N];
+                    for (v, vb) in vb.iter_mut().enumerate() {
+                        *vb = B::load(b.add(16 * v), 16);
+                    }
                     for (row, acc) in acc.iter_mut().enumerate() {
                         let va = V::splat(*a.add(row * self.a_step_i));
-                        for v in 0..4 {
+                        for v in 0..N {
                             acc[v] = va.fma(vb[v], acc[v]);
                         }
                     }
@@ -74,7 +87,7 @@ impl<B: Widen> Outer<'_, B> {
                 }
             } else {
                 for _ in terms {
-                    for v in 0..4 {
+                    for v in 0..N {
                         if vectors[v] == 0 {
                             continue;
                         }
@@ -89,13 +102,41 @@ impl<B: Widen> Outer<'_, B> {
             }
             for (row, acc) in acc.iter().enumerate() {
                 let c = self.c.at((i + row) * self.n_columns + j);
-                for v in 0..4 {
+                for v in 0..N {
                     match vectors[v] {
                         0 => {}
                         16 => acc[v].store(c.add(16 * v)),
                         n => acc[v].store_tail(c.add(16 * v), n),
                     }
                 }
+            }
+        }
+    }
+}
+
+impl<B: Widen> Outer<'_, B> {
+    /// Tiles of `R` rows, and what is left of them, over the columns.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const R: usize, const N: usize>(
+        &self,
+        rows: std::ops::Range<usize>,
+        columns: std::ops::Range<usize>,
+        terms: std::ops::Range<usize>,
+    ) {
+        let (j, width, mut i) = (columns.start, columns.len(), rows.start);
+        // SAFETY: the caller's.
+        unsafe {
+            while i + R <= rows.end {
+                self.tile::<V, R, N>(i, j, width, terms.clone());
+                i += R;
+            }
+            match rows.end - i {
+                1 => self.tile::<V, 1, N>(i, j, width, terms),
+                2 => self.tile::<V, 2, N>(i, j, width, terms),
+                3 => self.tile::<V, 3, N>(i, j, width, terms),
+                4 => self.tile::<V, 4, N>(i, j, width, terms),
+                5 => self.tile::<V, 5, N>(i, j, width, terms),
+                _ => {}
             }
         }
     }
@@ -109,21 +150,16 @@ impl<B: Widen> Kernel for Outer<'_, B> {
         let rows = piece(index / n_column_blocks, ROWS, self.n_rows);
         for block in 0..self.n_terms.div_ceil(BLOCK) {
             let terms = piece(block, BLOCK, self.n_terms);
-            let mut i = rows.start;
-            while i < rows.end {
-                // SAFETY: rows and columns lie inside C by construction, and tasks own disjoint blocks of it.
-                unsafe {
-                    let (j, width) = (columns.start, columns.len());
-                    match rows.end - i {
-                        1 => self.tile::<V, 1>(i, j, width, terms.clone()),
-                        2 => self.tile::<V, 2>(i, j, width, terms.clone()),
-                        3 => self.tile::<V, 3>(i, j, width, terms.clone()),
-                        4 => self.tile::<V, 4>(i, j, width, terms.clone()),
-                        5 => self.tile::<V, 5>(i, j, width, terms.clone()),
-                        _ => self.tile::<V, TILE>(i, j, width, terms.clone()),
+            // SAFETY: rows and columns lie inside C by construction, and tasks own disjoint blocks of it.
+            unsafe {
+                if V::COLUMNS == 8 {
+                    self.rows::<V, TILE, 4>(rows.clone(), columns.clone(), terms);
+                } else {
+                    for half in columns.clone().step_by(32) {
+                        let columns = half..columns.end.min(half + 32);
+                        self.rows::<V, NARROW_TILE, 2>(rows.clone(), columns, terms.clone());
                     }
                 }
-                i += TILE.min(rows.end - i);
             }
         }
     }

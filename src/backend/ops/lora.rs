@@ -20,7 +20,7 @@ use crate::tensor::Dtype;
 
 /// Rows of one task.
 const ROWS: usize = 12;
-/// Columns of y that a task holds in registers: four vectors.
+/// Columns of y of the smallest part: four vectors.
 const COLUMNS: usize = 64;
 
 /// Rows that are treated alike.
@@ -190,13 +190,16 @@ impl Adapt<'_> {
             let mut row = 0;
             while row < rows.len() {
                 let (at, u) = (rows.start + row, u.add(row * rank).cast_const());
-                match rows.len() - row {
-                    1 => self.grow::<V, W, 1>(u, at, columns.clone(), b, rank),
-                    2 => self.grow::<V, W, 2>(u, at, columns.clone(), b, rank),
-                    3 => self.grow::<V, W, 3>(u, at, columns.clone(), b, rank),
-                    _ => self.grow::<V, W, 4>(u, at, columns.clone(), b, rank),
+                match (V::COLUMNS == 8, rows.len() - row) {
+                    (true, 1) => self.grow::<V, W, 1, 4>(u, at, columns.clone(), b, rank),
+                    (true, 2) => self.grow::<V, W, 2, 4>(u, at, columns.clone(), b, rank),
+                    (true, _) => self.grow::<V, W, 3, 4>(u, at, columns.clone(), b, rank),
+                    // Lanes that are two registers each: what is held is half as wide.
+                    (false, 1) => self.grow::<V, W, 1, 2>(u, at, columns.clone(), b, rank),
+                    (false, 2) => self.grow::<V, W, 2, 2>(u, at, columns.clone(), b, rank),
+                    (false, _) => self.grow::<V, W, 3, 2>(u, at, columns.clone(), b, rank),
                 }
-                row += 4;
+                row += 3;
             }
         }
     }
@@ -242,9 +245,9 @@ impl Adapt<'_> {
         }
     }
 
-    /// y of `N` rows.
+    /// y of `N` rows, `VECTORS` of sixteen columns at a time.
     #[inline(always)]
-    unsafe fn grow<V: Lanes, W: Widen, const N: usize>(
+    unsafe fn grow<V: Lanes, W: Widen, const N: usize, const VECTORS: usize>(
         &self,
         u: *const f32,
         row: usize,
@@ -254,16 +257,16 @@ impl Adapt<'_> {
     ) {
         let mut c = columns.start;
         while c < columns.end {
-            let width = (columns.end - c).min(COLUMNS);
-            let mut lens = [0; 4];
+            let width = (columns.end - c).min(16 * VECTORS);
+            let mut lens = [0; VECTORS];
             for (v, len) in lens.iter_mut().enumerate() {
                 *len = width.saturating_sub(16 * v).min(16);
             }
             // SAFETY: the caller's.
             unsafe {
-                let mut acc = [[V::zero(); 4]; N];
+                let mut acc = [[V::zero(); VECTORS]; N];
                 for (n, acc) in acc.iter_mut().enumerate() {
-                    for v in 0..4 {
+                    for v in 0..VECTORS {
                         if lens[v] > 0 {
                             acc[v] = V::load_up_to(self.y.at((row + n) * self.o + c + 16 * v), lens[v]);
                         }
@@ -271,7 +274,7 @@ impl Adapt<'_> {
                 }
                 for r in 0..rank {
                     let b = b.as_ptr().add(r * self.o + c);
-                    for v in 0..4 {
+                    for v in 0..VECTORS {
                         if lens[v] == 0 {
                             continue;
                         }
@@ -282,14 +285,14 @@ impl Adapt<'_> {
                     }
                 }
                 for (n, acc) in acc.iter().enumerate() {
-                    for v in 0..4 {
+                    for v in 0..VECTORS {
                         if lens[v] > 0 {
                             acc[v].store_rounded(self.y.at((row + n) * self.o + c + 16 * v), lens[v], self.round);
                         }
                     }
                 }
             }
-            c += COLUMNS;
+            c += 16 * VECTORS;
         }
     }
 }

@@ -2,10 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead, IsTerminal, stdin};
-use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use squire::serve::{Engine, LoadOptions, Session};
 
 use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};

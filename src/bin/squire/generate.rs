@@ -1,11 +1,10 @@
 //! `squire generate`: continue a prompt, printing the text as it comes.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use squire::serve::{Chunk, Engine, LoadOptions, Session};
+use squire::serve::Chunk;
 use squire::text::source::Source;
 use squire::text::tokenizer::Control;
 

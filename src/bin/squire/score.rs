@@ -1,10 +1,8 @@
 //! `squire score`: the log-prob of each given token after the first, given all before it.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
-
 use serde_json::json;
-use squire::serve::{Cancel, Engine, LoadOptions, Session};
+use squire::serve::Cancel;
 use squire::text::source::Source;
 
 use crate::options::{EngineArgs, ModelArgs};
@@ -37,7 +35,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         return Err(Failure::Usage("--ids: wanted two or more ids, found 1; the first one has no log-prob".into()));
     }
     let waiting = Waiting::begin("scoring");
-    let (model, session) = args.model.load(&args.engine)?;
+    let (_, session) = args.model.load(&args.engine)?;
     session.append(&[*first], Source::Host)?;
     let rows = session.score(rest, args.top_k, &Cancel::default())?;
     drop(waiting);
