@@ -86,6 +86,29 @@ impl<F: Form> Product<'_, F> {
     }
 }
 
+/// Weight bytes that stay in the second-level cache while the rows pass by.
+const W_BLOCK: usize = 128 << 10;
+
+impl<F: Form> Product<'_, F> {
+    /// Where few outputs fit the registers, x would pass by too often: here three rows of it stay in the first-level cache
+    /// while a block of w passes by from the second. Returns the first output that is left.
+    #[inline(always)]
+    unsafe fn by_rows<V: Lanes>(&self, rows: std::ops::Range<usize>, outputs: std::ops::Range<usize>) -> usize {
+        let block = (W_BLOCK / (self.k * std::mem::size_of::<F::W>())).max(2) / 2 * 2;
+        let end = outputs.end - outputs.len() % 2;
+        for first in (outputs.start..end).step_by(block) {
+            for n in rows.clone().step_by(3) {
+                let three = n..rows.end.min(n + 3);
+                for o in (first..end.min(first + block)).step_by(2) {
+                    // SAFETY: the caller's.
+                    unsafe { self.tiles::<V, 2>(three.clone(), o) };
+                }
+            }
+        }
+        end
+    }
+}
+
 impl<F: Form> Kernel for Product<'_, F> {
     #[inline(always)]
     unsafe fn task<V: Lanes>(&self, index: usize) {
@@ -95,6 +118,9 @@ impl<F: Form> Kernel for Product<'_, F> {
             let mut o = outputs.start;
             // SAFETY: rows and outputs lie inside the operands, and tasks own disjoint outputs.
             unsafe {
+                if !self.streamed && V::COLUMNS != 8 {
+                    o = self.by_rows::<V>(rows.clone(), outputs.clone());
+                }
                 if !self.streamed {
                     while o + V::COLUMNS <= outputs.end {
                         if V::COLUMNS == 8 {
