@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 use output::{Failure, Output};
 
-/// Serve a distilled Qwen3 student and look at how it is taught.
+/// Serve a distilled student and look at how it is taught.
 #[derive(Parser)]
 #[command(name = "squire", version, arg_required_else_help = true)]
 struct Cli {
