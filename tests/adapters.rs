@@ -276,3 +276,79 @@ fn a_generation_whose_adapter_is_gone_ends_as_it_began() {
     }
     assert_eq!(found, wanted);
 }
+
+#[test]
+fn a_generation_that_is_refused_leaves_the_session_where_it_was() {
+    let model = eight(&engine(EngineOptions::default()));
+    let here = session(&model, None, &ids(6, 30));
+    here.prefill(&Cancel::default()).unwrap();
+    let computed = here.extent().unwrap();
+    let bad_stop = GenerationOptions { stop_ids: vec![9999], ..greedy(3) };
+    for (name, options) in [("a", bad_stop), ("nobody", greedy(3))] {
+        assert!(here.generate_on(name, options).is_err());
+        assert_eq!((here.revision().number, here.extent().unwrap()), (1, computed));
+    }
+    let empty = Session::new(&model).unwrap();
+    assert_eq!(empty.generate_on("a", greedy(3)).map(drop).unwrap_err().fault(), Fault::EmptySession);
+    assert_eq!(empty.revision().number, 1);
+    let (chunk, _) = here.generate_on("a", greedy(10)).unwrap().collect().unwrap();
+    assert_eq!(chunk.ids, said(&session(&model, Some("a"), &ids(6, 30)), 10).0);
+}
+
+#[test]
+fn old_bases_that_sessions_on_adapters_keep_count_among_the_revisions_that_may_live() {
+    let engine = engine(EngineOptions::default());
+    let model = tiny(&engine, &dense(), Dtype::F32, 5);
+    let next = |seed| Weights::random(model.config(), engine.device(), Dtype::F32, seed, 0.2).unwrap();
+    let mut kept = Vec::new();
+    for seed in 0..2 {
+        model.add_adapter("a", adapter(&model, 3, Dtype::F32, seed)).unwrap();
+        kept.push(session(&model, Some("a"), &ids(seed, 5)));
+        if seed == 0 {
+            model.publish(next(seed), 2).unwrap();
+        }
+    }
+    let refused = model.publish(next(3), 1).unwrap_err();
+    assert_eq!(refused.fault(), Fault::HostBudget, "{refused}");
+    kept.clear();
+    let published = (0..2000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        model.publish(next(3), 1).is_ok()
+    });
+    assert!(published);
+}
+
+#[test]
+fn a_merge_that_overflows_the_base_or_loses_what_was_published_is_refused() {
+    let engine = engine(EngineOptions::default());
+    let model = tiny(&engine, &dense(), Dtype::F16, 5);
+    let lora = Lora { rank: 2, alpha: 1e9, rslora: false, targets: Vec::new() };
+    let mut number = 0;
+    let huge = Adapter::build(model.config(), &lora, |_, _, _, extents| {
+        number += 1;
+        let mut tensor = squire::backend::Tensor::zeros(Dtype::F32, &extents)?;
+        squire::backend::ops::fill_random(engine.device(), &mut tensor, 3, number, 0.4);
+        Ok(tensor)
+    });
+    model.add_adapter("huge", huge.unwrap()).unwrap();
+    let e = model.merge_adapter(Some("huge"), 9).unwrap_err();
+    assert!(e.fault() == Fault::NotFinite && model.current().number == 1, "{e}");
+    // Two at once: the second to come would undo the first.
+    for name in ["a", "b"] {
+        model.add_adapter(name, adapter(&model, 3, Dtype::F32, 1)).unwrap();
+    }
+    let merged: Vec<_> = std::thread::scope(|scope| {
+        let threads = ["a", "b"].map(|name| {
+            scope.spawn({
+                let model = &model;
+                move || model.merge_adapter(Some(name), 9)
+            })
+        });
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let done = merged.iter().filter(|merged| merged.is_ok()).count();
+    assert_eq!(done, 1, "{merged:?}");
+    let e = merged.into_iter().find_map(|merged| merged.err()).unwrap();
+    assert_eq!(e.fault(), Fault::AdapterMismatch, "{e}");
+    assert_eq!(model.current().number, 2);
+}

@@ -183,6 +183,23 @@ fn score_gives_the_golden_log_probs() {
 }
 
 #[test]
+fn an_adapter_is_put_on_the_model_that_is_named() {
+    let (model, lora) = (golden("dense_f32"), golden("../lora"));
+    let score = |adapter: Option<&str>| {
+        let mut args = vec!["score", text(&model), "--ids", "5,6,7", "--compute", "f32", "--json"];
+        let folder = adapter.map(|name| lora.join(name));
+        args.extend(folder.iter().flat_map(|folder| ["--adapter", text(folder)]));
+        json_of(&args)["logprobs"].clone()
+    };
+    let found = [score(None), score(Some("dense_seven")), score(Some("dense_rslora"))];
+    assert!(found.iter().all(|x| x.as_array().is_some_and(|x| x.len() == 2)), "{found:?}");
+    assert!(found[0] != found[1] && found[0] != found[2] && found[1] != found[2], "{found:?}");
+    let foreign = lora.join("moe_attention");
+    refused(&["score", text(&model), "--ids", "5,6", "--adapter", text(&foreign)], 1, "lora_A.weight: wanted");
+    refused(&["score", text(&model), "--ids", "5,6", "--adapter", text(&model)], 1, "adapter_config.json");
+}
+
+#[test]
 fn a_log_prob_does_not_depend_on_what_follows_or_on_threads_and_kernels() {
     let dir = golden("dense_bf16");
     let long = json_of(&["score", text(&dir), "--ids", "5,6,7,8", "--json"]);

@@ -136,7 +136,7 @@ fn a_rank_of_nothing_below_nothing_or_beyond_the_matrix() {
 
 #[test]
 fn an_alpha_that_is_no_positive_number() {
-    config_lies(Fault::AdapterForm, "lora_alpha", json!([0, -1, "16", null]));
+    config_lies(Fault::AdapterForm, "lora_alpha", json!([0, -1, "16", null, 1e300, 1e-300]));
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn a_base_that_changed_under_an_adapter() {
 #[test]
 fn names_that_are_none() {
     let f = Fixture::new(dense());
-    for name in ["", &"x".repeat(257)] {
+    for name in ["", "a\n\u{1b}[31mb", &"x".repeat(257)] {
         assert_eq!(f.model.load_adapter(name, &f.folder).unwrap_err().fault(), Fault::BadValue);
     }
     let e = Session::with_adapter(&f.model, "b").map(drop).unwrap_err();

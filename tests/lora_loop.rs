@@ -195,7 +195,7 @@ fn a_base_that_is_replaced_under_a_learner_is_refused_and_nothing_is_lost() {
     let next = wide(student, 5);
     student.publish(next, 9).unwrap();
     let e = d.apply(&mut built).unwrap_err();
-    assert_eq!(e.fault(), Fault::StaleUpdate, "{e}");
+    assert!(e.fault() == Fault::AdapterMismatch && e.message().contains("base weights were replaced"), "{e}");
     play_together(&d, 3, 2);
     let e = d.build(0, &Default::default(), &mut |_, _| true).map(drop).unwrap_err();
     assert!(e.fault() == Fault::AdapterMismatch && e.message().contains("base weights were replaced"), "{e}");
@@ -236,7 +236,8 @@ fn sessions_under_way_and_named_adapters_live_beside_a_run() {
     }
     // A step of an adapter replaces no base, so the host's own adapter stays.
     assert!(Session::with_adapter(&student, "host").is_ok());
-    assert_eq!(session.rebase().unwrap(), session.revision().number);
+    let before = session.revision().number;
+    assert_eq!(session.rebase().unwrap(), before, "nobody loaded another under the name");
     // Full fine-tuning does.
     student.merge_adapter(None, 9).unwrap();
     let full = Distiller::new(&student, Some(&teacher), settings(with(|s| s["lora"] = json!(null)))).unwrap();
@@ -259,4 +260,65 @@ fn masters_moments_and_gradients_are_the_adapters() {
     }
     let all: &Weights = &d.student().current().weights;
     assert!(all.tensors().len() < 28);
+}
+
+#[test]
+fn two_distillers_of_one_student_do_not_train_through_each_others_adapters() {
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let make = |lora: Value| Distiller::new(&student, Some(&teacher), settings(with(|s| s["lora"] = lora))).unwrap();
+    let (small, large) = (make(json!({"rank": 1, "alpha": 1.0})), make(json!({"rank": 9, "alpha": 9.0})));
+    let full = make(json!(null));
+    for d in [&small, &large, &full] {
+        play_together(d, 2, 2);
+        drop(build(d));
+    }
+    one_update(&large);
+    let served = adapter_bytes(&student);
+    for d in [&small, &full] {
+        play_together(d, 2, 2);
+        let e = d.build(0, &Default::default(), &mut |_, _| true).map(drop).unwrap_err();
+        assert_eq!(e.fault(), Fault::AdapterMismatch, "{e}");
+        assert!(d.save(tempfile::tempdir().unwrap().path()).is_err(), "nor is it saved");
+    }
+    assert!(adapter_bytes(&student) == served);
+    one_update(&large);
+}
+
+#[test]
+fn a_step_that_was_applied_is_not_published_over_another_base() {
+    let d = distiller(Kind::Dense, Compute::F32, document());
+    one_update(&d);
+    play_together(&d, 3, 2);
+    let mut built = build(&d);
+    d.apply(&mut built).unwrap();
+    d.student().merge_adapter(None, 9).unwrap();
+    let (merged, number) = (weight_bytes(d.student()), d.student().current().number);
+    let e = d.publish().unwrap_err();
+    assert!(e.fault() == Fault::AdapterMismatch && e.message().contains("base weights"), "{e}");
+    assert!(d.student().current().adapter.is_none() && weight_bytes(d.student()) == merged);
+    assert_eq!(d.student().current().number, number);
+}
+
+#[test]
+fn adapters_that_are_loaded_make_no_episode_stale_and_take_no_published_number() {
+    let d = distiller(Kind::Dense, Compute::F32, document());
+    one_update(&d);
+    play_together(&d, 3, 2);
+    let lora = squire::model::Lora { rank: 2, alpha: 4.0, rslora: false, targets: Vec::new() };
+    let fresh = |seed| squire::model::Adapter::fresh(d.student().config(), &lora, &d.student().model().device, seed);
+    for seed in 0..5 {
+        let number = d.student().add_adapter("host", fresh(seed).unwrap()).unwrap();
+        assert_eq!(number, squire::serve::NAMED + 1 + seed);
+    }
+    let report = update(&d).report().clone();
+    assert_eq!((report.stale, report.trained_episodes, d.student().current().number), (0, 3, 3));
+    // What a checkpoint puts back has a number that is nobody else's.
+    let folder = tempfile::tempdir().unwrap();
+    d.save(folder.path()).unwrap();
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    student.add_adapter("host", fresh(9).unwrap()).unwrap();
+    let session = Session::with_adapter(&student, "host").unwrap();
+    Distiller::resume(&student, Some(&teacher), settings(document()), folder.path()).unwrap();
+    assert_eq!(session.use_adapter(None).unwrap(), 3);
+    assert_eq!(session.revision().number, student.current().number);
 }

@@ -136,7 +136,8 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
     println!("student on {n} unseen games: {:.1} %\n", 100.0 * success_before);
     println!("{}, {updates} updates of {} games:", arguments.method.name(), learn::BATCH);
     println!("update  beta  won in training   KL (nats a token)  tokens: student  teacher  replayed");
-    let (method, seed, checkpoint) = (arguments.method, arguments.seed, arguments.checkpoint.clone());
+    let (method, seed, lora, checkpoint) =
+        (arguments.method, arguments.seed, arguments.lora, arguments.checkpoint.clone());
     let (distiller, learnt) = learn(&student, &teacher, &Plan { method, updates, seed, lora, checkpoint, watch })?;
     let success_after = unseen(&distiller, n)?;
     println!(

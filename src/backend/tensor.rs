@@ -96,6 +96,16 @@ impl Tensor {
         }
     }
 
+    /// Whether all elements are numbers, none NaN or infinite; in host memory.
+    pub fn is_finite(&self) -> bool {
+        // Without a way out of the loops they run many elements at a time.
+        match self.elements() {
+            Elements::F32(x) => x.iter().fold(true, |all, x| all & x.is_finite()),
+            Elements::Bf16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7f80 != 0x7f80)),
+            Elements::F16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7c00 != 0x7c00)),
+        }
+    }
+
     /// A tensor over device memory that holds its elements.
     pub fn over(dtype: Dtype, shape: Shape, buffer: Buffer) -> Tensor {
         assert_eq!(buffer.len(), shape.elements() * dtype.size(), "{dtype} {shape} over {buffer:?}");

@@ -12,12 +12,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::config::Config;
 use super::distiller::Distiller;
 use super::learner::Learner;
+use super::trained;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
@@ -166,19 +168,17 @@ impl Distiller {
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
         let distiller = Distiller::new(student, teacher, config)?;
         let current = student.current();
-        let mut served = match &distiller.config().lora {
-            None => Parameters::Weights(Weights::like(student.config(), &current.weights)?),
-            Some(lora) => {
-                let dtype = adapter_dtype(&document).ok_or_else(|| broken(&folder, "adapter_dtype is no dtype"))?;
-                Parameters::Adapter(Adapter::zeros(student.config(), lora, dtype)?)
-            }
+        let dtype = match distiller.config().lora {
+            None => Dtype::F32, // weights keep their own
+            Some(_) => adapter_dtype(&document).ok_or_else(|| broken(&folder, "adapter_dtype is no dtype"))?,
         };
+        let mut served = trained::form_in(distiller.config(), student.config(), &current, dtype)?;
         served.round_from(&student.model().device, &learner.masters);
         // What was applied and not yet published is published by resuming.
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
         let mut learning = distiller.learning()?;
-        learning.base = distiller.config().lora.as_ref().map(|_| current.weights.clone());
+        learning.base = Arc::downgrade(&current.weights);
         learning.learner = Some(learner);
         drop(learning);
         Ok(distiller)

@@ -4,7 +4,7 @@
 //! (one optimiser step on the masters), publish (new sessions and episodes get the new weights).
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
 
@@ -66,8 +66,8 @@ pub(super) struct Learning {
     pub(super) learner: Option<Learner>,
     /// an adapter that was just begun, until the first step is published: what the student serves then has none
     pub(super) begun: Option<Adapter>,
-    /// the base weights that it trains beside, where it trains an adapter
-    pub(super) base: Option<Arc<Counted<Weights>>>,
+    /// the base weights that it trains beside; nobody keeps them for it
+    pub(super) base: Weak<Counted<Weights>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
     /// buffers of the last build
@@ -110,7 +110,7 @@ impl Distiller {
             learning: Mutex::new(Learning {
                 learner: None,
                 begun: None,
-                base: None,
+                base: Weak::new(),
                 unpublished: None,
                 workspace: None,
             }),
@@ -239,11 +239,13 @@ impl Distiller {
 
     /// Makes the learner where there is none yet, from what the student serves.
     ///
-    /// Errors: `AdapterMismatch` where an adapter is trained and the base under it was replaced.
+    /// Errors: `AdapterMismatch` where the student serves what the settings do not train, an adapter of another form or one
+    /// at all, or where an adapter is trained and the base under it was replaced.
     pub(super) fn begin_learning(&self, learning: &mut Learning, current: &Revision) -> Result<()> {
         let (config, model) = (&self.0.config, self.0.student.model());
+        // Whoever publishes beside it may have changed what is served.
+        trained::check(config, &model.config, current)?;
         if learning.learner.is_none() {
-            trained::check(config, &model.config, current)?;
             let masters = trained::masters(config, &model.config, &model.device, current)?;
             if let (Parameters::Adapter(_), None) = (&masters, &current.adapter) {
                 let mut served = trained::served_form(config, &model.config, current)?;
@@ -251,19 +253,19 @@ impl Distiller {
                 learning.begun = served.adapter();
             }
             learning.learner = Some(Learner::new(&model.config, masters)?);
-            learning.base = config.lora.as_ref().map(|_| current.weights.clone());
+            learning.base = Arc::downgrade(&current.weights);
         }
-        match &learning.base {
-            Some(base) if !Arc::ptr_eq(base, &current.weights) => {
-                let why = format!(
-                    "the base weights were replaced by revision {} while an adapter is trained beside the ones before; make a \
-                     new distiller, or resume the last checkpoint on the old base",
-                    current.number
-                );
-                Err(Error::new(Fault::AdapterMismatch, why))
-            }
-            _ => Ok(()),
+        self.check_base(learning, current)
+    }
+
+    /// Refuses to train an adapter beside other base weights than it was begun with.
+    pub(super) fn check_base(&self, learning: &Learning, current: &Revision) -> Result<()> {
+        if self.0.config.lora.is_none() || std::ptr::eq(learning.base.as_ptr(), Arc::as_ptr(&current.weights)) {
+            return Ok(());
         }
+        let why = "the base weights were replaced while an adapter is trained beside the ones before; make a new distiller, or \
+                   resume the last checkpoint on the old base";
+        Err(Error::new(Fault::AdapterMismatch, why))
     }
 
     /// The learner's lock, for checkpoints.

@@ -50,16 +50,19 @@ pub(super) fn masters(config: &Config, model: &ModelConfig, device: &Device, cur
 /// Zeros in the form that the student serves: the dtypes of its weights, or of its adapter; a fresh one has the dtype of
 /// its base's first projection.
 pub(super) fn served_form(config: &Config, model: &ModelConfig, current: &Revision) -> Result<Parameters> {
-    match (&config.lora, current.adapter()) {
-        (None, _) => Weights::like(model, &current.weights).map(Parameters::Weights),
-        (Some(lora), adapter) => {
-            let dtype = adapter.map_or_else(|| fresh_dtype(&current.weights), Adapter::dtype);
-            Adapter::zeros(model, lora, dtype).map(Parameters::Adapter)
-        }
+    let dtype = current.adapter().map_or_else(|| fresh_dtype(&current.weights), Adapter::dtype);
+    form_in(config, model, current, dtype)
+}
+
+/// The same of an adapter in a given dtype.
+pub(super) fn form_in(config: &Config, model: &ModelConfig, current: &Revision, dtype: Dtype) -> Result<Parameters> {
+    match &config.lora {
+        None => Weights::like(model, &current.weights).map(Parameters::Weights),
+        Some(lora) => Adapter::zeros(model, lora, dtype).map(Parameters::Adapter),
     }
 }
 
 /// The dtype of a fresh adapter's served form.
-pub(super) fn fresh_dtype(base: &Weights) -> Dtype {
+fn fresh_dtype(base: &Weights) -> Dtype {
     base.layers.first().map_or(Dtype::F32, |layer| layer.q.dense().dtype())
 }

@@ -59,14 +59,12 @@ impl Distiller {
             let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
             return Err(Error::new(Fault::StaleUpdate, why));
         }
-        let Learning { learner, unpublished, workspace, base, .. } = &mut *learning;
+        let (model, current) = (self.0.student.model(), self.0.student.current());
+        trained::check(settings, &model.config, &current)?;
+        self.check_base(&learning, &current)?;
+        let Learning { learner, unpublished, workspace, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
-        let (model, current) = (self.0.student.model(), self.0.student.current());
-        if base.as_ref().is_some_and(|base| !Arc::ptr_eq(base, &current.weights)) {
-            let why = "the base weights were replaced since the update was built; build it anew";
-            return Err(Error::new(Fault::StaleUpdate, why));
-        }
         let mut next = trained::served_form(settings, &model.config, &current)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
         let mut says =
@@ -128,18 +126,20 @@ impl Distiller {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
-        let unpublished = &mut learning.unpublished;
+        let Learning { unpublished, begun, base, .. } = &mut *learning;
         let Some(applied) = unpublished else { return Ok(student.current().number) };
         check(applied)?;
         student.check_room(limit)?;
         let Some(Unpublished { parameters, are_finite, update_kl }) = unpublished.take() else {
             return Ok(student.current().number);
         };
-        student.publish_or_give_back(parameters, limit).map_err(|refused| {
-            // An episode that began since the check took the room.
+        let published = student.publish_or_give_back(parameters, base, limit).map_err(|refused| {
+            // An episode that began since the check took the room, or somebody replaced the base.
             let (parameters, e) = *refused;
             *unpublished = Some(Unpublished { parameters, are_finite, update_kl });
             e
-        })
+        })?;
+        *begun = None;
+        Ok(published)
     }
 }

@@ -28,11 +28,14 @@ pub(crate) unsafe fn optional_name<'a>(name: *const c_char, len: usize, what: &s
 /// (adapter_config.json, adapter_model.safetensors), of LoRA on the projections q_proj, k_proj, v_proj, o_proj, gate_proj,
 /// up_proj, down_proj. Many may be loaded at once, and rows of all of them run in one pass over the base. A name that is
 /// there already stands for the new one from then on; sessions on the old one keep it. *revision, unless revision is NULL,
-/// gets the number of its revision, which events and traces name. What the adapter's dropout was in training has no meaning
+/// gets the number of its revision, which events and traces name: from 1000000001 on, while what is published counts from 1.
+/// A name has no control characters. What the adapter's dropout was in training has no meaning
 /// here. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT (ADAPTER_FORM) for a configuration that is broken,
-/// SQUIRE_E_UNSUPPORTED (UNSUPPORTED_ADAPTER) for what squire does not compute and on a GPU, SQUIRE_E_MISMATCH
-/// (ADAPTER_MISMATCH, TENSOR_MISSING, TENSOR_EXTRA, TENSOR_SHAPE) for an adapter of another model, rank or target or, where
-/// squire wrote it, of other base weights, SQUIRE_E_BUDGET beyond host_budget. A call that fails changes nothing. Any thread.
+/// SQUIRE_E_UNSUPPORTED for what squire does not compute (UNSUPPORTED_ADAPTER) and for a model on a GPU
+/// (UNSUPPORTED_BACKEND), SQUIRE_E_MISMATCH (ADAPTER_MISMATCH, TENSOR_MISSING, TENSOR_EXTRA, TENSOR_SHAPE) for an adapter of
+/// another model, rank or target or, where squire wrote it, of other base weights, SQUIRE_E_FORMAT (TENSOR_NAMES) for two names
+/// of one tensor, SQUIRE_E_DIVERGED (NOT_FINITE) for numbers that are none, SQUIRE_E_BUDGET beyond host_budget. A call that
+/// fails changes nothing. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_adapter_load(
     model: *mut squire_model,
@@ -101,8 +104,9 @@ pub unsafe extern "C" fn squire_adapter_save(
 /// sessions get, whose number goes to *revision unless revision is NULL: the adapter of that name, or for a NULL name that
 /// of the current revision. The merged model is a model of its own, near the adapted one and not bit for bit the same.
 /// Adapters that were loaded belong to the base before: new sessions cannot use them (ADAPTER_MISMATCH) until they are
-/// loaded again, sessions on them keep them. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER), SQUIRE_E_BUDGET beyond host_budget.
-/// Blocks. Any thread.
+/// loaded again, sessions on them keep them. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER), SQUIRE_E_BUDGET beyond host_budget,
+/// SQUIRE_E_DIVERGED (NOT_FINITE) where the sum is beyond the base's dtype, and SQUIRE_E_MISMATCH (ADAPTER_MISMATCH), with
+/// nothing changed, where somebody published while it was computed. Blocks. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_adapter_merge(
     model: *mut squire_model,

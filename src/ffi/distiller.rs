@@ -68,7 +68,7 @@ pub unsafe extern "C" fn squire_distiller_explain(
 
 /// Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
 /// settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
-/// memory, 12 bytes a parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
+/// memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
 /// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
 /// padding, which training leaves out). Both models must come from one engine. The distiller keeps them alive. Any thread.
@@ -92,7 +92,7 @@ pub unsafe extern "C" fn squire_distiller_create(
 
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
-/// model, vocabulary or settings are not the checkpoint's, but for steps, which may be more (schedules by the fraction of
+/// model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
 /// the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
 /// Any thread.
 #[unsafe(no_mangle)]

@@ -279,10 +279,10 @@ pub unsafe extern "C" fn squire_gen_start(
                 }
             };
             let options = gen_options(options, session.model())?;
-            if adapter.is_some() {
-                session.use_adapter(adapter)?;
-            }
-            Ok(Pulled::new(session.generate(options)?))
+            Ok(Pulled::new(match adapter {
+                None => session.generate(options)?,
+                Some(adapter) => session.generate_on(adapter, options)?,
+            }))
         })
     }
 }

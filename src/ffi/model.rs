@@ -186,7 +186,8 @@ pub unsafe extern "C" fn squire_model_revision(
 }
 
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
-/// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
+/// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
+/// targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
 /// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
 /// stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
 /// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
@@ -239,7 +240,8 @@ pub unsafe extern "C" fn squire_model_stop_ids(
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
-/// came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
+/// came with. Where it has an adapter that is merged, as squire_adapter_merge does, which takes the memory of the base once
+/// more (SQUIRE_E_BUDGET beyond host_budget); squire_adapter_save writes the adapter alone. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
 /// is there already is replaced if it is empty or holds what squire_model_save writes and nothing else: config.json,
 /// model.safetensors, the documents of tokenizer and template, no links, no other folders. Else SQUIRE_E_IO, as for what cannot be written. What a save
 /// that was killed has left beside the place goes with the next one. Blocks. Any thread.

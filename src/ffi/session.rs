@@ -136,8 +136,10 @@ pub unsafe extern "C" fn squire_session_fork(
     unsafe { guard_out(out, err, |call| call.shared(session)?.fork()) }
 }
 
-/// Moves the session to the model's current revision, whose number goes to *revision unless revision is NULL. The ids
-/// stay; what was computed is computed again when it is needed. SQUIRE_E_BUSY while a generation runs. Any thread.
+/// Moves the session to the model's current revision, or one that is on a named adapter to the newest of that name; its
+/// number goes to *revision unless revision is NULL. The ids stay; what was computed is computed again when it is needed.
+/// SQUIRE_E_BUSY while a generation runs; of a named adapter also the errors of squire_session_create_on, after which the
+/// session is where it was. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_session_rebase(
     session: *mut squire_session,

@@ -111,7 +111,8 @@ pub unsafe extern "C" fn squire_update_report(
 }
 
 /// Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
-/// their own, or that average over a fleet. Any thread.
+/// their own, or that average over a fleet. Of an adapter they have PEFT's names, and lora_B comes transposed, [rank,
+/// outputs]. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_gradients(
     update: *const squire_update,

@@ -47,8 +47,10 @@ impl Lora {
         if self.rank == 0 || self.rank > MAX_RANK {
             return form(format!("rank: wanted 1 to {MAX_RANK}, found {}", self.rank));
         }
-        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
-            return form(format!("alpha: wanted a positive number, found {}", self.alpha));
+        let scale = self.scale();
+        if !(self.alpha > 0.0 && scale > 0.0 && scale.is_finite()) {
+            let why = "a positive number whose quotient by the rank a 32-bit float holds";
+            return form(format!("alpha: wanted {why}, found {}", self.alpha));
         }
         let mismatch = |why: String| Err(Error::new(Fault::AdapterMismatch, why));
         let is_sparse = |l| config.is_moe_layer(l);
@@ -255,9 +257,15 @@ impl Adapter {
     pub fn merged(&self, config: &ModelConfig, device: &Device, base: &Weights) -> Result<Weights> {
         let mut merged = Weights::copied(config, base)?;
         for (layer, pairs) in merged.layers.iter_mut().zip(&self.layers) {
-            let into = |matrix: &mut Matrix, projection: Projection| match &pairs[projection as usize] {
-                Some(pair) => ops::lora_merge(device, matrix.dense_mut(), pair),
-                None => Ok(()),
+            let into = |matrix: &mut Matrix, projection: Projection| {
+                let Some(pair) = &pairs[projection as usize] else { return Ok(()) };
+                ops::lora_merge(device, matrix.dense_mut(), pair)?;
+                if matrix.dense().is_finite() {
+                    return Ok(());
+                }
+                let why =
+                    format!("{}: merged, it is beyond what its dtype holds; serve it unmerged", projection.name());
+                Err(Error::new(Fault::NotFinite, why))
             };
             into(&mut layer.q, Projection::Q)?;
             into(&mut layer.k, Projection::K)?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::adapter::{Adapter, Lora, Side, name_of};
 use super::{ModelConfig, Weights};
-use crate::backend::{Elements, Projection, Tensor};
+use crate::backend::{Projection, Tensor};
 use crate::error::{Error, Fault, Result, brief};
 use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
 use crate::tensor::{Dtype, Shape};
@@ -37,7 +37,10 @@ pub fn read_adapter(path: &Path, config: &ModelConfig, base: &Weights) -> Result
         Error::new(Fault::MissingFile, why)
     })?;
     let lora = read_lora(&document).and_then(|lora| lora.of(config)).map_err(|e| within(e.within(CONFIG)))?;
-    if let Some(theirs) = read_document(&path.join(BASE))?.and_then(|d| d.get("base")?.as_str().map(String::from)) {
+    if let Some(document) = read_document(&path.join(BASE))? {
+        let broken =
+            || within(Error::new(Fault::AdapterForm, format!("{BASE}: base: wanted a fingerprint, found none")));
+        let theirs = document.get("base").and_then(Value::as_str).ok_or_else(broken)?;
         let ours = base.fingerprint(config);
         if theirs != ours {
             let why = format!(
@@ -141,7 +144,7 @@ fn read_lora(document: &Map<String, Value>) -> Result<Lora> {
     Ok(Lora { rank: rank as usize, alpha: number("lora_alpha")?, rslora, targets: read_targets(document)? })
 }
 
-/// The targets by the last part of their names. What is given as a pattern is left to the tensors: none of them.
+/// The targets by the last part of their names. A pattern is refused: what it matches is for PEFT to say.
 fn read_targets(document: &Map<String, Value>) -> Result<Vec<Projection>> {
     let names = match document.get("target_modules") {
         Some(Value::Array(list)) => list,
@@ -235,7 +238,7 @@ fn from_stored(config: &ModelConfig, lora: &Lora, mut stored: BTreeMap<String, S
             Side::A => kept(&lent, dtype)?,
             Side::B => kept(&transposed(&lent)?, dtype)?,
         };
-        if !is_finite(&tensor) {
+        if !tensor.is_finite() {
             let why = format!("tensor {name}: holds NaN or infinity; take an adapter of a run that did not diverge");
             return Err(Error::new(Fault::NotFinite, why));
         }
@@ -258,15 +261,6 @@ fn kept(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
     let mut wide = Tensor::zeros(Dtype::F32, tensor.shape().extents())?;
     tensor.widen_into(wide.f32_mut());
     Ok(wide)
-}
-
-/// Whether all elements are numbers.
-pub(super) fn is_finite(tensor: &Tensor) -> bool {
-    match tensor.elements() {
-        Elements::F32(x) => x.iter().fold(true, |all, x| all & x.is_finite()),
-        Elements::Bf16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7f80 != 0x7f80)),
-        Elements::F16(x) => x.iter().fold(true, |all, x| all & (x.0 & 0x7c00 != 0x7c00)),
-    }
 }
 
 /// [M, N] to [N, M], in the same dtype.

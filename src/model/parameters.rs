@@ -59,38 +59,12 @@ impl Parameters {
         }
     }
 
-    /// Zeros of the same form in dtypes of their own: f32 for gradients, masters and moments.
-    fn made_like(&self, config: &ModelConfig, mut dtype: impl FnMut(Dtype) -> Dtype) -> Result<Parameters> {
-        let mut dtypes = self.tensors().into_iter().map(|(_, t)| t.dtype());
-        let mut next = || dtype(dtypes.next().unwrap_or(Dtype::F32));
-        Ok(match self {
-            Parameters::Weights(_) => {
-                Parameters::Weights(Weights::build(config, |_, shape| Tensor::zeros(next(), shape.extents()))?)
-            }
-            Parameters::Adapter(adapter) => {
-                let zeros = |_, _, _, extents: [usize; 2]| Tensor::zeros(next(), &extents);
-                Parameters::Adapter(Adapter::build(config, &adapter.lora, zeros)?)
-            }
-        })
-    }
-
     /// f32 zeros of the same form.
     pub fn zeros(&self, config: &ModelConfig) -> Result<Parameters> {
-        self.made_like(config, |_| Dtype::F32)
-    }
-
-    /// f32 copies: the optimiser's masters.
-    pub fn widened(&self, config: &ModelConfig) -> Result<Parameters> {
-        let mut out = self.zeros(config)?;
-        for (to, (_, from)) in out.tensors_mut().into_iter().zip(self.tensors()) {
-            from.widen_into(to.f32_mut());
-        }
-        Ok(out)
-    }
-
-    /// Zeros of the same form and dtypes.
-    pub fn like(&self, config: &ModelConfig) -> Result<Parameters> {
-        self.made_like(config, |dtype| dtype)
+        Ok(match self {
+            Parameters::Weights(_) => Parameters::Weights(Weights::zeros(config)?),
+            Parameters::Adapter(adapter) => Parameters::Adapter(Adapter::zeros(config, &adapter.lora, Dtype::F32)?),
+        })
     }
 
     /// Overwrites them by f32 masters, rounded to the stored dtypes.

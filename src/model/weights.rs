@@ -203,19 +203,20 @@ impl Weights {
         Weights::build(config, |_, shape| Tensor::zeros(dtypes.next().unwrap_or(Dtype::F32), shape.extents()))
     }
 
-    /// What tells these weights from others: sixteen hexadecimal digits over the configuration's extents, the tensors'
-    /// names, dtypes and shapes, and up to 64 pieces of each one's bytes. It reads megabytes, not the model; who edits
-    /// single numbers between the pieces is not found out.
+    /// What tells these weights from others: sixteen hexadecimal digits over the configuration, the tensors' names, dtypes
+    /// and shapes, and pieces of each one's bytes, 64 or, of thousands of tensors, fewer. It reads tens of megabytes at
+    /// most and not the model; who edits single numbers between the pieces is not found out. In host memory.
     pub fn fingerprint(&self, config: &ModelConfig) -> String {
-        const PIECES: usize = 64;
         const PIECE: usize = 1024;
+        let tensors = self.tensors();
+        let n_pieces = (32_768 / tensors.len().max(1)).clamp(2, 64);
         let mut hash = 0;
         let mut take = |bytes: &[u8]| hash = crate::random::mix_bytes(hash, bytes);
-        take(format!("{} {} {}", config.rope.theta, config.rms_norm_eps, config.n_heads).as_bytes());
-        for (name, tensor) in self.tensors() {
+        take(config.to_json().to_string().as_bytes());
+        for (name, tensor) in tensors {
             take(format!("{name} {} {}", tensor.dtype(), tensor.shape()).as_bytes());
             let bytes = tensor.bytes();
-            let step = (bytes.len() / PIECES).max(PIECE);
+            let step = (bytes.len() / n_pieces).max(PIECE);
             bytes.chunks(step).for_each(|piece| take(&piece[..piece.len().min(PIECE)]));
             take(&bytes[bytes.len().saturating_sub(PIECE)..]);
         }
@@ -229,13 +230,6 @@ impl Weights {
         match counts.len() {
             1 => counts.into_keys().collect(),
             _ => counts.iter().map(|(dtype, n)| format!("{dtype} x {n}")).collect::<Vec<_>>().join(", "),
-        }
-    }
-
-    /// Overwrites these weights by f32 masters, rounded to the stored dtypes.
-    pub fn round_from(&mut self, device: &Device, masters: &Weights) {
-        for (to, (_, from)) in self.tensors_mut().into_iter().zip(masters.tensors()) {
-            ops::convert(device, to, from);
         }
     }
 

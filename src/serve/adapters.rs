@@ -10,20 +10,38 @@ use serde_json::Value;
 
 use super::log::Level;
 use super::model::ServedModel;
-use crate::error::{Error, Fault, Result};
-use crate::model::{Adapter, Weights, read_adapter, write_adapter};
+use super::revision::Upon;
+use crate::error::{Error, Fault, Result, brief};
+use crate::model::{Adapter, Parameters, Weights, read_adapter, write_adapter};
 
 /// Bytes that an adapter's name may have.
 const MAX_NAME: usize = 256;
 
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+        let why = format!(
+            "an adapter's name: wanted 1 to {MAX_NAME} bytes without control characters, found {} bytes: {}",
+            name.len(),
+            brief(name)
+        );
+        return Err(Error::new(Fault::BadValue, why));
+    }
+    Ok(())
+}
+
 impl ServedModel {
     /// Refuses an adapter that is not one of this model, and any on a device that does not compute them.
     pub(super) fn check_adapter(&self, adapter: &Adapter) -> Result<()> {
-        if !self.model().device.trains() {
-            let why = "adapters are computed by the cpu backend alone; merge it first, or load the model there";
-            return Err(Error::new(Fault::UnsupportedBackend, why));
-        }
+        self.check_device()?;
         adapter.check(self.config())
+    }
+
+    fn check_device(&self) -> Result<()> {
+        if self.model().device.trains() {
+            return Ok(());
+        }
+        let why = "adapters are computed by the cpu backend alone; merge it first, or load the model there";
+        Err(Error::new(Fault::UnsupportedBackend, why))
     }
 
     /// Loads a folder that PEFT or squire wrote as the adapter of that name, over the current base weights; one of the
@@ -31,10 +49,8 @@ impl ServedModel {
     /// [`read_adapter`]; `BadValue` for an empty or long name; `HostBudget`; `UnsupportedBackend` on a GPU. On an error
     /// nothing has changed.
     pub fn load_adapter(&self, name: &str, path: &Path) -> Result<u64> {
-        if name.is_empty() || name.len() > MAX_NAME {
-            let why = format!("an adapter's name: wanted 1 to {MAX_NAME} bytes, found {}", name.len());
-            return Err(Error::new(Fault::BadValue, why));
-        }
+        self.check_device()?;
+        check_name(name)?;
         let base = self.bind();
         let adapter = read_adapter(path, self.config(), &base.weights)?;
         self.add_adapter(name, adapter)
@@ -42,6 +58,7 @@ impl ServedModel {
 
     /// The same of an adapter in memory.
     pub fn add_adapter(&self, name: &str, adapter: Adapter) -> Result<u64> {
+        check_name(name)?;
         self.check_adapter(&adapter)?;
         self.engine().check_budget(adapter.bytes())?;
         let (base, rank, bytes) = (self.bind(), adapter.lora.rank, adapter.bytes());
@@ -79,9 +96,11 @@ impl ServedModel {
     }
 
     /// Folds an adapter into the base weights and publishes the result as [`ServedModel::publish`] does: the named one, or
-    /// with None that of the current revision.
+    /// with None that of the current revision. `AdapterMismatch`, and nothing has changed, where somebody published
+    /// meanwhile: that would be lost. `NotFinite` where the sum overflows the base's dtype.
     pub fn merge_adapter(&self, name: Option<&str>, limit: usize) -> Result<u64> {
         self.check_room(limit)?;
+        let current = self.current();
         let revision = match name {
             None => self.bind(),
             Some(name) => self.0.lineage.bind_named(name)?,
@@ -89,7 +108,8 @@ impl ServedModel {
         let none = || Error::new(Fault::UnknownAdapter, "the current revision has no adapter; train one, or name one");
         let merged = self.merged(&revision.weights, revision.adapter().ok_or_else(none)?)?;
         drop(revision);
-        self.publish(merged, limit)
+        let merged = Parameters::Weights(merged);
+        self.publish_upon(merged, Upon::Revision(&current), limit).map_err(|refused| refused.1)
     }
 
     pub(super) fn merged(&self, base: &Weights, adapter: &Adapter) -> Result<Weights> {

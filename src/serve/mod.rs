@@ -41,6 +41,6 @@ pub use metrics::Metrics;
 pub use model::ServedModel;
 pub use options::{DeviceChoice, EngineOptions};
 pub use outbox::Finish;
-pub use revision::{Bound, Counted, Revision};
+pub use revision::{Bound, Counted, NAMED, Revision};
 pub use session::{Extent, MAX_SCORE_ENTRIES, Session};
 pub use timeline::{Hidden, Token};

@@ -6,8 +6,8 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
 use super::log::Level;
-use super::revision::{Bound, Lineage, Revision};
+use super::revision::{Bound, Counted, Lineage, Revision, Upon};
 use super::slot::Slots;
 use super::timeline::check_ids;
 use crate::backend::ops::Sampling;
@@ -249,20 +249,37 @@ impl ServedModel {
     /// `HostBudget` if more than `limit` revisions would then be alive, with `TensorShape` if they are not
     /// weights of this model. Adapters that were loaded for the weights before can then be used by nobody new.
     pub fn publish(&self, weights: Weights, limit: usize) -> Result<u64> {
-        self.publish_or_give_back(Parameters::Weights(weights), limit).map_err(|refused| refused.1)
+        self.publish_upon(Parameters::Weights(weights), Upon::Anything, limit).map_err(|refused| refused.1)
     }
 
     /// Makes a generation of an adapter over the current base the revision that new sessions get, and returns its number.
     /// It takes the adapter's bytes. Refused as [`ServedModel::publish`], and with `AdapterMismatch` if it is not one of
     /// this model.
     pub fn publish_adapter(&self, adapter: Adapter, limit: usize) -> Result<u64> {
-        self.publish_or_give_back(Parameters::Adapter(adapter), limit).map_err(|refused| refused.1)
+        self.publish_upon(Parameters::Adapter(adapter), Upon::Anything, limit).map_err(|refused| refused.1)
     }
 
-    /// The same of either; what is refused comes back.
+    /// The same of either, of an adapter over `base` alone; what is refused comes back.
     pub(crate) fn publish_or_give_back(
         &self,
         parameters: Parameters,
+        base: &Weak<Counted<Weights>>,
+        limit: usize,
+    ) -> std::result::Result<u64, Box<(Parameters, Error)>> {
+        match (&parameters, base.upgrade()) {
+            (Parameters::Weights(_), _) => self.publish_upon(parameters, Upon::Anything, limit),
+            (Parameters::Adapter(_), Some(base)) => self.publish_upon(parameters, Upon::Base(&base), limit),
+            (Parameters::Adapter(_), None) => {
+                let why = "the base weights that the adapter was trained beside are gone; make a new distiller";
+                Err(Box::new((parameters, Error::new(Fault::AdapterMismatch, why))))
+            }
+        }
+    }
+
+    pub(super) fn publish_upon(
+        &self,
+        parameters: Parameters,
+        upon: Upon,
         limit: usize,
     ) -> std::result::Result<u64, Box<(Parameters, Error)>> {
         let checked = match &parameters {
@@ -272,7 +289,7 @@ impl ServedModel {
         if let Err(e) = checked {
             return Err(Box::new((parameters, e)));
         }
-        let number = self.0.lineage.publish(parameters, limit)?;
+        let number = self.0.lineage.publish(parameters, upon, limit)?;
         self.engine().log(Level::Info, "model", &format!("revision {number} is published"));
         Ok(number)
     }

@@ -45,7 +45,7 @@ impl<T> Deref for Counted<T> {
 
 /// One set of weights, never changed.
 pub struct Revision {
-    /// Its number in the lineage, from 1.
+    /// Its number: from 1 for what is published, above `NAMED` for adapters with names.
     pub number: u64,
     /// The base weights; revisions that differ by their adapters share them.
     pub weights: Arc<Counted<Weights>>,
@@ -123,8 +123,22 @@ struct Revisions {
     alive: Vec<Weak<Revision>>,
     /// what each adapter's name stands for
     named: BTreeMap<String, Named>,
-    /// the largest number so far
-    last: u64,
+    /// the largest number of a named generation
+    last_named: u64,
+}
+
+/// Generations of named adapters are numbered from here on. So what is published has numbers without gaps, by which
+/// staleness is counted, and what a checkpoint puts back has nobody else's.
+pub const NAMED: u64 = 1_000_000_000;
+
+/// What must still be current when something is published that was computed from it.
+pub(super) enum Upon<'a> {
+    /// nothing
+    Anything,
+    /// the base weights
+    Base(&'a Arc<Counted<Weights>>),
+    /// the revision
+    Revision(&'a Arc<Revision>),
 }
 
 /// What the name of an adapter stands for.
@@ -143,20 +157,28 @@ impl Revisions {
         if !Arc::ptr_eq(&revision.weights, &self.current.weights) {
             for named in self.named.values_mut() {
                 if let Named::Loaded(orphan) = std::mem::replace(named, Named::Orphaned(revision.number)) {
+                    // Who is bound to it keeps the old base.
+                    self.alive.push(Arc::downgrade(&orphan));
                     replaced.push(orphan);
                 }
             }
         }
-        self.last = self.last.max(revision.number);
         self.alive.push(Arc::downgrade(&revision));
         replaced.push(std::mem::replace(&mut self.current, revision));
         replaced
     }
 
     fn unknown(&self, name: &str) -> Error {
-        let names: Vec<&str> = self.named.keys().map(String::as_str).collect();
-        let known =
-            if names.is_empty() { "none is loaded".to_string() } else { format!("loaded are {}", names.join(", ")) };
+        const SHOWN: usize = 8;
+        let names: Vec<String> = self.named.keys().take(SHOWN).map(brief).collect();
+        let more = match self.named.len().saturating_sub(SHOWN) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let known = match names.is_empty() {
+            true => "none is loaded".to_string(),
+            false => format!("loaded are {}{more}", names.join(", ")),
+        };
         Error::new(Fault::UnknownAdapter, format!("adapter {}: not known; {known}", brief(name)))
     }
 
@@ -172,6 +194,22 @@ impl Revisions {
             }
             None => Err(self.unknown(name)),
         }
+    }
+
+    fn check_upon(&self, upon: &Upon) -> Result<()> {
+        let (what, holds) = match upon {
+            Upon::Anything => ("", true),
+            Upon::Base(base) => ("base weights were", Arc::ptr_eq(base, &self.current.weights)),
+            Upon::Revision(revision) => ("revision was", Arc::ptr_eq(revision, &self.current)),
+        };
+        if holds {
+            return Ok(());
+        }
+        let number = self.current.number;
+        let why = format!(
+            "the {what} replaced by revision {number} since this was computed, which would be lost; begin again from there"
+        );
+        Err(Error::new(Fault::AdapterMismatch, why))
     }
 
     fn check_room(&mut self, limit: usize) -> Result<()> {
@@ -193,7 +231,8 @@ impl Lineage {
     pub(super) fn new(total: &Arc<AtomicU64>, weights: Weights) -> Lineage {
         let bytes = weights.bytes();
         let current = Arc::new(Revision::new(1, Counted::new(total, weights, bytes), None));
-        let revisions = Revisions { alive: vec![Arc::downgrade(&current)], current, named: BTreeMap::new(), last: 1 };
+        let revisions =
+            Revisions { alive: vec![Arc::downgrade(&current)], current, named: BTreeMap::new(), last_named: NAMED };
         Lineage { total: total.clone(), revisions: Mutex::new(revisions) }
     }
 
@@ -242,17 +281,18 @@ impl Lineage {
     }
 
     /// Makes `parameters` the current revision and returns its number. Refused, and the parameters given back, if more than
-    /// `limit` would then be alive.
+    /// `limit` would then be alive, or (`AdapterMismatch`) if what they were computed from is no longer current.
     pub(super) fn publish(
         &self,
         parameters: Parameters,
+        upon: Upon,
         limit: usize,
     ) -> std::result::Result<u64, Box<(Parameters, Error)>> {
         let mut revisions = self.revisions.lock();
-        if let Err(e) = revisions.check_room(limit) {
+        if let Err(e) = revisions.check_upon(&upon).and_then(|()| revisions.check_room(limit)) {
             return Err(Box::new((parameters, e)));
         }
-        let number = revisions.last + 1;
+        let number = revisions.current.number + 1;
         let revision = self.revision(number, parameters, &revisions.current);
         let replaced = revisions.replace(Arc::new(revision));
         drop(revisions);
@@ -274,11 +314,12 @@ impl Lineage {
     pub(super) fn name(&self, name: &str, adapter: Adapter, base: &Arc<Counted<Weights>>) -> Result<u64> {
         let mut revisions = self.revisions.lock();
         if !Arc::ptr_eq(base, &revisions.current.weights) {
-            let why = format!("adapter {name}: the base was replaced while the adapter was read; load it again");
+            let why =
+                format!("adapter {}: the base was replaced while the adapter was read; load it again", brief(name));
             return Err(Error::new(Fault::AdapterMismatch, why));
         }
-        revisions.last += 1;
-        let number = revisions.last;
+        revisions.last_named += 1;
+        let number = revisions.last_named;
         let mut revision = self.revision(number, Parameters::Adapter(adapter), &revisions.current);
         revision.name = Some(name.to_string());
         let replaced = revisions.named.insert(name.to_string(), Named::Loaded(Arc::new(revision)));

@@ -254,7 +254,8 @@ impl Session {
             None => lineage.bind(),
             Some(name) => lineage.bind_named(name)?,
         };
-        if self.revision().number == wanted.number { Ok(wanted.number) } else { self.rebase_to(wanted) }
+        let is_there = Arc::ptr_eq(self.revision().revision(), wanted.revision());
+        if is_there { Ok(wanted.number) } else { self.rebase_to(wanted) }
     }
 
     fn rebase_to(&self, wanted: Bound) -> Result<u64> {
@@ -278,8 +279,16 @@ impl Session {
         self.idle(|t| Ok(t.hidden.as_mut().map(std::mem::take).unwrap_or_default()))
     }
 
-    /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
-    pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
+    /// The same after a move to an adapter, as [`Session::use_adapter`] does; what is refused leaves the session where it was.
+    pub fn generate_on(&self, adapter: &str, options: GenerationOptions) -> Result<Generation> {
+        self.check_options(&options)?;
+        self.model.engine().check_alive()?;
+        self.idle(|t| self.check_goes_on(t))?;
+        self.use_adapter(Some(adapter))?;
+        self.generate(options)
+    }
+
+    fn check_options(&self, options: &GenerationOptions) -> Result<()> {
         options.check()?;
         check_ids(&options.stop_ids, self.model.config().vocab_size)
             .map_err(|e| e.within("generation options: stop_ids"))?;
@@ -287,6 +296,23 @@ impl Session {
             let why = "vocabulary: wanted 0 on a GPU, where every id may be drawn; load the model on the cpu backend";
             return Err(Error::new(Fault::UnsupportedBackend, why));
         }
+        Ok(())
+    }
+
+    fn check_goes_on(&self, t: &Timeline) -> Result<()> {
+        if t.len() == 0 {
+            return Err(Error::new(Fault::EmptySession, "the session is empty; there is nothing to continue"));
+        }
+        if t.len() >= self.model.0.model.max_context() {
+            let why = format!("the session has {} tokens and its context holds no more", t.len());
+            return Err(Error::new(Fault::ContextFull, why));
+        }
+        Ok(())
+    }
+
+    /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
+    pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
+        self.check_options(&options)?;
         let outbox = Arc::new(Outbox::default());
         let cancel = Cancel::default();
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
@@ -294,13 +320,7 @@ impl Session {
         let (source, seed) = (options.source, options.seed);
         let generating = Generating { options, stop_ids, n_sampled: 0, outbox: outbox.clone() };
         let work = self.submit(&cancel, |t| {
-            if t.len() == 0 {
-                return Err(Error::new(Fault::EmptySession, "the session is empty; there is nothing to continue"));
-            }
-            if t.len() >= self.model.0.model.max_context() {
-                let why = format!("the session has {} tokens and its context holds no more", t.len());
-                return Err(Error::new(Fault::ContextFull, why));
-            }
+            self.check_goes_on(t)?;
             // The last token's row must be computed (again) to sample after it.
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))

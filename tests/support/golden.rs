@@ -1,4 +1,5 @@
 //! Reads the recorded values of `tests/golden`.
+#![allow(dead_code)] // each test file uses its part
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

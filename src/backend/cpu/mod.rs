@@ -233,6 +233,16 @@ impl<T> Shared<T> {
         Shared { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
+    /// Its elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// A pointer to element `i`, for the rest of the buffer.
     ///
     /// # Safety

@@ -3,7 +3,8 @@
 //! x [N, K], A [R, K], y [N, O], and B [O, R] kept as its transpose [R, O]. For a row: u[r] = s * (x . A[r, :]) with the dot
 //! product in the canonical order (`cpu::dot`), and then for every output y[o] = fma(u[r], B[o, r], y[o]) with r in order,
 //! starting from the product in f32 with its bias. One rounding follows, in bf16 compute. Neither the neighbours of a row
-//! nor their adapters change its bits, and where B is zero neither does the adapter: a sum is never -0.
+//! nor their adapters change its bits, and where B is zero neither does the adapter: what the product leaves is never
+//! -0 (`Lanes::reduce_add`), so nothing added to it changes a sign.
 //!
 //! Backward, dy given: du[n, r] = s * sum over o of dy[n, o] B[o, r]; dB += dy^T u, dA += du^T x, dx += du A.
 
@@ -326,6 +327,14 @@ pub(super) fn lora_backward(
     let mut du = cpu.scratch::<f32>(n * rank)?;
     scaled_product(cpu, &mut du, dy, &pair.b, n, pair.scale);
     if let Some(dpair) = dpair {
+        let fits = dpair.a.shape() == pair.a.shape() && dpair.b.shape() == pair.b.shape();
+        assert!(
+            fits,
+            "the gradient is of A {} and B {}, the pair of {}",
+            dpair.a.shape(),
+            dpair.b.shape(),
+            pair.a.shape()
+        );
         let mut u = cpu.scratch::<f32>(n * rank)?;
         scaled_product(cpu, &mut u, x, &pair.a, n, pair.scale);
         let to = Shared::new(dpair.b.f32_mut());

@@ -143,6 +143,7 @@ impl<F: Form> Kernel for Product<'_, F> {
 /// dx += dy w for w [O, K].
 pub(super) fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w: &[W], extents: Extents) {
     let Extents { n, o, k } = extents;
+    assert!(dy.len() >= n * o && w.len() >= o * k && dx.len() >= n * k, "{n} rows of [{o}, {k}]");
     let outer = Outer { a: dy, a_step_r: 1, a_step_i: o, b: w, c: dx, n_terms: o, n_rows: n, n_columns: k };
     cpu.launch(outer.n_tasks(), &outer);
 }
@@ -150,6 +151,7 @@ pub(super) fn input_gradient<W: Widen>(cpu: &Cpu, dx: Shared<f32>, dy: &[f32], w
 /// dw += dy^T x for dy [N, O], x [N, K] and dw [O, K].
 pub(super) fn weight_gradient(cpu: &Cpu, dw: Shared<f32>, dy: &[f32], x: &[f32], extents: Extents) {
     let Extents { n, o, k } = extents;
+    assert!(dy.len() >= n * o && x.len() >= n * k && dw.len() >= o * k, "{n} rows of [{o}, {k}]");
     let outer = Outer { a: dy, a_step_r: o, a_step_i: 1, b: x, c: dw, n_terms: n, n_rows: o, n_columns: k };
     cpu.launch(outer.n_tasks(), &outer);
 }
