@@ -476,12 +476,15 @@ void squire_model_release(squire_model *model);
 squire_status squire_model_revision(const squire_model *model, uint64_t *revision, squire_error **err);
 
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
- * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, tokenizer and chat_template (whether there is one),
+ * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
+ * targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
  * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
  * stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
  * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
  * loading). Keys may be added. Any thread. */
-squire_status squire_model_info(const squire_model *model, squire_text **out, squire_error **err);
+squire_status squire_model_info(const squire_model *model,
+                                squire_text **out,
+                                squire_error **err);
 
 /* How large the model is: *vocabulary (ids from 0 that it takes and says), *max_context (tokens that a session may hold)
  * and *tokenizer_ids (ids that its tokenizer gives meaning to, from 0; 0 without a tokenizer). Each out-parameter may be
@@ -496,7 +499,8 @@ squire_status squire_model_sizes(const squire_model *model,
 squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **out, squire_error **err);
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
- * came with. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
+ * came with. Where it has an adapter that is merged, as squire_adapter_merge does, which takes the memory of the base once
+ * more (SQUIRE_E_BUDGET beyond host_budget); squire_adapter_save writes the adapter alone. It is written aside and moved into place, which holds the old folder or the new one at every moment; one that
  * is there already is replaced if it is empty or holds what squire_model_save writes and nothing else: config.json,
  * model.safetensors, the documents of tokenizer and template, no links, no other folders. Else SQUIRE_E_IO, as for what cannot be written. What a save
  * that was killed has left beside the place goes with the next one. Blocks. Any thread. */
@@ -573,8 +577,10 @@ squire_status squire_session_truncate(squire_session *session, uint64_t keep, sq
  * SQUIRE_E_BUSY while a generation runs, SQUIRE_E_BUDGET if max_sessions exist. Any thread. */
 squire_status squire_session_fork(const squire_session *session, squire_session **out, squire_error **err);
 
-/* Moves the session to the model's current revision, whose number goes to *revision unless revision is NULL. The ids
- * stay; what was computed is computed again when it is needed. SQUIRE_E_BUSY while a generation runs. Any thread. */
+/* Moves the session to the model's current revision, or one that is on a named adapter to the newest of that name; its
+ * number goes to *revision unless revision is NULL. The ids stay; what was computed is computed again when it is needed.
+ * SQUIRE_E_BUSY while a generation runs; of a named adapter also the errors of squire_session_create_on, after which the
+ * session is where it was. Any thread. */
 squire_status squire_session_rebase(squire_session *session, uint64_t *revision, squire_error **err);
 
 /* How far the timeline reaches, in tokens: *length, *room (how many still fit into the context) and *pending (of length,
@@ -612,11 +618,14 @@ squire_status squire_session_trace(const squire_session *session, squire_text **
  * (adapter_config.json, adapter_model.safetensors), of LoRA on the projections q_proj, k_proj, v_proj, o_proj, gate_proj,
  * up_proj, down_proj. Many may be loaded at once, and rows of all of them run in one pass over the base. A name that is
  * there already stands for the new one from then on; sessions on the old one keep it. *revision, unless revision is NULL,
- * gets the number of its revision, which events and traces name. What the adapter's dropout was in training has no meaning
+ * gets the number of its revision, which events and traces name: from 1000000001 on, while what is published counts from 1.
+ * A name has no control characters. What the adapter's dropout was in training has no meaning
  * here. SQUIRE_E_IO for files that cannot be read, SQUIRE_E_FORMAT (ADAPTER_FORM) for a configuration that is broken,
- * SQUIRE_E_UNSUPPORTED (UNSUPPORTED_ADAPTER) for what squire does not compute and on a GPU, SQUIRE_E_MISMATCH
- * (ADAPTER_MISMATCH, TENSOR_MISSING, TENSOR_EXTRA, TENSOR_SHAPE) for an adapter of another model, rank or target or, where
- * squire wrote it, of other base weights, SQUIRE_E_BUDGET beyond host_budget. A call that fails changes nothing. Any thread. */
+ * SQUIRE_E_UNSUPPORTED for what squire does not compute (UNSUPPORTED_ADAPTER) and for a model on a GPU
+ * (UNSUPPORTED_BACKEND), SQUIRE_E_MISMATCH (ADAPTER_MISMATCH, TENSOR_MISSING, TENSOR_EXTRA, TENSOR_SHAPE) for an adapter of
+ * another model, rank or target or, where squire wrote it, of other base weights, SQUIRE_E_FORMAT (TENSOR_NAMES) for two names
+ * of one tensor, SQUIRE_E_DIVERGED (NOT_FINITE) for numbers that are none, SQUIRE_E_BUDGET beyond host_budget. A call that
+ * fails changes nothing. Any thread. */
 squire_status squire_adapter_load(squire_model *model,
                                   const char *name,
                                   size_t name_len,
@@ -644,8 +653,9 @@ squire_status squire_adapter_save(const squire_model *model,
  * sessions get, whose number goes to *revision unless revision is NULL: the adapter of that name, or for a NULL name that
  * of the current revision. The merged model is a model of its own, near the adapted one and not bit for bit the same.
  * Adapters that were loaded belong to the base before: new sessions cannot use them (ADAPTER_MISMATCH) until they are
- * loaded again, sessions on them keep them. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER), SQUIRE_E_BUDGET beyond host_budget.
- * Blocks. Any thread. */
+ * loaded again, sessions on them keep them. SQUIRE_E_ARGUMENT (UNKNOWN_ADAPTER), SQUIRE_E_BUDGET beyond host_budget,
+ * SQUIRE_E_DIVERGED (NOT_FINITE) where the sum is beyond the base's dtype, and SQUIRE_E_MISMATCH (ADAPTER_MISMATCH), with
+ * nothing changed, where somebody published while it was computed. Blocks. Any thread. */
 squire_status squire_adapter_merge(squire_model *model,
                                    const char *name,
                                    size_t name_len,
@@ -890,7 +900,7 @@ squire_status squire_distiller_explain(const char *settings_json,
 
 /* Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
  * settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
- * memory, 12 bytes a parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
+ * memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
  * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
  * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
  * padding, which training leaves out). Both models must come from one engine. The distiller keeps them alive. Any thread. */
@@ -903,7 +913,7 @@ squire_status squire_distiller_create(squire_model *student,
 
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
- * model, vocabulary or settings are not the checkpoint's, but for steps, which may be more (schedules by the fraction of
+ * model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
  * the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
  * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
@@ -1159,7 +1169,8 @@ squire_status squire_update_build(squire_distiller *distiller,
 squire_status squire_update_report(const squire_update *update, squire_text **out, squire_error **err);
 
 /* Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
- * their own, or that average over a fleet. Any thread. */
+ * their own, or that average over a fleet. Of an adapter they have PEFT's names, and lora_B comes transposed, [rank,
+ * outputs]. Any thread. */
 squire_status squire_update_gradients(const squire_update *update,
                                       squire_tensor_fn tensor,
                                       void *tensor_user,

@@ -287,6 +287,35 @@ fn a_device_that_is_lost_under_way_ends_its_engine() {
 }
 
 #[test]
+fn adapters_and_biases_are_refused_by_name_on_a_gpu() {
+    let Ok(model) = served(&[]) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // One that squire wrote: its base's fingerprint must not be asked of memory that the host cannot read.
+    std::fs::write(folder.path().join("squire_adapter.json"), r#"{"base": "0"}"#).unwrap();
+    std::fs::write(
+        folder.path().join("adapter_config.json"),
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}"#,
+    )
+    .unwrap();
+    let e = model.load_adapter("a", folder.path()).unwrap_err();
+    assert!(e.fault() == Fault::UnsupportedBackend && e.message().contains("adapters"), "{e}");
+    let mut document = config(&[]).to_json();
+    document["model_type"] = json!("qwen2");
+    let biased = ModelConfig::from_json(&document).unwrap();
+    let e = model.engine().random_model(biased, Dtype::Bf16, 5, 0).map(drop).unwrap_err();
+    assert!(e.fault() == Fault::NoKernels && e.message().contains("bias"), "{e}");
+    // Heads without norms are served.
+    document["model_type"] = json!("llama");
+    let llama = ModelConfig::from_json(&document).unwrap();
+    let model = model.engine().random_model(llama, Dtype::Bf16, 5, 0).unwrap();
+    let session = Session::new(&model).unwrap();
+    session.append(&[1, 2, 3], Source::Host).unwrap();
+    let generation = session.generate(GenerationOptions { max_tokens: 3, ..GenerationOptions::default() }).unwrap();
+    while model.engine().step().unwrap() {}
+    assert_eq!(generation.collect().unwrap().0.ids.len(), 3);
+}
+
+#[test]
 fn extents_that_no_block_has_room_for_are_refused_before_loading() {
     let Some(_) = shim(0) else { return };
     for (key, value) in [("hidden_size", 65_536), ("vocab_size", 2_000_000)] {
