@@ -36,6 +36,14 @@ fn sparse() -> ModelConfig {
     .unwrap()
 }
 
+/// The dense one of Llama's family: heads without norms, three query heads a key head.
+fn normless() -> ModelConfig {
+    let mut document = dense().to_json();
+    document["model_type"] = json!("llama");
+    document["num_attention_heads"] = json!(6);
+    ModelConfig::from_json(&document).unwrap()
+}
+
 fn has_gpu() -> bool {
     let there = Cuda::open(&CudaOptions::default()).is_ok();
     if !there {
@@ -121,7 +129,7 @@ fn log_probs_are_the_cpus_within_three_hundredths_of_the_largest_logit() {
     if !has_gpu() {
         return;
     }
-    for config in [dense(), sparse()] {
+    for config in [dense(), sparse(), normless()] {
         let (cpu, gpu) = (model(DeviceChoice::Cpu, &config), model(GPU, &config));
         let wide = model_in(DeviceChoice::Cpu, Compute::F32, &config);
         // Few rows take the decode forms, many the tiles, chunks of 512 both.
@@ -177,7 +185,7 @@ fn greedy_ids_are_the_cpus_where_margins_allow() {
     if !has_gpu() {
         return;
     }
-    for config in [dense(), sparse()] {
+    for config in [dense(), sparse(), normless()] {
         let (cpu, gpu) = (model(DeviceChoice::Cpu, &config), model(GPU, &config));
         let prompt = ids(9, 1, config.vocab_size);
         let (got, _) = generate(&session(&gpu, &prompt), greedy(24));
