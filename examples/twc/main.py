@@ -1,0 +1,183 @@
+"""A small real model learns a text game from its gold paths: main.py FOLDER, which setup.sh has made; --help says more."""
+import argparse
+import datetime
+import platform
+import random
+import time
+from math import sqrt
+from pathlib import Path
+
+import squire
+from game import SETTINGS, World
+
+HERE = Path(__file__).parent
+SYSTEM = {"role": "system", "content": "You play a text game. Answer with one command and nothing else."}
+ACTION_TOKENS = 24
+FIRST_DEV_SEED = 100
+
+
+def settings_of(setting, steps):
+    """Imitation, by an adapter on all seven projections."""
+    return {
+        "preset": "sft", "steps": steps, "max_turns": setting.turns,
+        "lora": {"rank": 16, "alpha": 32},
+        "batch_episodes": 8, "normaliser": "sequence-mean",
+        "optimizer": {"learning_rate": 5e-4, "weight_decay": 0, "grad_clip": 1},
+    }
+
+
+def messages(turn, text):
+    """What a turn shows: the first one tells what is wanted too. No list of commands."""
+    user = {"role": "user", "content": text}
+    return [user] if turn else [SYSTEM, user]
+
+
+# ---- learning -----------------------------------------------------------------------------------
+
+
+def demonstration(world, seed):
+    """A won game: what it said in each turn, and what the gold path answered."""
+    actions, turns = world.gold("train", seed), []
+    game = world.game("train", seed)
+    while not game.won:  # some paths go on behind the end
+        turns.append((game.text, actions[len(turns)]))
+        game.step(turns[-1][1])
+    return turns
+
+
+def replay(distiller, turns):
+    """Plays a demonstration as an episode, which the next update learns from; gives its tokens."""
+    with distiller.episode() as episode:
+        for turn, (text, action) in enumerate(turns):
+            episode.observe(messages(turn, text))
+            assert episode.decide().actor == squire.REPLAY
+            episode.replay(action)
+            episode.outcome(0)
+        episode.end(1, True)
+        return len(episode.trace()["ids"])
+
+
+def train(distiller, world, steps, games):
+    """Gives the seconds that it took, and the tokens read."""
+    demonstrations = [demonstration(world, seed) for seed in range(games)]
+    draws, tokens, begun = random.Random(0), 0, time.monotonic()
+    for step in range(1, steps + 1):
+        tokens += sum(replay(distiller, turns) for turns in draws.sample(demonstrations, 8))
+        report = distiller.update()
+        distiller.publish()
+        seconds = time.monotonic() - begun
+        if step % 5 == 0 or step == steps:
+            print(f"step {step}: loss {report['loss']:.4f}, {tokens / seconds:.0f} tokens/s, {seconds:.0f} s", flush=True)
+    return seconds, tokens
+
+
+# ---- playing ------------------------------------------------------------------------------------
+
+
+class Play:
+    """A game in which the student acts."""
+
+    def __init__(self, distiller, game):
+        self.game, self.episode, self.turns, self.said = game, distiller.episode(evaluation=True), 0, None
+
+    def begin_turn(self, temperature):
+        """Whether there is a turn: no caller waits for it yet, so the turns of many games are computed together."""
+        if self.game.over:
+            return False
+        try:
+            self.episode.observe(messages(self.turns, self.game.text))
+            if self.episode.decide().actor == squire.STOP:
+                return False
+            self.said = self.episode.act(ACTION_TOKENS, temperature)
+        except squire.Error as e:
+            if e.status != squire.CONTEXT_FULL:
+                raise
+            return False
+        return True
+
+    def end_turn(self):
+        reward = self.game.step(self.said.text().strip())
+        self.episode.outcome(reward)
+        self.turns += 1
+
+    def end(self):
+        self.episode.end(self.game.score, self.game.won)
+        self.episode.release()
+
+
+def evaluate(engine, distiller, world, games, temperature):
+    """Plays games of the dev fold, whose objects no train game has. All are under way at once."""
+    begun, before = time.monotonic(), engine.metrics()
+    plays = [Play(distiller, world.game("dev", FIRST_DEV_SEED + i)) for i in range(games)]
+    under_way = plays
+    while under_way := [p for p in under_way if p.begin_turn(temperature)]:
+        for play in under_way:
+            play.end_turn()
+    for play in plays:
+        play.end()
+    after, seconds = engine.metrics(), time.monotonic() - begun
+    found = {"won": sum(p.game.won for p in plays) / games, "turns": sum(p.turns for p in plays) / games,
+             "seconds": seconds, "read": (after["rows"] - before["rows"]) / seconds,
+             "said": (after["sampled"] - before["sampled"]) / seconds}
+    print(f"temperature {temperature}: won {share(found['won'], games)}, {found['turns']:.1f} turns, {seconds:.0f} s", flush=True)
+    return found
+
+
+def share(p, n):
+    """With its standard error."""
+    return f"{100 * p:.0f} ± {100 * sqrt(p * (1 - p) / n):.0f} %"
+
+
+# ---- the experiment -----------------------------------------------------------------------------
+
+HEAD = """\
+| setting | games | steps | training, tokens/s | temperature | won before | won after | turns before, after | evaluation before, after | tokens/s said before, after |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="what setup.sh has made")
+    parser.add_argument("--library", type=Path, default=HERE / "../../target/release/libsquire.so")
+    parser.add_argument("--setting", choices=SETTINGS, default="twc-1", help="%(choices)s, from easy to hard")
+    parser.add_argument("--steps", type=int, default=65, help="of 8 games each; %(default)s")
+    parser.add_argument("--games", type=int, default=400, help="of the train fold to learn from; %(default)s")
+    parser.add_argument("--dev-games", type=int, default=50, help="to measure by; %(default)s")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[0, 0.4])
+    parser.add_argument("--compute", choices=["f32", "bf16"], default="bf16")
+    parser.add_argument("--threads", type=int, default=0, help="one a core")
+    parser.add_argument("--save", type=Path, help="a folder for what was learnt")
+    parser.add_argument("--results", type=Path, help="a file that the table is appended to")
+    asked = parser.parse_args()
+
+    squire.open_library(asked.library)
+    setting = SETTINGS[asked.setting]
+    world = World(setting)
+    engine = squire.Engine(compute=getattr(squire, asked.compute.upper()), threads=asked.threads)
+    model = squire.Model(engine, asked.folder / "smollm2", max_context=setting.context)
+    distiller = squire.Distiller(model, settings_of(setting, asked.steps))
+
+    def measure():
+        return [evaluate(engine, distiller, world, asked.dev_games, t) for t in asked.temperatures]
+
+    before = measure()
+    seconds, tokens = train(distiller, world, asked.steps, asked.games)
+    after = measure()
+    if asked.save:
+        model.save(asked.save)
+
+    rows = HEAD
+    for t, b, a in zip(asked.temperatures, before, after):
+        rows += (f"| {asked.setting} | {asked.dev_games} | {asked.steps} | {seconds:.0f} s, {tokens / seconds:.0f} | {t:g} "
+                 f"| {share(b['won'], asked.dev_games)} | {share(a['won'], asked.dev_games)} "
+                 f"| {b['turns']:.1f}, {a['turns']:.1f} | {b['seconds']:.0f} s, {a['seconds']:.0f} s "
+                 f"| {b['said']:.0f}, {a['said']:.0f} |\n")
+    print(rows)
+    if asked.results:
+        with asked.results.open("a") as f:
+            f.write(f"\n{datetime.date.today()}, {platform.machine()}, {asked.compute}:\n\n{rows}")
+
+
+if __name__ == "__main__":
+    main()
