@@ -1,6 +1,7 @@
 """A small real model learns a text game from its gold paths: main.py FOLDER, which setup.sh has made; --help says more."""
 import argparse
 import datetime
+import os
 import platform
 import random
 import time
@@ -22,7 +23,10 @@ def settings_of(setting, steps):
         "preset": "sft", "steps": steps, "max_turns": setting.turns,
         "lora": {"rank": 16, "alpha": 32},
         "batch_episodes": 8, "normaliser": "sequence-mean",
-        "optimizer": {"learning_rate": 5e-4, "weight_decay": 0, "grad_clip": 1},
+        "optimizer": {
+            "learning_rate": {"start": 5e-4, "end": 5e-5, "shape": "linear", "begin": 0, "finish": 1, "clock": "fraction"},
+            "weight_decay": 0, "grad_clip": 1,
+        },
     }
 
 
@@ -131,9 +135,20 @@ def share(p, n):
 # ---- the experiment -----------------------------------------------------------------------------
 
 HEAD = """\
-| setting | games | steps | training, tokens/s | temperature | won before | won after | turns before, after | evaluation before, after | tokens/s said before, after |
-|---|---|---|---|---|---|---|---|---|---|
+| temperature | won before | won after | turns | seconds | tokens computed/s | tokens said/s |
+|---|---|---|---|---|---|---|
 """
+
+
+def machine():
+    """The processor and how much of it others use, where Linux tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name, family = (next(x.split(":")[1].strip() for x in lines if x.startswith(k)) for k in ("model name", "cpu family"))
+        name += f" (family {family})"
+    except (OSError, StopIteration):
+        name = platform.machine()
+    return f"{os.cpu_count()} cores of {name}"
 
 
 def main():
@@ -141,11 +156,12 @@ def main():
     parser.add_argument("folder", type=Path, help="what setup.sh has made")
     parser.add_argument("--library", type=Path, default=HERE / "../../target/release/libsquire.so")
     parser.add_argument("--setting", choices=SETTINGS, default="twc-1", help="%(choices)s, from easy to hard")
-    parser.add_argument("--steps", type=int, default=65, help="of 8 games each; %(default)s")
+    parser.add_argument("--steps", type=int, default=30, help="of 8 games each; %(default)s")
     parser.add_argument("--games", type=int, default=400, help="of the train fold to learn from; %(default)s")
-    parser.add_argument("--dev-games", type=int, default=50, help="to measure by; %(default)s")
+    parser.add_argument("--before", type=int, default=20, help="games of the dev fold to measure by before; %(default)s")
+    parser.add_argument("--after", type=int, default=50, help="and after; %(default)s")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0, 0.4])
-    parser.add_argument("--compute", choices=["f32", "bf16"], default="bf16")
+    parser.add_argument("--compute", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=0, help="one a core")
     parser.add_argument("--save", type=Path, help="a folder for what was learnt")
     parser.add_argument("--results", type=Path, help="a file that the table is appended to")
@@ -158,25 +174,26 @@ def main():
     model = squire.Model(engine, asked.folder / "smollm2", max_context=setting.context)
     distiller = squire.Distiller(model, settings_of(setting, asked.steps))
 
-    def measure():
-        return [evaluate(engine, distiller, world, asked.dev_games, t) for t in asked.temperatures]
+    def measure(games):
+        return [evaluate(engine, distiller, world, games, t) for t in asked.temperatures]
 
-    before = measure()
+    before = measure(asked.before)
     seconds, tokens = train(distiller, world, asked.steps, asked.games)
-    after = measure()
+    after = measure(asked.after)
     if asked.save:
         model.save(asked.save)
 
     rows = HEAD
     for t, b, a in zip(asked.temperatures, before, after):
-        rows += (f"| {asked.setting} | {asked.dev_games} | {asked.steps} | {seconds:.0f} s, {tokens / seconds:.0f} | {t:g} "
-                 f"| {share(b['won'], asked.dev_games)} | {share(a['won'], asked.dev_games)} "
-                 f"| {b['turns']:.1f}, {a['turns']:.1f} | {b['seconds']:.0f} s, {a['seconds']:.0f} s "
-                 f"| {b['said']:.0f}, {a['said']:.0f} |\n")
-    print(rows)
+        rows += (f"| {t:g} | {share(b['won'], asked.before)} of {asked.before} | {share(a['won'], asked.after)} of {asked.after} "
+                 f"| {b['turns']:.1f}, {a['turns']:.1f} | {b['seconds']:.0f}, {a['seconds']:.0f} "
+                 f"| {b['read']:.0f}, {a['read']:.0f} | {b['said']:.0f}, {a['said']:.0f} |\n")
+    title = (f"{asked.setting}: {asked.steps} steps in {seconds:.0f} s, {tokens / seconds:.0f} tokens/s. "
+             f"{datetime.date.today()}, {machine()}, {asked.compute}.")
+    print(f"{title}\n\n{rows}")
     if asked.results:
         with asked.results.open("a") as f:
-            f.write(f"\n{datetime.date.today()}, {platform.machine()}, {asked.compute}:\n\n{rows}")
+            f.write(f"\n{title}\n\n{rows}")
 
 
 if __name__ == "__main__":
