@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0, 0.4])
     parser.add_argument("--compute", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=0, help="one a core")
-    parser.add_argument("--save", type=Path, help="a folder for what was learnt")
+    parser.add_argument("--save", type=Path, help="a folder for the adapter that was learnt, as PEFT reads it")
     parser.add_argument("--results", type=Path, help="a file that the table is appended to")
     asked = parser.parse_args()
 
@@ -180,9 +180,6 @@ def main():
     before = measure(asked.before)
     seconds, tokens = train(distiller, world, asked.steps, asked.games)
     after = measure(asked.after)
-    if asked.save:
-        model.save(asked.save)
-
     rows = HEAD
     for t, b, a in zip(asked.temperatures, before, after):
         rows += (f"| {t:g} | {share(b['won'], asked.before)} of {asked.before} | {share(a['won'], asked.after)} of {asked.after} "
@@ -194,6 +191,8 @@ def main():
     if asked.results:
         with asked.results.open("a") as f:
             f.write(f"\n{title}\n\n{rows}")
+    if asked.save:
+        model.save_adapter(asked.save)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 3  # of the header that this file was written from
+ABI = 0 << 16 | 4  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -77,7 +77,7 @@ class GenOptions(Struct):
     NAME = "gen_options"
     _fields_ = [("struct_size", c.c_uint32), ("flags", c.c_uint32), ("max_tokens", c.c_int32), ("top_k", c.c_int32),
                 ("temperature", c.c_float), ("top_p", c.c_float), ("seed", c.c_uint64), ("stop_ids", c.c_void_p),
-                ("stop_ids_len", c.c_size_t)]
+                ("stop_ids_len", c.c_size_t), ("adapter", c.c_char_p), ("adapter_len", c.c_size_t)]
 
 
 class Event(Struct):
@@ -153,7 +153,12 @@ class Model(Object):
         return Document.read("model_info", self)
 
     def save(self, folder):
+        """Writes a model folder, with what was published in its weights."""
         call("model_save", self, *text(os.fspath(folder)))
+
+    def save_adapter(self, folder):
+        """Writes the adapter that was published, as PEFT reads it."""
+        call("adapter_save", self, None, c.c_size_t(0), *text(os.fspath(folder)))
 
 
 class Distiller(Object):
