@@ -141,7 +141,7 @@ HEAD = """\
 
 
 def machine():
-    """The processor and how much of it others use, where Linux tells."""
+    """The processor, where Linux tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name, family = (next(x.split(":")[1].strip() for x in lines if x.startswith(k)) for k in ("model name", "cpu family"))
