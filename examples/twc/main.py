@@ -61,18 +61,21 @@ def replay(distiller, turns):
         return len(episode.trace()["ids"])
 
 
-def train(distiller, world, steps, games):
-    """Gives the seconds that it took, and the tokens read."""
+def train(distiller, world, steps, games, checkpoint):
+    """Gives the seconds that it took, and the tokens read. Each step draws by its number, so a run that was stopped goes
+    on as if it had not been."""
     demonstrations = [demonstration(world, seed) for seed in range(games)]
-    draws, tokens, begun = random.Random(0), 0, time.monotonic()
-    for step in range(1, steps + 1):
-        tokens += sum(replay(distiller, turns) for turns in draws.sample(demonstrations, 8))
+    tokens, begun = 0, time.monotonic()
+    while distiller.step < steps:
+        tokens += sum(replay(distiller, turns) for turns in random.Random(distiller.step).sample(demonstrations, 8))
         report = distiller.update()
         distiller.publish()
         seconds = time.monotonic() - begun
-        if step % 5 == 0 or step == steps:
-            print(f"step {step}: loss {report['loss']:.4f}, {tokens / seconds:.0f} tokens/s, {seconds:.0f} s", flush=True)
-    return seconds, tokens
+        if distiller.step % 5 == 0 or distiller.step == steps:
+            print(f"step {distiller.step}: loss {report['loss']:.4f}, {tokens / seconds:.0f} tokens/s, {seconds:.0f} s", flush=True)
+            if checkpoint:
+                distiller.save(checkpoint)
+    return time.monotonic() - begun, tokens
 
 
 # ---- playing ------------------------------------------------------------------------------------
@@ -110,7 +113,9 @@ class Play:
 
 
 def evaluate(engine, distiller, world, games, temperature):
-    """Plays games of the dev fold, whose objects no train game has. All are under way at once."""
+    """Plays games of the dev fold, whose objects no train game has. All are under way at once. None if there are none."""
+    if not games:
+        return None
     begun, before = time.monotonic(), engine.metrics()
     plays = [Play(distiller, world.game("dev", FIRST_DEV_SEED + i)) for i in range(games)]
     under_way = plays
@@ -120,7 +125,7 @@ def evaluate(engine, distiller, world, games, temperature):
     for play in plays:
         play.end()
     after, seconds = engine.metrics(), time.monotonic() - begun
-    found = {"won": sum(p.game.won for p in plays) / games, "turns": sum(p.turns for p in plays) / games,
+    found = {"games": games, "won": sum(p.game.won for p in plays) / games, "turns": sum(p.turns for p in plays) / games,
              "seconds": seconds, "read": (after["rows"] - before["rows"]) / seconds,
              "said": (after["sampled"] - before["sampled"]) / seconds}
     print(f"temperature {temperature}: won {share(found['won'], games)}, {found['turns']:.1f} turns, {seconds:.0f} s", flush=True)
@@ -129,15 +134,19 @@ def evaluate(engine, distiller, world, games, temperature):
 
 def share(p, n):
     """With its standard error."""
-    return f"{100 * p:.0f} ± {100 * sqrt(p * (1 - p) / n):.0f} %"
+    return f"{100 * p:.0f} ± {100 * sqrt(p * (1 - p) / n):.0f} % of {n}"
 
 
 # ---- the experiment -----------------------------------------------------------------------------
 
 HEAD = """\
-| temperature | won before | won after | turns | seconds | tokens computed/s | tokens said/s |
-|---|---|---|---|---|---|---|
+Before and after:
+
+| temperature | won | turns | seconds | tokens computed/s | tokens said/s |
+|---|---|---|---|---|---|
 """
+COLUMNS = (lambda x: share(x["won"], x["games"]), lambda x: f"{x['turns']:.1f}", lambda x: f"{x['seconds']:.0f}",
+           lambda x: f"{x['read']:.0f}", lambda x: f"{x['said']:.0f}")
 
 
 def machine():
@@ -164,6 +173,7 @@ def main():
     parser.add_argument("--compute", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=0, help="one a core")
     parser.add_argument("--save", type=Path, help="a folder for the adapter that was learnt, as PEFT reads it")
+    parser.add_argument("--checkpoint", type=Path, help="a folder to write to now and then, and to go on from")
     parser.add_argument("--results", type=Path, help="a file that the table is appended to")
     asked = parser.parse_args()
 
@@ -172,19 +182,18 @@ def main():
     world = World(setting)
     engine = squire.Engine(compute=getattr(squire, asked.compute.upper()), threads=asked.threads)
     model = squire.Model(engine, asked.folder / "smollm2", max_context=setting.context)
-    distiller = squire.Distiller(model, settings_of(setting, asked.steps))
+    distiller = squire.Distiller(model, settings_of(setting, asked.steps), checkpoint=asked.checkpoint)
 
     def measure(games):
         return [evaluate(engine, distiller, world, games, t) for t in asked.temperatures]
 
     before = measure(asked.before)
-    seconds, tokens = train(distiller, world, asked.steps, asked.games)
+    seconds, tokens = train(distiller, world, asked.steps, asked.games, asked.checkpoint)
     after = measure(asked.after)
     rows = HEAD
-    for t, b, a in zip(asked.temperatures, before, after):
-        rows += (f"| {t:g} | {share(b['won'], asked.before)} of {asked.before} | {share(a['won'], asked.after)} of {asked.after} "
-                 f"| {b['turns']:.1f}, {a['turns']:.1f} | {b['seconds']:.0f}, {a['seconds']:.0f} "
-                 f"| {b['read']:.0f}, {a['read']:.0f} | {b['said']:.0f}, {a['said']:.0f} |\n")
+    for t, *both in zip(asked.temperatures, before, after):
+        told = (("–" if one is None else form(one) for one in both) for form in COLUMNS)
+        rows += f"| {t:g} | " + " | ".join(", ".join(x) for x in told) + " |\n"
     title = (f"{asked.setting}: {asked.steps} steps in {seconds:.0f} s, {tokens / seconds:.0f} tokens/s. "
              f"{datetime.date.today()}, {machine()}, {asked.compute}.")
     print(f"{title}\n\n{rows}")

@@ -164,8 +164,15 @@ class Model(Object):
 class Distiller(Object):
     KIND = "distiller"
 
-    def __init__(self, student, settings, teacher=None):
-        super().__init__("distiller_create", student, teacher, *document(settings))
+    def __init__(self, student, settings, teacher=None, checkpoint=None):
+        """Goes on from the checkpoint if there is one in that folder."""
+        step = c.c_uint64()
+        path = checkpoint and text(os.fspath(checkpoint))
+        if path and call("checkpoint_probe", *path, c.byref(step)) != END:
+            super().__init__("distiller_resume", student, teacher, *document(settings), *path)
+        else:
+            super().__init__("distiller_create", student, teacher, *document(settings))
+        self.step = step.value
 
     def episode(self, **spec):
         return Episode("episode_begin", self, *document(spec))
@@ -174,6 +181,7 @@ class Distiller(Object):
         """One step of the optimiser from the episodes that ended; gives its report."""
         with Update("update_build", self, c.c_uint32(0), None, None, None) as update:
             call("update_apply", self, update)
+            self.step += 1
             return Document.read("update_report", update)
 
     def publish(self):
