@@ -125,7 +125,7 @@ int main(int argc, char **argv) {
   CHECK(say(kept, NULL, again) == 1000000003); /* its generation outlives its base */
 
   DONE(squire_model_info(model, &info, &err));
-  CHECK(strstr(squire_text_data(info, NULL), "\"adapters\":{\"one\":") != NULL);
+  CHECK(strstr(squire_text_data(info, NULL), "\"adapters\":{}") != NULL); /* those that new sessions can use */
   squire_text_release(info);
   mo.path = base;
   DONE(squire_model_load(engine, &mo, NULL, &other, &err));
