@@ -205,7 +205,7 @@ def main():
     out["bf16_minus_f32"] = differences(load(folder, torch.bfloat16))
     step(f"bf16: {out['bf16_minus_f32']}")
 
-    save_file({"logits_f32": torch.stack(recorded), "text_nats_f32": lost}, HERE / "smollm2.logits.safetensors")
+    save_file({"logits_f32": torch.stack(recorded), "text_nats_f32": lost.float()}, HERE / "smollm2.logits.safetensors")
     (HERE / "smollm2.logits.safetensors").chmod(0o644)
     write_json(HERE / "smollm2.json", out)
     step("written")
