@@ -23,7 +23,7 @@ use super::trained;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
-use crate::model::{Adapter, ModelConfig, Parameters, Weights};
+use crate::model::{Adapter, Lora, ModelConfig, Parameters, Weights};
 use crate::serve::{Level, ServedModel};
 use crate::tensor::Dtype;
 
@@ -159,12 +159,7 @@ impl Distiller {
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
-        // The student's own, where it has one: what is resumed takes its place.
-        let form = match &config.lora {
-            None => Parameters::Weights(Weights::zeros(student.config())?),
-            Some(lora) => Parameters::Adapter(Adapter::zeros(student.config(), lora, Dtype::F32)?),
-        };
-        let [masters, m, v] = TENSORS.map(|name| read(student.config(), &form, &folder.join(name)));
+        let [masters, m, v] = TENSORS.map(|name| read(student.config(), config.lora.as_ref(), &folder.join(name)));
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
         let distiller = Distiller::new(student, teacher, config)?;
         let current = student.current();
@@ -321,17 +316,20 @@ fn adapter_dtype(document: &Value) -> Option<Dtype> {
     [Dtype::F32, Dtype::Bf16, Dtype::F16].into_iter().find(|dtype| dtype.to_string() == name)
 }
 
-/// One set of f32 tensors of the form of another.
-fn read(config: &ModelConfig, form: &Parameters, path: &Path) -> Result<Parameters> {
+/// One set of f32 tensors of what is trained.
+fn read(config: &ModelConfig, lora: Option<&Lora>, path: &Path) -> Result<Parameters> {
     check_regular(path)?;
     let stored: BTreeMap<String, StoredTensor> = safetensors::read(path)?.into_iter().collect();
-    if let Parameters::Weights(_) = form {
-        config.check_tensors(&stored).map_err(|e| e.within(path.display()))?;
-    }
     let within = |fault, why: String| Error::new(fault, format!("{}: {why}", path.display()));
     // Copied: they change, and the file goes when the next checkpoint is written.
-    let mut own = form.zeros(config)?;
-    let names: Vec<String> = form.tensors().into_iter().map(|(name, _)| name).collect();
+    let mut own = match lora {
+        None => {
+            config.check_tensors(&stored).map_err(|e| e.within(path.display()))?;
+            Parameters::Weights(Weights::zeros(config)?)
+        }
+        Some(lora) => Parameters::Adapter(Adapter::zeros(config, lora, Dtype::F32)?),
+    };
+    let names: Vec<String> = own.tensors().into_iter().map(|(name, _)| name).collect();
     for (to, name) in own.tensors_mut().into_iter().zip(&names) {
         let missing = || within(Fault::TensorMissing, format!("tensor {name}: missing"));
         let from = stored.get(name).ok_or_else(missing)?;

@@ -153,10 +153,6 @@ impl Task<'_> {
         Ok(Gradients { parameters: gradients, norm, report, sample: Sample::of(finished, &batch) })
     }
 
-    fn segment<'s>(&'s self, ids: &'s [i32], kv: &'s mut KvCache) -> Segment<'s> {
-        Segment { ids, kv, adapter: self.adapter }
-    }
-
     /// Adds the gradients of some whole trajectories, packed side by side.
     fn micro_batch(
         &self,
@@ -177,8 +173,10 @@ impl Task<'_> {
             ids.extend_from_slice(&finished[i].trajectory.ids()[..n]);
         }
         let mut caches: Vec<KvCache> = members.iter().map(|_| KvCache::new(&workspace.pool)).collect();
+        let adapter = self.adapter;
+        let rows = caches.iter_mut().zip(&spans);
         let mut segments: Vec<Segment> =
-            caches.iter_mut().zip(&spans).map(|(kv, span)| self.segment(&ids[span.clone()], kv)).collect();
+            rows.map(|(kv, span)| Segment { ids: &ids[span.clone()], kv, adapter }).collect();
         forward(model, self.weights, &mut segments, &mut workspace.activations)?;
         drop(segments);
 

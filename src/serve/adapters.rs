@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::log::Level;
 use super::model::ServedModel;
-use super::revision::Upon;
+use super::revision::{Bound, Revision, Upon};
 use crate::error::{Error, Fault, Result, brief};
 use crate::model::{Adapter, Parameters, Weights, read_adapter, write_adapter};
 
@@ -27,6 +27,10 @@ fn check_name(name: &str) -> Result<()> {
         return Err(Error::new(Fault::BadValue, why));
     }
     Ok(())
+}
+
+fn none() -> Error {
+    Error::new(Fault::UnknownAdapter, "the current revision has no adapter; train one, or name one")
 }
 
 impl ServedModel {
@@ -53,15 +57,20 @@ impl ServedModel {
         check_name(name)?;
         let base = self.bind();
         let adapter = read_adapter(path, self.config(), &base.weights)?;
-        self.add_adapter(name, adapter)
+        self.name_adapter(name, adapter, &base)
     }
 
     /// The same of an adapter in memory.
     pub fn add_adapter(&self, name: &str, adapter: Adapter) -> Result<u64> {
         check_name(name)?;
+        self.name_adapter(name, adapter, &self.bind())
+    }
+
+    /// Over the base that it was held against, and no other.
+    fn name_adapter(&self, name: &str, adapter: Adapter, base: &Revision) -> Result<u64> {
         self.check_adapter(&adapter)?;
         self.engine().check_budget(adapter.bytes())?;
-        let (base, rank, bytes) = (self.bind(), adapter.lora.rank, adapter.bytes());
+        let (rank, bytes) = (adapter.lora.rank, adapter.bytes());
         let number = self.0.lineage.name(name, adapter, &base.weights)?;
         let what = format!("adapter {name} of rank {rank} in {bytes} bytes is revision {number}");
         self.engine().log(Level::Info, "model", &what);
@@ -86,13 +95,14 @@ impl ServedModel {
     /// Writes an adapter as a folder that PEFT and [`ServedModel::load_adapter`] read: the named one, or with None that of
     /// the current revision. `UnknownAdapter` where there is none.
     pub fn save_adapter(&self, name: Option<&str>, path: &Path) -> Result<()> {
-        let revision = match name {
-            None => self.bind(),
-            Some(name) => self.0.lineage.bind_named(name)?,
-        };
-        let none = || Error::new(Fault::UnknownAdapter, "the current revision has no adapter; train one, or name one");
+        let revision = self.adapted(name)?;
         let adapter = revision.adapter().ok_or_else(none)?;
         write_adapter(path, adapter, self.config(), &revision.weights)
+    }
+
+    /// The revision of the named adapter, or with None the current one, which may have none.
+    fn adapted(&self, name: Option<&str>) -> Result<Bound> {
+        name.map_or_else(|| Ok(self.bind()), |name| self.0.lineage.bind_named(name))
     }
 
     /// Folds an adapter into the base weights and publishes the result as [`ServedModel::publish`] does: the named one, or
@@ -101,11 +111,7 @@ impl ServedModel {
     pub fn merge_adapter(&self, name: Option<&str>, limit: usize) -> Result<u64> {
         self.check_room(limit)?;
         let current = self.current();
-        let revision = match name {
-            None => self.bind(),
-            Some(name) => self.0.lineage.bind_named(name)?,
-        };
-        let none = || Error::new(Fault::UnknownAdapter, "the current revision has no adapter; train one, or name one");
+        let revision = self.adapted(name)?;
         let merged = self.merged(&revision.weights, revision.adapter().ok_or_else(none)?)?;
         drop(revision);
         let merged = Parameters::Weights(merged);
