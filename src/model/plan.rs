@@ -160,6 +160,6 @@ fn scratch(config: &ModelConfig, device: &Device, compute: Compute, n: usize, co
     let heads = heads(config);
     let expert = config.moe.as_ref().map_or(0, |moe| moe.expert_intermediate_size);
     let widths = [config.hidden_size, config.intermediate_size, expert, heads.n_heads * heads.head_dim];
-    let product = ops::linear_scratch_bytes(n, widths.into_iter().max().unwrap_or(0), compute);
+    let product = ops::linear_scratch_bytes(cpu, n, widths.into_iter().max().unwrap_or(0), compute);
     product + ops::attention_scratch_bytes(cpu, heads, n, context) + ops::sample_scratch_bytes(config.vocab_size)
 }

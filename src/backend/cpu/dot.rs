@@ -10,9 +10,9 @@ use crate::backend::host::Plain;
 /// How the two operands of a dot product are stored and multiplied.
 pub trait Form: Send + Sync {
     /// Stored element of the left operand (activations).
-    type X: Copy + Send + Sync;
+    type X: Widen;
     /// Stored element of the right operand (weights, keys).
-    type W: Copy + Send + Sync;
+    type W: Widen;
     /// A loaded block of the left operand.
     type LoadedX<V: Lanes>: Copy;
     /// A loaded block of the right operand.

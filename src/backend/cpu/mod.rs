@@ -9,6 +9,7 @@ mod float_env;
 pub mod lanes;
 pub mod math;
 pub mod outer;
+pub mod packed;
 mod pool;
 mod scalar;
 mod scratch;
@@ -73,6 +74,12 @@ impl KernelSet {
     /// The fastest set of this machine.
     pub fn best() -> KernelSet {
         Self::ALL.into_iter().rev().find(|s| s.available()).unwrap_or(KernelSet::Scalar)
+    }
+
+    /// Whether sixteen lanes take so many of its registers that products of many rows are made with packed weights
+    /// (`packed`). The scalar set, which judges the others, always goes the other way.
+    pub fn packs(self) -> bool {
+        self == KernelSet::Avx2
     }
 
     /// The set's name in options and reports.

@@ -12,10 +12,9 @@ use super::{Kernel, Shared, piece};
 pub const COLUMNS: usize = 64;
 /// Rows of C in a task.
 pub const ROWS: usize = 48;
-/// Rows of the register tile where lanes are few registers (AVX-512: 24 accumulators of 32), and where each is two of
-/// sixteen (AVX2: 6 accumulators of two).
+/// Rows of the register tile: four vectors wide where lanes are one register (AVX-512: 24 accumulators of 32), one where they
+/// are two of sixteen (AVX2: 12 accumulators, two of B and one of A; with more the compiler begins to move them about).
 const TILE: usize = 6;
-const NARROW_TILE: usize = 3;
 /// Terms per cache block: the panel of B (64 columns) stays in the first-level cache.
 const BLOCK: usize = 128;
 
@@ -155,9 +154,9 @@ impl<B: Widen> Kernel for Outer<'_, B> {
                 if V::COLUMNS == 8 {
                     self.rows::<V, TILE, 4>(rows.clone(), columns.clone(), terms);
                 } else {
-                    for half in columns.clone().step_by(32) {
-                        let columns = half..columns.end.min(half + 32);
-                        self.rows::<V, NARROW_TILE, 2>(rows.clone(), columns, terms.clone());
+                    for vector in columns.clone().step_by(16) {
+                        let columns = vector..columns.end.min(vector + 16);
+                        self.rows::<V, TILE, 1>(rows.clone(), columns, terms.clone());
                     }
                 }
             }

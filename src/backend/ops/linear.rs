@@ -5,7 +5,7 @@
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
 use super::lora::{adapt, lora_backward};
-use super::product::{Extents, input_gradient, product, weight_gradient};
+use super::product::{Extents, input_gradient, product, product_scratch_bytes, weight_gradient};
 use super::residual_forward;
 use crate::backend::cpu::dot::{B16, H16, Paired, Wide};
 use crate::backend::cpu::lanes::round_bf16_bits;
@@ -108,11 +108,11 @@ fn linear(
     match (w.matrix.dense().elements(), compute) {
         (Elements::Bf16(w), Compute::Bf16) => {
             let x = narrow(cpu, x)?;
-            product::<Paired>(cpu, &x, w, y, extents, round && is_bare)
+            product::<Paired>(cpu, &x, w, y, extents, round && is_bare)?
         }
-        (Elements::Bf16(w), Compute::F32) => product::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare),
-        (Elements::F16(w), _) => product::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare),
-        (Elements::F32(w), _) => product::<Wide<f32>>(cpu, x, w, y, extents, round && is_bare),
+        (Elements::Bf16(w), Compute::F32) => product::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare)?,
+        (Elements::F16(w), _) => product::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare)?,
+        (Elements::F32(w), _) => product::<Wide<f32>>(cpu, x, w, y, extents, round && is_bare)?,
     }
     if !is_bare {
         adapt(cpu, y, x, w, extents, round)?;
@@ -228,9 +228,11 @@ pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Result<Scratch<B16>> {
     Ok(y)
 }
 
-/// Bytes of scratch that a product of `n` rows of `k` elements takes.
-pub fn linear_scratch_bytes(n: usize, k: usize, compute: Compute) -> u64 {
-    if compute.rounds() { Cpu::scratch_bytes(n * k * size_of::<B16>()) } else { 0 }
+/// Bytes of scratch that a product of `n` rows of `k` elements takes at most.
+pub fn linear_scratch_bytes(cpu: &Cpu, n: usize, k: usize, compute: Compute) -> u64 {
+    let narrow = if compute.rounds() { Cpu::scratch_bytes(n * k * size_of::<B16>()) } else { 0 };
+    // Pairs fill larger blocks than single terms.
+    narrow + product_scratch_bytes::<Paired>(cpu, n, k)
 }
 
 #[cfg(test)]
@@ -239,7 +241,9 @@ mod tests {
     use super::*;
     use crate::tensor::Dtype;
 
-    const EXTENTS: [(usize, usize, usize); 5] = [(1, 1, 1), (2, 17, 7), (5, 33, 48), (13, 19, 100), (40, 70, 129)];
+    /// (rows, outputs, terms): the last two have rows for packed weights, one of them terms for more than a chunk.
+    const EXTENTS: [(usize, usize, usize); 6] =
+        [(1, 1, 1), (2, 17, 7), (5, 33, 48), (13, 19, 100), (40, 70, 129), (26, 50, 1555)];
 
     fn naive(x: &Tensor, w: &Tensor) -> Vec<f64> {
         let (n, o, k) = (x.extent(0), w.extent(0), w.extent(1));

@@ -299,15 +299,16 @@ impl Adapt<'_> {
 }
 
 /// y [N, O] = scale * x w^T for w [O, K], as f32 slices.
-fn scaled_product(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &Tensor, n: usize, scale: f32) {
+fn scaled_product(cpu: &Cpu, y: &mut [f32], x: &[f32], w: &Tensor, n: usize, scale: f32) -> Result<()> {
     let extents = Extents { n, o: w.extent(0), k: w.extent(1) };
     let to = Shared::new(y);
     match w.elements() {
-        Elements::F32(w) => product::<Wide<f32>>(cpu, x, w, to, extents, false),
-        Elements::Bf16(w) => product::<Wide<B16>>(cpu, x, w, to, extents, false),
-        Elements::F16(w) => product::<Wide<H16>>(cpu, x, w, to, extents, false),
+        Elements::F32(w) => product::<Wide<f32>>(cpu, x, w, to, extents, false)?,
+        Elements::Bf16(w) => product::<Wide<B16>>(cpu, x, w, to, extents, false)?,
+        Elements::F16(w) => product::<Wide<H16>>(cpu, x, w, to, extents, false)?,
     }
     y[..n * extents.o].iter_mut().for_each(|u| *u *= scale);
+    Ok(())
 }
 
 /// Adds what passes through the adapter to the first `n` rows of `dx`, and to `dpair` where the pair is trained; of that
@@ -325,7 +326,7 @@ pub(super) fn lora_backward(
     assert!(dy.extent(1) == o && x.extent(1) == k && dx.extent(1) == k, "dy is {dy:?}, x {x:?}, dx {dx:?}");
     let (dy, x) = (&dy.f32()[..n * o], &x.f32()[..n * k]);
     let mut du = cpu.scratch::<f32>(n * rank)?;
-    scaled_product(cpu, &mut du, dy, &pair.b, n, pair.scale);
+    scaled_product(cpu, &mut du, dy, &pair.b, n, pair.scale)?;
     if let Some(dpair) = dpair {
         let fits = dpair.a.shape() == pair.a.shape() && dpair.b.shape() == pair.b.shape();
         assert!(
@@ -336,7 +337,7 @@ pub(super) fn lora_backward(
             pair.a.shape()
         );
         let mut u = cpu.scratch::<f32>(n * rank)?;
-        scaled_product(cpu, &mut u, x, &pair.a, n, pair.scale);
+        scaled_product(cpu, &mut u, x, &pair.a, n, pair.scale)?;
         let to = Shared::new(dpair.b.f32_mut());
         weight_gradient(cpu, to, &u, dy, Extents { n, o: rank, k: o });
         let to = Shared::new(dpair.a.f32_mut());

@@ -1,16 +1,23 @@
 //! The products of a linear layer on the CPU: x w^T by tiles of dot products, and the gradients by sums of outer products.
 //! `linear` and `lora` are made of them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::backend::cpu::dot::{Form, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::outer::Outer;
-use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, piece};
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, packed, piece};
+use crate::error::Result;
 
 /// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
 /// rows are streamed one at a time (full read bandwidth); otherwise eight at a time share the reduction.
 const STREAMED: usize = 4 << 20;
 /// Bytes of x kept in the second-level cache while all of w passes by.
 const X_BLOCK: usize = 512 << 10;
+/// Rows from which on it pays to pack the weights (`cpu::packed`).
+const PACKED: usize = 24;
+/// Outputs that are packed at once: rows that were read for the first panel serve the second.
+const PANELS: usize = 2 * packed::PANEL;
 
 /// Extents of one product.
 #[derive(Clone, Copy)]
@@ -37,17 +44,44 @@ struct Product<'a, F: Form> {
 }
 
 /// y = x w^T in the canonical order.
-pub(super) fn product<F: Form>(cpu: &Cpu, x: &[F::X], w: &[F::W], y: Shared<f32>, extents: Extents, round: bool) {
+pub(super) fn product<F: Form>(
+    cpu: &Cpu,
+    x: &[F::X],
+    w: &[F::W],
+    y: Shared<f32>,
+    extents: Extents,
+    round: bool,
+) -> Result<()> {
     let Extents { n, o, k } = extents;
     let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
     // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
     let work_floor = (1 << 15) / (n * k).max(1);
     let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
     let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
+    let product = Product::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
+    if cpu.kernels().packs() && n >= PACKED {
+        cpu.count_weight_bytes(std::mem::size_of_val(w));
+        let n_workers = cpu.n_threads().min(o.div_ceil(PANELS));
+        let mut panels = cpu.scratch::<f32>(n_workers * panels_len::<F>(k))?;
+        let kernel = Packed { of: product, next: AtomicUsize::new(0), panels: Shared::new(&mut panels) };
+        cpu.launch(n_workers, &kernel);
+        return Ok(());
+    }
     // Every block of rows passes over all of w once.
     cpu.count_weight_bytes(std::mem::size_of_val(w) * n.div_ceil(rows_per_block));
-    let kernel = Product::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
-    cpu.launch(o.div_ceil(outputs_per_task), &kernel);
+    cpu.launch(o.div_ceil(outputs_per_task), &product);
+    Ok(())
+}
+
+/// Elements of a worker's packed weights.
+fn panels_len<F: Form>(k: usize) -> usize {
+    PANELS / packed::PANEL * packed::panel_len::<F>(k)
+}
+
+/// Bytes of scratch that a product of `n` rows of `k` terms takes at most.
+pub(super) fn product_scratch_bytes<F: Form>(cpu: &Cpu, n: usize, k: usize) -> u64 {
+    let packs = cpu.kernels().packs() && n >= PACKED;
+    if packs { Cpu::scratch_bytes(4 * cpu.n_threads() * panels_len::<F>(k)) } else { 0 }
 }
 
 impl<F: Form> Product<'_, F> {
@@ -137,6 +171,65 @@ impl<F: Form> Kernel for Product<'_, F> {
                 }
             }
         }
+    }
+}
+
+/// The same with packed weights, dealt out among as many workers as compute: each has its own panels.
+struct Packed<'a, F: Form> {
+    of: Product<'a, F>,
+    /// the next `PANELS` outputs that nobody has begun
+    next: AtomicUsize,
+    panels: Shared<f32>,
+}
+
+impl<F: Form> Kernel for Packed<'_, F> {
+    #[inline(always)]
+    unsafe fn task<V: Lanes>(&self, worker: usize) {
+        let len = panels_len::<F>(self.of.k);
+        loop {
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            let outputs = piece(next, PANELS, self.of.o);
+            if outputs.is_empty() {
+                return;
+            }
+            // SAFETY: each worker has its own panels, and the counter gives each output once.
+            unsafe {
+                let panels = self.panels.at(worker * len);
+                let o = match outputs.len() / packed::PANEL {
+                    2 => self.panels::<V, 2>(panels, outputs.start),
+                    1 => self.panels::<V, 1>(panels, outputs.start),
+                    _ => outputs.start,
+                };
+                for o in o..outputs.end {
+                    self.of.tiles::<V, 1>(0..self.of.n, o);
+                }
+            }
+        }
+    }
+}
+
+impl<F: Form> Packed<'_, F> {
+    /// Packs `N` panels from output `o` on and lets all rows pass by. Returns the first output that is left.
+    #[inline(always)]
+    unsafe fn panels<V: Lanes, const N: usize>(&self, panels: *mut f32, o: usize) -> usize {
+        let Product { x, w, y, n, k, round, .. } = self.of;
+        let end = o + N * packed::PANEL;
+        let tiled = n - n % packed::ROWS;
+        // SAFETY: the caller's: the panels have room, and the outputs lie inside the operands and are this worker's.
+        unsafe {
+            for p in 0..N {
+                let w = w.as_ptr().add((o + p * packed::PANEL) * k);
+                packed::pack::<V, F>(panels.add(p * packed::panel_len::<F>(k)), w, k);
+            }
+            for row in (0..tiled).step_by(packed::ROWS) {
+                let y = (y.at(row * self.of.o + o), self.of.o);
+                packed::tile::<V, F, N>(y, x.as_ptr().add(row * k), panels, k, round);
+            }
+            for o in (o..end).step_by(2) {
+                self.of.tiles::<V, 2>(tiled..n, o);
+            }
+        }
+        end
     }
 }
 
