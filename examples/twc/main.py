@@ -17,14 +17,14 @@ ACTION_TOKENS = 24
 FIRST_DEV_SEED = 100
 
 
-def settings_of(setting, steps):
+def settings_of(setting, steps, batch, rate):
     """Imitation, by an adapter on all seven projections."""
     return {
         "preset": "sft", "steps": steps, "max_turns": setting.turns,
         "lora": {"rank": 16, "alpha": 32},
-        "batch_episodes": 8, "normaliser": "sequence-mean",
+        "batch_episodes": batch, "normaliser": "sequence-mean",
         "optimizer": {
-            "learning_rate": {"start": 5e-4, "end": 5e-5, "shape": "linear", "begin": 0, "finish": 1, "clock": "fraction"},
+            "learning_rate": {"start": rate, "end": rate / 10, "shape": "linear", "begin": 0, "finish": 1, "clock": "fraction"},
             "weight_decay": 0, "grad_clip": 1,
         },
     }
@@ -61,13 +61,22 @@ def replay(distiller, turns):
         return len(episode.trace()["ids"])
 
 
-def train(distiller, world, steps, games, checkpoint):
-    """Gives the seconds that it took, and the tokens read. Each step draws by its number, so a run that was stopped goes
-    on as if it had not been."""
+def games_of(step, demonstrations, batch):
+    """Pass after pass over all of them, each in an order of its own."""
+    def place(at):
+        order = list(range(len(demonstrations)))
+        random.Random(at // len(order)).shuffle(order)
+        return order[at % len(order)]
+    return [demonstrations[place(at)] for at in range(step * batch, (step + 1) * batch)]
+
+
+def train(distiller, world, steps, batch, games, checkpoint):
+    """Gives the seconds that it took, and the tokens read. Each step takes its games by its number, so a run that was
+    stopped goes on as if it had not been."""
     demonstrations = [demonstration(world, seed) for seed in range(games)]
     tokens, begun = 0, time.monotonic()
     while distiller.step < steps:
-        tokens += sum(replay(distiller, turns) for turns in random.Random(distiller.step).sample(demonstrations, 8))
+        tokens += sum(replay(distiller, turns) for turns in games_of(distiller.step, demonstrations, batch))
         report = distiller.update()
         distiller.publish()
         seconds = time.monotonic() - begun
@@ -165,7 +174,9 @@ def main():
     parser.add_argument("folder", type=Path, help="what setup.sh has made")
     parser.add_argument("--library", type=Path, default=HERE / "../../target/release/libsquire.so")
     parser.add_argument("--setting", choices=SETTINGS, default="twc-1", help="%(choices)s, from easy to hard")
-    parser.add_argument("--steps", type=int, default=30, help="of 8 games each; %(default)s")
+    parser.add_argument("--steps", type=int, default=60, help="%(default)s")
+    parser.add_argument("--batch", type=int, default=4, help="games a step; %(default)s")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate at the start; %(default)s")
     parser.add_argument("--games", type=int, default=400, help="of the train fold to learn from; %(default)s")
     parser.add_argument("--before", type=int, default=20, help="games of the dev fold to measure by before; %(default)s")
     parser.add_argument("--after", type=int, default=50, help="and after; %(default)s")
@@ -182,13 +193,13 @@ def main():
     world = World(setting)
     engine = squire.Engine(compute=getattr(squire, asked.compute.upper()), threads=asked.threads)
     model = squire.Model(engine, asked.folder / "smollm2", max_context=setting.context)
-    distiller = squire.Distiller(model, settings_of(setting, asked.steps), checkpoint=asked.checkpoint)
+    distiller = squire.Distiller(model, settings_of(setting, asked.steps, asked.batch, asked.rate), checkpoint=asked.checkpoint)
 
     def measure(games):
         return [evaluate(engine, distiller, world, games, t) for t in asked.temperatures]
 
     before = measure(asked.before)
-    seconds, tokens = train(distiller, world, asked.steps, asked.games, asked.checkpoint)
+    seconds, tokens = train(distiller, world, asked.steps, asked.batch, asked.games, asked.checkpoint)
     after = measure(asked.after)
     rows = HEAD
     for t, *both in zip(asked.temperatures, before, after):

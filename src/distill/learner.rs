@@ -117,6 +117,7 @@ impl Task<'_> {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
         let mut tally = Tally::new(&trajectories, &batch);
+        let mut sample = Sample::of(finished, &batch).keeping(self.student, self.revision)?;
         let mut gradients = self.trained.zeros(&self.student.config)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
@@ -137,7 +138,8 @@ impl Task<'_> {
                 n += n_tokens(trained[end]);
                 end += 1;
             }
-            self.micro_batch(workspace, &mut gradients, finished, &trained[next..end], &batch.tokens, &mut tally)?;
+            let account = (&mut tally, &mut sample);
+            self.micro_batch(workspace, &mut gradients, finished, &trained[next..end], &batch.tokens, account)?;
             done += n;
             next = end;
         }
@@ -150,7 +152,7 @@ impl Task<'_> {
             let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
             return Err(Error::new(Fault::NotFinite, why));
         }
-        Ok(Gradients { parameters: gradients, norm, report, sample: Sample::of(finished, &batch) })
+        Ok(Gradients { parameters: gradients, norm, report, sample })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side.
@@ -161,7 +163,7 @@ impl Task<'_> {
         finished: &[&Finished],
         members: &[usize],
         losses: &[TokenLoss],
-        tally: &mut Tally,
+        (tally, sample): (&mut Tally, &mut Sample),
     ) -> Result<()> {
         let (model, device) = (self.student, &self.student.device);
         // A trajectory is fed up to the row that predicts its last trained token.
@@ -199,6 +201,7 @@ impl Task<'_> {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut workspace.hidden, &workspace.activations.hidden, &at);
+            sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.hidden);
             head_forward(model, self.weights, &mut workspace.logits, &workspace.hidden, n)?;
             leave_out(&mut workspace.logits, self.vocabulary, n);
             let targets: Vec<i32> =

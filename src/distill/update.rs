@@ -67,18 +67,17 @@ impl Distiller {
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
         let mut next = trained::served_form(settings, &model.config, &current)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
-        let mut says =
-            |student: (&Weights, Option<&Adapter>)| sample.logits(model, student, self.0.vocabulary, workspace);
         // Whatever may be refused is refused before the masters move.
-        let before = says((&current.weights, current.adapter()))?;
+        let before = sample.served_logits(model, &current, self.0.vocabulary, workspace)?;
         learner.apply(&model.device, gradients, *norm, settings);
         next.round_from(&model.device, &learner.masters);
         let are_finite = are_finite(&next);
-        let student: (&Weights, _) = match &next {
+        let student: (&Weights, Option<&Adapter>) = match &next {
             Parameters::Weights(weights) => (weights, None),
             Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
         };
-        let after = if are_finite { says(student).ok() } else { None };
+        let mut says = || sample.logits(model, student, self.0.vocabulary, workspace).ok();
+        let after = if are_finite { says() } else { None };
         let kl = after.and_then(|after| mean_kl(&model.device, &before, after).ok()).filter(|kl| kl.is_finite());
         report.update_kl = kl;
         *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });

@@ -2,8 +2,10 @@
 //! served and q what publishing would serve.
 //!
 //! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken:
-//! the mean in nats over at most 64 trained tokens, spread over the batch. Its cost is bounded likewise, to two
-//! forwards of at most 512 tokens (of one prefix where no trained token stands so near to its beginning).
+//! the mean in nats over at most 64 trained tokens, spread over the batch. Its cost is bounded likewise: a forward of at
+//! most 512 tokens and of a quarter of the batch (of one prefix where no trained token stands so near to its beginning).
+//! What the served revision says was computed when the batch was built; where another one is served meanwhile, or the
+//! build was of what is not published, that is a second forward.
 #![forbid(unsafe_code)]
 
 use super::batch::{BatchPlan, TokenLoss};
@@ -14,10 +16,12 @@ use crate::error::Result;
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::plan::LOSS_ROWS;
 use crate::model::{Adapter, KvCache, Model, Parameters, Weights};
+use crate::serve::Revision;
 use crate::tensor::Dtype;
 
-/// Tokens that are fed.
+/// Tokens that are fed: at most so many, and of a small batch a quarter, or the least of them.
 const MAX_FED: usize = 512;
+const LEAST_FED: usize = 128;
 
 /// The tokens of a batch on which an update is measured; kept with it, since its episodes are spent.
 #[derive(Default)]
@@ -26,14 +30,21 @@ pub struct Sample {
     sequences: Vec<Vec<i32>>,
     /// the rows that predict the tokens, of all sequences side by side
     rows: Vec<usize>,
+    /// the trajectory and position of each token
+    tokens: Vec<(usize, usize)>,
+    /// what the build computed of these rows [rows, C]
+    hidden: Option<Tensor>,
+    /// the revision that it computed with; none while that is not published
+    revision: Option<u64>,
 }
 
 impl Sample {
     /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly.
     pub(super) fn of(finished: &[&Finished], batch: &BatchPlan) -> Sample {
+        let max_fed = (batch.n_fed() / 4).clamp(LEAST_FED, MAX_FED);
         let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
         for tokens in batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory) {
-            let fits = tokens.iter().take_while(|t| fed + t.position <= MAX_FED).count();
+            let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
             near.extend(&tokens[..fits]);
             fed += tokens[..fits].last().map_or(0, |t| t.position);
         }
@@ -46,9 +57,46 @@ impl Sample {
             let Some(last) = tokens.last() else { continue };
             sample.sequences.push(finished[last.trajectory].trajectory.ids()[..last.position].to_vec());
             sample.rows.extend(tokens.iter().map(|t| start + t.position - 1));
+            sample.tokens.extend(tokens.iter().map(|t| (t.trajectory, t.position)));
             start += last.position;
         }
         sample
+    }
+
+    /// Keeps what a build with `revision` computes of the sample's rows.
+    pub(super) fn keeping(mut self, model: &Model, revision: Option<u64>) -> Result<Sample> {
+        self.hidden = Some(Tensor::zeros(Dtype::F32, &[self.rows.len(), model.config.hidden_size])?);
+        self.revision = revision;
+        Ok(self)
+    }
+
+    /// Keeps the final hidden states [n, C] of the rows that predict these tokens, so far as they are of the sample.
+    pub(super) fn keep<'a>(&mut self, tokens: impl Iterator<Item = &'a TokenLoss>, hidden: &Tensor) {
+        let (Some(kept), c) = (&mut self.hidden, hidden.extent(1)) else { return };
+        for (row, token) in tokens.enumerate() {
+            // Tokens of a plan stand in this order, and so those of the sample do.
+            if let Ok(at) = self.tokens.binary_search(&(token.trajectory, token.position)) {
+                kept.f32_mut()[at * c..][..c].copy_from_slice(&hidden.f32()[row * c..][..c]);
+            }
+        }
+    }
+
+    /// The logits [rows, V] under the served revision.
+    pub(super) fn served_logits(
+        &self,
+        model: &Model,
+        served: &Revision,
+        vocabulary: usize,
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        let Some(hidden) = self.hidden.as_ref().filter(|_| self.revision == Some(served.number)) else {
+            return self.logits(model, (&served.weights, served.adapter()), vocabulary, workspace);
+        };
+        let n = self.rows.len();
+        let mut logits = Tensor::zeros(Dtype::F32, &[n, model.config.vocab_size])?;
+        head_forward(model, &served.weights, &mut logits, hidden, n)?;
+        leave_out(&mut logits, vocabulary, n);
+        Ok(logits)
     }
 
     /// The logits [rows, V] under some weights and an adapter, if any.
