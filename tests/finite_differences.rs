@@ -1,7 +1,7 @@
 //! The gradient of a whole model against differences of its loss: a judge that shares nothing with the backward.
 //!
 //! Along a direction of random signs, scaled by eps, the loss's difference is compared with the gradient's inner
-//! product, for all parameters together and for each kind of tensor alone. Errors are measured in |gradient| * eps,
+//! product, for all parameters together and for each kind of tensor alone: of all weights, and of an adapter. Errors are measured in |gradient| * eps,
 //! the size of such a product, as a single one may by chance be nearly zero.
 
 #[path = "support/tiny_model.rs"]
@@ -12,7 +12,7 @@ use squire::backend::ops::{self, Loss, RowLoss};
 use squire::backend::{Compute, KernelSet, Tensor};
 use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, forward, head_forward};
-use squire::model::{Activations, KvCache, KvPool, Model, Weights};
+use squire::model::{Activations, Adapter, KvCache, KvPool, Lora, Model, Parameters, Weights};
 use squire::random::{Stream, below, bits};
 use squire::serve::{Engine, EngineOptions};
 use squire::tensor::Dtype;
@@ -63,14 +63,14 @@ impl Objective {
         let kinds = [Loss::CrossEntropy, Loss::ReverseKl, Loss::ForwardKl];
         let spec = |(i, &row): (usize, &usize)| RowLoss { kind: kinds[i % 3], weight, target: packed[row + 1] };
         let specs = rows.iter().enumerate().map(spec).collect();
-        let activations = run(model, teacher, &ids);
+        let activations = run(model, teacher, None, &ids);
         let teacher = heads(model, teacher, &activations, &rows).1;
         Objective { ids, rows, specs, teacher }
     }
 
-    fn pass(&self, model: &Model, weights: &Weights) -> Rows {
-        let activations = run(model, weights, &self.ids);
-        let (hidden, mut dlogits) = heads(model, weights, &activations, &self.rows);
+    fn pass(&self, model: &Model, at: Point) -> Rows {
+        let activations = run(model, at.weights, at.adapter, &self.ids);
+        let (hidden, mut dlogits) = heads(model, at.weights, &activations, &self.rows);
         let n = self.rows.len();
         let losses =
             ops::divergence_forward_backward(&model.device, &mut dlogits, Some(&self.teacher), &self.specs, n).unwrap();
@@ -78,12 +78,11 @@ impl Objective {
         Rows { activations, hidden, dlogits, loss }
     }
 
-    fn gradients(&self, model: &Model, weights: &Weights, passed: &Rows) -> Weights {
+    fn gradients(&self, model: &Model, at: Point, mut gradients: Parameters, passed: &Rows) -> Parameters {
         let Rows { activations, hidden, dlogits, .. } = passed;
-        let mut gradients = Weights::zeros(&model.config).unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(self.rows.len()), zeros(activations.batch.len()));
-        head_backward(model, weights, &mut gradients, &mut dhead, (dlogits, hidden), self.rows.len());
+        head_backward(model, at.weights, &mut gradients, &mut dhead, (dlogits, hidden), self.rows.len());
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
         let mut end = 0;
         let spans = LENGTHS.map(|n| {
@@ -91,19 +90,36 @@ impl Objective {
             end - n..end
         });
         let (packed, mut scratch) = (self.ids.concat(), BackwardScratch::new(model).unwrap());
-        let batch = Passed { activations, ids: &packed, spans: &spans, adapter: None };
-        backward(model, weights, &mut gradients, batch, &dhidden, &mut scratch).unwrap();
+        let batch = Passed { activations, ids: &packed, spans: &spans, adapter: at.adapter };
+        backward(model, at.weights, &mut gradients, batch, &dhidden, &mut scratch).unwrap();
         gradients
     }
 }
 
+/// Where the loss is taken.
+#[derive(Clone, Copy)]
+struct Point<'a> {
+    weights: &'a Weights,
+    adapter: Option<&'a Adapter>,
+}
+
+impl<'a> Point<'a> {
+    /// At these parameters: all weights, or an adapter of the base.
+    fn of(base: &'a Weights, parameters: &'a Parameters) -> Point<'a> {
+        match parameters {
+            Parameters::Weights(weights) => Point { weights, adapter: None },
+            Parameters::Adapter(adapter) => Point { weights: base, adapter: Some(adapter) },
+        }
+    }
+}
+
 /// The sequences through the model, packed, each with a cache of its own.
-fn run(model: &Model, weights: &Weights, ids: &[Vec<i32>]) -> Activations {
+fn run(model: &Model, weights: &Weights, adapter: Option<&Adapter>, ids: &[Vec<i32>]) -> Activations {
     let mut activations = Activations::for_training(model).unwrap();
     let pool = KvPool::new(&model.device, model.page_shape(), 1 << 30);
     let mut caches: Vec<KvCache> = ids.iter().map(|_| KvCache::new(&pool)).collect();
     let mut segments: Vec<Segment> =
-        ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter: None }).collect();
+        ids.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter }).collect();
     forward(model, weights, &mut segments, &mut activations).unwrap();
     activations
 }
@@ -122,10 +138,24 @@ fn kind(name: &str) -> String {
     name.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
 }
 
-/// A copy of the weights, those of the kinds in question moved by `step` times the direction's signs.
-fn moved(model: &Model, weights: &Weights, is_moved: impl Fn(&str) -> bool, direction: u64, step: f32) -> Weights {
-    let mut out = Weights::widened(&model.config, weights).unwrap();
-    let names: Vec<String> = weights.tensors().into_iter().map(|(name, _)| name).collect();
+/// f32 copies.
+fn copied(model: &Model, parameters: &Parameters) -> Parameters {
+    match parameters {
+        Parameters::Weights(weights) => Weights::widened(&model.config, weights).unwrap().into(),
+        Parameters::Adapter(adapter) => Parameters::Adapter(adapter.widened(&model.config).unwrap()),
+    }
+}
+
+/// A copy, of which the kinds in question are moved by `step` times the direction's signs.
+fn moved(
+    model: &Model,
+    parameters: &Parameters,
+    is_moved: impl Fn(&str) -> bool,
+    direction: u64,
+    step: f32,
+) -> Parameters {
+    let mut out = copied(model, parameters);
+    let names: Vec<String> = parameters.tensors().into_iter().map(|(name, _)| name).collect();
     for (t, tensor) in out.tensors_mut().into_iter().enumerate().filter(|(t, _)| is_moved(&names[*t])) {
         for (i, x) in tensor.f32_mut().iter_mut().enumerate() {
             let word = bits(Stream::World, &[1_000 + direction, t as u64, i as u64 / 64]);
@@ -135,8 +165,15 @@ fn moved(model: &Model, weights: &Weights, is_moved: impl Fn(&str) -> bool, dire
     out
 }
 
+/// All weights, or an adapter whose B is no longer zero.
+fn start(model: &Model, base: &Weights, lora: Option<&Lora>) -> Parameters {
+    let Some(lora) = lora else { return Weights::widened(&model.config, base).unwrap().into() };
+    let fresh = Adapter::fresh(&model.config, &lora.of(&model.config).unwrap(), &model.device, 3).unwrap();
+    moved(model, &Parameters::Adapter(fresh), |_| true, 77, 0.05)
+}
+
 /// Compares every kind alone and all together; `eps` for one kind, `eps_all` for all, are the longest steps.
-fn check(name: &str, document: &Value, eps: f32, eps_all: f32) {
+fn check(name: &str, document: &Value, (lora, n_kinds): (Option<&Lora>, usize), eps: f32, eps_all: f32) {
     for kernels in KernelSet::ALL.into_iter().filter(|set| set.available()) {
         let options = EngineOptions { compute: Compute::F32, kernels: Some(kernels), ..EngineOptions::default() };
         let engine = Engine::new(options).unwrap();
@@ -144,14 +181,15 @@ fn check(name: &str, document: &Value, eps: f32, eps_all: f32) {
         let teacher = tiny(&engine, document, Dtype::F32, 6);
         let (model, current) = (served.model(), served.current());
         let weights = &current.weights;
+        let parameters = start(model, weights, lora);
+        let at = Point::of(weights, &parameters);
         let objective = Objective::new(model, &teacher.current().weights);
-        let base = objective.pass(model, weights);
-        let gradients = objective.gradients(model, weights, &base);
-        let mut kinds: Vec<String> = weights.tensors().iter().map(|(name, _)| kind(name)).collect();
+        let base = objective.pass(model, at);
+        let gradients = objective.gradients(model, at, parameters.zeros(&model.config).unwrap(), &base);
+        let mut kinds: Vec<String> = parameters.tensors().iter().map(|(name, _)| kind(name)).collect();
         kinds.sort();
         kinds.dedup();
-        // One embedding, three outer norms, six of attention, three of a block; experts, router and head.
-        assert_eq!(kinds.len(), if model.config.moe.is_some() { 18 } else { 13 }, "{kinds:?}");
+        assert_eq!(kinds.len(), n_kinds, "{kinds:?}");
         for moving in kinds.iter().map(Some).chain([None]) {
             let is_moved = |name: &str| moving.is_none_or(|k| kind(name) == *k);
             let eps = if moving.is_none() { eps_all } else { eps };
@@ -161,8 +199,8 @@ fn check(name: &str, document: &Value, eps: f32, eps_all: f32) {
                 let (plus, minus, passed) = (0..6)
                     .map(|halvings| {
                         let step = eps / (1 << halvings) as f32;
-                        let [plus, minus] = [step, -step].map(|s| moved(model, weights, is_moved, direction, s));
-                        let passed = [&plus, &minus].map(|w| objective.pass(model, w));
+                        let [plus, minus] = [step, -step].map(|s| moved(model, &parameters, is_moved, direction, s));
+                        let passed = [&plus, &minus].map(|p| objective.pass(model, Point::of(weights, p)));
                         (plus, minus, passed)
                     })
                     .find(|(_, _, passed)| passed.iter().all(|p| p.routing() == base.routing()))
@@ -193,10 +231,20 @@ fn check(name: &str, document: &Value, eps: f32, eps_all: f32) {
 
 #[test]
 fn gradients_of_a_dense_model_are_the_differences_of_its_loss() {
-    check("dense", &dense(), 1e-3, 3e-4);
+    // One embedding, three outer norms, six of attention, three of a block.
+    check("dense", &dense(), (None, 13), 1e-3, 3e-4);
 }
 
 #[test]
 fn gradients_of_a_mixture_of_experts_are_the_differences_of_its_loss() {
-    check("moe", &moe(), 1e-3, 3e-4);
+    // The same, and the experts' own, the router and the head.
+    check("moe", &moe(), (None, 18), 1e-3, 3e-4);
+}
+
+#[test]
+fn gradients_of_an_adapter_are_the_differences_of_the_loss() {
+    let lora = Lora { rank: 3, alpha: 6.0, rslora: false, targets: Vec::new() };
+    // A and B of seven projections; of those of attention where the others are experts'.
+    check("dense, adapter", &dense(), (Some(&lora), 14), 3e-3, 1e-3);
+    check("moe, adapter", &moe(), (Some(&lora), 8), 3e-3, 1e-3);
 }

@@ -133,7 +133,7 @@ impl TrainingPlan {
             backward: BackwardScratch::bytes(device, config, rows),
             scratch: match device {
                 Device::Cpu(cpu) => {
-                    let backward = ops::attention_backward_scratch_bytes(cpu, rows);
+                    let backward = ops::attention_backward_scratch_bytes(cpu, heads(config), rows);
                     scratch(config, device, compute, rows, rows) + backward
                 }
                 Device::Cuda(_) => 0,

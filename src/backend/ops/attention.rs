@@ -377,7 +377,7 @@ pub fn attention_backward(
     assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
     assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
     let cpu = device.cpu();
-    let n_scores = backward_scores(spans.iter().map(Range::len).max().unwrap_or(0));
+    let n_scores = backward_scores(heads, spans.iter().map(Range::len).max().unwrap_or(0));
     let n_workers = cpu.n_threads().min(spans.len() * heads.n_kv_heads);
     let mut scores = cpu.scratch::<f32>(n_workers * n_scores)?;
     let kernel = Backward {
@@ -398,14 +398,17 @@ pub fn attention_backward(
     Ok(())
 }
 
-/// f32 that a worker of the backward needs: a row of weights and one of their gradients.
-fn backward_scores(longest: usize) -> usize {
-    2 * longest.next_multiple_of(16)
+/// Rows whose gradients of keys and values are added together: so often is each read and written once for all of them.
+const BACKWARD_ROWS: usize = 4;
+
+/// f32 that a worker of the backward needs: of each query of a block of rows, its weights and their gradients.
+fn backward_scores(heads: Heads, longest: usize) -> usize {
+    2 * BACKWARD_ROWS * heads.group() * longest.next_multiple_of(16)
 }
 
 /// Bytes of scratch that the backward of `n` rows takes at most.
-pub fn attention_backward_scratch_bytes(cpu: &Cpu, n: usize) -> u64 {
-    Cpu::scratch_bytes(4 * cpu.n_threads() * backward_scores(n))
+pub fn attention_backward_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize) -> u64 {
+    Cpu::scratch_bytes(4 * cpu.n_threads() * backward_scores(heads, n))
 }
 
 /// Spans times key heads, dealt out among as many workers as compute.
@@ -424,18 +427,55 @@ struct Backward<'a> {
     n_scores: usize,
 }
 
-/// y[0..n] += a x[0..n]
+/// Terms a x with x a vector, in a fixed order: `n` of them whose weights and vectors lie so far apart, for each of `outer`.
+#[derive(Clone, Copy)]
+struct Terms {
+    a: *const f32,
+    x: *const f32,
+    /// how many, distance of the weights, distance of the vectors
+    outer: (usize, usize, usize),
+    inner: (usize, usize, usize),
+}
+
+/// y[0..d] += the terms, one after the other.
 #[inline(always)]
-unsafe fn axpy<V: Lanes>(y: *mut f32, a: f32, x: *const f32, n: usize) {
-    // SAFETY: the caller's: `n` elements of x are readable, and as many of y writable.
+unsafe fn add_terms<V: Lanes>(y: *mut f32, terms: Terms, d: usize) {
+    let mut c = 0;
+    // SAFETY: the caller's: every weight and `d` elements of every vector are readable, and as many of y writable.
     unsafe {
-        let a = V::splat(a);
-        let mut i = 0;
-        while i < n {
-            let count = (n - i).min(16);
-            let sum = a.fma(V::load_up_to(x.add(i), count), V::load_up_to(y.add(i), count));
-            sum.store_rounded(y.add(i), count, false);
-            i += count;
+        while c + 64 <= d {
+            add_columns::<V, 4>(y, terms, c, 16);
+            c += 64;
+        }
+        while c < d {
+            let n = (d - c).min(16);
+            add_columns::<V, 1>(y, terms, c, n);
+            c += n;
+        }
+    }
+}
+
+/// The same for `N` vectors of `n` columns from `c` on, held in registers.
+#[inline(always)]
+unsafe fn add_columns<V: Lanes, const N: usize>(y: *mut f32, terms: Terms, c: usize, n: usize) {
+    let Terms { a, x, outer, inner } = terms;
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [V::zero(); N];
+        for (v, acc) in acc.iter_mut().enumerate() {
+            *acc = V::load_up_to(y.add(c + 16 * v), n);
+        }
+        for u in 0..outer.0 {
+            let (a, x) = (a.add(u * outer.1), x.add(u * outer.2 + c));
+            for t in 0..inner.0 {
+                let (a, x) = (V::splat(*a.add(t * inner.1)), x.add(t * inner.2));
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = a.fma(V::load_up_to(x.add(16 * v), n), *acc);
+                }
+            }
+        }
+        for (v, acc) in acc.iter().enumerate() {
+            acc.store_rounded(y.add(c + 16 * v), n, false);
         }
     }
 }
@@ -447,10 +487,14 @@ unsafe fn dots<V: Lanes>(x: *const f32, w: *const f32, stride: usize, n: usize, 
     unsafe {
         let mut s = 0;
         while s < n {
-            if s + 8 <= n {
+            if V::COLUMNS == 8 && s + 8 <= n {
                 let y = tile::<V, Wide<f32>, 1, 8>([x], std::array::from_fn(|c| w.add((s + c) * stride)), d);
                 out[s..s + 8].copy_from_slice(&y[0]);
                 s += 8;
+            } else if s + 4 <= n {
+                let y = tile::<V, Wide<f32>, 1, 4>([x], std::array::from_fn(|c| w.add((s + c) * stride)), d);
+                out[s..s + 4].copy_from_slice(&y[0]);
+                s += 4;
             } else {
                 out[s] = tile::<V, Wide<f32>, 1, 1>([x], [w.add(s * stride)], d)[0][0];
                 s += 1;
@@ -482,38 +526,71 @@ impl Backward<'_> {
     /// The contract of [`Lanes`]; each piece is computed once, with scores of its own.
     #[inline(always)]
     unsafe fn piece<V: Lanes>(&self, index: usize, scores: &mut [f32]) {
-        let Heads { n_heads, n_kv_heads, head_dim: d, scale } = self.heads;
+        let Heads { n_heads, n_kv_heads, head_dim: d, .. } = self.heads;
         let (span, g) = (&self.spans[index / n_kv_heads], index % n_kv_heads);
-        let stride = n_kv_heads * d;
+        let (group, stride) = (self.heads.group(), n_kv_heads * d);
         let start = (span.start * n_kv_heads + g) * d;
-        let (p, dp) = scores.split_at_mut(self.n_scores / 2);
+        let len = self.n_scores / (2 * BACKWARD_ROWS * group);
+        let (p, ds) = scores.split_at_mut(self.n_scores / 2);
         // SAFETY: a piece owns one key head of one span: those rows of dk and dv, and the group's heads of dq.
         unsafe {
+            let (k, v) = (self.k.as_ptr().add(start), self.v.as_ptr().add(start));
             for i in 0..span.len() {
                 self.dk.slice(start + i * stride, d).fill(0.0);
                 self.dv.slice(start + i * stride, d).fill(0.0);
             }
-            for i in 0..span.len() {
-                for h in g * self.heads.group()..(g + 1) * self.heads.group() {
-                    let at = ((span.start + i) * n_heads + h) * d;
-                    let (q, dout) = (self.q.as_ptr().add(at), self.dout.as_ptr().add(at));
-                    let (k, v) = (self.k.as_ptr().add(start), self.v.as_ptr().add(start));
-                    dots::<V>(q, k, stride, i + 1, d, p);
-                    let sum = softmax::<V>(p.as_mut_ptr(), i + 1, scale);
-                    dots::<V>(dout, v, stride, i + 1, d, dp);
-                    let mut mean = 0.0f32;
-                    for s in 0..=i {
-                        p[s] /= sum;
-                        mean += p[s] * dp[s];
-                    }
+            for first in (0..span.len()).step_by(BACKWARD_ROWS) {
+                let rows = first..span.len().min(first + BACKWARD_ROWS);
+                let query = |i: usize, h: usize| ((span.start + i) * n_heads + g * group + h) * d;
+                for (i, h) in rows.clone().flat_map(|i| (0..group).map(move |h| (i, h))) {
+                    let (at, of) = (query(i, h), ((i - first) * group + h) * len);
+                    let (p, ds) = (&mut p[of..=of + i], &mut ds[of..=of + i]);
+                    self.weigh::<V>(at, (k, v), stride, (p, ds));
                     self.dq.slice(at, d).fill(0.0);
-                    for s in 0..=i {
-                        let ds = p[s] * (dp[s] - mean) * scale;
-                        axpy::<V>(self.dq.at(at), ds, k.add(s * stride), d);
-                        axpy::<V>(self.dk.at(start + s * stride), ds, q, d);
-                        axpy::<V>(self.dv.at(start + s * stride), p[s], dout, d);
-                    }
+                    let terms = Terms { a: ds.as_ptr(), x: k, outer: (1, 0, 0), inner: (i + 1, 1, stride) };
+                    add_terms::<V>(self.dq.at(at), terms, d);
                 }
+                for s in 0..rows.end {
+                    // Rows that come before a position do not see it.
+                    let i = first.max(s);
+                    let from = (i - first) * group * len + s;
+                    let outer = (rows.end - i, group * len, n_heads * d);
+                    let inner = (group, len, d);
+                    let (q, dout) = (self.q.as_ptr().add(query(i, 0)), self.dout.as_ptr().add(query(i, 0)));
+                    let keys = Terms { a: ds.as_ptr().add(from), x: q, outer, inner };
+                    add_terms::<V>(self.dk.at(start + s * stride), keys, d);
+                    let values = Terms { a: p.as_ptr().add(from), x: dout, outer, inner };
+                    add_terms::<V>(self.dv.at(start + s * stride), values, d);
+                }
+            }
+        }
+    }
+
+    /// The weights of the query at element `at`, and the gradients of its scores, over as many positions as `p` has.
+    ///
+    /// # Safety
+    /// The contract of [`Lanes`]; keys and values have as many rows.
+    #[inline(always)]
+    unsafe fn weigh<V: Lanes>(
+        &self,
+        at: usize,
+        (k, v): (*const f32, *const f32),
+        stride: usize,
+        (p, ds): (&mut [f32], &mut [f32]),
+    ) {
+        let (n, d, scale) = (p.len(), self.heads.head_dim, self.heads.scale);
+        // SAFETY: the caller's.
+        unsafe {
+            dots::<V>(self.q.as_ptr().add(at), k, stride, n, d, p);
+            let sum = softmax::<V>(p.as_mut_ptr(), n, scale);
+            dots::<V>(self.dout.as_ptr().add(at), v, stride, n, d, ds);
+            let mut mean = 0.0f32;
+            for (p, dp) in p.iter_mut().zip(ds.iter()) {
+                *p /= sum;
+                mean += *p * dp;
+            }
+            for (p, ds) in p.iter().zip(ds) {
+                *ds = p * (*ds - mean) * scale;
             }
         }
     }
