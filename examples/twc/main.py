@@ -187,6 +187,8 @@ def main():
     parser.add_argument("--checkpoint", type=Path, help="a folder to write to now and then, and to go on from")
     parser.add_argument("--results", type=Path, help="a file that the table is appended to")
     asked = parser.parse_args()
+    if min(asked.steps, asked.batch, asked.games) < 1:
+        parser.error("--steps, --batch and --games: 1 or more")
 
     squire.open_library(asked.library)
     setting = SETTINGS[asked.setting]

@@ -142,6 +142,7 @@ impl Distiller {
             adapter,
             trained: &learning.learner.as_ref().ok_or_else(missing)?.masters,
             revision,
+            served: revision.map(|_| current.watch()),
             published: current.number,
             teacher: self.0.teacher.as_ref(),
             vocabulary: self.0.vocabulary,

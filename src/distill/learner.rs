@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Weak;
 use std::time::Instant;
 
 use super::batch::{TokenLoss, plan};
@@ -90,6 +91,8 @@ pub struct Task<'a> {
     pub trained: &'a Parameters,
     /// Their revision; None while they are not published.
     pub revision: Option<u64>,
+    /// The same, to be known again.
+    pub served: Option<Weak<Revision>>,
     /// The revision that new episodes get, from which staleness is counted.
     pub published: u64,
     /// The teacher, where a loss asks for one.
@@ -117,31 +120,27 @@ impl Task<'_> {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
         let mut tally = Tally::new(&trajectories, &batch);
-        let mut sample = Sample::of(finished, &batch).keeping(self.student, self.revision)?;
         let mut gradients = self.trained.zeros(&self.student.config)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
             list.dedup();
             list
         };
-        let n_tokens = |i: usize| last_loss(&batch.tokens, i);
+        let micro_batches = self.micro_batches(&trained, &batch.tokens);
+        let at_once = micro_batches.iter().map(|(_, n)| *n).max().unwrap_or(0);
+        let mut sample = Sample::of(finished, &batch, at_once);
+        if let Some(served) = &self.served {
+            sample = sample.keeping(&self.student.config, served.clone())?;
+        }
         let total = batch.n_fed();
-        let (mut done, mut next) = (0, 0);
-        while next < trained.len() {
+        let mut done = 0;
+        for (members, n) in micro_batches {
             if cancel.is_set() || !progress(done as u64, total as u64) {
                 return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
             }
-            let (mut end, mut n) = (next, 0);
-            while end < trained.len()
-                && (end == next || n + n_tokens(trained[end]) <= self.config.micro_tokens as usize)
-            {
-                n += n_tokens(trained[end]);
-                end += 1;
-            }
             let account = (&mut tally, &mut sample);
-            self.micro_batch(workspace, &mut gradients, finished, &trained[next..end], &batch.tokens, account)?;
+            self.micro_batch(workspace, &mut gradients, finished, &trained[members], &batch.tokens, account)?;
             done += n;
-            next = end;
         }
         progress(done as u64, total as u64);
         let squares = gradients.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
@@ -153,6 +152,23 @@ impl Task<'_> {
             return Err(Error::new(Fault::NotFinite, why));
         }
         Ok(Gradients { parameters: gradients, norm, report, sample })
+    }
+
+    /// Ranges of the trained trajectories that are packed together, each with the tokens that it feeds: at most
+    /// `micro_tokens`, or one trajectory.
+    fn micro_batches(&self, trained: &[usize], losses: &[TokenLoss]) -> Vec<(Range<usize>, usize)> {
+        let mut packs: Vec<(Range<usize>, usize)> = Vec::new();
+        for (i, &trajectory) in trained.iter().enumerate() {
+            let n = last_loss(losses, trajectory);
+            match packs.last_mut() {
+                Some((members, fed)) if *fed + n <= self.config.micro_tokens as usize => {
+                    members.end = i + 1;
+                    *fed += n;
+                }
+                _ => packs.push((i..i + 1, n)),
+            }
+        }
+        packs
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side.

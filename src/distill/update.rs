@@ -69,6 +69,7 @@ impl Distiller {
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
         // Whatever may be refused is refused before the masters move.
         let before = sample.served_logits(model, &current, self.0.vocabulary, workspace)?;
+        let mut after = sample.room(&model.config)?;
         learner.apply(&model.device, gradients, *norm, settings);
         next.round_from(&model.device, &learner.masters);
         let are_finite = are_finite(&next);
@@ -76,9 +77,9 @@ impl Distiller {
             Parameters::Weights(weights) => (weights, None),
             Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
         };
-        let mut says = || sample.logits(model, student, self.0.vocabulary, workspace).ok();
-        let after = if are_finite { says() } else { None };
-        let kl = after.and_then(|after| mean_kl(&model.device, &before, after).ok()).filter(|kl| kl.is_finite());
+        let is_said = are_finite && sample.logits(model, student, self.0.vocabulary, workspace, &mut after).is_ok();
+        let kl = is_said.then(|| mean_kl(&model.device, &before, after)).and_then(Result::ok);
+        let kl = kl.filter(|kl| kl.is_finite());
         report.update_kl = kl;
         *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });
         update.applied = true;

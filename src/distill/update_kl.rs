@@ -1,12 +1,16 @@
 //! How far an applied step moves the student: KL(p, q) on tokens that it learnt from, p what the revision says that is
 //! served and q what publishing would serve.
 //!
-//! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken:
-//! the mean in nats over at most 64 trained tokens, spread over the batch. Its cost is bounded likewise: a forward of at
-//! most 512 tokens and of a quarter of the batch (of one prefix where no trained token stands so near to its beginning).
-//! What the served revision says was computed when the batch was built; where another one is served meanwhile, or the
-//! build was of what is not published, that is a second forward.
+//! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken: the
+//! mean in nats over at most 64 trained tokens, from the batch's first trajectories on as far as their prefixes fit. Its
+//! cost is bounded likewise: a forward of at most 512 tokens and of a quarter of the batch, but 128 where that is less, and
+//! of one prefix at least. It takes no more rows than the build took at once.
+//!
+//! What the served revision says stands in the build's own forward. Only where another one is served meanwhile, or the
+//! build was of what is not published, is it computed again.
 #![forbid(unsafe_code)]
+
+use std::sync::{Arc, Weak};
 
 use super::batch::{BatchPlan, TokenLoss};
 use super::workspace::{Finished, Workspace, leave_out};
@@ -15,7 +19,7 @@ use crate::backend::{Device, Tensor};
 use crate::error::Result;
 use crate::model::forward::{Segment, forward, head_forward};
 use crate::model::plan::LOSS_ROWS;
-use crate::model::{Adapter, KvCache, Model, Parameters, Weights};
+use crate::model::{Adapter, KvCache, Model, ModelConfig, Parameters, Weights};
 use crate::serve::Revision;
 use crate::tensor::Dtype;
 
@@ -32,16 +36,21 @@ pub struct Sample {
     rows: Vec<usize>,
     /// the trajectory and position of each token
     tokens: Vec<(usize, usize)>,
-    /// what the build computed of these rows [rows, C]
-    hidden: Option<Tensor>,
-    /// the revision that it computed with; none while that is not published
-    revision: Option<u64>,
+    /// what the build computed of these rows, if with a revision that is served
+    kept: Option<Kept>,
+}
+
+/// Final hidden states [rows, C] by a revision.
+struct Kept {
+    by: Weak<Revision>,
+    hidden: Tensor,
 }
 
 impl Sample {
-    /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly.
-    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan) -> Sample {
-        let max_fed = (batch.n_fed() / 4).clamp(LEAST_FED, MAX_FED);
+    /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `at_once`: the most rows
+    /// that the build takes at once.
+    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, at_once: usize) -> Sample {
+        let max_fed = (batch.n_fed() / 4).clamp(LEAST_FED, MAX_FED).min(at_once);
         let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
         for tokens in batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory) {
             let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
@@ -63,39 +72,42 @@ impl Sample {
         sample
     }
 
-    /// Keeps what a build with `revision` computes of the sample's rows.
-    pub(super) fn keeping(mut self, model: &Model, revision: Option<u64>) -> Result<Sample> {
-        self.hidden = Some(Tensor::zeros(Dtype::F32, &[self.rows.len(), model.config.hidden_size])?);
-        self.revision = revision;
+    /// Keeps what a build with a served revision computes of the sample's rows.
+    pub(super) fn keeping(mut self, config: &ModelConfig, by: Weak<Revision>) -> Result<Sample> {
+        let hidden = Tensor::zeros(Dtype::F32, &[self.rows.len(), config.hidden_size])?;
+        self.kept = Some(Kept { by, hidden });
         Ok(self)
     }
 
     /// Keeps the final hidden states [n, C] of the rows that predict these tokens, so far as they are of the sample.
     pub(super) fn keep<'a>(&mut self, tokens: impl Iterator<Item = &'a TokenLoss>, hidden: &Tensor) {
-        let (Some(kept), c) = (&mut self.hidden, hidden.extent(1)) else { return };
+        let (Some(kept), c) = (&mut self.kept, hidden.extent(1)) else { return };
         for (row, token) in tokens.enumerate() {
             // Tokens of a plan stand in this order, and so those of the sample do.
             if let Ok(at) = self.tokens.binary_search(&(token.trajectory, token.position)) {
-                kept.f32_mut()[at * c..][..c].copy_from_slice(&hidden.f32()[row * c..][..c]);
+                kept.hidden.f32_mut()[at * c..][..c].copy_from_slice(&hidden.f32()[row * c..][..c]);
             }
         }
+    }
+
+    /// Room for logits [rows, V].
+    pub(super) fn room(&self, config: &ModelConfig) -> Result<Tensor> {
+        Tensor::zeros(Dtype::F32, &[self.rows.len(), config.vocab_size])
     }
 
     /// The logits [rows, V] under the served revision.
     pub(super) fn served_logits(
         &self,
         model: &Model,
-        served: &Revision,
+        served: &Arc<Revision>,
         vocabulary: usize,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
-        let Some(hidden) = self.hidden.as_ref().filter(|_| self.revision == Some(served.number)) else {
-            return self.logits(model, (&served.weights, served.adapter()), vocabulary, workspace);
-        };
-        let n = self.rows.len();
-        let mut logits = Tensor::zeros(Dtype::F32, &[n, model.config.vocab_size])?;
-        head_forward(model, &served.weights, &mut logits, hidden, n)?;
-        leave_out(&mut logits, vocabulary, n);
+        let mut logits = self.room(&model.config)?;
+        match self.kept.as_ref().filter(|kept| kept.by.as_ptr() == Arc::as_ptr(served)) {
+            Some(kept) => self.head(model, &served.weights, &kept.hidden, vocabulary, &mut logits)?,
+            None => self.logits(model, (&served.weights, served.adapter()), vocabulary, workspace, &mut logits)?,
+        }
         Ok(logits)
     }
 
@@ -106,17 +118,27 @@ impl Sample {
         (weights, adapter): (&Weights, Option<&Adapter>),
         vocabulary: usize,
         workspace: &mut Workspace,
-    ) -> Result<Tensor> {
-        let mut logits = Tensor::zeros(Dtype::F32, &[self.rows.len(), model.config.vocab_size])?;
+        logits: &mut Tensor,
+    ) -> Result<()> {
         let mut caches: Vec<KvCache> = self.sequences.iter().map(|_| KvCache::new(&workspace.pool)).collect();
         let mut segments: Vec<Segment> =
             self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter }).collect();
         forward(model, weights, &mut segments, &mut workspace.activations)?;
-        let n = self.rows.len();
         ops::gather_rows(&model.device, &mut workspace.hidden, &workspace.activations.hidden, &self.rows);
-        head_forward(model, weights, &mut logits, &workspace.hidden, n)?;
-        leave_out(&mut logits, vocabulary, n);
-        Ok(logits)
+        self.head(model, weights, &workspace.hidden, vocabulary, logits)
+    }
+
+    fn head(
+        &self,
+        model: &Model,
+        weights: &Weights,
+        hidden: &Tensor,
+        vocabulary: usize,
+        logits: &mut Tensor,
+    ) -> Result<()> {
+        head_forward(model, weights, logits, hidden, self.rows.len())?;
+        leave_out(logits, vocabulary, self.rows.len());
+        Ok(())
     }
 }
 
@@ -152,7 +174,8 @@ mod tests {
             |trajectory, &position: &usize| TokenLoss { trajectory, position, kind: Loss::ReverseKl, weight: 1.0 };
         let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |p| token(i, p))).collect();
         let finished: Vec<Finished> = trained.iter().map(|list| of_length(list.last().unwrap() + 1)).collect();
-        Sample::of(&finished.iter().collect::<Vec<_>>(), &BatchPlan { tokens, ..Default::default() })
+        let batch = BatchPlan { tokens, ..Default::default() };
+        Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, 100_000)
     }
 
     fn lengths(sample: &Sample) -> Vec<usize> {
@@ -167,14 +190,29 @@ mod tests {
 
     #[test]
     fn what_is_fed_and_counted_is_bounded() {
-        // 100 trained tokens each: too many rows.
-        let s = sample(&[(1..=100).collect(), (1..=100).collect()]);
+        // Twenty trajectories of 100 trained tokens: five are a quarter of them; too many rows.
+        let s = sample(&vec![(1..=100).collect(); 20]);
         assert!(s.rows.len() <= LOSS_ROWS && s.rows.len() > LOSS_ROWS / 2);
-        assert!(s.sequences.len() == 2 && lengths(&s).iter().all(|&n| n > 90));
-        // Prefixes that fit no longer, and one behind them that does.
-        let s = sample(&[vec![300, 301], vec![200, 250], vec![300], vec![10]]);
+        assert!(s.sequences.len() == 5 && lengths(&s).iter().all(|&n| n > 90));
+        assert!(s.tokens.is_sorted() && s.tokens.len() == s.rows.len());
+        // More than 512 tokens, however large the batch. Prefixes that fit no longer, and one behind them that does.
+        let many = vec![2000, 2001];
+        let s = sample(&[vec![300, 301], vec![200, 250], vec![300], vec![10], many]);
         assert_eq!(lengths(&s), [301, 200, 10]);
+        // A quarter of a small batch, and 128 of one that is smaller.
+        assert_eq!(lengths(&sample(&[vec![150, 160, 200], vec![100, 200], vec![200], vec![200]])), [200]);
+        assert_eq!(lengths(&sample(&[(1..=100).collect(), (1..=100).collect()])).iter().sum::<usize>(), 99 + 27);
         // None fits: one all the same.
         assert_eq!(lengths(&sample(&[vec![5000, 5001], vec![6000]])), [5000]);
+    }
+
+    #[test]
+    fn no_more_is_fed_than_the_build_takes_at_once() {
+        let tokens = |trajectory| TokenLoss { trajectory, position: 60, kind: Loss::ReverseKl, weight: 1.0 };
+        let finished: Vec<Finished> = (0..20).map(|_| of_length(61)).collect();
+        let finished: Vec<&Finished> = finished.iter().collect();
+        let batch = BatchPlan { tokens: (0..20).map(tokens).collect(), ..Default::default() };
+        assert_eq!(lengths(&Sample::of(&finished, &batch, 100)), [60]);
+        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000)), [60; 5]);
     }
 }

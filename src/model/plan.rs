@@ -134,11 +134,12 @@ impl TrainingPlan {
             scratch: match device {
                 Device::Cpu(cpu) => {
                     let backward = ops::attention_backward_scratch_bytes(cpu, heads(config), rows);
-                    scratch(config, device, compute, rows, rows) + backward
+                    scratch(config, device, compute, rows.max(LOSS_ROWS), rows) + backward
                 }
                 Device::Cuda(_) => 0,
             },
-            logits: 2 * of(LOSS_ROWS, v) + 3 * of(LOSS_ROWS, c) + of(rows, c),
+            // Of student and teacher, and of the student before and after a step; the hidden states of each but the last.
+            logits: 4 * of(LOSS_ROWS, v) + 4 * of(LOSS_ROWS, c) + of(rows, c),
         }
     }
 

@@ -84,6 +84,11 @@ impl Bound {
         Bound(revision.clone())
     }
 
+    /// Tells later whether a revision is this one; holds nothing.
+    pub(crate) fn watch(&self) -> Weak<Revision> {
+        Arc::downgrade(&self.0)
+    }
+
     pub(super) fn revision(&self) -> &Arc<Revision> {
         &self.0
     }

@@ -31,7 +31,7 @@ pub trait Form: Send + Sync {
     unsafe fn mac<V: Lanes>(acc: V, x: Self::LoadedX<V>, w: Self::LoadedW<V>) -> V;
 }
 
-/// A right operand that widens to f32.
+/// An operand that widens to f32.
 pub trait Widen: Copy + Send + Sync + Default + 'static {
     /// # Safety
     /// The contract of [`Lanes`]; `n` elements are readable, `n` at most 16.

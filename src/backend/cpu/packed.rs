@@ -93,7 +93,7 @@ type Sums = [[[f32; PANEL]; ROWS]; 16];
 /// `ROWS` rows of `x` against `N` panels of packed weights that lie behind each other, into so many rows of y.
 ///
 /// # Safety
-/// The contract of [`Lanes`]; x has `ROWS` rows of `k` terms, the panels were packed for `k`, and y has so many rows of
+/// The contract of [`Lanes`]; there are terms; x has `ROWS` rows of `k` of them, the panels were packed for `k`, and y has so many rows of
 /// `y_stride` elements, of which the first `N * PANEL` from its start on are the caller's.
 #[inline(always)]
 pub unsafe fn tile<V: Lanes, F: Form, const N: usize>(

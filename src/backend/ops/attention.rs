@@ -168,7 +168,7 @@ impl PageElements for B16 {
 
 fn forward<F: Form>(cpu: &Cpu, of: Operands<F>) -> Result<()>
 where
-    F::W: Widen + PageElements,
+    F::W: PageElements,
 {
     let steps = |span: &Span| span.rows.clone().step_by(ROWS_PER_TASK);
     let mut blocks = host::with_room(of.spans.iter().map(|span| steps(span).len()).sum())?;
@@ -190,7 +190,7 @@ where
 
 impl<F: Form> Kernel for Forward<'_, F>
 where
-    F::W: Widen + PageElements,
+    F::W: PageElements,
 {
     #[inline(always)]
     unsafe fn task<V: Lanes>(&self, worker: usize) {
@@ -209,7 +209,7 @@ where
 
 impl<F: Form> Forward<'_, F>
 where
-    F::W: Widen + PageElements,
+    F::W: PageElements,
 {
     /// Attention of one block of rows under one key head.
     ///
@@ -427,14 +427,21 @@ struct Backward<'a> {
     n_scores: usize,
 }
 
-/// Terms a x with x a vector, in a fixed order: `n` of them whose weights and vectors lie so far apart, for each of `outer`.
+/// Terms a x with x a vector: one for each of `inner`, for each of `outer`, in this order.
 #[derive(Clone, Copy)]
 struct Terms {
     a: *const f32,
     x: *const f32,
-    /// how many, distance of the weights, distance of the vectors
-    outer: (usize, usize, usize),
-    inner: (usize, usize, usize),
+    outer: Steps,
+    inner: Steps,
+}
+
+/// So many, whose weights and vectors lie so far apart.
+#[derive(Clone, Copy)]
+struct Steps {
+    n: usize,
+    a: usize,
+    x: usize,
 }
 
 /// y[0..d] += the terms, one after the other.
@@ -465,10 +472,10 @@ unsafe fn add_columns<V: Lanes, const N: usize>(y: *mut f32, terms: Terms, c: us
         for (v, acc) in acc.iter_mut().enumerate() {
             *acc = V::load_up_to(y.add(c + 16 * v), n);
         }
-        for u in 0..outer.0 {
-            let (a, x) = (a.add(u * outer.1), x.add(u * outer.2 + c));
-            for t in 0..inner.0 {
-                let (a, x) = (V::splat(*a.add(t * inner.1)), x.add(t * inner.2));
+        for u in 0..outer.n {
+            let (a, x) = (a.add(u * outer.a), x.add(u * outer.x + c));
+            for t in 0..inner.n {
+                let (a, x) = (V::splat(*a.add(t * inner.a)), x.add(t * inner.x));
                 for (v, acc) in acc.iter_mut().enumerate() {
                     *acc = a.fma(V::load_up_to(x.add(16 * v), n), *acc);
                 }
@@ -547,15 +554,16 @@ impl Backward<'_> {
                     let (p, ds) = (&mut p[of..=of + i], &mut ds[of..=of + i]);
                     self.weigh::<V>(at, (k, v), stride, (p, ds));
                     self.dq.slice(at, d).fill(0.0);
-                    let terms = Terms { a: ds.as_ptr(), x: k, outer: (1, 0, 0), inner: (i + 1, 1, stride) };
+                    let (outer, inner) = (Steps { n: 1, a: 0, x: 0 }, Steps { n: i + 1, a: 1, x: stride });
+                    let terms = Terms { a: ds.as_ptr(), x: k, outer, inner };
                     add_terms::<V>(self.dq.at(at), terms, d);
                 }
                 for s in 0..rows.end {
                     // Rows that come before a position do not see it.
                     let i = first.max(s);
                     let from = (i - first) * group * len + s;
-                    let outer = (rows.end - i, group * len, n_heads * d);
-                    let inner = (group, len, d);
+                    let outer = Steps { n: rows.end - i, a: group * len, x: n_heads * d };
+                    let inner = Steps { n: group, a: len, x: d };
                     let (q, dout) = (self.q.as_ptr().add(query(i, 0)), self.dout.as_ptr().add(query(i, 0)));
                     let keys = Terms { a: ds.as_ptr().add(from), x: q, outer, inner };
                     add_terms::<V>(self.dk.at(start + s * stride), keys, d);
@@ -619,6 +627,7 @@ mod tests {
             Case { heads: heads(4, 2, 16), lengths: vec![3, 70, 1] },
             Case { heads: heads(3, 1, 6), lengths: vec![33, 5] },
             Case { heads: heads(2, 2, 144), lengths: vec![41] },
+            Case { heads: heads(2, 1, 80), lengths: vec![18] },
         ]
     }
 
@@ -741,6 +750,80 @@ mod tests {
                 assert_close("dk", dk.f32(), &finite_difference(&k, |k| loss(&q, k, &v)), 1e-4);
             }
             assert_close("dv", dv.f32(), &finite_difference(&v, |v| loss(&q, &k, v)), 1e-4);
+        }
+    }
+    /// The backward by its definition: f32 and in the order that it promises, one query after the other.
+    fn plain_backward(case: &Case, [q, k, v, dout]: &[Tensor; 4]) -> [Vec<f32>; 3] {
+        let Heads { n_heads, n_kv_heads, head_dim: d, scale } = case.heads;
+        let (mut dq, mut dk) = (vec![0.0f32; q.f32().len()], vec![0.0f32; k.f32().len()]);
+        let mut dv = dk.clone();
+        // Sixteen sums, by the position in the vector, and their tree.
+        let tree = |mut lanes: [f32; 16]| {
+            for half in [8, 4, 2, 1] {
+                (0..half).for_each(|i| lanes[i] += lanes[i + half]);
+            }
+            lanes[0] + 0.0
+        };
+        let dot = |a: &[f32], b: &[f32]| {
+            let mut lanes = [0.0f32; 16];
+            a.iter().zip(b).enumerate().for_each(|(j, (a, b))| lanes[j % 16] = a.mul_add(*b, lanes[j % 16]));
+            tree(lanes)
+        };
+        let mut first = 0;
+        for &len in &case.lengths {
+            for (i, h) in (0..len).flat_map(|i| (0..n_heads).map(move |h| (i, h))) {
+                let (at, g) = (((first + i) * n_heads + h) * d, h / (n_heads / n_kv_heads));
+                let row = |s: usize| ((first + s) * n_kv_heads + g) * d;
+                let (qi, di) = (&q.f32()[at..][..d], &dout.f32()[at..][..d]);
+                let scores: Vec<f32> = (0..=i).map(|s| dot(qi, &k.f32()[row(s)..][..d]) * scale).collect();
+                let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| m.max(s));
+                let mut p: Vec<f32> = scores.iter().map(|s| scalar_exp(s - max)).collect();
+                let mut lanes = [0.0f32; 16];
+                p.iter().enumerate().for_each(|(s, p)| lanes[s % 16] += p);
+                let sum = tree(lanes);
+                let dp: Vec<f32> = (0..=i).map(|s| dot(di, &v.f32()[row(s)..][..d])).collect();
+                p.iter_mut().for_each(|p| *p /= sum);
+                let mean = p.iter().zip(&dp).fold(0.0f32, |mean, (p, dp)| mean + p * dp);
+                for s in 0..=i {
+                    let ds = p[s] * (dp[s] - mean) * scale;
+                    for j in 0..d {
+                        dq[at + j] = ds.mul_add(k.f32()[row(s) + j], dq[at + j]);
+                        dk[row(s) + j] = ds.mul_add(qi[j], dk[row(s) + j]);
+                        dv[row(s) + j] = p[s].mul_add(di[j], dv[row(s) + j]);
+                    }
+                }
+            }
+            first += len;
+        }
+        [dq, dk, dv]
+    }
+
+    fn scalar_exp(x: f32) -> f32 {
+        use crate::backend::cpu::Scalar;
+        let mut out = [0.0; 16];
+        // SAFETY: plain code, and room for sixteen.
+        unsafe { exp(Scalar::splat(x)).store(out.as_mut_ptr()) };
+        out[0]
+    }
+
+    #[test]
+    fn attention_backward_adds_in_the_order_of_the_queries_for_all_sets_and_threads() {
+        for case in cases() {
+            let operands = operands(&case);
+            let _floats = crate::backend::cpu::FloatEnv::set();
+            let wanted = plain_backward(&case, &operands);
+            let [q, k, v, dout] = &operands;
+            let mut first = 0;
+            let spans: Vec<Range<usize>> = case.lengths.iter().map(|l| (first, first += l).0..first).collect();
+            for device in devices() {
+                let zeros = |t: &Tensor| Tensor::zeros(Dtype::F32, t.shape().extents()).unwrap();
+                let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
+                let to = AttentionGradients { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+                attention_backward(&device, to, dout, q, KeysValues { k, v }, &spans, case.heads).unwrap();
+                for ((name, found), wanted) in [("dq", dq), ("dk", dk), ("dv", dv)].iter().zip(&wanted) {
+                    assert_same_bits(name, found.f32(), wanted);
+                }
+            }
         }
     }
 }

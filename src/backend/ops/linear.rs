@@ -241,9 +241,20 @@ mod tests {
     use super::*;
     use crate::tensor::Dtype;
 
-    /// (rows, outputs, terms): the last two have rows for packed weights, one of them terms for more than a chunk.
-    const EXTENTS: [(usize, usize, usize); 6] =
-        [(1, 1, 1), (2, 17, 7), (5, 33, 48), (13, 19, 100), (40, 70, 129), (26, 50, 1555)];
+    /// (rows, outputs, terms): from 24 rows on for packed weights, in whole tiles and with one, two, three and five rows left,
+    /// whole panels and none, terms for more than a chunk.
+    const EXTENTS: [(usize, usize, usize); 10] = [
+        (1, 1, 1),
+        (2, 17, 7),
+        (5, 33, 48),
+        (13, 19, 100),
+        (40, 70, 129),
+        (26, 50, 1555),
+        (24, 32, 16),
+        (25, 49, 33),
+        (27, 16, 31),
+        (29, 15, 32),
+    ];
 
     fn naive(x: &Tensor, w: &Tensor) -> Vec<f64> {
         let (n, o, k) = (x.extent(0), w.extent(0), w.extent(1));

@@ -14,7 +14,7 @@ use crate::error::Result;
 const STREAMED: usize = 4 << 20;
 /// Bytes of x kept in the second-level cache while all of w passes by.
 const X_BLOCK: usize = 512 << 10;
-/// Rows from which on it pays to pack the weights (`cpu::packed`).
+/// Rows from which on it pays to pack the weights (`cpu::packed`), where the outputs suffice for the threads.
 const PACKED: usize = 24;
 /// Outputs that are packed at once: rows that were read for the first panel serve the second.
 const PANELS: usize = 2 * packed::PANEL;
@@ -59,7 +59,9 @@ pub(super) fn product<F: Form>(
     let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
     let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
     let product = Product::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
-    if cpu.kernels().packs() && n >= PACKED {
+    // At twice the rate, half the threads are enough.
+    let suffices = o >= packed::PANEL && 2 * o.div_ceil(PANELS) >= cpu.n_threads();
+    if cpu.kernels().packs() && n >= PACKED && suffices {
         cpu.count_weight_bytes(std::mem::size_of_val(w));
         let n_workers = cpu.n_threads().min(o.div_ceil(PANELS));
         let mut panels = cpu.scratch::<f32>(n_workers * panels_len::<F>(k))?;
@@ -200,7 +202,7 @@ impl<F: Form> Kernel for Packed<'_, F> {
                     1 => self.panels::<V, 1>(panels, outputs.start),
                     _ => outputs.start,
                 };
-                for o in o..outputs.end {
+                for o in self.of.by_rows::<V>(0..self.of.n, o..outputs.end)..outputs.end {
                     self.of.tiles::<V, 1>(0..self.of.n, o);
                 }
             }
