@@ -1,7 +1,8 @@
-//! Times of single ops at the shapes of Qwen3-0.6B, on two threads: linear layers of one, eight and 512 rows,
-//! attention of one row over a context, and the choice of a token.
+//! Times of single ops on two threads: at the shapes of Qwen3-0.6B, linear layers of one, eight and 512 rows, attention of
+//! one row over a context, and the choice of a token; at those of SmolLM2-135M, the products of a training step.
 //!
-//! Rows of linear layers are given as elements, so the report's rate is rows a second.
+//! Rows of linear layers are given as elements, so the report's rate is rows a second; of a training step's products the
+//! elements are floating-point operations.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -58,6 +59,30 @@ fn linear(c: &mut Criterion) {
     group.finish();
 }
 
+/// Eight games of `examples/twc`: bf16 weights; forward in both computes, and the gradient of the input.
+fn training(c: &mut Criterion) {
+    const ROWS: usize = 1552;
+    let device = device();
+    let mut group = c.benchmark_group("training");
+    group.sample_size(10);
+    for (name, o, k) in [("q", 576, 576), ("k", 192, 576), ("gate", 1536, 576), ("down", 576, 1536)] {
+        let w: Matrix = stored(&device, &random(&[o, k])).into();
+        let (x, dy) = (random(&[ROWS, k]), random(&[ROWS, o]));
+        let zeros = |width| Tensor::zeros(Dtype::F32, &[ROWS, width]).expect("a tensor of the bench fits memory");
+        let (mut y, mut dx) = (zeros(o), zeros(k));
+        group.throughput(Throughput::Elements(2 * (ROWS * o * k) as u64));
+        for (form, compute) in [("f32", Compute::F32), ("bf16", Compute::Bf16)] {
+            group.bench_function(BenchmarkId::new(name, form), |b| {
+                b.iter(|| ops::linear_forward(&device, &mut y, &x, (&w).into(), ROWS, compute).unwrap())
+            });
+        }
+        group.bench_function(BenchmarkId::new(name, "dx"), |b| {
+            b.iter(|| ops::linear_backward_input(&device, &mut dx, &dy, &w, ROWS))
+        });
+    }
+    group.finish();
+}
+
 fn copy(t: &Tensor) -> Tensor {
     let mut own = Tensor::zeros(t.dtype(), t.shape().extents()).expect("a tensor of the bench fits memory");
     own.bytes_mut().copy_from_slice(t.bytes());
@@ -104,5 +129,5 @@ fn sampler(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, sampler);
+criterion_group!(benches, linear, training, attention, sampler);
 criterion_main!(benches);
