@@ -174,7 +174,7 @@ def main():
     parser.add_argument("folder", type=Path, help="what setup.sh has made")
     parser.add_argument("--library", type=Path, default=HERE / "../../target/release/libsquire.so")
     parser.add_argument("--setting", choices=SETTINGS, default="twc-1", help="%(choices)s, from easy to hard")
-    parser.add_argument("--steps", type=int, default=60, help="%(default)s")
+    parser.add_argument("--steps", type=int, default=76, help="%(default)s")
     parser.add_argument("--batch", type=int, default=4, help="games a step; %(default)s")
     parser.add_argument("--rate", type=float, default=5e-4, help="the learning rate at the start; %(default)s")
     parser.add_argument("--games", type=int, default=400, help="of the train fold to learn from; %(default)s")

@@ -93,8 +93,8 @@ type Sums = [[[f32; PANEL]; ROWS]; 16];
 /// `ROWS` rows of `x` against `N` panels of packed weights that lie behind each other, into so many rows of y.
 ///
 /// # Safety
-/// The contract of [`Lanes`]; there are terms; x has `ROWS` rows of `k` of them, the panels were packed for `k`, and y has so many rows of
-/// `y_stride` elements, of which the first `N * PANEL` from its start on are the caller's.
+/// The contract of [`Lanes`]; `k` is not 0; x has `ROWS` rows of `k` terms, the panels were packed for `k`, and y has so many
+/// rows of `y_stride` elements, of which the first `N * PANEL` from its start on are the caller's.
 #[inline(always)]
 pub unsafe fn tile<V: Lanes, F: Form, const N: usize>(
     y: (*mut f32, usize),
