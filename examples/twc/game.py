@@ -63,35 +63,23 @@ class World:
 
 
 class Game:
-    """One game: what it says last, which commands it would take, and how it stands."""
+    """One game: what it says last, and how it stands."""
 
     def __init__(self, world, fold, seed):
         self.world, self.fold, self.seed, self.actions = world, fold, seed, []
         self.score, self.won, self.over = 0.0, False, False
-        observation, info = world.env.reset(seed=seed, gameFold=fold)
+        world.env.reset(seed=seed, gameFold=fold)
         world.playing = self
-        self.text, self.commands = f"Task: {info['taskDescription']}\n{self._line(observation)}", sorted(info["validActions"])
+        self.text = f"Task: {world.env.getTaskDescription()}\n{self._line(world.env.runHistory[-1]['observation'])}"
 
     def step(self, action):
         """Gives the reward."""
         self.world.go_to(self)
         observation, reward, self.over, info = self.world.env.step(action)
         self.actions.append(action)
-        self.text, self.commands = self._line(observation), sorted(info["validActions"])
-        self.score, self.won = info["score"], info["tasksuccess"]
+        self.text, self.score, self.won = self._line(observation), info["score"], info["tasksuccess"]
         return reward
-
-    def loses_by(self, action):
-        """Whether a command would cost points."""
-        self.world.go_to(self)
-        self.world.playing = None  # what is tried here is undone by playing anew
-        return self.world.env.step(action)[1] < 0
 
     @staticmethod
     def _line(observation):
         return " ".join(observation.split())
-
-
-def putting(action):
-    """The thing that a command puts somewhere, if it does."""
-    return action[4:].rsplit(" in ", 1)[0] if action.startswith("put ") else None

@@ -9,7 +9,7 @@ from math import sqrt
 from pathlib import Path
 
 import squire
-from game import SETTINGS, World, putting
+from game import SETTINGS, World
 
 HERE = Path(__file__).parent
 SYSTEM = {"role": "system", "content": "You play a text game. Answer with one command and nothing else."}
@@ -17,10 +17,10 @@ ACTION_TOKENS = 24
 FIRST_DEV_SEED = 100
 
 
-def settings_of(setting, steps, batch, rate):
+def settings_of(turns, steps, batch, rate):
     """Imitation, by an adapter on all seven projections."""
     return {
-        "preset": "sft", "steps": steps, "max_turns": setting.turns,
+        "preset": "sft", "steps": steps, "max_turns": turns,
         "lora": {"rank": 16, "alpha": 32},
         "batch_episodes": batch, "normaliser": "sequence-mean",
         "optimizer": {
@@ -39,40 +39,21 @@ def messages(turn, text):
 # ---- learning -----------------------------------------------------------------------------------
 
 
-def demonstration(world, seed, mistakes):
-    """A won game, turn by turn: what is shown, and what is then imitated. The gold path's commands; but one that puts a
-    thing down goes with the probability `mistakes` elsewhere first, which is shown and not imitated, and then the thing is
-    taken up again. No gold path shows how to put an error right."""
-    game, luck = world.game("train", seed), random.Random(seed)
-    turns, shown = [], [SYSTEM, {"role": "user", "content": game.text}]
-
-    def play(action, imitated=True):
-        nonlocal shown
-        if imitated:
-            turns.append((shown, action))
-            shown = []
-        else:
-            shown.append({"role": "assistant", "content": action})
-        game.step(action)
-        shown.append({"role": "user", "content": game.text})
-
-    for action in world.gold("train", seed):
-        if game.won:  # some paths go on behind the end
-            break
-        thing = putting(action)
-        wrong = [a for a in game.commands if thing and putting(a) == thing and game.loses_by(a)]
-        if wrong and luck.random() < mistakes:
-            play(luck.choice(wrong), imitated=False)
-            play(f"take {thing}")
-        play(action)
+def demonstration(world, seed):
+    """A won game: what it said in each turn, and what the gold path answered."""
+    actions, turns = world.gold("train", seed), []
+    game = world.game("train", seed)
+    while not game.won:  # some paths go on behind the end
+        turns.append((game.text, actions[len(turns)]))
+        game.step(turns[-1][1])
     return turns
 
 
 def replay(distiller, turns):
     """Plays a demonstration as an episode, which the next update learns from; gives its tokens."""
     with distiller.episode() as episode:
-        for shown, action in turns:
-            episode.observe(shown)
+        for turn, (text, action) in enumerate(turns):
+            episode.observe(messages(turn, text))
             assert episode.decide().actor == squire.REPLAY
             episode.replay(action)
             episode.outcome(0)
@@ -89,10 +70,10 @@ def games_of(step, demonstrations, batch):
     return [demonstrations[place(at)] for at in range(step * batch, (step + 1) * batch)]
 
 
-def train(distiller, world, steps, batch, games, mistakes, checkpoint):
+def train(distiller, worlds, steps, batch, games, checkpoint):
     """Gives the seconds that it took, and the tokens read. Each step takes its games by its number, so a run that was
     stopped goes on as if it had not been."""
-    demonstrations = [demonstration(world, seed, mistakes) for seed in range(games)]
+    demonstrations = [demonstration(worlds[seed % len(worlds)], seed) for seed in range(games)]
     tokens, begun = 0, time.monotonic()
     while distiller.step < steps:
         tokens += sum(replay(distiller, turns) for turns in games_of(distiller.step, demonstrations, batch))
@@ -193,11 +174,11 @@ def main():
     parser.add_argument("folder", type=Path, help="what setup.sh has made")
     parser.add_argument("--library", type=Path, default=HERE / "../../target/release/libsquire.so")
     parser.add_argument("--setting", choices=SETTINGS, default="twc-1", help="%(choices)s, from easy to hard")
+    parser.add_argument("--learn", choices=SETTINGS, nargs="*", help="the settings of the games to learn from, in turn; as --setting")
     parser.add_argument("--steps", type=int, default=76, help="%(default)s")
     parser.add_argument("--batch", type=int, default=4, help="games a step; %(default)s")
     parser.add_argument("--rate", type=float, default=5e-4, help="the learning rate at the start; %(default)s")
     parser.add_argument("--games", type=int, default=400, help="of the train fold to learn from; %(default)s")
-    parser.add_argument("--mistakes", type=float, default=0.5, help="share of things that are put in a wrong place first; %(default)s")
     parser.add_argument("--before", type=int, default=20, help="games of the dev fold to measure by before; %(default)s")
     parser.add_argument("--after", type=int, default=50, help="and after; %(default)s")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0, 0.4])
@@ -211,17 +192,18 @@ def main():
         parser.error("--steps, --batch and --games: 1 or more")
 
     squire.open_library(asked.library)
-    setting = SETTINGS[asked.setting]
-    world = World(setting)
+    setting, learnt = SETTINGS[asked.setting], [SETTINGS[name] for name in asked.learn or [asked.setting]]
+    world, worlds = World(setting), [World(of) for of in learnt]
+    turns, context = (max(getattr(of, limit) for of in [setting, *learnt]) for limit in ("turns", "context"))
     engine = squire.Engine(compute=getattr(squire, asked.compute.upper()), threads=asked.threads)
-    model = squire.Model(engine, asked.folder / "smollm2", max_context=setting.context)
-    distiller = squire.Distiller(model, settings_of(setting, asked.steps, asked.batch, asked.rate), checkpoint=asked.checkpoint)
+    model = squire.Model(engine, asked.folder / "smollm2", max_context=context)
+    distiller = squire.Distiller(model, settings_of(turns, asked.steps, asked.batch, asked.rate), checkpoint=asked.checkpoint)
 
     def measure(games):
         return [evaluate(engine, distiller, world, games, t) for t in asked.temperatures]
 
     before = measure(asked.before)
-    seconds, tokens = train(distiller, world, asked.steps, asked.batch, asked.games, asked.mistakes, asked.checkpoint)
+    seconds, tokens = train(distiller, worlds, asked.steps, asked.batch, asked.games, asked.checkpoint)
     after = measure(asked.after)
     rows = HEAD
     for t, *both in zip(asked.temperatures, before, after):

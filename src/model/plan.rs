@@ -132,8 +132,8 @@ impl TrainingPlan {
             activations: Activations::bytes(device, config, rows, true),
             backward: BackwardScratch::bytes(device, config, rows),
             scratch: match device {
-                Device::Cpu(cpu) => {
-                    let backward = ops::attention_backward_scratch_bytes(cpu, heads(config), rows);
+                Device::Cpu(_) => {
+                    let backward = ops::attention_backward_scratch_bytes(heads(config), rows);
                     scratch(config, device, compute, rows.max(LOSS_ROWS), rows) + backward
                 }
                 Device::Cuda(_) => 0,

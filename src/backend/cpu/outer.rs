@@ -1,8 +1,8 @@
 //! Sums of outer products: C[i, j] += sum over r of A(r, i) * B[r, j], vectorised over j.
 //!
-//! Both gradients of a linear layer have this form: dx = dy W sums over outputs, dW = dy^T x sums over
-//! rows. r runs in order for every output, whatever the tile, the cache block or the thread, so the
-//! result has one set of bits for any thread count.
+//! Both gradients of a linear layer have this form: dx = dy W sums over outputs, dW = dy^T x sums over rows; and all three
+//! gradients of attention. r runs in order for every output, whatever the tile, the cache block or the thread, so the result
+//! has one set of bits for any thread count.
 
 use super::dot::Widen;
 use super::lanes::Lanes;
@@ -14,9 +14,165 @@ pub const COLUMNS: usize = 64;
 pub const ROWS: usize = 48;
 /// Rows of the register tile: four vectors wide where lanes are one register (AVX-512: 24 accumulators of 32), one where they
 /// are two of sixteen (AVX2: 12 accumulators, two of B and one of A; with more the compiler begins to move them about).
-const TILE: usize = 6;
+pub const TILE: usize = 6;
 /// Terms per cache block: the panel of B (64 columns) stays in the first-level cache.
 const BLOCK: usize = 128;
+
+/// So many terms, whose coefficients and vectors lie so far apart.
+#[derive(Clone, Copy)]
+pub struct Steps {
+    /// how many
+    pub n: usize,
+    /// elements from one coefficient to the next
+    pub a: usize,
+    /// elements from one vector to the next
+    pub b: usize,
+}
+
+impl Steps {
+    /// A single one.
+    pub const ONE: Steps = Steps { n: 1, a: 0, b: 0 };
+}
+
+/// Terms of a sum: for each of `outer` in order, each of `inner` in order.
+#[derive(Clone, Copy)]
+pub struct Terms<B> {
+    /// the coefficient of the first term and the first row of C
+    pub a: *const f32,
+    /// elements from one row's coefficient to the next row's
+    pub a_row: usize,
+    /// the first vector
+    pub b: *const B,
+    /// the outer terms
+    pub outer: Steps,
+    /// the inner ones
+    pub inner: Steps,
+}
+
+/// Rows that are added to.
+#[derive(Clone, Copy)]
+pub struct Rows {
+    /// the first one
+    pub at: *mut f32,
+    /// elements from one to the next
+    pub stride: usize,
+    /// how many
+    pub n: usize,
+}
+
+/// Adds the terms to the first `n_columns` of each row.
+///
+/// # Safety
+/// The contract of [`Lanes`]; every coefficient, `n_columns` elements of every vector and of every row are readable, and those of
+/// the rows the caller's to write.
+#[inline(always)]
+pub unsafe fn add<V: Lanes, B: Widen>(c: Rows, terms: Terms<B>, n_columns: usize) {
+    let mut j = 0;
+    // SAFETY: the caller's.
+    unsafe {
+        while j < n_columns {
+            let width = (n_columns - j).min(if V::COLUMNS == 8 { COLUMNS } else { 16 });
+            let (c, terms) = (Rows { at: c.at.add(j), ..c }, Terms { b: terms.b.add(j), ..terms });
+            if V::COLUMNS == 8 {
+                tiles::<V, B, 4>(c, terms, width);
+            } else {
+                tiles::<V, B, 1>(c, terms, width);
+            }
+            j += width;
+        }
+    }
+}
+
+/// Tiles of rows, and what is left of them, over `N` vectors of columns.
+#[inline(always)]
+unsafe fn tiles<V: Lanes, B: Widen, const N: usize>(c: Rows, terms: Terms<B>, width: usize) {
+    let mut i = 0;
+    // SAFETY: the caller's.
+    unsafe {
+        while i < c.n {
+            let at = (c.at.add(i * c.stride), c.stride);
+            let terms = Terms { a: terms.a.add(i * terms.a_row), ..terms };
+            match c.n - i {
+                1 => tile::<V, B, 1, N>(at, terms, width),
+                2 => tile::<V, B, 2, N>(at, terms, width),
+                3 => tile::<V, B, 3, N>(at, terms, width),
+                4 => tile::<V, B, 4, N>(at, terms, width),
+                5 => tile::<V, B, 5, N>(at, terms, width),
+                _ => tile::<V, B, TILE, N>(at, terms, width),
+            }
+            i += TILE;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<V: Lanes, B: Widen, const R: usize, const N: usize>(
+    (c, stride): (*mut f32, usize),
+    terms: Terms<B>,
+    width: usize,
+) {
+    let Terms { a, a_row, b, outer, inner } = terms;
+    let mut vectors = [0; N];
+    for (v, n) in vectors.iter_mut().enumerate() {
+        *n = width.saturating_sub(16 * v).min(16);
+    }
+    // SAFETY: the caller's; vectors of no columns are not touched.
+    unsafe {
+        let mut acc = [[V::zero(); N]; R];
+        for (row, acc) in acc.iter_mut().enumerate() {
+            for v in 0..N {
+                if vectors[v] > 0 {
+                    acc[v] = V::load_up_to(c.add(row * stride + 16 * v), vectors[v]);
+                }
+            }
+        }
+        let (mut outer_a, mut outer_b) = (a, b);
+        for _ in 0..outer.n {
+            let (mut a, mut b) = (outer_a, outer_b);
+            if width == 16 * N {
+                for _ in 0..inner.n {
+                    let mut vb = [V::zero(); N];
+                    for (v, vb) in vb.iter_mut().enumerate() {
+                        *vb = B::load(b.add(16 * v), 16);
+                    }
+                    for (row, acc) in acc.iter_mut().enumerate() {
+                        let va = V::splat(*a.add(row * a_row));
+                        for v in 0..N {
+                            acc[v] = va.fma(vb[v], acc[v]);
+                        }
+                    }
+                    a = a.wrapping_add(inner.a);
+                    b = b.wrapping_add(inner.b);
+                }
+            } else {
+                for _ in 0..inner.n {
+                    for v in 0..N {
+                        if vectors[v] == 0 {
+                            continue;
+                        }
+                        let vb: V = B::load(b.add(16 * v), vectors[v]);
+                        for (row, acc) in acc.iter_mut().enumerate() {
+                            acc[v] = V::splat(*a.add(row * a_row)).fma(vb, acc[v]);
+                        }
+                    }
+                    a = a.wrapping_add(inner.a);
+                    b = b.wrapping_add(inner.b);
+                }
+            }
+            outer_a = outer_a.wrapping_add(outer.a);
+            outer_b = outer_b.wrapping_add(outer.b);
+        }
+        for (row, acc) in acc.iter().enumerate() {
+            for v in 0..N {
+                match vectors[v] {
+                    0 => {}
+                    16 => acc[v].store(c.add(row * stride + 16 * v)),
+                    n => acc[v].store_tail(c.add(row * stride + 16 * v), n),
+                }
+            }
+        }
+    }
+}
 
 /// One product. A(r, i) = a[r * a_step_r + i * a_step_i]; B[r, j] = b[r * n_columns + j]; C[i, j] = c[i * n_columns + j].
 pub struct Outer<'a, B> {
@@ -43,102 +199,6 @@ impl<B: Widen> Outer<'_, B> {
     pub fn n_tasks(&self) -> usize {
         self.n_rows.div_ceil(ROWS) * self.n_columns.div_ceil(COLUMNS)
     }
-
-    #[inline(always)]
-    unsafe fn tile<V: Lanes, const R: usize, const N: usize>(
-        &self,
-        i: usize,
-        j: usize,
-        width: usize,
-        terms: std::ops::Range<usize>,
-    ) {
-        // SAFETY: the caller's: rows, columns and terms lie inside the operands, and no other task writes these of C.
-        unsafe {
-            let mut vectors = [0; N];
-            for (v, n) in vectors.iter_mut().enumerate() {
-                *n = width.saturating_sub(16 * v).min(16);
-            }
-            let mut acc = [[V::zero(); N]; R];
-            for (row, acc) in acc.iter_mut().enumerate() {
-                let c = self.c.at((i + row) * self.n_columns + j);
-                for v in 0..N {
-                    if vectors[v] > 0 {
-                        acc[v] = V::load_up_to(c.add(16 * v), vectors[v]);
-                    }
-                }
-            }
-            let mut a = self.a.as_ptr().add(terms.start * self.a_step_r + i * self.a_step_i);
-            let mut b = self.b.as_ptr().add(terms.start * self.n_columns + j);
-            if width == 16 * N {
-                for _ in terms {
-                    let mut vb = [V::zero(); N];
-                    for (v, vb) in vb.iter_mut().enumerate() {
-                        *vb = B::load(b.add(16 * v), 16);
-                    }
-                    for (row, acc) in acc.iter_mut().enumerate() {
-                        let va = V::splat(*a.add(row * self.a_step_i));
-                        for v in 0..N {
-                            acc[v] = va.fma(vb[v], acc[v]);
-                        }
-                    }
-                    a = a.wrapping_add(self.a_step_r);
-                    b = b.wrapping_add(self.n_columns);
-                }
-            } else {
-                for _ in terms {
-                    for v in 0..N {
-                        if vectors[v] == 0 {
-                            continue;
-                        }
-                        let vb: V = B::load(b.add(16 * v), vectors[v]);
-                        for (row, acc) in acc.iter_mut().enumerate() {
-                            acc[v] = V::splat(*a.add(row * self.a_step_i)).fma(vb, acc[v]);
-                        }
-                    }
-                    a = a.wrapping_add(self.a_step_r);
-                    b = b.wrapping_add(self.n_columns);
-                }
-            }
-            for (row, acc) in acc.iter().enumerate() {
-                let c = self.c.at((i + row) * self.n_columns + j);
-                for v in 0..N {
-                    match vectors[v] {
-                        0 => {}
-                        16 => acc[v].store(c.add(16 * v)),
-                        n => acc[v].store_tail(c.add(16 * v), n),
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl<B: Widen> Outer<'_, B> {
-    /// Tiles of `R` rows, and what is left of them, over the columns.
-    #[inline(always)]
-    unsafe fn rows<V: Lanes, const R: usize, const N: usize>(
-        &self,
-        rows: std::ops::Range<usize>,
-        columns: std::ops::Range<usize>,
-        terms: std::ops::Range<usize>,
-    ) {
-        let (j, width, mut i) = (columns.start, columns.len(), rows.start);
-        // SAFETY: the caller's.
-        unsafe {
-            while i + R <= rows.end {
-                self.tile::<V, R, N>(i, j, width, terms.clone());
-                i += R;
-            }
-            match rows.end - i {
-                1 => self.tile::<V, 1, N>(i, j, width, terms),
-                2 => self.tile::<V, 2, N>(i, j, width, terms),
-                3 => self.tile::<V, 3, N>(i, j, width, terms),
-                4 => self.tile::<V, 4, N>(i, j, width, terms),
-                5 => self.tile::<V, 5, N>(i, j, width, terms),
-                _ => {}
-            }
-        }
-    }
 }
 
 impl<B: Widen> Kernel for Outer<'_, B> {
@@ -151,14 +211,12 @@ impl<B: Widen> Kernel for Outer<'_, B> {
             let terms = piece(block, BLOCK, self.n_terms);
             // SAFETY: rows and columns lie inside C by construction, and tasks own disjoint blocks of it.
             unsafe {
-                if V::COLUMNS == 8 {
-                    self.rows::<V, TILE, 4>(rows.clone(), columns.clone(), terms);
-                } else {
-                    for vector in columns.clone().step_by(16) {
-                        let columns = vector..columns.end.min(vector + 16);
-                        self.rows::<V, TILE, 1>(rows.clone(), columns, terms.clone());
-                    }
-                }
+                let at = self.c.at(rows.start * self.n_columns + columns.start);
+                let c = Rows { at, stride: self.n_columns, n: rows.len() };
+                let a = self.a.as_ptr().add(terms.start * self.a_step_r + rows.start * self.a_step_i);
+                let b = self.b.as_ptr().add(terms.start * self.n_columns + columns.start);
+                let inner = Steps { n: terms.len(), a: self.a_step_r, b: self.n_columns };
+                add::<V, B>(c, Terms { a, a_row: self.a_step_i, b, outer: Steps::ONE, inner }, columns.len());
             }
         }
     }

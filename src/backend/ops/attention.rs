@@ -16,6 +16,7 @@ use super::linear::narrow;
 use crate::backend::cpu::dot::{B16, Form, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::math::exp;
+use crate::backend::cpu::outer::{Rows, Steps, TILE, Terms, add};
 use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared};
 use crate::backend::host;
 use crate::backend::page::{PAGE, Page, PageShape};
@@ -233,90 +234,105 @@ where
         unsafe {
             for (p, page) in span.pages.iter().enumerate().take(longest.div_ceil(PAGE)) {
                 let keys = F::W::of(page).as_ptr().add(layer.key_offset(head, 0));
-                let n_slots = (longest - p * PAGE).min(PAGE);
+                let keys = Slots { at: keys, stride: head_dim, n: (longest - p * PAGE).min(PAGE) };
                 let out = scores.as_mut_ptr().add(p * PAGE);
-                let mut m = 0;
-                while m < n_queries {
-                    let q = |i: usize| queries.as_ptr().add(at(m + i));
-                    match n_queries - m {
-                        1 => score::<V, F, 1>([q(0)], keys, n_slots, head_dim, out.add(m * longest), longest),
-                        2 => score::<V, F, 2>([q(0), q(1)], keys, n_slots, head_dim, out.add(m * longest), longest),
-                        _ => {
-                            let three = [q(0), q(1), q(2)];
-                            score::<V, F, 3>(three, keys, n_slots, head_dim, out.add(m * longest), longest)
-                        }
-                    }
-                    m += 3.min(n_queries - m);
-                }
+                score_all::<V, F>(n_queries, |m| queries.as_ptr().add(at(m)), keys, head_dim, out, longest);
             }
             for (m, sum) in sums[..n_queries].iter_mut().enumerate() {
                 *sum = softmax::<V>(scores.as_mut_ptr().add(m * longest), len(m), scale);
             }
-            let values =
-                |page: &Page| F::W::of(page).as_ptr().add(layer.key_offset(head, 0) + layer.shape.value_offset());
+            for m in 0..n_queries {
+                out.slice(at(m), head_dim).fill(0.0);
+            }
+            for (i, page) in span.pages.iter().enumerate().take(longest.div_ceil(PAGE)) {
+                let values = F::W::of(page).as_ptr().add(layer.key_offset(head, 0) + layer.shape.value_offset());
+                // Slots of the page that a query sees.
+                let seen = |m: usize| len(m).saturating_sub(i * PAGE).min(PAGE);
+                let of = |m: usize, slots: Range<usize>| {
+                    let weights = scores.as_ptr().add(m * longest + i * PAGE + slots.start);
+                    (weights, values.add(slots.start * head_dim), slots.len())
+                };
+                if rows.len() == 1 {
+                    // Its heads lie side by side.
+                    let to = Rows { at: out.at(at(0)), stride: head_dim, n: group };
+                    add_values::<V, F::W>(to, of(0, 0..seen(0)), longest, head_dim);
+                    continue;
+                }
+                for (h, row) in (0..group).flat_map(|h| (0..rows.len()).step_by(TILE).map(move |row| (h, row))) {
+                    let query = |r: usize| (row + r) * group + h;
+                    let n = TILE.min(rows.len() - row);
+                    // What all of a tile see, then what only the later ones do.
+                    let all = seen(query(0));
+                    let to = Rows { at: out.at(at(query(0))), stride: n_heads * head_dim, n };
+                    add_values::<V, F::W>(to, of(query(0), 0..all), group * longest, head_dim);
+                    for m in (1..n).map(query) {
+                        let to = Rows { at: out.at(at(m)), stride: 0, n: 1 };
+                        add_values::<V, F::W>(to, of(m, all..seen(m)), 0, head_dim);
+                    }
+                }
+            }
             for (m, &sum) in sums[..n_queries].iter().enumerate() {
-                let p = scores.as_ptr().add(m * longest);
-                let mut d = 0;
-                while d < head_dim {
-                    let width = (head_dim - d).min(8 * 16);
-                    let mut acc = [V::zero(); 8];
-                    let n_vectors = width.div_ceil(16);
-                    for (i, page) in span.pages.iter().enumerate().take(len(m).div_ceil(PAGE)) {
-                        let v = values(page).add(d);
-                        let slots = (len(m) - i * PAGE).min(PAGE);
-                        if width == 8 * 16 {
-                            for s in 0..slots {
-                                let weight = V::splat(*p.add(i * PAGE + s));
-                                let row = v.add(s * head_dim);
-                                for (j, a) in acc.iter_mut().enumerate() {
-                                    *a = weight.fma(F::W::load(row.add(16 * j), 16), *a);
-                                }
-                            }
-                        } else {
-                            for s in 0..slots {
-                                let weight = V::splat(*p.add(i * PAGE + s));
-                                let row = v.add(s * head_dim);
-                                for (j, a) in acc.iter_mut().enumerate().take(n_vectors) {
-                                    *a = weight.fma(F::W::load(row.add(16 * j), (width - 16 * j).min(16)), *a);
-                                }
-                            }
-                        }
-                    }
-                    let sum = V::splat(sum);
-                    for (j, a) in acc.iter().enumerate().take(n_vectors) {
-                        a.div(sum).store_rounded(out.at(at(m) + d + 16 * j), width - 16 * j, *round);
-                    }
-                    d += width;
+                let at = out.at(at(m));
+                for d in (0..head_dim).step_by(16) {
+                    let n = (head_dim - d).min(16);
+                    V::load_up_to(at.add(d), n).div(V::splat(sum)).store_rounded(at.add(d), n, *round);
                 }
             }
         }
     }
 }
 
-/// out[r * stride + s] = x[r] . w[s] for `n` consecutive rows w of length k.
+/// Adds to each row the values of `n` slots, from `weights` and `values` on; the rows' weights lie `apart`.
+///
+/// # Safety
+/// The contract of [`Lanes`]; the weights and values are readable and the rows the caller's to write.
 #[inline(always)]
-unsafe fn score<V: Lanes, F: Form, const R: usize>(
+unsafe fn add_values<V: Lanes, W: Widen>(
+    to: Rows,
+    (weights, values, n): (*const f32, *const W, usize),
+    apart: usize,
+    d: usize,
+) {
+    let inner = Steps { n, a: 1, b: d };
+    // SAFETY: the caller's.
+    unsafe { add::<V, W>(to, Terms { a: weights, a_row: apart, b: values, outer: Steps::ONE, inner }, d) }
+}
+
+/// `n` keys, or values, of one head: the first, and elements from one to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Slots<W> {
+    pub(super) at: *const W,
+    pub(super) stride: usize,
+    pub(super) n: usize,
+}
+
+/// out[r * out_stride + s] = x[r] . w[s] over k elements.
+///
+/// # Safety
+/// The contract of [`Lanes`]; R rows of x and all slots are readable, and R rows of as many scores are writable.
+#[inline(always)]
+pub(super) unsafe fn score<V: Lanes, F: Form, const R: usize>(
     x: [*const F::X; R],
-    w: *const F::W,
-    n: usize,
+    w: Slots<F::W>,
     k: usize,
     out: *mut f32,
-    stride: usize,
+    out_stride: usize,
 ) {
-    // SAFETY: the caller's: R rows of x and n of w are readable, and R rows of n scores are writable.
+    let Slots { at: w, stride, n } = w;
+    // SAFETY: the caller's.
     unsafe {
         let mut s = 0;
         while s < n {
             if V::COLUMNS == 8 && s + 8 <= n {
-                let y = tile::<V, F, R, 8>(x, std::array::from_fn(|c| w.add((s + c) * k)), k);
+                let y = tile::<V, F, R, 8>(x, std::array::from_fn(|c| w.add((s + c) * stride)), k);
                 for (r, row) in y.iter().enumerate() {
-                    std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(r * stride + s), 8);
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), out.add(r * out_stride + s), 8);
                 }
                 s += 8;
             } else {
-                let y = tile::<V, F, R, 1>(x, [w.add(s * k)], k);
+                let y = tile::<V, F, R, 1>(x, [w.add(s * stride)], k);
                 for (r, row) in y.iter().enumerate() {
-                    *out.add(r * stride + s) = row[0];
+                    *out.add(r * out_stride + s) = row[0];
                 }
                 s += 1;
             }
@@ -324,13 +340,51 @@ unsafe fn score<V: Lanes, F: Form, const R: usize>(
     }
 }
 
-/// Replaces `n` scores by exp(score * scale - max) and gives their sum.
+/// The same for `n` queries, three at a time; `query` tells where the elements of one stand.
+///
+/// # Safety
+/// As for `score`.
 #[inline(always)]
-unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
-    // SAFETY: the caller's: `n` scores are readable and writable.
+pub(super) unsafe fn score_all<V: Lanes, F: Form>(
+    n: usize,
+    query: impl Fn(usize) -> *const F::X,
+    w: Slots<F::W>,
+    k: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    for m in (0..n).step_by(3) {
+        // SAFETY: the caller's.
+        unsafe {
+            let out = out.add(m * out_stride);
+            match n - m {
+                1 => score::<V, F, 1>([query(m)], w, k, out, out_stride),
+                2 => score::<V, F, 2>([query(m), query(m + 1)], w, k, out, out_stride),
+                _ => score::<V, F, 3>([query(m), query(m + 1), query(m + 2)], w, k, out, out_stride),
+            }
+        }
+    }
+}
+
+/// Replaces `n` scores by exp(score * scale - max) and gives their sum.
+///
+/// # Safety
+/// The contract of [`Lanes`]; `n` scores are readable and writable.
+#[inline(always)]
+pub(super) unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
+    // SAFETY: the caller's.
     unsafe {
-        let mut max = f32::NEG_INFINITY;
-        for s in 0..n {
+        // The largest of all, whatever the order; a NaN is passed over here and comes out of the exponential.
+        let (mut tops, factor) = (V::splat(f32::NEG_INFINITY), V::splat(scale));
+        let mut s = 0;
+        while s + 16 <= n {
+            let t = V::load(scores.add(s)).mul(factor);
+            t.store(scores.add(s));
+            tops = t.max(tops);
+            s += 16;
+        }
+        let mut max = tops.reduce_max();
+        for s in s..n {
             let t = *scores.add(s) * scale;
             *scores.add(s) = t;
             max = if t > max { t } else { max };
@@ -345,262 +399,6 @@ unsafe fn softmax<V: Lanes>(scores: *mut f32, n: usize, scale: f32) -> f32 {
             s += count;
         }
         lanes.reduce_add()
-    }
-}
-
-/// Gradients that `attention_backward` overwrites, in the spans' rows.
-pub struct AttentionGradients<'a> {
-    /// [N, H*D]
-    pub dq: &'a mut Tensor,
-    /// [N, G*D]
-    pub dk: &'a mut Tensor,
-    /// [N, G*D]
-    pub dv: &'a mut Tensor,
-}
-
-/// Gradients of attention over whole packed sequences: `spans` are row ranges that start at position 0.
-///
-/// q, dout [N, H*D]; k, v [N, G*D]; all f32, k and v as stored in the cache. Overwrites the
-/// spans' rows of dq, dk and dv. With p the softmax weights and P_s = dout . v\[s\]:
-/// dv\[s\] += p_s dout;  ds = p_s (P_s - sum p P) scale;  dq += ds k\[s\];  dk\[s\] += ds q.
-pub fn attention_backward(
-    device: &Device,
-    to: AttentionGradients,
-    dout: &Tensor,
-    q: &Tensor,
-    kv: KeysValues,
-    spans: &[Range<usize>],
-    heads: Heads,
-) -> Result<()> {
-    let (AttentionGradients { dq, dk, dv }, KeysValues { k, v }) = (to, kv);
-    let (wide, narrow) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
-    assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
-    assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
-    let cpu = device.cpu();
-    let n_scores = backward_scores(heads, spans.iter().map(Range::len).max().unwrap_or(0));
-    let n_workers = cpu.n_threads().min(spans.len() * heads.n_kv_heads);
-    let mut scores = cpu.scratch::<f32>(n_workers * n_scores)?;
-    let kernel = Backward {
-        dq: Shared::new(dq.f32_mut()),
-        dk: Shared::new(dk.f32_mut()),
-        dv: Shared::new(dv.f32_mut()),
-        dout: dout.f32(),
-        q: q.f32(),
-        k: k.f32(),
-        v: v.f32(),
-        spans,
-        heads,
-        next: AtomicUsize::new(0),
-        scores: Shared::new(&mut scores),
-        n_scores,
-    };
-    cpu.launch(n_workers, &kernel);
-    Ok(())
-}
-
-/// Rows whose gradients of keys and values are added together: so often is each read and written once for all of them.
-const BACKWARD_ROWS: usize = 4;
-
-/// f32 that a worker of the backward needs: of each query of a block of rows, its weights and their gradients.
-fn backward_scores(heads: Heads, longest: usize) -> usize {
-    2 * BACKWARD_ROWS * heads.group() * longest.next_multiple_of(16)
-}
-
-/// Bytes of scratch that the backward of `n` rows takes at most.
-pub fn attention_backward_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize) -> u64 {
-    Cpu::scratch_bytes(4 * cpu.n_threads() * backward_scores(heads, n))
-}
-
-/// Spans times key heads, dealt out among as many workers as compute.
-struct Backward<'a> {
-    dq: Shared<f32>,
-    dk: Shared<f32>,
-    dv: Shared<f32>,
-    dout: &'a [f32],
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-    spans: &'a [Range<usize>],
-    heads: Heads,
-    next: AtomicUsize,
-    scores: Shared<f32>,
-    n_scores: usize,
-}
-
-/// Terms a x with x a vector: one for each of `inner`, for each of `outer`, in this order.
-#[derive(Clone, Copy)]
-struct Terms {
-    a: *const f32,
-    x: *const f32,
-    outer: Steps,
-    inner: Steps,
-}
-
-/// So many, whose weights and vectors lie so far apart.
-#[derive(Clone, Copy)]
-struct Steps {
-    n: usize,
-    a: usize,
-    x: usize,
-}
-
-/// y[0..d] += the terms, one after the other.
-#[inline(always)]
-unsafe fn add_terms<V: Lanes>(y: *mut f32, terms: Terms, d: usize) {
-    let mut c = 0;
-    // SAFETY: the caller's: every weight and `d` elements of every vector are readable, and as many of y writable.
-    unsafe {
-        while c + 64 <= d {
-            add_columns::<V, 4>(y, terms, c, 16);
-            c += 64;
-        }
-        while c < d {
-            let n = (d - c).min(16);
-            add_columns::<V, 1>(y, terms, c, n);
-            c += n;
-        }
-    }
-}
-
-/// The same for `N` vectors of `n` columns from `c` on, held in registers.
-#[inline(always)]
-unsafe fn add_columns<V: Lanes, const N: usize>(y: *mut f32, terms: Terms, c: usize, n: usize) {
-    let Terms { a, x, outer, inner } = terms;
-    // SAFETY: the caller's.
-    unsafe {
-        let mut acc = [V::zero(); N];
-        for (v, acc) in acc.iter_mut().enumerate() {
-            *acc = V::load_up_to(y.add(c + 16 * v), n);
-        }
-        for u in 0..outer.n {
-            let (a, x) = (a.add(u * outer.a), x.add(u * outer.x + c));
-            for t in 0..inner.n {
-                let (a, x) = (V::splat(*a.add(t * inner.a)), x.add(t * inner.x));
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = a.fma(V::load_up_to(x.add(16 * v), n), *acc);
-                }
-            }
-        }
-        for (v, acc) in acc.iter().enumerate() {
-            acc.store_rounded(y.add(c + 16 * v), n, false);
-        }
-    }
-}
-
-/// out[s] = x . w[s] for rows w that lie `stride` apart.
-#[inline(always)]
-unsafe fn dots<V: Lanes>(x: *const f32, w: *const f32, stride: usize, n: usize, d: usize, out: &mut [f32]) {
-    // SAFETY: the caller's: x and each of the `n` rows of w have `d` readable elements.
-    unsafe {
-        let mut s = 0;
-        while s < n {
-            if V::COLUMNS == 8 && s + 8 <= n {
-                let y = tile::<V, Wide<f32>, 1, 8>([x], std::array::from_fn(|c| w.add((s + c) * stride)), d);
-                out[s..s + 8].copy_from_slice(&y[0]);
-                s += 8;
-            } else if s + 4 <= n {
-                let y = tile::<V, Wide<f32>, 1, 4>([x], std::array::from_fn(|c| w.add((s + c) * stride)), d);
-                out[s..s + 4].copy_from_slice(&y[0]);
-                s += 4;
-            } else {
-                out[s] = tile::<V, Wide<f32>, 1, 1>([x], [w.add(s * stride)], d)[0][0];
-                s += 1;
-            }
-        }
-    }
-}
-
-impl Kernel for Backward<'_> {
-    #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, worker: usize) {
-        // SAFETY: each worker has its own scores.
-        let scores = unsafe { self.scores.slice(worker * self.n_scores, self.n_scores) };
-        loop {
-            let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            if piece >= self.spans.len() * self.heads.n_kv_heads {
-                return;
-            }
-            // SAFETY: the caller's contract; the counter gives each piece once.
-            unsafe { self.piece::<V>(piece, scores) };
-        }
-    }
-}
-
-impl Backward<'_> {
-    /// The gradients of one span under one key head.
-    ///
-    /// # Safety
-    /// The contract of [`Lanes`]; each piece is computed once, with scores of its own.
-    #[inline(always)]
-    unsafe fn piece<V: Lanes>(&self, index: usize, scores: &mut [f32]) {
-        let Heads { n_heads, n_kv_heads, head_dim: d, .. } = self.heads;
-        let (span, g) = (&self.spans[index / n_kv_heads], index % n_kv_heads);
-        let (group, stride) = (self.heads.group(), n_kv_heads * d);
-        let start = (span.start * n_kv_heads + g) * d;
-        let len = self.n_scores / (2 * BACKWARD_ROWS * group);
-        let (p, ds) = scores.split_at_mut(self.n_scores / 2);
-        // SAFETY: a piece owns one key head of one span: those rows of dk and dv, and the group's heads of dq.
-        unsafe {
-            let (k, v) = (self.k.as_ptr().add(start), self.v.as_ptr().add(start));
-            for i in 0..span.len() {
-                self.dk.slice(start + i * stride, d).fill(0.0);
-                self.dv.slice(start + i * stride, d).fill(0.0);
-            }
-            for first in (0..span.len()).step_by(BACKWARD_ROWS) {
-                let rows = first..span.len().min(first + BACKWARD_ROWS);
-                let query = |i: usize, h: usize| ((span.start + i) * n_heads + g * group + h) * d;
-                for (i, h) in rows.clone().flat_map(|i| (0..group).map(move |h| (i, h))) {
-                    let (at, of) = (query(i, h), ((i - first) * group + h) * len);
-                    let (p, ds) = (&mut p[of..=of + i], &mut ds[of..=of + i]);
-                    self.weigh::<V>(at, (k, v), stride, (p, ds));
-                    self.dq.slice(at, d).fill(0.0);
-                    let (outer, inner) = (Steps { n: 1, a: 0, x: 0 }, Steps { n: i + 1, a: 1, x: stride });
-                    let terms = Terms { a: ds.as_ptr(), x: k, outer, inner };
-                    add_terms::<V>(self.dq.at(at), terms, d);
-                }
-                for s in 0..rows.end {
-                    // Rows that come before a position do not see it.
-                    let i = first.max(s);
-                    let from = (i - first) * group * len + s;
-                    let outer = Steps { n: rows.end - i, a: group * len, x: n_heads * d };
-                    let inner = Steps { n: group, a: len, x: d };
-                    let (q, dout) = (self.q.as_ptr().add(query(i, 0)), self.dout.as_ptr().add(query(i, 0)));
-                    let keys = Terms { a: ds.as_ptr().add(from), x: q, outer, inner };
-                    add_terms::<V>(self.dk.at(start + s * stride), keys, d);
-                    let values = Terms { a: p.as_ptr().add(from), x: dout, outer, inner };
-                    add_terms::<V>(self.dv.at(start + s * stride), values, d);
-                }
-            }
-        }
-    }
-
-    /// The weights of the query at element `at`, and the gradients of its scores, over as many positions as `p` has.
-    ///
-    /// # Safety
-    /// The contract of [`Lanes`]; keys and values have as many rows.
-    #[inline(always)]
-    unsafe fn weigh<V: Lanes>(
-        &self,
-        at: usize,
-        (k, v): (*const f32, *const f32),
-        stride: usize,
-        (p, ds): (&mut [f32], &mut [f32]),
-    ) {
-        let (n, d, scale) = (p.len(), self.heads.head_dim, self.heads.scale);
-        // SAFETY: the caller's.
-        unsafe {
-            dots::<V>(self.q.as_ptr().add(at), k, stride, n, d, p);
-            let sum = softmax::<V>(p.as_mut_ptr(), n, scale);
-            dots::<V>(self.dout.as_ptr().add(at), v, stride, n, d, ds);
-            let mut mean = 0.0f32;
-            for (p, dp) in p.iter_mut().zip(ds.iter()) {
-                *p /= sum;
-                mean += *p * dp;
-            }
-            for (p, ds) in p.iter().zip(ds) {
-                *ds = p * (*ds - mean) * scale;
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@
 mod adamw;
 mod attend;
 mod attention;
+mod attention_backward;
 mod divergence;
 mod draws;
 mod embedding;
@@ -36,10 +37,8 @@ mod swiglu;
 pub use super::terms::{Heads, Sampling};
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendLayer, AttendScratch, attend_forward};
-pub use attention::{
-    AttentionGradients, KeysValues, PageLayer, Span, attention_backward, attention_backward_scratch_bytes,
-    attention_forward, attention_scratch_bytes, kv_append,
-};
+pub use attention::{KeysValues, PageLayer, Span, attention_forward, attention_scratch_bytes, kv_append};
+pub use attention_backward::{AttentionGradients, attention_backward, attention_backward_scratch_bytes};
 pub use divergence::{Loss, RowLoss, divergence_forward_backward};
 pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
