@@ -368,8 +368,10 @@ typedef struct {
    * prompt done sooner, shorter makes tokens come more evenly. Where a pass without a prompt takes longer than that, the
    * prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor. */
   int32_t prefill_slice_ms;
-  /* Must be 0. */
-  uint32_t reserved_2;
+  /* Milliseconds that an update that is being built or applied may keep sessions waiting at a time; 20. It then gives way
+   * for one forward pass and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
+   * tokens come more evenly; without sessions at work nothing waits. 0: until the update is done. For the processor. */
+  int32_t learning_slice_ms;
 } squire_engine_options;
 
 /* Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does

@@ -15,7 +15,7 @@ class EngineOptions(c.Structure):
                                           "max_batch_tokens", "log_level")]
     _fields_ += [("host_budget", c.c_uint64), ("kv_budget", c.c_uint64), ("log", c.c_void_p), ("log_user", c.c_void_p)]
     _fields_ += [("device_index", c.c_int32), ("reserved", c.c_uint32), ("device_budget", c.c_uint64)]
-    _fields_ += [("prefill_slice_ms", c.c_int32), ("reserved_2", c.c_uint32)]
+    _fields_ += [("prefill_slice_ms", c.c_int32), ("learning_slice_ms", c.c_int32)]
 
 
 class ModelOptions(c.Structure):

@@ -64,7 +64,7 @@ class EngineOptions(Struct):
                 ("max_batch_tokens", c.c_int32), ("log_level", c.c_int32), ("host_budget", c.c_uint64),
                 ("kv_budget", c.c_uint64), ("log", c.c_void_p), ("log_user", c.c_void_p), ("device_index", c.c_int32),
                 ("reserved", c.c_uint32), ("device_budget", c.c_uint64), ("prefill_slice_ms", c.c_int32),
-                ("reserved_2", c.c_uint32)]
+                ("learning_slice_ms", c.c_int32)]
 
 
 class ModelOptions(Struct):

@@ -1,7 +1,7 @@
 //! What a model runs on.
 #![forbid(unsafe_code)]
 
-use super::cpu::Cpu;
+use super::cpu::{Cpu, Round};
 use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
 use super::host::Lines;
 use crate::error::Result;
@@ -23,6 +23,14 @@ impl Device {
         match self {
             Device::Cpu(cpu) => cpu.n_threads(),
             Device::Cuda(_) => 1,
+        }
+    }
+
+    /// A turn to compute a round in, which somebody waits for; None where launches are ordered by the device itself.
+    pub fn round(&self) -> Option<Round<'_>> {
+        match self {
+            Device::Cpu(cpu) => Some(cpu.round()),
+            Device::Cuda(_) => None,
         }
     }
 

@@ -126,6 +126,8 @@ impl Distiller {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Update> {
         let current = self.0.student.bind();
+        let device = self.0.student.model().device.clone();
+        let _waits = device.cpu().work_that_waits();
         self.begin_learning(learning, &current)?;
         let (weights, adapter, revision): (&Weights, _, _) = match &learning.unpublished {
             Some(Unpublished { parameters: Parameters::Weights(weights), .. }) => (weights, None, None),

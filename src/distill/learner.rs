@@ -23,8 +23,8 @@ use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
 use crate::backend::Device;
 use crate::backend::ops::{self, AdamW, RowLoss};
 use crate::error::{Error, Fault, Result};
-use crate::model::backward::{Passed, backward, head_backward};
-use crate::model::forward::{Segment, forward, head_forward};
+use crate::model::backward::{Passed, backward_while, head_backward};
+use crate::model::forward::{Segment, forward_while, head_forward};
 use crate::model::plan::LOSS_ROWS;
 use crate::model::{Adapter, KvCache, Model, ModelConfig, Parameters, Weights};
 use crate::serve::{Cancel, Revision, ServedModel};
@@ -135,11 +135,13 @@ impl Task<'_> {
         let total = batch.n_fed();
         let mut done = 0;
         for (members, n) in micro_batches {
-            if cancel.is_set() || !progress(done as u64, total as u64) {
-                return Err(Error::new(Fault::Cancelled, "the update was cancelled"));
-            }
+            let mut go_on = || match !cancel.is_set() && progress(done as u64, total as u64) {
+                true => Ok(()),
+                false => Err(Error::new(Fault::Cancelled, "the update was cancelled")),
+            };
             let account = (&mut tally, &mut sample);
-            self.micro_batch(workspace, &mut gradients, finished, &trained[members], &batch.tokens, account)?;
+            let members = &trained[members];
+            self.micro_batch(workspace, &mut gradients, finished, members, &batch.tokens, account, &mut go_on)?;
             done += n;
         }
         progress(done as u64, total as u64);
@@ -171,7 +173,9 @@ impl Task<'_> {
         packs
     }
 
-    /// Adds the gradients of some whole trajectories, packed side by side.
+    /// Adds the gradients of some whole trajectories, packed side by side. `go_on` is asked before each layer and each chunk
+    /// of rows with losses.
+    #[allow(clippy::too_many_arguments)] // what is read, what is added to, and who may stop it
     fn micro_batch(
         &self,
         workspace: &mut Workspace,
@@ -180,6 +184,7 @@ impl Task<'_> {
         members: &[usize],
         losses: &[TokenLoss],
         (tally, sample): (&mut Tally, &mut Sample),
+        go_on: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let (model, device) = (self.student, &self.student.device);
         // A trajectory is fed up to the row that predicts its last trained token.
@@ -195,7 +200,7 @@ impl Task<'_> {
         let rows = caches.iter_mut().zip(&spans);
         let mut segments: Vec<Segment> =
             rows.map(|(kv, span)| Segment { ids: &ids[span.clone()], kv, adapter }).collect();
-        forward(model, self.weights, &mut segments, &mut workspace.activations)?;
+        forward_while(model, self.weights, &mut segments, &mut workspace.activations, go_on)?;
         drop(segments);
 
         // Every trained token: (row of the batch, its loss).
@@ -214,6 +219,7 @@ impl Task<'_> {
             |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| std::ptr::from_ref::<Revision>(&s.revision));
         let runs = rows.chunk_by(|(_, a), (_, b)| teacher_of(a) == teacher_of(b));
         for chunk in runs.flat_map(|run| run.chunks(LOSS_ROWS)) {
+            go_on()?;
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut workspace.hidden, &workspace.activations.hidden, &at);
@@ -248,7 +254,7 @@ impl Task<'_> {
             ops::scatter_add_rows(device, &mut workspace.dhidden, &workspace.dhidden_rows, &at);
         }
         let passed = Passed { activations: &workspace.activations, ids: &ids, spans: &spans, adapter: self.adapter };
-        backward(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch)
+        backward_while(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch, go_on)
     }
 }
 

@@ -62,6 +62,7 @@ impl Distiller {
         let (model, current) = (self.0.student.model(), self.0.student.current());
         trained::check(settings, &model.config, &current)?;
         self.check_base(&learning, &current)?;
+        let _waits = model.device.cpu().work_that_waits();
         let Learning { learner, unpublished, workspace, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;

@@ -105,8 +105,10 @@ pub struct squire_engine_options {
     /// prompt done sooner, shorter makes tokens come more evenly. Where a pass without a prompt takes longer than that, the
     /// prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor.
     pub prefill_slice_ms: i32,
-    /// Must be 0.
-    pub reserved_2: u32,
+    /// Milliseconds that an update that is being built or applied may keep sessions waiting at a time; 20. It then gives way
+    /// for one forward pass and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
+    /// tokens come more evenly; without sessions at work nothing waits. 0: until the update is done. For the processor.
+    pub learning_slice_ms: i32,
 }
 
 // SAFETY: numbers, a nullable function and a pointer; the sizes are checked where the header is compiled.
@@ -135,9 +137,15 @@ unsafe impl Versioned for squire_engine_options {
             reserved: 0,
             device_budget: defaults.device_budget,
             prefill_slice_ms: defaults.prefill_slice.map_or(0, |slice| slice.as_millis() as i32),
-            reserved_2: 0,
+            learning_slice_ms: defaults.learning_slice.map_or(0, |slice| slice.as_millis() as i32),
         }
     }
+}
+
+/// A slice of so many milliseconds; None for 0.
+fn slice(ms: i32, name: &str) -> Result<Option<Duration>> {
+    let ms = options::count(ms, name)?;
+    Ok((ms > 0).then(|| Duration::from_millis(ms as u64)))
 }
 
 impl squire_engine_options {
@@ -155,7 +163,6 @@ impl squire_engine_options {
             return Err(Error::new(Fault::BadOption, why));
         }
         options::flags(self.reserved, "reserved", 0)?;
-        options::flags(self.reserved_2, "reserved_2", 0)?;
         let kernels = [
             (SQUIRE_KERNELS_BEST, None),
             (SQUIRE_KERNELS_SCALAR, Some(KernelSet::Scalar)),
@@ -178,10 +185,8 @@ impl squire_engine_options {
             kv_budget: self.kv_budget,
             max_sessions: options::count(self.max_sessions, "max_sessions")?,
             max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
-            prefill_slice: match options::count(self.prefill_slice_ms, "prefill_slice_ms")? {
-                0 => None,
-                ms => Some(Duration::from_millis(ms as u64)),
-            },
+            prefill_slice: slice(self.prefill_slice_ms, "prefill_slice_ms")?,
+            learning_slice: slice(self.learning_slice_ms, "learning_slice_ms")?,
             caller_driven: options::choice(self.drive, "drive", &drives)?,
             log: self.log.map(|_| serve::Log(Arc::new(line))),
         })

@@ -237,6 +237,19 @@ pub fn backward<'a>(
     dhidden: &Tensor,
     scratch: &mut BackwardScratch,
 ) -> Result<()> {
+    backward_while(model, weights, gradients, passed, dhidden, scratch, &mut || Ok(()))
+}
+
+/// The same, given up between two layers as soon as `go_on` fails: its error, and the gradients are of no use.
+pub fn backward_while<'a>(
+    model: &Model,
+    weights: &Weights,
+    gradients: impl Into<Gradients<'a>>,
+    passed: Passed,
+    dhidden: &Tensor,
+    scratch: &mut BackwardScratch,
+    go_on: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
     let mut gradients = gradients.into();
     let Passed { activations, ids, spans, adapter } = passed;
     let n = activations.batch.len();
@@ -251,6 +264,7 @@ pub fn backward<'a>(
     let to = ops::NormGradients { dx: &mut scratch.dstream, dw };
     ops::rmsnorm_backward(device, to, dhidden, &activations.stream, norm(&weights.norm), n)?;
     for l in (0..weights.layers.len()).rev() {
+        go_on()?;
         let (layer, mut to, a) = (&weights.layers[l], gradients.layer(l), &activations.layers[l]);
         let adapted = adapter.map(|of| AdaptedRows { rows: 0..n, pairs: of.layer(l) });
         let adapted = adapted.as_slice();

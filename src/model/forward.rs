@@ -39,22 +39,22 @@ pub fn forward(
     segments: &mut [Segment],
     activations: &mut Activations,
 ) -> Result<()> {
-    forward_unless(model, weights, segments, activations, &|| false)
+    forward_while(model, weights, segments, activations, &mut || Ok(()))
 }
 
-/// The same, given up between two layers as soon as `unwanted` says so: `Cancelled`, and no cache has advanced.
-pub fn forward_unless(
+/// The same, given up between two layers as soon as `go_on` fails: its error, and no cache has advanced.
+pub fn forward_while(
     model: &Model,
     weights: &Weights,
     segments: &mut [Segment],
     activations: &mut Activations,
-    unwanted: &dyn Fn() -> bool,
+    go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     if let Some(id) = segments.iter().flat_map(|s| s.ids).find(|&&id| id < 0) {
         return Err(outside(model, *id));
     }
     begin(model, segments, &[], activations)?;
-    layers(model, weights, segments, activations, unwanted)?;
+    layers(model, weights, segments, activations, go_on)?;
     let Activations { hidden, stream, batch, .. } = activations;
     let (n, eps) = (batch.plan().rows, model.config.rms_norm_eps);
     let norm = ops::Norm { weight: &weights.norm, eps };
@@ -80,7 +80,7 @@ pub fn decode(
     let plan = activations.batch.plan();
     let mut graphs = std::mem::take(&mut activations.graphs);
     let run = model.device.replay(&mut graphs, (weights.identity(), plan), || {
-        layers(model, weights, segments, activations, &|| false)?;
+        layers(model, weights, segments, activations, &mut || Ok(()))?;
         let Activations { stream, head, draws: drawn, batch, .. } = activations;
         let (device, eps) = (&model.device, model.config.rms_norm_eps);
         let head = head.as_mut().expect("room was made for the head");
@@ -152,7 +152,7 @@ fn layers(
     weights: &Weights,
     segments: &mut [Segment],
     activations: &mut Activations,
-    unwanted: &dyn Fn() -> bool,
+    go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let (device, config, compute) = (&model.device, &model.config, model.compute);
     let Activations { batch, stream, branch, layers, keep, draws, attend_scratch, .. } = activations;
@@ -175,9 +175,7 @@ fn layers(
     let n = batch.plan().rows;
     ops::embedding_forward(device, stream, batch, weights.embedding.dense(), draws, compute);
     for (l, layer) in weights.layers.iter().enumerate() {
-        if unwanted() {
-            return Err(Error::new(Fault::Cancelled, "nobody wants the rows any more"));
-        }
+        go_on()?;
         let acts = if *keep { &mut layers[l] } else { &mut layers[0] };
         if *keep {
             ops::copy_rows(device, &mut acts.input, stream, n);

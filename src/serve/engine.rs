@@ -37,7 +37,10 @@ impl Engine {
         options.check()?;
         let (device, what) = device::open(&options)?;
         let counters = Arc::new(Counters::default());
-        let scheduler = Scheduler::new(options.max_batch_tokens, options.prefill_slice);
+        if let Device::Cpu(cpu) = &device {
+            cpu.set_slice(options.learning_slice);
+        }
+        let scheduler = Scheduler::new(device.clone(), options.max_batch_tokens, options.prefill_slice);
         let driver = Driver::new(scheduler, &counters, options.log.clone(), options.caller_driven)?;
         let engine = Engine(Arc::new(Inner { driver, options, device, counters, weight_bytes: Arc::default() }));
         engine.log(Level::Info, "engine", &what);

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::log::Log;
+use crate::backend::cpu::SLICE;
 use crate::backend::{Compute, KernelSet};
 use crate::error::{Error, Fault, Result};
 
@@ -46,6 +47,8 @@ pub struct EngineOptions {
     /// How long the rows of prompts may keep those who decode waiting in one round, as measured (`pace`); None: as long as
     /// `max_batch_tokens` of them take.
     pub prefill_slice: Option<Duration>,
+    /// How long an update that is being built or applied may keep a round waiting at a time; None: until it is done.
+    pub learning_slice: Option<Duration>,
     /// Whether the host steps the engine, and no thread of its own exists.
     pub caller_driven: bool,
     /// Who hears the log lines.
@@ -65,6 +68,7 @@ impl Default for EngineOptions {
             max_sessions: 1024,
             max_batch_tokens: 512,
             prefill_slice: Some(Duration::from_millis(20)),
+            learning_slice: Some(SLICE),
             caller_driven: false,
             log: None,
         }

@@ -15,7 +15,7 @@ use super::revision::Counted;
 use super::timeline::{Timeline, Token};
 use crate::backend::ops;
 use crate::error::{Error, Fault, Result};
-use crate::model::forward::{Segment, decode, forward_unless, head};
+use crate::model::forward::{Segment, decode, forward_while, head};
 use crate::model::{Activations, Model, Weights};
 use crate::random::{Stream, uniform};
 
@@ -245,8 +245,11 @@ impl Rounds {
                 segments.push(Segment { ids, kv, adapter: revision.adapter() });
             }
             // Rows that nobody wants any more are not computed to their end.
-            let unwanted = || cancels.iter().all(Cancel::is_set);
-            forward_unless(&model, weights, &mut segments, &mut scratch.activations, &unwanted)?;
+            let mut go_on = || match cancels.iter().all(Cancel::is_set) {
+                false => Ok(()),
+                true => Err(Error::new(Fault::Cancelled, "nobody wants the rows any more")),
+            };
+            forward_while(&model, weights, &mut segments, &mut scratch.activations, &mut go_on)?;
         }
         add(&counters.rounds, 1);
         add(&counters.rows, n_rows as u64);

@@ -19,6 +19,7 @@ use super::metrics::Counters;
 use super::pages;
 use super::revision::Counted;
 use super::round::{Rounds, Share};
+use crate::backend::Device;
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::error::{Error, Fault};
 use crate::model::Weights;
@@ -32,6 +33,7 @@ pub(super) struct Scheduler {
     rounds: Rounds,
     max_batch_tokens: usize,
     slice: Option<Duration>,
+    device: Device,
     /// steps so far
     steps: u64,
     /// who is served first: of those that decode, and of those with a prompt
@@ -47,13 +49,14 @@ struct Group {
 }
 
 impl Scheduler {
-    pub(super) fn new(max_batch_tokens: usize, slice: Option<Duration>) -> Scheduler {
+    pub(super) fn new(device: Device, max_batch_tokens: usize, slice: Option<Duration>) -> Scheduler {
         Scheduler {
             jobs: Vec::new(),
             next_id: 0,
             rounds: Rounds::default(),
             max_batch_tokens: max_batch_tokens.max(1),
             slice,
+            device,
             steps: 0,
             first: [0; 2],
         }
@@ -113,6 +116,8 @@ impl Scheduler {
         let groups = self.group(shares);
         let alone = groups.len() == 1 && runs.iter().all(|&runs| runs);
         let mut ends: Vec<(u64, End)> = ends;
+        let device = self.device.clone();
+        let turn = (!groups.is_empty()).then(|| device.round());
         for Group { weights, decodes, mut shares } in groups {
             let done = if decodes && shares.len() <= MAX_DECODE_ROWS {
                 self.rounds.decode(&mut self.jobs, &weights, &shares, alone, counters, &mut ends)
@@ -124,6 +129,7 @@ impl Scheduler {
                 ends.extend(shares.iter().map(|s| (self.jobs[s.job].id, end())));
             }
         }
+        drop(turn);
         end_each(&mut self.jobs, ends);
         self.forget_released();
         !waits

@@ -13,16 +13,19 @@ pub mod packed;
 mod pool;
 mod scalar;
 mod scratch;
+mod turns;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 pub use float_env::{FloatEnv, FloatMode};
 pub use lanes::Lanes;
-pub use pool::Pool;
+pub use pool::{Pool, worker};
 pub use scalar::Scalar;
 pub use scratch::Scratch;
+pub use turns::{Round, SLICE, Work};
 
 use super::host::Plain;
 use crate::error::{Error, Fault, Result};
@@ -174,6 +177,21 @@ impl Cpu {
     /// Gives the scratch that nobody uses back to the system.
     pub fn release_scratch(&self) {
         self.spare.clear();
+    }
+
+    /// Waits for a turn to compute a round in, which somebody waits for (`turns`).
+    pub fn round(&self) -> Round<'_> {
+        self.pool.round()
+    }
+
+    /// From here on, until the guard goes, what the thread launches gives way to rounds.
+    pub fn work_that_waits(&self) -> Work<'_> {
+        self.pool.work_that_waits()
+    }
+
+    /// How long such work may keep a round waiting at a time; None: until it is done.
+    pub fn set_slice(&self, slice: Option<Duration>) {
+        self.pool.set_slice(slice);
     }
 
     /// Runs a kernel's tasks and returns when all are done.

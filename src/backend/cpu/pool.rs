@@ -3,14 +3,18 @@
 //! A decode step is some two hundred parallel regions of a few microseconds each, so workers spin
 //! for a short while before they sleep, and the caller never waits for a worker that has not begun:
 //! a region that is over by the time a sleeper wakes is simply closed. Every thread computes under
-//! the same floating-point environment (`float_env`). Regions of one pool exclude each other.
+//! the same floating-point environment (`float_env`). Regions of one pool exclude each other, and those of work that can
+//! wait stop between two tasks for a round that somebody waits for (`turns`).
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::float_env::FloatEnv;
+use super::turns::{Round, Turns, Work};
 use crate::sync::{Condvar, Mutex};
 
 /// How often a worker looks for work before it sleeps; about 50 microseconds.
@@ -26,6 +30,18 @@ const REGION: u64 = 1 << 17;
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
     n_tasks: usize,
+    /// whether it stops when its turn is over
+    stops: bool,
+}
+
+thread_local! {
+    /// Which of its pool's threads this is; 0: none, so that it can only be the caller.
+    static WORKER: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Which of the region's threads computes the task: below the pool's `n_threads`.
+pub fn worker() -> usize {
+    WORKER.get()
 }
 
 struct Shared {
@@ -36,6 +52,7 @@ struct Shared {
     stop: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
+    turns: Turns,
 }
 
 // SAFETY: `job` is written only while no region is open and nobody is inside, and read only by workers
@@ -45,9 +62,9 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Takes tasks until none is left.
+    /// Takes tasks until none is left, or the turn is over.
     fn work(&self, job: Job) {
-        loop {
+        while !(job.stops && self.turns.is_over()) {
             let i = self.next.fetch_add(1, Ordering::Relaxed);
             if i >= job.n_tasks {
                 return;
@@ -70,7 +87,8 @@ impl Shared {
         entered.ok().map(|s| s / REGION)
     }
 
-    fn worker(&self) {
+    fn worker(&self, number: usize) {
+        WORKER.set(number);
         let _env = FloatEnv::set();
         let mut seen = 0;
         let mut idle = 0;
@@ -120,12 +138,13 @@ impl Pool {
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
+            turns: Turns::new(),
         });
         let mut pool = Pool { shared, region: Mutex::new(()), workers: Vec::new() };
         for i in 1..n_threads.max(1) {
             let shared = pool.shared.clone();
             pool.workers
-                .push(std::thread::Builder::new().name(format!("squire-cpu-{i}")).spawn(move || shared.worker())?);
+                .push(std::thread::Builder::new().name(format!("squire-cpu-{i}")).spawn(move || shared.worker(i))?);
         }
         Ok(pool)
     }
@@ -135,23 +154,56 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Waits for a turn to compute a round in.
+    pub fn round(&self) -> Round<'_> {
+        self.shared.turns.round()
+    }
+
+    /// From here on, until the guard goes, what the thread runs gives way to rounds.
+    pub fn work_that_waits(&self) -> Work<'_> {
+        self.shared.turns.work()
+    }
+
+    /// How long such work may keep a round waiting at a time; None: until it is done.
+    pub fn set_slice(&self, slice: Option<Duration>) {
+        self.shared.turns.set_slice(slice);
+    }
+
     /// Runs `task(0) .. task(n_tasks - 1)`, in any order and on any thread, and returns when all are done.
     /// A panic in a task is raised again here.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         let env = FloatEnv::set();
-        if n_tasks <= 1 || self.workers.is_empty() {
-            (0..n_tasks).for_each(task);
-            return;
+        let mut next = 0;
+        let mut panicked = false;
+        while next < n_tasks && !panicked {
+            let turn = self.shared.turns.region();
+            let stops = turn.is_some();
+            if n_tasks - next == 1 || self.workers.is_empty() {
+                while next < n_tasks && !(stops && self.shared.turns.is_over()) {
+                    task(next);
+                    next += 1;
+                }
+            } else {
+                (next, panicked) = self.region(next, n_tasks, stops, task);
+            }
         }
-        let region = self.region.lock();
+        drop(env);
+        if panicked {
+            resume_unwind(Box::new("a kernel task panicked"));
+        }
+    }
+
+    /// Runs tasks from `first` on with all threads. Returns the first that nobody took, and whether one panicked.
+    fn region(&self, first: usize, n_tasks: usize, stops: bool, task: &(dyn Fn(usize) + Sync)) -> (usize, bool) {
+        let _region = self.region.lock();
         let shared = &*self.shared;
         // SAFETY: only the lifetime is widened. Workers use the pointer inside the open region alone, and
         // this function leaves only after the region is closed and empty.
         let task: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(task as *const _) };
-        let job = Job { task, n_tasks };
+        let job = Job { task, n_tasks, stops };
         // SAFETY: no region is open and nobody is inside (we hold the region lock and waited last time).
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        shared.next.store(first, Ordering::Relaxed);
         let opened = (shared.state.load(Ordering::Relaxed) / REGION + 1) * REGION + OPEN;
         shared.state.store(opened, Ordering::SeqCst);
         // The state was published before this lock is taken, and a worker checks it under the lock before it sleeps.
@@ -165,12 +217,8 @@ impl Pool {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
-        let panicked = shared.panicked.swap(false, Ordering::Relaxed);
-        drop(region);
-        drop(env);
-        if panicked {
-            resume_unwind(Box::new("a kernel task panicked"));
-        }
+        // Each thread that found none left has counted one more.
+        (shared.next.load(Ordering::Relaxed).min(n_tasks), shared.panicked.swap(false, Ordering::Relaxed))
     }
 }
 

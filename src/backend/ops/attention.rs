@@ -10,14 +10,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::linear::narrow;
 use crate::backend::cpu::dot::{B16, Form, Paired, Wide, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::math::exp;
 use crate::backend::cpu::outer::{Rows, Steps, TILE, Terms, add};
-use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared};
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, worker};
 use crate::backend::host;
 use crate::backend::page::{PAGE, Page, PageShape};
 use crate::backend::terms::Heads;
@@ -124,27 +123,25 @@ struct Operands<'a, F: Form> {
     round: bool,
 }
 
-/// Blocks of rows times key heads, dealt out among as many workers as compute: each has its own scores.
+/// Blocks of rows times key heads; each thread has its own scores.
 struct Forward<'a, F: Form> {
     of: Operands<'a, F>,
     /// (span, first row) of each block of rows.
     blocks: Vec<(usize, usize)>,
-    /// the next piece that nobody has begun
-    next: AtomicUsize,
     scores: Shared<f32>,
-    /// of a worker
+    /// of a thread
     n_scores: usize,
 }
 
-/// f32 that a worker needs for a block of rows that ends at position `longest`: a row of scores and a sum a query.
+/// f32 that a thread needs for a block of rows that ends at position `longest`: a row of scores and a sum a query.
 fn scores_of(n_rows: usize, group: usize, longest: usize) -> usize {
     (n_rows * group * (longest + 1)).next_multiple_of(16)
 }
 
 /// Bytes of scratch that the scores of `n` rows take at most, of which the last stands at position `context` - 1.
 pub fn attention_scratch_bytes(cpu: &Cpu, heads: Heads, n: usize, context: usize) -> u64 {
-    let a_worker = scores_of(n.min(ROWS_PER_TASK), heads.group(), context);
-    Cpu::scratch_bytes(4 * cpu.n_threads() * a_worker)
+    let a_thread = scores_of(n.min(ROWS_PER_TASK), heads.group(), context);
+    Cpu::scratch_bytes(4 * cpu.n_threads() * a_thread)
 }
 
 /// A page's elements in the form's stored type.
@@ -182,10 +179,10 @@ where
         scores_of(n, of.heads.group(), span.start + row - span.rows.start + n)
     };
     let n_scores = blocks.iter().map(of_block).max().unwrap_or(0);
-    let n_workers = cpu.n_threads().min(blocks.len() * of.heads.n_kv_heads);
-    let mut scores = cpu.scratch::<f32>(n_workers * n_scores)?;
-    let (next, scores) = (AtomicUsize::new(0), Shared::new(&mut scores));
-    cpu.launch(n_workers, &Forward::<F> { of, blocks, next, scores, n_scores });
+    let n_tasks = blocks.len() * of.heads.n_kv_heads;
+    let mut scores = cpu.scratch::<f32>(cpu.n_threads() * n_scores)?;
+    let scores = Shared::new(&mut scores);
+    cpu.launch(n_tasks, &Forward::<F> { of, blocks, scores, n_scores });
     Ok(())
 }
 
@@ -194,16 +191,11 @@ where
     F::W: PageElements,
 {
     #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, worker: usize) {
-        // SAFETY: each worker has its own scores.
-        let scores = unsafe { self.scores.slice(worker * self.n_scores, self.n_scores) };
-        loop {
-            let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            if piece >= self.blocks.len() * self.of.heads.n_kv_heads {
-                return;
-            }
-            // SAFETY: the caller's contract; the counter gives each piece once.
-            unsafe { self.block::<V>(piece, scores) };
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        // SAFETY: each thread has its own scores; the caller's contract.
+        unsafe {
+            let scores = self.scores.slice(worker() * self.n_scores, self.n_scores);
+            self.block::<V>(index, scores);
         }
     }
 }
@@ -230,7 +222,7 @@ where
         let longest = len(n_queries - 1);
         let at = |m: usize| ((first + m / group) * n_heads + head * group + m % group) * head_dim;
         let (scores, sums) = scores.split_at_mut(n_queries * longest);
-        // SAFETY: offsets lie inside the page, the batch and the worker's scores; this piece alone writes its rows.
+        // SAFETY: offsets lie inside the page, the batch and the thread's scores; this piece alone writes its rows.
         unsafe {
             for (p, page) in span.pages.iter().enumerate().take(longest.div_ceil(PAGE)) {
                 let keys = F::W::of(page).as_ptr().add(layer.key_offset(head, 0));

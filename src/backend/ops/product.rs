@@ -1,12 +1,10 @@
 //! The products of a linear layer on the CPU: x w^T by tiles of dot products, and the gradients by sums of outer products.
 //! `linear` and `lora` are made of them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use crate::backend::cpu::dot::{Form, Widen, tile};
 use crate::backend::cpu::lanes::round_bf16_bits;
 use crate::backend::cpu::outer::Outer;
-use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, packed, piece};
+use crate::backend::cpu::{Cpu, Kernel, Lanes, Shared, packed, piece, worker};
 use crate::error::Result;
 
 /// Weight bytes above which a matrix comes from memory and not from a cache. Then, with few rows, weight
@@ -14,6 +12,9 @@ use crate::error::Result;
 const STREAMED: usize = 4 << 20;
 /// Bytes of x kept in the second-level cache while all of w passes by.
 const X_BLOCK: usize = 512 << 10;
+/// Products of numbers of a task, at least and at most: the most takes about a millisecond.
+const LEAST: usize = 1 << 15;
+const MOST: usize = 1 << 25;
 /// Rows from which on it pays to pack the weights (`cpu::packed`), where the outputs suffice for the threads.
 const PACKED: usize = 24;
 /// Outputs that are packed at once: rows that were read for the first panel serve the second.
@@ -54,28 +55,30 @@ pub(super) fn product<F: Form>(
 ) -> Result<()> {
     let Extents { n, o, k } = extents;
     let streamed = std::mem::size_of_val(w) > STREAMED && n <= 3;
-    // About four tasks a thread, whole tiles, and not so small that handing them out costs more than doing them.
-    let work_floor = (1 << 15) / (n * k).max(1);
-    let outputs_per_task = (o.div_ceil(4 * cpu.n_threads())).max(work_floor).next_multiple_of(8);
     let rows_per_block = (X_BLOCK / (k * std::mem::size_of::<F::X>())).max(3) / 3 * 3;
+    // About four tasks a thread, whole tiles, and neither so small that handing them out costs more than doing them nor so
+    // large that who waits for one to end (`turns`) waits long.
+    let products = (n.min(rows_per_block) * k).max(1);
+    let outputs_per_task =
+        o.div_ceil(4 * cpu.n_threads()).clamp(LEAST / products, MOST.div_ceil(products).max(LEAST / products));
+    let outputs_per_task = outputs_per_task.next_multiple_of(8);
     let product = Product::<F> { x, w, y, n, o, k, outputs_per_task, rows_per_block, streamed, round };
     // At twice the rate, half the threads are enough.
     let suffices = o >= packed::PANEL && 2 * o.div_ceil(PANELS) >= cpu.n_threads();
     if cpu.kernels().packs() && n >= PACKED && suffices {
         cpu.count_weight_bytes(std::mem::size_of_val(w));
-        let n_workers = cpu.n_threads().min(o.div_ceil(PANELS));
-        let mut panels = cpu.scratch::<f32>(n_workers * panels_len::<F>(k))?;
-        let kernel = Packed { of: product, next: AtomicUsize::new(0), panels: Shared::new(&mut panels) };
-        cpu.launch(n_workers, &kernel);
+        let mut panels = cpu.scratch::<f32>(cpu.n_threads() * panels_len::<F>(k))?;
+        cpu.launch(o.div_ceil(PANELS), &Packed { of: product, panels: Shared::new(&mut panels) });
         return Ok(());
     }
     // Every block of rows passes over all of w once.
-    cpu.count_weight_bytes(std::mem::size_of_val(w) * n.div_ceil(rows_per_block));
-    cpu.launch(o.div_ceil(outputs_per_task), &product);
+    let n_blocks = n.div_ceil(rows_per_block);
+    cpu.count_weight_bytes(std::mem::size_of_val(w) * n_blocks);
+    cpu.launch(o.div_ceil(outputs_per_task) * n_blocks, &product);
     Ok(())
 }
 
-/// Elements of a worker's packed weights.
+/// Elements of a thread's packed weights.
 fn panels_len<F: Form>(k: usize) -> usize {
     PANELS / packed::PANEL * packed::panel_len::<F>(k)
 }
@@ -148,63 +151,53 @@ impl<F: Form> Product<'_, F> {
 impl<F: Form> Kernel for Product<'_, F> {
     #[inline(always)]
     unsafe fn task<V: Lanes>(&self, index: usize) {
-        let outputs = piece(index, self.outputs_per_task, self.o);
-        for block in 0..self.n.div_ceil(self.rows_per_block) {
-            let rows = piece(block, self.rows_per_block, self.n);
-            let mut o = outputs.start;
-            // SAFETY: rows and outputs lie inside the operands, and tasks own disjoint outputs.
-            unsafe {
-                if !self.streamed && V::COLUMNS != 8 {
-                    o = self.by_rows::<V>(rows.clone(), outputs.clone());
-                }
-                if !self.streamed {
-                    while o + V::COLUMNS <= outputs.end {
-                        if V::COLUMNS == 8 {
-                            self.tiles::<V, 8>(rows.clone(), o)
-                        } else {
-                            self.tiles::<V, 2>(rows.clone(), o)
-                        }
-                        o += V::COLUMNS;
+        let n_pieces = self.o.div_ceil(self.outputs_per_task);
+        let outputs = piece(index % n_pieces, self.outputs_per_task, self.o);
+        let rows = piece(index / n_pieces, self.rows_per_block, self.n);
+        let mut o = outputs.start;
+        // SAFETY: rows and outputs lie inside the operands, and no two tasks have both in common.
+        unsafe {
+            if !self.streamed && V::COLUMNS != 8 {
+                o = self.by_rows::<V>(rows.clone(), outputs.clone());
+            }
+            if !self.streamed {
+                while o + V::COLUMNS <= outputs.end {
+                    if V::COLUMNS == 8 {
+                        self.tiles::<V, 8>(rows.clone(), o)
+                    } else {
+                        self.tiles::<V, 2>(rows.clone(), o)
                     }
+                    o += V::COLUMNS;
                 }
-                while o < outputs.end {
-                    self.tiles::<V, 1>(rows.clone(), o);
-                    o += 1;
-                }
+            }
+            while o < outputs.end {
+                self.tiles::<V, 1>(rows.clone(), o);
+                o += 1;
             }
         }
     }
 }
 
-/// The same with packed weights, dealt out among as many workers as compute: each has its own panels.
+/// The same with packed weights, `PANELS` outputs a task; each thread has its own panels.
 struct Packed<'a, F: Form> {
     of: Product<'a, F>,
-    /// the next `PANELS` outputs that nobody has begun
-    next: AtomicUsize,
     panels: Shared<f32>,
 }
 
 impl<F: Form> Kernel for Packed<'_, F> {
     #[inline(always)]
-    unsafe fn task<V: Lanes>(&self, worker: usize) {
-        let len = panels_len::<F>(self.of.k);
-        loop {
-            let next = self.next.fetch_add(1, Ordering::Relaxed);
-            let outputs = piece(next, PANELS, self.of.o);
-            if outputs.is_empty() {
-                return;
-            }
-            // SAFETY: each worker has its own panels, and the counter gives each output once.
-            unsafe {
-                let panels = self.panels.at(worker * len);
-                let o = match outputs.len() / packed::PANEL {
-                    2 => self.panels::<V, 2>(panels, outputs.start),
-                    1 => self.panels::<V, 1>(panels, outputs.start),
-                    _ => outputs.start,
-                };
-                for o in self.of.by_rows::<V>(0..self.of.n, o..outputs.end)..outputs.end {
-                    self.of.tiles::<V, 1>(0..self.of.n, o);
-                }
+    unsafe fn task<V: Lanes>(&self, index: usize) {
+        let outputs = piece(index, PANELS, self.of.o);
+        // SAFETY: each thread has its own panels, and tasks own disjoint outputs.
+        unsafe {
+            let panels = self.panels.at(worker() * panels_len::<F>(self.of.k));
+            let o = match outputs.len() / packed::PANEL {
+                2 => self.panels::<V, 2>(panels, outputs.start),
+                1 => self.panels::<V, 1>(panels, outputs.start),
+                _ => outputs.start,
+            };
+            for o in self.of.by_rows::<V>(0..self.of.n, o..outputs.end)..outputs.end {
+                self.of.tiles::<V, 1>(0..self.of.n, o);
             }
         }
     }
