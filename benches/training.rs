@@ -1,7 +1,7 @@
 //! How long an update takes: from the end of a batch's episodes, with the teacher's pass, to the step applied.
 //!
-//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS]` prints the seconds of each step, one a line, and at
-//! last the peak of the resident memory; STEPS 0 takes one step for each line of the standard input, so that
+//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE]]` prints the seconds of each step, one a line, and at
+//! last the resident memory with the models loaded and at its peak; STEPS 0 takes one step for each line of the standard input, so that
 //! `benches/peers/training.py` can take turns with it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16. Random weights: times do not depend on
 //! values.
 
@@ -15,6 +15,7 @@ use squire::model::ModelConfig;
 use squire::serve::{Cancel, Engine, EngineOptions, ServedModel};
 use squire::tensor::Dtype;
 
+const ATTENTION: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 /// Ids of an episode that are shown and not learnt.
 const SHOWN: usize = 16;
 
@@ -26,14 +27,30 @@ fn shape(name: &str) -> Option<(Value, Value)> {
         "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
         "max_position_embeddings": 16_384, "tie_word_embeddings": true,
     });
-    let lora = json!({
-        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
-        "num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
-        "max_position_embeddings": 16_384, "tie_word_embeddings": true,
+    let lora = |n_layers: usize| {
+        json!({
+            "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
+            "num_hidden_layers": n_layers, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+            "max_position_embeddings": 16_384, "tie_word_embeddings": true,
+        })
+    };
+    let moe = json!({
+        "model_type": "qwen3_moe", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+        "max_position_embeddings": 16_384, "tie_word_embeddings": true, "num_experts": 16, "num_experts_per_tok": 4,
+        "moe_intermediate_size": 384, "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [],
     });
+    let (by_kl, by_adapter) = (
+        json!({"preset": "sft", "replay_turns": {"kernel": "reverse-kl"}}),
+        json!({"preset": "sft", "lora": {"rank": 16, "alpha": 32}}),
+    );
     match name {
-        "dense" => Some((dense, json!({"preset": "sft", "replay_turns": {"kernel": "reverse-kl"}}))),
-        "lora" => Some((lora, json!({"preset": "sft", "lora": {"rank": 16, "alpha": 32}}))),
+        "dense" => Some((dense, by_kl)),
+        "moe" => Some((moe, by_kl)),
+        "dense-lora" => Some((dense, by_adapter)),
+        "moe-lora" => Some((moe, json!({"preset": "sft", "lora": {"rank": 16, "alpha": 32, "targets": ATTENTION}}))),
+        "lora" => Some((lora(8), by_adapter)),
+        "qwen3-0.6b-lora" => Some((lora(28), by_adapter)),
         _ => None,
     }
 }
@@ -55,6 +72,8 @@ fn read(arguments: &[String]) -> Option<(Value, Value, Asked)> {
         _ => return None,
     };
     let steps = rest.first().map_or(Some(3), |n| n.parse().ok())?;
+    let mut settings = settings;
+    settings["recompute"] = rest.get(1).map_or(Value::Null, |name| json!(name));
     Some((model, settings, Asked { episodes: episodes.parse().ok()?, tokens: tokens.parse().ok()?, compute, steps }))
 }
 
@@ -84,10 +103,10 @@ fn step(distiller: &Distiller, asked: &Asked, learnt: usize, vocabulary: usize) 
     seconds
 }
 
-/// The most memory that was resident, in MiB, where Linux tells.
-fn peak() -> Option<u64> {
+/// Memory that is resident (VmRSS), or was at most (VmHWM), in MiB, where Linux tells.
+fn resident(which: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let line = status.lines().find(|line| line.starts_with(which))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib >> 10)
 }
 
@@ -97,7 +116,9 @@ fn main() {
         return;
     }
     let Some((document, mut settings, asked)) = read(&arguments) else {
-        println!("usage: cargo bench --bench training -- dense|lora EPISODESxTOKENS f32|bf16 [STEPS]");
+        println!(
+            "usage: cargo bench --bench training -- SHAPE EPISODESxTOKENS f32|bf16 [STEPS [nothing|feed-forward|layer]]"
+        );
         return;
     };
     settings["batch_episodes"] = json!(asked.episodes);
@@ -111,6 +132,7 @@ fn main() {
     let by_adapter = settings.get("lora").is_some();
     let teacher = (!by_adapter).then(|| model(2));
     let student = model(1);
+    let loaded = resident("VmRSS:");
     let config = Config::from_value(&settings).expect("settings");
     let distiller = Distiller::new(&student, teacher.as_ref(), config).expect("a distiller");
     let learnt = if by_adapter { asked.tokens / 4 } else { asked.tokens - SHOWN };
@@ -120,7 +142,7 @@ fn main() {
         0 => std::io::stdin().lock().lines().for_each(|_| one()),
         n => (0..n).for_each(|_| one()),
     }
-    if let Some(peak) = peak() {
-        println!("peak {peak} MiB");
+    if let (Some(loaded), Some(peak)) = (loaded, resident("VmHWM:")) {
+        println!("loaded {loaded} MiB, peak {peak} MiB");
     }
 }

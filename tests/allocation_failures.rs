@@ -160,7 +160,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 head_backward(&model, &weights, &mut gradients, &mut dhidden, (&logits, &a.hidden), n);
                 let span = 0..ids.len();
                 let spans = std::slice::from_ref(&span);
-                let facts = Passed { activations: &a, ids: &ids, spans, adapter: None };
+                let facts = Passed { activations: &mut a, caches: &mut [], ids: &ids, spans, adapter: None };
                 backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch)?;
                 for (_, g) in gradients.tensors() {
                     ops::sum_of_squares(&device, g)?;

@@ -44,7 +44,7 @@ struct Rows {
 impl Rows {
     /// Every row's experts, layer by layer.
     fn routing(&self) -> Vec<u32> {
-        let experts = self.activations.layers.iter().filter_map(|l| l.experts.as_ref());
+        let experts = self.activations.feed_forward.iter().filter_map(|l| l.experts.as_ref());
         experts.flat_map(|e| e.routing.as_ref().unwrap().experts.clone()).collect()
     }
 }
@@ -78,7 +78,7 @@ impl Objective {
         Rows { activations, hidden, dlogits, loss }
     }
 
-    fn gradients(&self, model: &Model, at: Point, mut gradients: Parameters, passed: &Rows) -> Parameters {
+    fn gradients(&self, model: &Model, at: Point, mut gradients: Parameters, passed: &mut Rows) -> Parameters {
         let Rows { activations, hidden, dlogits, .. } = passed;
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(self.rows.len()), zeros(activations.batch.len()));
@@ -90,7 +90,7 @@ impl Objective {
             end - n..end
         });
         let (packed, mut scratch) = (self.ids.concat(), BackwardScratch::new(model).unwrap());
-        let batch = Passed { activations, ids: &packed, spans: &spans, adapter: at.adapter };
+        let batch = Passed { activations, caches: &mut [], ids: &packed, spans: &spans, adapter: at.adapter };
         backward(model, at.weights, &mut gradients, batch, &dhidden, &mut scratch).unwrap();
         gradients
     }
@@ -184,8 +184,8 @@ fn check(name: &str, document: &Value, (lora, n_kinds): (Option<&Lora>, usize), 
         let parameters = start(model, weights, lora);
         let at = Point::of(weights, &parameters);
         let objective = Objective::new(model, &teacher.current().weights);
-        let base = objective.pass(model, at);
-        let gradients = objective.gradients(model, at, parameters.zeros(&model.config).unwrap(), &base);
+        let mut base = objective.pass(model, at);
+        let gradients = objective.gradients(model, at, parameters.zeros(&model.config).unwrap(), &mut base);
         let mut kinds: Vec<String> = parameters.tensors().iter().map(|(name, _)| kind(name)).collect();
         kinds.sort();
         kinds.dedup();

@@ -194,14 +194,14 @@ fn the_reader_of_unsafe_code_finds_it() {
     assert_eq!(of(&[("ffi/a.rs", "unsafe fn f() {}"), ("format/mmap.rs", "unsafe {}")]), Vec::<String>::new());
 }
 
-/// Definitions and calls of a function named exactly `forward` or `forward_unless` (the same, given up on demand) from the
+/// Definitions and calls of a function named exactly `forward` or `forward_while` (the same, given up on demand) from the
 /// model's floor up, one entry a call, by file. The ops below have private functions of that name, and cannot call upwards.
 fn forward_calls(sources: &BTreeMap<String, String>) -> (usize, Vec<String>) {
     let (mut definitions, mut calls) = (0, Vec::new());
     for (file, code) in sources.iter().filter(|(file, _)| floor_of_file(file) >= floor_of("model")) {
         let of = |name: &'static str| code.match_indices(name).map(|(at, _)| at);
         let own = |file: &str| file == "model/forward.rs";
-        for at in of("forward(").chain(of("forward_unless(").filter(|_| !own(file))) {
+        for at in of("forward(").chain(of("forward_while(").filter(|_| !own(file))) {
             let before = &code[..at];
             if before.ends_with("fn ") {
                 definitions += 1;

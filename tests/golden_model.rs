@@ -178,7 +178,7 @@ impl Objective {
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
         let (ids, mut scratch) = (self.batch.ids.concat(), BackwardScratch::new(model).unwrap());
         let spans = self.batch.spans();
-        let batch = Passed { activations: &activations, ids: &ids, spans: &spans, adapter: None };
+        let batch = Passed { activations: &mut activations, caches: &mut [], ids: &ids, spans: &spans, adapter: None };
         backward(model, weights, gradients, batch, &dhidden, &mut scratch).unwrap();
         losses.iter().map(|&l| l as f64).sum::<f64>() / n as f64
     }

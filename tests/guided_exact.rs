@@ -122,7 +122,7 @@ fn gradients_by_hand(
     let mut scratch = BackwardScratch::new(m).unwrap();
     for (i, t) in batch.iter().enumerate() {
         let (n, v) = (t.ids().len(), VOCABULARY);
-        let (student_logits, mut dlogits, activations) = logits(student, t.ids());
+        let (student_logits, mut dlogits, mut activations) = logits(student, t.ids());
         let (teacher_logits, ..) = logits(teacher, t.ids());
         dlogits.f32_mut().fill(0.0);
         for &(_, position, loss, weight) in losses.iter().filter(|l| l.0 == i) {
@@ -142,7 +142,8 @@ fn gradients_by_hand(
         let mut dhidden = Tensor::zeros(Dtype::F32, &[n, m.config.hidden_size]).unwrap();
         head_backward(m, &revision.weights, &mut gradients, &mut dhidden, (&dlogits, &activations.hidden), n);
         let whole = std::iter::once(0..n).collect::<Vec<_>>();
-        let facts = Passed { activations: &activations, ids: t.ids(), spans: &whole, adapter: None };
+        let facts =
+            Passed { activations: &mut activations, caches: &mut [], ids: t.ids(), spans: &whole, adapter: None };
         backward(m, &revision.weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
     }
     gradients

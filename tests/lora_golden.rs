@@ -168,7 +168,8 @@ impl Objective {
         ops::scatter_add_rows(&model.device, &mut dhidden, &dhead, &self.rows);
         let (ids, spans, mut scratch) =
             (self.batch.ids.concat(), self.batch.spans(), BackwardScratch::new(model).unwrap());
-        let passed = Passed { activations: &activations, ids: &ids, spans: &spans, adapter: Some(adapter) };
+        let passed =
+            Passed { activations: &mut activations, caches: &mut [], ids: &ids, spans: &spans, adapter: Some(adapter) };
         backward(model, weights, gradients, passed, &dhidden, &mut scratch).unwrap();
         losses.iter().map(|&l| l as f64).sum::<f64>() / n as f64
     }

@@ -10,6 +10,7 @@ use squire::backend::cpu::Cpu;
 use squire::backend::cuda::{Cuda, CudaOptions};
 use squire::backend::ops::{RowList, Sampling};
 use squire::backend::{Batch, Compute, Device};
+use squire::model::activations::Recompute;
 use squire::model::backward::{BackwardScratch, Passed, backward};
 use squire::model::forward::{Segment, decode, forward, head};
 use squire::model::{Activations, KvCache, KvPool, Load, MemoryPlan, Model, ModelConfig, Weights};
@@ -52,12 +53,12 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             assert_eq!(plan.kv_page, 32 * plan.kv_per_token);
 
             let mut served = Activations::for_serving(&model).unwrap();
-            assert_eq!(served.taken(), Activations::bytes(&device, &config, 0, false), "before the first rows");
+            assert_eq!(served.taken(), Activations::bytes(&device, &config, 0, None), "before the first rows");
             for n in [1, 16, 17, ROWS] {
                 let mut kv = KvCache::new(&pool);
                 forward(&model, &weights, &mut [Segment { ids: &ids(n), kv: &mut kv, adapter: None }], &mut served)
                     .unwrap();
-                assert_eq!(served.taken(), Activations::bytes(&device, &config, n, false), "{n} rows");
+                assert_eq!(served.taken(), Activations::bytes(&device, &config, n, None), "{n} rows");
             }
             assert_eq!(served.taken(), plan.activations);
             let rows: Vec<usize> = (0..64).collect();
@@ -70,31 +71,37 @@ fn activations_take_what_the_plan_says_serving_and_training() {
             assert_eq!(cpu.scratch_held(), 0, "nobody runs passes any more");
 
             // Several batches, so that experts get now more rows and now fewer.
-            let mut trained = Activations::for_training(&model).unwrap();
-            let mut scratch = BackwardScratch::new(&model).unwrap();
             let mut gradients = Weights::zeros(&config).unwrap();
-            let dhidden = squire::backend::Tensor::zeros(Dtype::F32, &[ROWS, config.hidden_size]).unwrap();
-            for (n, seed) in [(30, 1), (ROWS, 7), (ROWS, 11), (ROWS, 13)] {
-                let ids: Vec<i32> = (0..n as i32).map(|i| i * i * seed % 200).collect();
-                let mut kv = KvCache::new(&pool);
-                forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut trained)
-                    .unwrap();
-                let span = 0..n;
-                let spans = std::slice::from_ref(&span);
-                let facts = Passed { activations: &trained, ids: &ids, spans, adapter: None };
-                backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
-                let planned = Activations::bytes(&device, &config, n.max(30), true);
-                match config.moe {
-                    None => assert_eq!(trained.taken(), planned),
-                    Some(_) => assert!(trained.taken() <= planned, "{} bytes, planned {planned}", trained.taken()),
+            for recompute in Recompute::ALL {
+                let mut trained = Activations::recomputing(&model, recompute).unwrap();
+                let mut scratch = BackwardScratch::new(&model).unwrap();
+                let dhidden = squire::backend::Tensor::zeros(Dtype::F32, &[ROWS, config.hidden_size]).unwrap();
+                for (n, seed) in [(30, 1), (ROWS, 7), (ROWS, 11), (ROWS, 13)] {
+                    let ids: Vec<i32> = (0..n as i32).map(|i| i * i * seed % 200).collect();
+                    let mut kv = KvCache::new(&pool);
+                    forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut trained)
+                        .unwrap();
+                    let span = 0..n;
+                    let spans = std::slice::from_ref(&span);
+                    let caches = std::slice::from_mut(&mut kv);
+                    let facts = Passed { activations: &mut trained, caches, ids: &ids, spans, adapter: None };
+                    backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
+                    let planned = Activations::bytes(&device, &config, n.max(30), Some(recompute));
+                    match config.moe {
+                        None => assert_eq!(trained.taken(), planned),
+                        Some(_) => assert!(trained.taken() <= planned, "{} bytes, planned {planned}", trained.taken()),
+                    }
+                    assert_eq!(scratch.taken(), BackwardScratch::bytes(&device, &config, n));
                 }
-                assert_eq!(scratch.taken(), BackwardScratch::bytes(&device, &config, n));
+                let training = plan.training;
+                if recompute == Recompute::Nothing {
+                    assert!(trained.taken() <= training.activations && trained.taken() > training.activations / 2);
+                }
+                assert!(trained.taken() <= training.activations, "{recompute:?} keeps less");
+                assert_eq!(scratch.taken(), training.backward);
+                assert_eq!(gradients.bytes(), training.gradients);
+                assert!(cpu.scratch_held() <= training.scratch);
             }
-            let training = plan.training;
-            assert!(trained.taken() <= training.activations && trained.taken() > training.activations / 2);
-            assert_eq!(scratch.taken(), training.backward);
-            assert_eq!(gradients.bytes(), training.gradients);
-            assert!(cpu.scratch_held() <= training.scratch);
         }
     }
 }
@@ -140,7 +147,7 @@ fn a_device_gives_what_the_plan_says_experts_included() {
         decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
         a.draws.take().unwrap();
         assert_eq!(a.batch.taken(), Batch::bytes(&device, Plan::of_decode(1, 1)));
-        let rows = Activations::bytes(&device, &config, 1, false);
+        let rows = Activations::bytes(&device, &config, 1, None);
         assert_eq!(taken(), rows + Activations::head_bytes(&device, &config, 1) + plan.kv_page + plan.scratch);
         assert!(plan.device().unwrap() > plan.weights + plan.activations + plan.scratch);
     }

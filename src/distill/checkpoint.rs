@@ -39,7 +39,7 @@ const LAYOUT: Layout = Layout {
 };
 const VERSION: u64 = 1;
 /// Settings that a resumed run may change: steps, which are compared by themselves, and what changes no bit.
-const FREE: [&str; 3] = ["steps", "max_update_kl", "refuse_update_kl"];
+const FREE: [&str; 5] = ["steps", "max_update_kl", "refuse_update_kl", "recompute", "training_budget"];
 /// The longest state document, in bytes; one has a few thousand.
 const MAX_STATE: u64 = 1 << 20;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.

@@ -19,7 +19,9 @@
 //! | `sampling` | `temperature`, `top_k` (0 off), `top_p` of training rollouts | 1, 0, 1 |
 //! | `batch_episodes` | ended episodes that an update takes unless it is told how many | 16 |
 //! | `optimizer` | AdamW: `learning_rate` (schedule), `warmup_steps`, `beta1`, `beta2`, `eps`, `weight_decay`, `grad_clip` (0 off) | 1e-6, 0, 0.9, 0.999, 1e-8, 0, 1 |
-//! | `micro_tokens` | tokens of one forward and backward pass | 4096 |
+//! | `micro_tokens` | tokens of one forward and backward pass; one trajectory may be longer | 4096 |
+//! | `recompute` | nothing, feed-forward, layer: what the backward computes again instead of keeping it, with the same bits; `null`: as little as `training_budget` allows | null |
+//! | `training_budget` | bytes that an update may take beside serving, masters and moments included; 0: no limit | 0 |
 //! | `lora` | null: all weights; or `{"rank", "alpha", "rslora", "targets"}`: an adapter on the projections named, or on all | null; 16, 32, false, all |
 //! | `kept_revisions` | revisions that may live at once | 2 |
 //! | `max_turns` | turn cap of an episode | 30 |
@@ -33,13 +35,16 @@
 
 use super::actor::Actor;
 use super::document::{bad, fields, integer, join, name_of, number, shorten, word};
-use super::knobs::{ActorPolicy, FILTERS, Filter, LOSSES, NORMALISERS, Normaliser, Optimizer, Sampling, TurnLoss};
+use super::knobs::{
+    ActorPolicy, FILTERS, Filter, LOSSES, NORMALISERS, Normaliser, Optimizer, RECOMPUTE, Sampling, TurnLoss,
+};
 use super::lora;
 use super::preset::PRESETS;
 use super::schedule::Schedule;
 use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
 use crate::model::Lora;
+use crate::model::activations::Recompute;
 use serde_json::{Value, json};
 
 /// Which layer set a knob.
@@ -90,6 +95,8 @@ pub const KNOBS: &[&str] = &[
     "optimizer.weight_decay",
     "optimizer.grad_clip",
     "micro_tokens",
+    "recompute",
+    "training_budget",
     "lora",
     "kept_revisions",
     "max_turns",
@@ -113,6 +120,8 @@ const TOP_KEYS: &[&str] = &[
     "batch_episodes",
     "optimizer",
     "micro_tokens",
+    "recompute",
+    "training_budget",
     "lora",
     "kept_revisions",
     "max_turns",
@@ -156,6 +165,10 @@ pub struct Config {
     pub optimizer: Optimizer,
     /// Tokens of one forward and backward pass.
     pub micro_tokens: u32,
+    /// What the backward computes again; None: as little as the budget allows.
+    pub recompute: Option<Recompute>,
+    /// Bytes that an update may take beside serving; 0: no limit.
+    pub training_budget: u64,
     /// The adapter that is trained; None where all weights are.
     pub lora: Option<Lora>,
     /// Revisions that may live at once.
@@ -196,6 +209,8 @@ impl Default for Config {
                 grad_clip: 1.0,
             },
             micro_tokens: 4096,
+            recompute: None,
+            training_budget: 0,
             lora: None,
             kept_revisions: 2,
             max_turns: 30,
@@ -273,6 +288,8 @@ impl Config {
                 "grad_clip": optimizer.grad_clip,
             },
             "micro_tokens": self.micro_tokens,
+            "recompute": self.recompute.map(Recompute::name),
+            "training_budget": self.training_budget,
             "lora": lora::to_json(self.lora.as_ref()),
             "kept_revisions": self.kept_revisions,
             "max_turns": self.max_turns,
@@ -333,6 +350,9 @@ impl Config {
                 "batch_episodes" => self.batch_episodes = integer(value, path, 1, 65_536)? as u32,
                 "optimizer" => self.layer_optimizer(value, path, origin)?,
                 "micro_tokens" => self.micro_tokens = integer(value, path, 1, 1 << 24)? as u32,
+                "recompute" if value.is_null() => self.recompute = None,
+                "recompute" => self.recompute = Some(word(value, path, &RECOMPUTE)?),
+                "training_budget" => self.training_budget = integer(value, path, 0, u64::MAX)?,
                 "lora" => self.lora = lora::from_json(value, path)?,
                 "kept_revisions" => self.kept_revisions = integer(value, path, 1, 1024)? as u32,
                 "max_turns" => self.max_turns = integer(value, path, 1, 1_000_000)? as u32,

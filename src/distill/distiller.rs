@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::ended::{Ended, Waiting};
 use super::learner::Learner;
+use super::room::Room;
 use super::spec::EpisodeSpec;
 use super::trained;
 use super::trajectory::Heading;
@@ -94,6 +95,8 @@ impl Distiller {
             None => {}
             Some(teacher) => check_teacher(student, teacher)?,
         }
+        let base = &student.current().weights;
+        Room { config: &config, model: student.model(), base, teacher }.check()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             student: student.clone(),

@@ -6,6 +6,7 @@ use super::document::{fields, join, name_of, word};
 use super::schedule::Schedule;
 use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
+use crate::model::activations::Recompute;
 use serde_json::{Value, json};
 
 /// Words that stand for a turn's loss in documents and traces.
@@ -64,6 +65,12 @@ pub enum Filter {
 }
 
 pub(super) const FILTERS: &[(&str, Filter)] = &[("none", Filter::None), ("success", Filter::Success)];
+
+/// What the backward computes again, by name.
+pub(super) const RECOMPUTE: [(&str, Recompute); 3] = {
+    let [a, b, c] = Recompute::ALL;
+    [(a.name(), a), (b.name(), b), (c.name(), c)]
+};
 
 /// Who produces the action of a training turn.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -17,6 +17,7 @@ use std::time::Instant;
 use super::batch::{TokenLoss, plan};
 use super::config::Config;
 use super::report::{Report, Tally};
+use super::room::{Room, pages_of};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
@@ -120,7 +121,6 @@ impl Task<'_> {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
         let mut tally = Tally::new(&trajectories, &batch);
-        let mut gradients = self.trained.zeros(&self.student.config)?;
         let trained: Vec<usize> = {
             let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
             list.dedup();
@@ -128,6 +128,12 @@ impl Task<'_> {
         };
         let micro_batches = self.micro_batches(&trained, &batch.tokens);
         let at_once = micro_batches.iter().map(|(_, n)| *n).max().unwrap_or(0);
+        let pages = |(members, _): &(Range<usize>, usize)| -> usize {
+            trained[members.clone()].iter().map(|&i| pages_of(last_loss(&batch.tokens, i))).sum()
+        };
+        let pages = micro_batches.iter().map(pages).max().unwrap_or(0);
+        workspace.recompute(self.student, self.room().choose(at_once, pages)?)?;
+        let mut gradients = self.trained.zeros(&self.student.config)?;
         let mut sample = Sample::of(finished, &batch, at_once);
         if let Some(served) = &self.served {
             sample = sample.keeping(&self.student.config, served.clone())?;
@@ -154,6 +160,10 @@ impl Task<'_> {
             return Err(Error::new(Fault::NotFinite, why));
         }
         Ok(Gradients { parameters: gradients, norm, report, sample })
+    }
+
+    fn room(&self) -> Room<'_> {
+        Room { config: self.config, model: self.student, base: self.weights, teacher: self.teacher }
     }
 
     /// Ranges of the trained trajectories that are packed together, each with the tokens that it feeds: at most
@@ -253,7 +263,8 @@ impl Task<'_> {
             head_backward(model, self.weights, &mut *gradients, &mut workspace.dhidden_rows, operands, n);
             ops::scatter_add_rows(device, &mut workspace.dhidden, &workspace.dhidden_rows, &at);
         }
-        let passed = Passed { activations: &workspace.activations, ids: &ids, spans: &spans, adapter: self.adapter };
+        let (activations, caches) = (&mut workspace.activations, caches.as_mut_slice());
+        let passed = Passed { activations, caches, ids: &ids, spans: &spans, adapter: self.adapter };
         backward_while(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch, go_on)
     }
 }

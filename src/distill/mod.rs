@@ -24,6 +24,7 @@ mod lora;
 pub mod policy;
 pub mod preset;
 pub mod report;
+mod room;
 pub mod schedule;
 pub mod spec;
 mod trained;

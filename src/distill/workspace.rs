@@ -8,6 +8,7 @@ use super::batch::TokenLoss;
 use super::trajectory::Trajectory;
 use crate::backend::Tensor;
 use crate::error::{Error, Fault, Result};
+use crate::model::activations::Recompute;
 use crate::model::backward::BackwardScratch;
 use crate::model::forward::head_forward;
 use crate::model::plan::LOSS_ROWS;
@@ -95,6 +96,24 @@ impl Workspace {
             logits: zeros(config.vocab_size)?,
             teacher_side,
         })
+    }
+
+    /// Keeps of the activations what leaves `recompute` to the backward.
+    pub(super) fn recompute(&mut self, model: &Model, recompute: Recompute) -> Result<()> {
+        if self.activations.recompute != Some(recompute) {
+            self.activations = Activations::recomputing(model, recompute)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that it has, without scratch of the ops.
+    pub fn taken(&self) -> u64 {
+        let side =
+            self.teacher_side.iter().flat_map(|s| [Some(&s.hidden), Some(&s.logits), s.in_students_rows.as_ref()]);
+        let chunks = [&self.dhidden, &self.hidden, &self.dhidden_rows, &self.logits];
+        let chunks = chunks.into_iter().chain(side.flatten()).map(|t| t.taken()).sum::<u64>();
+        let pages = (self.pool.pages_existing() * self.pool.shape().bytes()) as u64;
+        pages + self.activations.taken() + self.scratch.taken() + chunks
     }
 
     /// Fills the teacher's logits of a chunk from its kept hidden states; false where no row asks for them.

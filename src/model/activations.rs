@@ -1,5 +1,5 @@
-//! What a forward pass writes on its way. Serving lends every layer the same set; training lends each
-//! layer its own, and its backward reads them.
+//! What a forward pass writes on its way. Serving lends every layer the same set. Training keeps what its backward reads:
+//! each layer has a set of its own, or what it does not keep is lent too, and the backward computes it again (`Recompute`).
 #![forbid(unsafe_code)]
 
 use super::{Model, ModelConfig};
@@ -15,10 +15,16 @@ pub struct Activations {
     pub stream: Tensor,
     /// [N, C] scratch: what is added to the stream
     pub branch: Tensor,
-    /// one set in all, or one a layer
-    pub layers: Vec<LayerActivations>,
-    /// whether each layer has its own set
-    pub keep: bool,
+    /// [N, C] of each layer, the stream before it; none in serving
+    pub inputs: Vec<Tensor>,
+    /// of the attention halves: one a layer, or one that is lent to all
+    pub attention: Vec<AttentionActivations>,
+    /// [N, C] the stream between a layer's halves: one a layer, or one that is lent to all; none in serving
+    pub middles: Vec<Tensor>,
+    /// of the feed-forward halves: one a layer, or one that is lent to all
+    pub feed_forward: Vec<FeedForwardActivations>,
+    /// what is not kept for the backward; None in serving, where nothing is
+    pub recompute: Option<Recompute>,
     /// [N, C] after the final norm; `decode` leaves it as it was
     pub hidden: Tensor,
     /// Parts of attention, where a GPU splits the positions; lent to every layer.
@@ -37,10 +43,44 @@ pub struct Activations {
     generation: u64,
 }
 
-/// Activations of one layer.
-pub struct LayerActivations {
-    /// [N, C] the stream before the layer (only kept for training)
-    pub input: Tensor,
+/// What a training forward does not keep, so that its backward computes it once more. The bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// All is kept.
+    Nothing,
+    /// The feed-forward half of each layer, which is most of it.
+    FeedForward,
+    /// Each layer, from the stream before it.
+    Layer,
+}
+
+impl Recompute {
+    /// From the fastest to the one that takes least memory.
+    pub const ALL: [Recompute; 3] = [Recompute::Nothing, Recompute::FeedForward, Recompute::Layer];
+
+    /// The name in settings and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Recompute::Nothing => "nothing",
+            Recompute::FeedForward => "feed-forward",
+            Recompute::Layer => "layer",
+        }
+    }
+}
+
+/// The set of layer `l`: its own, or the one that is lent to all.
+pub fn of_layer<T>(sets: &[T], l: usize) -> &T {
+    &sets[l.min(sets.len() - 1)]
+}
+
+/// The same, to be written.
+pub fn of_layer_mut<T>(sets: &mut [T], l: usize) -> &mut T {
+    let last = sets.len() - 1;
+    &mut sets[l.min(last)]
+}
+
+/// Activations of the attention half of a layer.
+pub struct AttentionActivations {
     /// [N, C] after the input norm
     pub normed: Tensor,
     /// [N, H*D] query projection
@@ -55,34 +95,19 @@ pub struct LayerActivations {
     pub k: Tensor,
     /// [N, H*D] attention output
     pub attended: Tensor,
-    /// [N, C] the stream after attention (only kept for training)
-    pub middle: Tensor,
-    /// [N, C] after the post-attention norm
-    pub post_normed: Tensor,
-    /// the SwiGLU of a dense layer
-    pub ffn: FfnActivations,
-    /// the experts of a sparse layer
-    pub experts: Option<ExpertActivations>,
 }
 
-/// Elements of a row of each tensor of a layer, in the order of the struct; the first two are kept for training alone.
-fn widths(config: &ModelConfig) -> [usize; 10] {
-    let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-    [c, c, c, hd, gd, gd, hd, gd, hd, c]
-}
+impl AttentionActivations {
+    /// Elements of a row of each tensor, in the order of the struct.
+    fn widths(config: &ModelConfig) -> [usize; 7] {
+        let (c, hd, gd) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        [c, hd, gd, gd, hd, gd, hd]
+    }
 
-impl LayerActivations {
-    /// Those of a layer with experts, or without.
-    fn new(device: &Device, config: &ModelConfig, keep: bool, sparse: bool) -> Result<LayerActivations> {
+    fn new(device: &Device, config: &ModelConfig) -> Result<AttentionActivations> {
         let zeros = |width: usize| Tensor::on(device, device.activation_dtype(), &[0, width]);
-        let experts = match expert_extents(config) {
-            Some(extents) if sparse => Some(ExpertActivations::new(device, extents, keep)?),
-            _ => None,
-        };
-        let [input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed] = widths(config);
-        Ok(LayerActivations {
-            input: zeros(input)?,
-            middle: zeros(middle)?,
+        let [normed, q_raw, k_raw, v, q, k, attended] = AttentionActivations::widths(config);
+        Ok(AttentionActivations {
             normed: zeros(normed)?,
             q_raw: zeros(q_raw)?,
             k_raw: zeros(k_raw)?,
@@ -90,27 +115,50 @@ impl LayerActivations {
             q: zeros(q)?,
             k: zeros(k)?,
             attended: zeros(attended)?,
-            post_normed: zeros(post_normed)?,
+        })
+    }
+
+    fn reserve(&mut self, n: usize) -> Result<()> {
+        let AttentionActivations { normed, q_raw, k_raw, v, q, k, attended } = self;
+        [normed, q_raw, k_raw, v, q, k, attended].into_iter().try_for_each(|t| t.reserve_rows(n))
+    }
+
+    fn bytes(device: &Device, config: &ModelConfig, n: usize) -> u64 {
+        AttentionActivations::widths(config).into_iter().map(|width| rows_bytes(device, n, width)).sum()
+    }
+
+    fn taken(&self) -> u64 {
+        let AttentionActivations { normed, q_raw, k_raw, v, q, k, attended } = self;
+        [normed, q_raw, k_raw, v, q, k, attended].iter().map(|t| t.taken()).sum()
+    }
+}
+
+/// Activations of the feed-forward half of a layer.
+pub struct FeedForwardActivations {
+    /// [N, C] after the post-attention norm
+    pub normed: Tensor,
+    /// the SwiGLU of a dense layer
+    pub ffn: FfnActivations,
+    /// the experts of a sparse layer
+    pub experts: Option<ExpertActivations>,
+}
+
+impl FeedForwardActivations {
+    /// Those of a layer with experts, or without; `keep` says whether a backward will read them.
+    fn new(device: &Device, config: &ModelConfig, keep: bool, sparse: bool) -> Result<FeedForwardActivations> {
+        let experts = match expert_extents(config) {
+            Some(extents) if sparse => Some(ExpertActivations::new(device, extents, keep)?),
+            _ => None,
+        };
+        Ok(FeedForwardActivations {
+            normed: Tensor::on(device, device.activation_dtype(), &[0, config.hidden_size])?,
             ffn: FfnActivations::new(device, 0, config.intermediate_size)?,
             experts,
         })
     }
 
-    /// Its own tensors, in the order of `widths`.
-    fn tensors(&self) -> [&Tensor; 10] {
-        let LayerActivations { input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed, .. } = self;
-        [input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed]
-    }
-
-    fn reserve(&mut self, device: &Device, n: usize, keep: bool) -> Result<()> {
-        let LayerActivations { input, middle, normed, q_raw, k_raw, v, q, k, attended, post_normed, .. } = self;
-        for t in [normed, q_raw, k_raw, v, q, k, attended, post_normed] {
-            t.reserve_rows(n)?;
-        }
-        if keep {
-            input.reserve_rows(n)?;
-            middle.reserve_rows(n)?;
-        }
+    fn reserve(&mut self, device: &Device, n: usize) -> Result<()> {
+        self.normed.reserve_rows(n)?;
         if let Some(experts) = &mut self.experts {
             experts.reserve(device, n)?;
         }
@@ -118,17 +166,46 @@ impl LayerActivations {
     }
 
     fn bytes(device: &Device, config: &ModelConfig, n: usize, keep: bool, sparse: bool) -> u64 {
-        let (rows, size) = (Tensor::rows_reserved(n), device.activation_dtype().size());
-        let of = |(i, width): (usize, usize)| device.taken(if i >= 2 || keep { rows * width * size } else { 0 });
-        let own: u64 = widths(config).into_iter().enumerate().map(of).sum();
         let experts = expert_extents(config).filter(|_| sparse);
-        own + FfnActivations::bytes(device, rows, config.intermediate_size)
+        rows_bytes(device, n, config.hidden_size)
+            + FfnActivations::bytes(device, Tensor::rows_reserved(n), config.intermediate_size)
             + experts.map_or(0, |extents| ExpertActivations::bytes(device, n, &extents, keep))
     }
 
     fn taken(&self) -> u64 {
         let experts = self.experts.as_ref().map_or(0, ExpertActivations::taken);
-        self.tensors().iter().map(|t| t.taken()).sum::<u64>() + self.ffn.taken() + experts
+        self.normed.taken() + self.ffn.taken() + experts
+    }
+}
+
+/// Bytes of a tensor of `n` rows of activations.
+fn rows_bytes(device: &Device, n: usize, width: usize) -> u64 {
+    device.taken(Tensor::rows_reserved(n) * width * device.activation_dtype().size())
+}
+
+/// How many sets there are of a model's layers.
+struct Sets {
+    inputs: usize,
+    attention: usize,
+    middles: usize,
+    feed_forward: usize,
+}
+
+impl Sets {
+    fn of(config: &ModelConfig, recompute: Option<Recompute>) -> Sets {
+        let all = config.n_layers;
+        let (inputs, attention, middles, feed_forward) = match recompute {
+            None => (0, 1, 0, 1),
+            Some(Recompute::Nothing) => (all, all, all, all),
+            Some(Recompute::FeedForward) => (all, all, all, 1),
+            Some(Recompute::Layer) => (all, 1, 1, 1),
+        };
+        Sets { inputs, attention, middles, feed_forward }
+    }
+
+    /// Whether set `l` of the feed-forward halves serves layers with experts.
+    fn is_sparse(&self, config: &ModelConfig, l: usize) -> bool {
+        self.feed_forward < config.n_layers || config.is_moe_layer(l)
     }
 }
 
@@ -149,27 +226,35 @@ fn head_rows(n: usize) -> usize {
 impl Activations {
     /// One set shared by all layers.
     pub fn for_serving(model: &Model) -> Result<Activations> {
-        Activations::new(&model.device, &model.config, false)
+        Activations::new(&model.device, &model.config, None)
     }
 
-    /// A set for each layer, read again by the backward.
+    /// Sets that a backward reads, where all is kept.
     pub fn for_training(model: &Model) -> Result<Activations> {
-        Activations::new(&model.device, &model.config, true)
+        Activations::recomputing(model, Recompute::Nothing)
     }
 
-    fn new(device: &Device, config: &ModelConfig, keep: bool) -> Result<Activations> {
+    /// The same, where less is.
+    pub fn recomputing(model: &Model, recompute: Recompute) -> Result<Activations> {
+        Activations::new(&model.device, &model.config, Some(recompute))
+    }
+
+    fn new(device: &Device, config: &ModelConfig, recompute: Option<Recompute>) -> Result<Activations> {
         let zeros = || Tensor::on(device, device.activation_dtype(), &[0, config.hidden_size]);
-        let n_layers = if keep { config.n_layers } else { 1 };
-        let mut layers = host::with_room(n_layers)?;
-        for l in 0..n_layers {
-            layers.push(LayerActivations::new(device, config, keep, !keep || config.is_moe_layer(l))?);
-        }
+        let sets = Sets::of(config, recompute);
+        let streams = |n| host::collected((0..n).map(|_| zeros()))?.into_iter().collect::<Result<Vec<_>>>();
+        let attention = (0..sets.attention).map(|_| AttentionActivations::new(device, config));
+        let (keep, sparse) = (recompute.is_some(), |l| sets.is_sparse(config, l));
+        let feed_forward = (0..sets.feed_forward).map(|l| FeedForwardActivations::new(device, config, keep, sparse(l)));
         Ok(Activations {
             batch: Batch::default(),
             stream: zeros()?,
             branch: zeros()?,
-            layers,
-            keep,
+            inputs: streams(sets.inputs)?,
+            attention: host::collected(attention)?.into_iter().collect::<Result<Vec<_>>>()?,
+            middles: streams(sets.middles)?,
+            feed_forward: host::collected(feed_forward)?.into_iter().collect::<Result<Vec<_>>>()?,
+            recompute,
             hidden: zeros()?,
             attend_scratch: AttendScratch::default(),
             head: None,
@@ -181,13 +266,14 @@ impl Activations {
         })
     }
 
-    /// Bytes of the device's memory that a batch of `n` rows takes, without head and scratch: of one set in serving, of one
-    /// a layer where they are kept. Exactly, but for experts in training, where it is the most that they take.
-    pub fn bytes(device: &Device, config: &ModelConfig, n: usize, keep: bool) -> u64 {
-        let shared = Tensor::rows_reserved(n) * config.hidden_size * device.activation_dtype().size();
-        let n_layers = if keep { config.n_layers } else { 1 };
-        let layer = |l| LayerActivations::bytes(device, config, n, keep, !keep || config.is_moe_layer(l));
-        3 * device.taken(shared) + Draws::bytes(device) + (0..n_layers).map(layer).sum::<u64>()
+    /// Bytes of the device's memory that a batch of `n` rows takes, without head and scratch; `recompute` None: in serving.
+    /// Exactly, but for experts in training, where it is the most that they take.
+    pub fn bytes(device: &Device, config: &ModelConfig, n: usize, recompute: Option<Recompute>) -> u64 {
+        let (sets, keep) = (Sets::of(config, recompute), recompute.is_some());
+        let streams = (3 + sets.inputs + sets.middles) as u64 * rows_bytes(device, n, config.hidden_size);
+        let attention = sets.attention as u64 * AttentionActivations::bytes(device, config, n);
+        let of = |l| FeedForwardActivations::bytes(device, config, n, keep, sets.is_sparse(config, l));
+        streams + Draws::bytes(device) + attention + (0..sets.feed_forward).map(of).sum::<u64>()
     }
 
     /// Bytes that the logits of `n` rows take, with what leads to them.
@@ -197,9 +283,11 @@ impl Activations {
 
     /// Bytes that it took for the rows of batches, as `bytes` counts them.
     pub fn taken(&self) -> u64 {
-        let shared = [&self.stream, &self.branch, &self.hidden];
-        let layers = self.layers.iter().map(LayerActivations::taken).sum::<u64>();
-        shared.iter().map(|t| t.taken()).sum::<u64>() + Draws::bytes(&self.device) + layers
+        let streams = [&self.stream, &self.branch, &self.hidden].into_iter().chain(&self.inputs).chain(&self.middles);
+        streams.map(|t| t.taken()).sum::<u64>()
+            + Draws::bytes(&self.device)
+            + self.attention.iter().map(AttentionActivations::taken).sum::<u64>()
+            + self.feed_forward.iter().map(FeedForwardActivations::taken).sum::<u64>()
     }
 
     /// Makes room for the batch's rows. Graphs over buffers that move are forgotten, also where only some could move.
@@ -211,12 +299,10 @@ impl Activations {
             self.graphs.clear();
             self.generation = self.batch.generation();
         }
-        for t in [&mut self.stream, &mut self.branch, &mut self.hidden] {
-            t.reserve_rows(n)?;
-        }
-        for layer in &mut self.layers {
-            layer.reserve(&self.device, n, self.keep)?;
-        }
+        let streams = [&mut self.stream, &mut self.branch, &mut self.hidden].into_iter();
+        streams.chain(&mut self.inputs).chain(&mut self.middles).try_for_each(|t| t.reserve_rows(n))?;
+        self.attention.iter_mut().try_for_each(|a| a.reserve(n))?;
+        self.feed_forward.iter_mut().try_for_each(|f| f.reserve(&self.device, n))?;
         if self.attend_scratch.is_short(&self.device, model.heads(), plan) {
             self.graphs.clear();
             self.attend_scratch.reserve(&self.device, model.heads(), plan)?;

@@ -177,6 +177,15 @@ impl Adapter {
         self.sides().next().map_or(Dtype::F32, |(.., t)| t.dtype())
     }
 
+    /// Parameters of an adapter of this form.
+    pub fn parameters_of(config: &ModelConfig, lora: &Lora) -> u64 {
+        let of = |&target| {
+            let (o, k) = extents(config, target);
+            lora.rank * (o + k)
+        };
+        (config.n_layers * lora.targets.iter().map(of).sum::<usize>()) as u64
+    }
+
     /// Refuses pairs that are not this model's.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         if self.layers.len() != config.n_layers || self.lora.of(config)? != self.lora {

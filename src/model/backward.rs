@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, LayerActivations};
+use super::activations::{Activations, AttentionActivations, Recompute, of_layer};
 use super::adapter::Adapter;
+use super::forward::{attention_half, feed_forward_half};
+use super::kv_cache::KvCache;
 use super::weights::{Ffn, Layer, Mlp, Weights};
 use super::{Model, ModelConfig, Moe};
 use crate::backend::ops::{ExpertActivations, FfnActivations, LinearGradient};
-use crate::backend::{AdaptedRows, Device, LayerPairs, Matrix, Projection, Tensor, Weight, ops};
+use crate::backend::{AdaptedRows, Device, LayerPairs, Matrix, Projection, Tensor, Weight, host, ops};
 use crate::error::{Error, Fault, Result};
 use crate::tensor::Dtype;
 
@@ -216,10 +218,11 @@ pub fn head_backward<'a>(
 }
 
 /// What a training forward leaves to its backward.
-#[derive(Clone, Copy)]
 pub struct Passed<'a> {
-    /// Those of all layers.
-    pub activations: &'a Activations,
+    /// Those of all layers, or what they are computed from again.
+    pub activations: &'a mut Activations,
+    /// The timelines, where layers are computed again.
+    pub caches: &'a mut [KvCache],
     /// The ids of the rows.
     pub ids: &'a [i32],
     /// The rows of each timeline, from its position 0 on.
@@ -251,10 +254,14 @@ pub fn backward_while<'a>(
     go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
     let mut gradients = gradients.into();
-    let Passed { activations, ids, spans, adapter } = passed;
+    let Passed { activations, caches, ids, spans, adapter } = passed;
     let n = activations.batch.len();
-    if !activations.keep || ids.len() != n {
-        return Err(Error::new(Fault::OutOfOrder, "a backward pass needs the activations of a training forward"));
+    let again = activations
+        .recompute
+        .filter(|_| ids.len() == n)
+        .ok_or_else(|| Error::new(Fault::OutOfOrder, "a backward pass needs the activations of a training forward"))?;
+    if again == Recompute::Layer && caches.len() != spans.len() {
+        return Err(Error::new(Fault::OutOfOrder, "layers are computed again from timelines that are still there"));
     }
     let (device, config, eps) = (&model.device, &model.config, model.config.rms_norm_eps);
     scratch.reserve(n, config.moe.as_ref().map_or(0, |m| m.n_experts_per_token))?;
@@ -265,12 +272,27 @@ pub fn backward_while<'a>(
     ops::rmsnorm_backward(device, to, dhidden, &activations.stream, norm(&weights.norm), n)?;
     for l in (0..weights.layers.len()).rev() {
         go_on()?;
-        let (layer, mut to, a) = (&weights.layers[l], gradients.layer(l), &activations.layers[l]);
+        let (layer, mut to) = (&weights.layers[l], gradients.layer(l));
         let adapted = adapter.map(|of| AdaptedRows { rows: 0..n, pairs: of.layer(l) });
         let adapted = adapted.as_slice();
+        match again {
+            Recompute::Nothing => {}
+            Recompute::FeedForward => {
+                ops::copy_rows(device, &mut activations.stream, &activations.middles[l], n);
+                feed_forward_half(model, layer, l, activations, adapted)?;
+            }
+            Recompute::Layer => {
+                ops::copy_rows(device, &mut activations.stream, &activations.inputs[l], n);
+                let rows = spans.iter().cloned().zip(&mut *caches);
+                let timelines = rows.map(|(rows, kv)| ops::Span { rows, start: 0, pages: kv.pages_mut() });
+                attention_half(model, layer, l, activations, &mut host::collected(timelines)?, adapted)?;
+                feed_forward_half(model, layer, l, activations, adapted)?;
+            }
+        }
+        let (a, f) = (of_layer(&activations.attention, l), of_layer(&activations.feed_forward, l));
         ops::fill(device, &mut scratch.dnormed, 0.0, n);
-        let flow = Flow { dx: &mut scratch.dnormed, dy: &scratch.dstream, x: &a.post_normed, n };
-        match (&layer.mlp, &a.experts, &mut scratch.experts, &config.moe) {
+        let flow = Flow { dx: &mut scratch.dnormed, dy: &scratch.dstream, x: &f.normed, n };
+        match (&layer.mlp, &f.experts, &mut scratch.experts, &config.moe) {
             (Mlp::Experts { router, experts }, Some(ea), Some(es), Some(moe)) => {
                 let trained = match &mut to.layer {
                     Some(Layer { mlp: Mlp::Experts { router, experts }, .. }) => Some((router, experts.as_mut_slice())),
@@ -279,14 +301,22 @@ pub fn backward_while<'a>(
                 experts_backward(model, moe, (router, experts), trained, ea, es, flow)?;
             }
             (Mlp::Dense(ffn), _, _, _) => {
-                ffn_backward(model, ffn, adapted, &mut to, &a.ffn, &mut scratch.ffn, flow)?;
+                ffn_backward(model, ffn, adapted, &mut to, &f.ffn, &mut scratch.ffn, flow)?;
             }
             _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
         }
         let dw = to.norm(|layer| Some(&mut layer.post_norm));
         let to_norm = ops::NormGradients { dx: &mut scratch.dstream, dw };
-        ops::rmsnorm_backward(device, to_norm, &scratch.dnormed, &a.middle, norm(&layer.post_norm), n)?;
-        attention_half_backward(model, layer, adapted, to, a, spans, activations.batch.positions(), scratch)?;
+        ops::rmsnorm_backward(
+            device,
+            to_norm,
+            &scratch.dnormed,
+            of_layer(&activations.middles, l),
+            norm(&layer.post_norm),
+            n,
+        )?;
+        let read = (&activations.inputs[l], a, activations.batch.positions());
+        attention_half_backward(model, layer, adapted, to, read, spans, scratch)?;
     }
     if let Some(weights) = gradients.weights() {
         ops::embedding_backward(device, weights.embedding.dense_mut(), ids, &scratch.dstream);
@@ -306,15 +336,13 @@ struct Flow<'a> {
     n: usize,
 }
 
-#[allow(clippy::too_many_arguments)] // a layer's half, what is trained of it, and what its forward left
 fn attention_half_backward(
     model: &Model,
     layer: &Layer,
     adapted: &[AdaptedRows],
     mut to: LayerGradients,
-    a: &LayerActivations,
+    (input, a, positions): (&Tensor, &AttentionActivations, &[u32]),
     spans: &[Range<usize>],
-    positions: &[u32],
     s: &mut BackwardScratch,
 ) -> Result<()> {
     let (device, config) = (&model.device, &model.config);
@@ -345,7 +373,7 @@ fn attention_half_backward(
     ops::linear_backward(device, &mut s.dnormed, &s.dv, &a.normed, weight(&layer.v, Projection::V), v, n)?;
     let dw = to.norm(|layer| Some(&mut layer.input_norm));
     let to_norm = ops::NormGradients { dx: &mut s.dstream, dw };
-    ops::rmsnorm_backward(device, to_norm, &s.dnormed, &a.input, norm(&layer.input_norm), n)
+    ops::rmsnorm_backward(device, to_norm, &s.dnormed, input, norm(&layer.input_norm), n)
 }
 
 /// Adds to the flow's `dx` and to what is trained of the layer.

@@ -13,11 +13,11 @@
 use std::ops::Range;
 
 use super::Model;
-use super::activations::{Activations, LayerActivations};
+use super::activations::{Activations, FeedForwardActivations, of_layer_mut};
 use super::adapter::Adapter;
 use super::kv_cache::KvCache;
 use super::weights::{Layer, Mlp, Weights};
-use crate::backend::batch::{Batch, BatchSegment};
+use crate::backend::batch::BatchSegment;
 use crate::backend::{AdaptedRows, Projection, Tensor, Weight, host, ops};
 use crate::error::{Error, Fault, Result};
 
@@ -154,8 +154,7 @@ fn layers(
     activations: &mut Activations,
     go_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<()> {
-    let (device, config, compute) = (&model.device, &model.config, model.compute);
-    let Activations { batch, stream, branch, layers, keep, draws, attend_scratch, .. } = activations;
+    let n = activations.batch.plan().rows;
     let mut row = 0;
     let mut spans: Vec<ops::Span> = host::with_room(segments.len())?;
     // Rows of one adapter that stand side by side are one piece of work.
@@ -172,82 +171,90 @@ fn layers(
         spans.push(ops::Span { rows, start, pages: s.kv.pages_mut() });
     }
     let mut adapted: Vec<AdaptedRows> = host::with_room(runs.len())?;
-    let n = batch.plan().rows;
-    ops::embedding_forward(device, stream, batch, weights.embedding.dense(), draws, compute);
+    let Activations { batch, stream, draws, .. } = &mut *activations;
+    ops::embedding_forward(&model.device, stream, batch, weights.embedding.dense(), draws, model.compute);
     for (l, layer) in weights.layers.iter().enumerate() {
         go_on()?;
-        let acts = if *keep { &mut layers[l] } else { &mut layers[0] };
-        if *keep {
-            ops::copy_rows(device, &mut acts.input, stream, n);
-        }
         adapted.clear();
         adapted.extend(runs.iter().map(|(rows, of)| AdaptedRows { rows: rows.clone(), pairs: of.layer(l) }));
-        let weight = |matrix, projection| Weight::adapted(matrix, projection, &adapted);
-        let half = AttentionHalf { stream, branch, acts, scratch: attend_scratch, adapted: &adapted };
-        half.run(model, layer, l, batch, &mut spans)?;
-        if *keep {
-            ops::copy_rows(device, &mut acts.middle, stream, n);
+        if let Some(input) = activations.inputs.get_mut(l) {
+            ops::copy_rows(&model.device, input, &activations.stream, n);
         }
-        let norm = ops::Norm { weight: &layer.post_norm, eps: config.rms_norm_eps };
-        let half = ops::FfnHalf { stream, normed: &mut acts.post_normed, branch };
-        match (&layer.mlp, &mut acts.experts) {
-            (Mlp::Experts { router, experts }, Some(a)) => {
-                let w = ops::ExpertWeights { router, expert: &|e: usize| experts[e].matrices() };
-                ops::experts_forward(device, half, a, norm, w, n, compute)?;
-            }
-            (Mlp::Dense(ffn), _) => {
-                let w = ops::FfnWeights {
-                    gate: weight(&ffn.gate, Projection::Gate),
-                    up: weight(&ffn.up, Projection::Up),
-                    down: weight(&ffn.down, Projection::Down),
-                };
-                ops::ffn_forward(device, half, &mut acts.ffn, norm, w, n, compute)?;
-            }
-            _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
-        }
+        attention_half(model, layer, l, activations, &mut spans, &adapted)?;
+        feed_forward_half(model, layer, l, activations, &adapted)?;
     }
     Ok(())
 }
 
-/// What the attention half of a layer reads and writes.
-struct AttentionHalf<'a> {
-    /// [N, C] the residual stream
-    stream: &'a mut Tensor,
-    /// [N, C] scratch: what is added to the stream
-    branch: &'a mut Tensor,
-    acts: &'a mut LayerActivations,
-    scratch: &'a mut ops::AttendScratch,
-    /// the rows that have an adapter
-    adapted: &'a [AdaptedRows<'a>],
+/// stream += O(attention(norm(stream))), by layer `l`. Where a backward will come, the stream is kept as it then is.
+pub(super) fn attention_half(
+    model: &Model,
+    layer: &Layer,
+    l: usize,
+    activations: &mut Activations,
+    spans: &mut [ops::Span],
+    adapted: &[AdaptedRows],
+) -> Result<()> {
+    let (device, config, compute) = (&model.device, &model.config, model.compute);
+    let Activations { batch, stream, branch, attention, middles, attend_scratch, .. } = activations;
+    let a = of_layer_mut(attention, l);
+    let weight = |matrix, projection| Weight::adapted(matrix, projection, adapted);
+    let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
+    let norm = |weight| ops::Norm { weight, eps };
+    let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
+    let w = ops::QkvWeights {
+        q: weight(&layer.q, Projection::Q),
+        k: weight(&layer.k, Projection::K),
+        v: weight(&layer.v, Projection::V),
+    };
+    ops::qkv_forward(device, projected, stream, norm(&layer.input_norm), w, n, compute)?;
+    let (q_raw, k_raw, v, scratch) = (&a.q_raw, &a.k_raw, &a.v, attend_scratch);
+    let heads = ops::Attend { q_raw, k_raw, v, q: &mut a.q, k: &mut a.k, out: &mut a.attended, scratch };
+    let of_layer = ops::AttendLayer {
+        q_norm: layer.q_norm.as_ref().map(norm),
+        k_norm: layer.k_norm.as_ref().map(norm),
+        table: &model.rope,
+        heads: model.heads(),
+        at: ops::PageLayer { shape: model.page_shape(), layer: l },
+        next: layer.read_after_attention(),
+    };
+    ops::attend_forward(device, heads, &of_layer, batch, spans, compute)?;
+    let o = weight(&layer.o, Projection::O);
+    ops::linear_residual_forward(device, stream, branch, &a.attended, o, n, compute)?;
+    if !middles.is_empty() {
+        ops::copy_rows(device, of_layer_mut(middles, l), stream, n);
+    }
+    Ok(())
 }
 
-impl AttentionHalf<'_> {
-    /// stream += O(attention(norm(stream))), by layer `l`.
-    fn run(self, model: &Model, layer: &Layer, l: usize, batch: &Batch, spans: &mut [ops::Span]) -> Result<()> {
-        let (device, config, compute) = (&model.device, &model.config, model.compute);
-        let AttentionHalf { stream, branch, acts: a, scratch, adapted } = self;
-        let weight = |matrix, projection| Weight::adapted(matrix, projection, adapted);
-        let (n, eps) = (batch.plan().rows, config.rms_norm_eps);
-        let norm = |weight| ops::Norm { weight, eps };
-        let projected = ops::Qkv { normed: &mut a.normed, q: &mut a.q_raw, k: &mut a.k_raw, v: &mut a.v };
-        let w = ops::QkvWeights {
-            q: weight(&layer.q, Projection::Q),
-            k: weight(&layer.k, Projection::K),
-            v: weight(&layer.v, Projection::V),
-        };
-        ops::qkv_forward(device, projected, stream, norm(&layer.input_norm), w, n, compute)?;
-        let (q_raw, k_raw, v) = (&a.q_raw, &a.k_raw, &a.v);
-        let heads = ops::Attend { q_raw, k_raw, v, q: &mut a.q, k: &mut a.k, out: &mut a.attended, scratch };
-        let of_layer = ops::AttendLayer {
-            q_norm: layer.q_norm.as_ref().map(norm),
-            k_norm: layer.k_norm.as_ref().map(norm),
-            table: &model.rope,
-            heads: model.heads(),
-            at: ops::PageLayer { shape: model.page_shape(), layer: l },
-            next: layer.read_after_attention(),
-        };
-        ops::attend_forward(device, heads, &of_layer, batch, spans, compute)?;
-        let o = weight(&layer.o, Projection::O);
-        ops::linear_residual_forward(device, stream, branch, &a.attended, o, n, compute)
+/// stream += down(swiglu(norm(stream))), or the experts' sum, by layer `l`.
+pub(super) fn feed_forward_half(
+    model: &Model,
+    layer: &Layer,
+    l: usize,
+    activations: &mut Activations,
+    adapted: &[AdaptedRows],
+) -> Result<()> {
+    let (device, config, compute) = (&model.device, &model.config, model.compute);
+    let Activations { batch, stream, branch, feed_forward, .. } = activations;
+    let FeedForwardActivations { normed, ffn: swiglu, experts: chosen } = of_layer_mut(feed_forward, l);
+    let weight = |matrix, projection| Weight::adapted(matrix, projection, adapted);
+    let n = batch.plan().rows;
+    let norm = ops::Norm { weight: &layer.post_norm, eps: config.rms_norm_eps };
+    let half = ops::FfnHalf { stream, normed, branch };
+    match (&layer.mlp, chosen) {
+        (Mlp::Experts { router, experts }, Some(a)) => {
+            let w = ops::ExpertWeights { router, expert: &|e: usize| experts[e].matrices() };
+            ops::experts_forward(device, half, a, norm, w, n, compute)
+        }
+        (Mlp::Dense(ffn), _) => {
+            let w = ops::FfnWeights {
+                gate: weight(&ffn.gate, Projection::Gate),
+                up: weight(&ffn.up, Projection::Up),
+                down: weight(&ffn.down, Projection::Down),
+            };
+            ops::ffn_forward(device, half, swiglu, norm, w, n, compute)
+        }
+        _ => unreachable!("weights, activations and configuration agree on which layers have experts"),
     }
 }

@@ -59,6 +59,14 @@ impl Parameters {
         }
     }
 
+    /// Number of parameters.
+    pub fn n_parameters(&self) -> u64 {
+        match self {
+            Parameters::Weights(weights) => weights.n_parameters(),
+            Parameters::Adapter(adapter) => adapter.n_parameters(),
+        }
+    }
+
     /// f32 zeros of the same form.
     pub fn zeros(&self, config: &ModelConfig) -> Result<Parameters> {
         Ok(match self {

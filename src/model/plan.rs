@@ -1,11 +1,13 @@
 //! What a model takes of memory, before anything of it is allocated: every number by the formula of whoever allocates.
 #![forbid(unsafe_code)]
 
+use super::activations::Recompute;
 use super::backward::BackwardScratch;
 use super::{Activations, ModelConfig, Weights, context_of, heads, page_shape};
 use crate::backend::batch::{MAX_DECODE_ROWS, Plan};
+use crate::backend::cpu::Cpu;
 use crate::backend::page::PAGE;
-use crate::backend::{Batch, Compute, Device, ops};
+use crate::backend::{Batch, Compute, Device, Tensor, ops};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
@@ -44,11 +46,30 @@ pub struct MemoryPlan {
     /// What a step needs besides: on a GPU the facts of its rows and the parts of attention of one timeline that fills the
     /// context, on the CPU the scratch of its ops.
     pub scratch: u64,
-    /// What an update takes besides serving.
+    /// What full fine-tuning takes besides serving, with a teacher of the same shape, where nothing is computed again.
     pub training: TrainingPlan,
 }
 
-/// Bytes of full fine-tuning, in host memory.
+/// What an update is planned for.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingLoad {
+    /// Tokens of one forward and backward pass.
+    pub rows: usize,
+    /// Pages of their timelines.
+    pub pages: usize,
+    /// Parameters that are trained: all, or an adapter's.
+    pub parameters: u64,
+    /// Bytes of them in the form that is served.
+    pub stored: u64,
+    /// Rank of the adapter; 0: none.
+    pub rank: usize,
+    /// What the backward computes again.
+    pub recompute: Recompute,
+    /// Hidden size and vocabulary of the teacher, if its logits are wanted.
+    pub teacher: Option<(usize, usize)>,
+}
+
+/// Bytes of an update beside serving, in host memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainingPlan {
     /// f32 masters.
@@ -57,15 +78,17 @@ pub struct TrainingPlan {
     pub moments: u64,
     /// f32 gradients.
     pub gradients: u64,
-    /// The student's weights beside those that are served.
+    /// What a step makes, beside what is served.
     pub weights: u64,
-    /// Activations of as many tokens as a round has rows, kept for the backward.
+    /// Pages of the timelines of one pass.
+    pub kv: u64,
+    /// Activations of one pass, as far as they are kept for the backward.
     pub activations: u64,
-    /// Gradients of activations of as many tokens.
+    /// Gradients of activations of one pass.
     pub backward: u64,
     /// Scratch of the ops.
     pub scratch: u64,
-    /// Logits of `LOSS_ROWS` rows and a teacher's of the same width beside them, and hidden states with their gradients.
+    /// Logits and hidden states of `LOSS_ROWS` rows at a time, of student and teacher, before and after a step.
     pub logits: u64,
 }
 
@@ -85,7 +108,7 @@ impl MemoryPlan {
             rotary_table: ops::RopeTable::bytes(device, max_context, config.head_dim),
             kv_per_token: (page / PAGE) as u64,
             kv_page: device.taken(page),
-            activations: Activations::bytes(device, config, load.rows, false),
+            activations: Activations::bytes(device, config, load.rows, None),
             head: Activations::head_bytes(device, config, MAX_DECODE_ROWS),
             scratch: match device {
                 Device::Cpu(_) => scratch(config, device, compute, load.rows, max_context),
@@ -94,7 +117,20 @@ impl MemoryPlan {
                     ops::AttendScratch::bytes(device, heads(config), decode) + Batch::bytes(device, decode)
                 }
             },
-            training: TrainingPlan::new(config, device, compute, load),
+            training: TrainingPlan::new(
+                config,
+                device,
+                compute,
+                TrainingLoad {
+                    rows: load.rows,
+                    pages: load.rows.div_ceil(PAGE),
+                    parameters: load.parameters,
+                    stored: load.stored,
+                    rank: 0,
+                    recompute: Recompute::Nothing,
+                    teacher: Some((config.hidden_size, config.vocab_size)),
+                },
+            ),
         })
     }
 
@@ -120,26 +156,34 @@ impl MemoryPlan {
 }
 
 impl TrainingPlan {
-    fn new(config: &ModelConfig, device: &Device, compute: Compute, load: Load) -> TrainingPlan {
-        let (f32s, rows) = (Dtype::F32.size() as u64, load.rows);
+    /// The plan of a model that is trained on a device.
+    pub fn new(config: &ModelConfig, device: &Device, compute: Compute, load: TrainingLoad) -> TrainingPlan {
+        let TrainingLoad { rows, pages, parameters, stored, rank, recompute, teacher } = load;
+        let f32s = Dtype::F32.size() as u64;
         let of = |rows: usize, width: usize| device.taken(rows * width * Dtype::F32.size());
         let (c, v) = (config.hidden_size, config.vocab_size);
+        let of_teacher = teacher.map_or(0, |(width, vocabulary)| {
+            let in_students_rows = if vocabulary == v { 0 } else { of(LOSS_ROWS, v) };
+            of(LOSS_ROWS, width) + of(LOSS_ROWS, vocabulary) + in_students_rows
+        });
         TrainingPlan {
-            masters: load.parameters * f32s,
-            moments: 2 * load.parameters * f32s,
-            gradients: load.parameters * f32s,
-            weights: load.stored,
-            activations: Activations::bytes(device, config, rows, true),
+            masters: parameters * f32s,
+            moments: 2 * parameters * f32s,
+            gradients: parameters * f32s,
+            weights: stored,
+            kv: pages as u64 * device.taken(page_shape(config, compute).bytes()),
+            activations: Activations::bytes(device, config, rows, Some(recompute)),
             backward: BackwardScratch::bytes(device, config, rows),
             scratch: match device {
                 Device::Cpu(_) => {
                     let backward = ops::attention_backward_scratch_bytes(heads(config), rows);
-                    scratch(config, device, compute, rows.max(LOSS_ROWS), rows) + backward
+                    let of_adapter = 2 * Cpu::scratch_bytes(rows * rank * Dtype::F32.size());
+                    scratch(config, device, compute, rows.max(LOSS_ROWS), rows) + backward + of_adapter
                 }
                 Device::Cuda(_) => 0,
             },
-            // Of student and teacher, and of the student before and after a step; the hidden states of each but the last.
-            logits: 4 * of(LOSS_ROWS, v) + 4 * of(LOSS_ROWS, c) + of(rows, c),
+            // Of the build one set of logits, of the measure of a step two; of hidden states two, one, and one of the pass.
+            logits: 3 * of(LOSS_ROWS, v) + 3 * of(LOSS_ROWS, c) + of(Tensor::rows_reserved(rows), c) + of_teacher,
         }
     }
 
@@ -150,7 +194,7 @@ impl TrainingPlan {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.fixed() + self.activations + self.backward + self.scratch + self.logits
+        self.fixed() + self.kv + self.activations + self.backward + self.scratch + self.logits
     }
 }
 

@@ -1,0 +1,184 @@
+//! What an update does not keep it computes again, with the same bits; and it takes no more memory than it is given.
+
+#[path = "support/tiny_model.rs"]
+#[allow(dead_code)]
+mod tiny_model;
+
+use serde_json::{Value, json};
+use squire::backend::Compute;
+use squire::distill::{Config, Distiller, EpisodeSpec, Replay, Update};
+use squire::error::{Error, Fault};
+use squire::serve::{Cancel, Engine, EngineOptions};
+use squire::tensor::Dtype;
+use tiny_model::{biased, dense, moe, tiny};
+
+/// Tokens of the episodes of a batch.
+const LENGTHS: [usize; 3] = [50, 7, 33];
+
+fn distiller(document: &Value, compute: Compute, settings: &Value) -> Result<Distiller, Error> {
+    let options = EngineOptions { n_threads: 2, compute, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    let dtype = if compute == Compute::F32 { Dtype::F32 } else { Dtype::Bf16 };
+    let (student, teacher) = (tiny(&engine, document, dtype, 1), tiny(&engine, document, dtype, 2));
+    let mut all = json!({
+        "preset": "sft", "steps": 100, "batch_episodes": LENGTHS.len(), "replay_turns": {"kernel": "reverse-kl"},
+        "optimizer": {"learning_rate": 1e-3},
+    });
+    settings.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+    Distiller::new(&student, Some(&teacher), Config::from_value(&all).unwrap())
+}
+
+fn play(d: &Distiller) {
+    for (e, n) in LENGTHS.into_iter().enumerate() {
+        let ids: Vec<i32> = (0..n).map(|i| ((i * 31 + e * 7) % 290) as i32).collect();
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe_ids(&ids[..4]).unwrap();
+        episode.decide().unwrap();
+        episode.replay(Replay::Ids(&ids[4..])).unwrap();
+        episode.outcome(None, true).unwrap();
+        episode.end(1.0, Some(true)).unwrap();
+    }
+}
+
+fn build(d: &Distiller) -> Result<Update, Error> {
+    d.build(0, &Cancel::default(), &mut |_, _| true)
+}
+
+/// Every bit of an update's gradients.
+fn bits(update: &Update) -> Vec<(String, Vec<u32>)> {
+    let tensors = update.gradients().tensors().into_iter();
+    tensors.map(|(name, t)| (name, t.f32().iter().map(|x| x.to_bits()).collect())).collect()
+}
+
+/// What an update of the batch takes, as its refusal says.
+fn needed(document: &Value, settings: &Value) -> u64 {
+    let mut poor = settings.clone();
+    // Enough for one token, for it is a distiller that is refused where that does not fit.
+    poor["training_budget"] = json!(1);
+    let least = distiller(document, Compute::F32, &poor).err().unwrap().bytes().unwrap().0;
+    poor["training_budget"] = json!(least);
+    let d = distiller(document, Compute::F32, &poor).unwrap();
+    play(&d);
+    let refused = build(&d).err().unwrap();
+    assert_eq!((refused.fault(), refused.bytes().unwrap().1), (Fault::HostBudget, least), "{refused}");
+    assert_eq!(d.n_waiting(), LENGTHS.len(), "the episodes wait on");
+    refused.bytes().unwrap().0
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    for (document, compute) in [dense(), moe(), biased()].iter().flat_map(|d| [(d, Compute::F32), (d, Compute::Bf16)]) {
+        for lora in [json!(null), json!({"rank": 3, "alpha": 6.0, "targets": ["q_proj", "v_proj"]})] {
+            let mut judge = None;
+            for recompute in ["nothing", "feed-forward", "layer"] {
+                // Packed together, and each alone.
+                for micro_tokens in [4096, 1] {
+                    let settings = json!({"recompute": recompute, "micro_tokens": micro_tokens, "lora": lora});
+                    let d = distiller(document, compute, &settings).unwrap();
+                    let mut found = Vec::new();
+                    for _ in 0..2 {
+                        play(&d);
+                        let mut update = build(&d).unwrap();
+                        d.apply(&mut update).unwrap();
+                        d.publish().unwrap();
+                        found.push((update.report().update_kl.map(f64::to_bits), bits(&update)));
+                    }
+                    match micro_tokens {
+                        4096 => {
+                            assert!(*judge.get_or_insert_with(|| found.clone()) == found, "{recompute}, {compute:?}")
+                        }
+                        // What is packed together is added in other parts.
+                        _ => assert_eq!(found.len(), 2),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_budget_chooses_what_is_computed_again_and_the_exact_plan_suffices() {
+    for document in [dense(), moe()] {
+        let by = |recompute| needed(&document, &json!({"recompute": recompute}));
+        let plans = ["nothing", "feed-forward", "layer"].map(by);
+        assert!(plans[0] > plans[1] && plans[1] > plans[2], "{plans:?}");
+        let chosen = |budget: u64| {
+            let d = distiller(&document, Compute::F32, &json!({"training_budget": budget})).unwrap();
+            play(&d);
+            build(&d).map(|update| bits(&update))
+        };
+        let judge = chosen(0).unwrap();
+        for plan in plans {
+            // To the byte: one less, and it is the next choice, or a refusal.
+            assert!(chosen(plan).unwrap() == judge);
+            match chosen(plan - 1) {
+                Ok(found) => assert!(plan != plans[2] && found == judge),
+                Err(e) => assert_eq!((plan, e.bytes()), (plans[2], Some((plan, plan - 1))), "{e}"),
+            }
+        }
+        // The host's own choice is not changed for it.
+        let settings = json!({"recompute": "nothing", "training_budget": plans[0] - 1});
+        let d = distiller(&document, Compute::F32, &settings).unwrap();
+        play(&d);
+        let refused = build(&d).err().unwrap();
+        assert!(refused.to_string().contains("computes nothing again"), "{refused}");
+        assert_eq!(refused.bytes(), Some((plans[0], plans[0] - 1)));
+    }
+}
+
+#[test]
+fn a_budget_that_cannot_hold_one_row_is_refused_with_the_distiller() {
+    let refused = distiller(&dense(), Compute::F32, &json!({"training_budget": 1000})).err().unwrap();
+    assert_eq!(refused.fault(), Fault::HostBudget);
+    assert!(refused.to_string().contains("training_budget of 1000 bytes: an update of 1 tokens at once"), "{refused}");
+    let (needed, free) = refused.bytes().unwrap();
+    assert!(needed > 1000 && free == 1000);
+    // An adapter's masters and moments are few.
+    let settings = json!({"training_budget": needed / 2, "lora": {"rank": 2}});
+    distiller(&dense(), Compute::F32, &settings).unwrap();
+}
+
+#[test]
+fn a_trajectory_longer_than_micro_tokens_trains_within_its_plan() {
+    let settings = json!({"micro_tokens": 8, "recompute": "layer"});
+    let longest = needed(&dense(), &settings);
+    let together = needed(&dense(), &json!({"recompute": "layer"}));
+    assert!(longest < together, "one trajectory at a time takes less than all three");
+    let mut exact = settings.clone();
+    exact["training_budget"] = json!(longest);
+    let d = distiller(&dense(), Compute::F32, &exact).unwrap();
+    play(&d);
+    build(&d).unwrap();
+}
+
+#[test]
+fn a_build_may_be_stopped_before_each_layer_and_chunk_and_loses_nothing() {
+    for recompute in ["nothing", "layer"] {
+        // Without a teacher: while one is waited for, how often the host is asked is a matter of time.
+        let loss = json!({"kernel": "cross-entropy"});
+        let settings = json!({"micro_tokens": 8, "recompute": recompute, "replay_turns": loss});
+        let d = distiller(&dense(), Compute::F32, &settings).unwrap();
+        play(&d);
+        let mut asked = 0;
+        let judge = {
+            let other = distiller(&dense(), Compute::F32, &settings).unwrap();
+            play(&other);
+            let update = other.build(0, &Cancel::default(), &mut |_, _| {
+                asked += 1;
+                true
+            });
+            bits(&update.unwrap())
+        };
+        assert!(asked > 3 * (3 + 1 + 3), "three trajectories of three layers there and back, {asked} times asked");
+        for stop in 1..asked {
+            let mut told = 0;
+            let stopped = d.build(0, &Cancel::default(), &mut |_, _| {
+                told += 1;
+                told != stop
+            });
+            assert_eq!(stopped.err().map(|e| e.fault()), Some(Fault::Cancelled), "{stop} of {asked}");
+            assert_eq!((told, d.n_waiting()), (stop, LENGTHS.len()), "{stop} of {asked}");
+        }
+        assert!(bits(&build(&d).unwrap()) == judge, "as if nobody had stopped it");
+    }
+}
