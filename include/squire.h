@@ -891,8 +891,8 @@ squire_status squire_score(squire_session *session,
  * own code comes with a later version. Freed by squire_distiller_release. */
 typedef struct squire_distiller squire_distiller;
 
-/* What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), and
- * schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
+/* What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), notes (what
+ * the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
  * squire_distiller_create. Any thread. */
 squire_status squire_distiller_explain(const char *settings_json,
                                        size_t settings_len,
@@ -1165,10 +1165,12 @@ squire_status squire_update_build(squire_distiller *distiller,
 /* The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
  * without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
  * set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
- * training), gradient_norm, update_kl, seconds. update_kl is null until the update is applied, and then how far it
+ * training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
  * moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
  * over at most 64 trained tokens (null again where it is no finite number). Keys may be added. Any thread. */
-squire_status squire_update_report(const squire_update *update, squire_text **out, squire_error **err);
+squire_status squire_update_report(const squire_update *update,
+                                   squire_text **out,
+                                   squire_error **err);
 
 /* Hands every gradient to a function, one tensor a call, f32, by its Hugging Face name: for hosts with an optimiser of
  * their own, or that average over a fleet. Of an adapter they have PEFT's names, and lora_B comes transposed, [rank,

@@ -83,7 +83,7 @@ fn every_knob_can_be_given_and_is_kept() {
             "learning_rate": {"start": 0.0015, "end": 0.00015, "shape": "cosine", "begin": 0.0, "finish": 1.0, "clock": "fraction"},
             "warmup_steps": 5, "beta1": 0.8, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.01, "grad_clip": 0.0
         },
-        "micro_tokens": 1024, "lora": {"rank": 8, "alpha": 12.0, "rslora": true, "targets": ["q_proj", "down_proj"]},
+        "micro_tokens": 1024, "recompute": "feed-forward", "training_budget": 3_500_000_000_u64, "lora": {"rank": 8, "alpha": 12.0, "rslora": true, "targets": ["q_proj", "down_proj"]},
         "kept_revisions": 3, "max_turns": 20,
         "max_update_kl": 0.25, "refuse_update_kl": 2.5
     });
@@ -175,6 +175,8 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("optimizer.weight_decay", json!([-1, 2])),
         ("optimizer.grad_clip", json!([-1, 1e13])),
         ("micro_tokens", json!([0, 16_777_217])),
+        ("recompute", json!(["none", "all", true, 1])),
+        ("training_budget", json!([-1, 0.5, "4 GB", null])),
         ("lora", json!([true, 16, "all"])),
         ("lora.rank", json!([0, -1, 1.5, "16", 4097])),
         ("lora.alpha", json!([0, -1, "32", null, 1e7])),

@@ -182,3 +182,22 @@ fn a_build_may_be_stopped_before_each_layer_and_chunk_and_loses_nothing() {
         assert!(bits(&build(&d).unwrap()) == judge, "as if nobody had stopped it");
     }
 }
+
+#[test]
+fn a_divergence_below_the_rounding_of_bf16_is_warned_of_and_in_f32_is_not() {
+    for (compute, document, warned) in
+        [(Compute::Bf16, dense(), true), (Compute::Bf16, moe(), true), (Compute::F32, dense(), false)]
+    {
+        let options = EngineOptions { n_threads: 2, compute, ..EngineOptions::default() };
+        let engine = Engine::new(options).unwrap();
+        // A teacher that is the student's equal.
+        let (student, teacher) = (tiny(&engine, &document, Dtype::F32, 1), tiny(&engine, &document, Dtype::F32, 1));
+        let settings = json!({"preset": "sft", "replay_turns": {"kernel": "forward-kl"}});
+        let d = Distiller::new(&student, Some(&teacher), Config::from_value(&settings).unwrap()).unwrap();
+        play(&d);
+        let update = build(&d).unwrap();
+        let warnings = &update.report().warnings;
+        assert_eq!(warnings.len(), usize::from(warned), "{warnings:?}");
+        assert!(warnings.iter().all(|w| w.starts_with("forward_kl is") && w.contains("rounding in bf16 compute")));
+    }
+}

@@ -62,6 +62,9 @@ impl Distiller {
                     update.step
                 );
                 self.log(Level::Info, &what);
+                for warning in &update.report().warnings {
+                    self.log(Level::Warning, &format!("update of step {}: {warning}", update.step));
+                }
             }
         }
         result

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::config::{Config, KNOBS, Origin};
-use super::knobs::ActorPolicy;
+use super::knobs::{ActorPolicy, Normaliser};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ const MOST_ROWS: u64 = 1000;
 const TEXT_ROWS: usize = 26;
 
 /// The settings and schedules of a run of `steps` steps (its fractions refer to these, whatever `config.steps`):
-/// `{"preset", "steps", "knobs": [{"knob", "value", "source"}], "schedules": {"columns", "rows", "mean"}}`.
+/// `{"preset", "steps", "knobs": [{"knob", "value", "source"}], "notes", "schedules": {"columns", "rows", "mean"}}`.
 /// A row is an array in the order of the columns, `step` first; `mean` is over the rows.
 pub fn explain(config: &Config, steps: u64) -> Value {
     let mut config = config.clone();
@@ -30,7 +30,21 @@ pub fn explain(config: &Config, steps: u64) -> Value {
             json!({"knob": path, "value": value, "source": source})
         })
         .collect();
-    json!({"preset": config.preset, "steps": config.steps, "knobs": knobs, "schedules": schedules(&config)})
+    let (notes, schedules) = (notes(&config), schedules(&config));
+    json!({"preset": config.preset, "steps": config.steps, "knobs": knobs, "notes": notes, "schedules": schedules})
+}
+
+/// What the knobs' values do not say.
+fn notes(config: &Config) -> Vec<&'static str> {
+    let mut notes = vec!["losses are at temperature 1 over the whole shared vocabulary, whatever sampling says"];
+    if config.normaliser == Normaliser::TokenMean {
+        notes.push("token-mean divides by all trained tokens of the batch, of all losses together");
+    }
+    if config.optimizer.weight_decay > 0.0 {
+        notes.push("weight_decay is for matrices: weights of norms and biases have none");
+    }
+    notes.push("in bf16 compute a KL below 5e-4 nats a token (with experts 3e-3) is rounding");
+    notes
 }
 
 fn schedules(config: &Config) -> Value {
@@ -70,6 +84,10 @@ pub fn explain_text(config: &Config, steps: u64) -> String {
     for knob in list(&facts["knobs"]) {
         let cells = [plain(&knob["knob"]), plain(&knob["source"]), plain(&knob["value"])];
         line(&mut text, &cells, &[24, 18]);
+    }
+    text.push('\n');
+    for note in list(&facts["notes"]) {
+        line(&mut text, &["note".to_string(), plain(note)], &[24]);
     }
     text.push('\n');
     let (table, width) = (&facts["schedules"], [8, 16, 10, 10]);
@@ -146,11 +164,25 @@ mod tests {
         assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
         assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
         assert!(
-            knobs
-                .iter()
-                .all(|knob| ["depth", "lora"].contains(&knob["knob"].as_str().unwrap()) || !knob["value"].is_null())
+            knobs.iter().all(|knob| ["depth", "recompute", "lora"].contains(&knob["knob"].as_str().unwrap())
+                || !knob["value"].is_null())
         );
         assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
+    }
+
+    #[test]
+    fn notes_say_what_holds_for_these_settings() {
+        let notes = |document| {
+            let facts = explain(&Config::from_value(&document).unwrap(), 10);
+            list(&facts["notes"]).iter().map(plain).collect::<Vec<_>>().join("; ")
+        };
+        let plainly = notes(json!({}));
+        assert!(
+            plainly.contains("temperature 1") && plainly.contains("all losses together") && plainly.contains("bf16")
+        );
+        assert!(!plainly.contains("weight_decay"));
+        let other = notes(json!({"normaliser": "turn-mean", "optimizer": {"weight_decay": 0.1}}));
+        assert!(!other.contains("token-mean") && other.contains("weights of norms and biases have none"));
     }
 
     #[test]

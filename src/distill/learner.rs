@@ -21,8 +21,8 @@ use super::room::{Room, pages_of};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
-use crate::backend::Device;
 use crate::backend::ops::{self, AdamW, RowLoss};
+use crate::backend::{Compute, Device};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{Passed, backward_while, head_backward};
 use crate::model::forward::{Segment, forward_while, head_forward};
@@ -154,7 +154,10 @@ impl Task<'_> {
         let squares = gradients.tensors().into_iter().map(|(_, g)| ops::sum_of_squares(&self.student.device, g));
         let squares: f64 = squares.sum::<Result<f64>>()?;
         let norm = squares.sqrt();
-        let report = tally.report(norm, started.elapsed().as_secs_f64());
+        let mut report = tally.report(norm, started.elapsed().as_secs_f64());
+        if self.student.compute == Compute::Bf16 {
+            report.warn_of_rounding(self.student.config.moe.is_some());
+        }
         if !norm.is_finite() || !report.loss.is_finite() {
             let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
             return Err(Error::new(Fault::NotFinite, why));

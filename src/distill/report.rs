@@ -60,8 +60,30 @@ pub struct Report {
     /// Once it is applied: mean KL in nats a token from the revision that was served then to what publishing would
     /// serve, over at most 64 trained tokens. None before, and where it is no finite number or could not be computed.
     pub update_kl: Option<f64>,
+    /// What the numbers above do not mean.
+    pub warnings: Vec<String>,
     /// Wall time of the build.
     pub seconds: f64,
+}
+
+/// KL in nats a token below which bf16 compute says nothing: what rounding alone makes between two models of equal weights. With
+/// experts it changes who is chosen. docs/numerics.md says where the numbers come from.
+const BF16_FLOOR: f64 = 5e-4;
+const BF16_FLOOR_OF_EXPERTS: f64 = 3e-3;
+
+impl Report {
+    /// Warns of divergences that are no larger than the rounding of bf16 compute.
+    pub(super) fn warn_of_rounding(&mut self, has_experts: bool) {
+        let floor = if has_experts { BF16_FLOOR_OF_EXPERTS } else { BF16_FLOOR };
+        for (name, value) in [("reverse_kl", self.reverse_kl), ("forward_kl", self.forward_kl)] {
+            if let Some(value) = value.filter(|value| *value < floor) {
+                self.warnings.push(format!(
+                    "{name} is {value:.1e} nats a token: below {floor:.0e} it is rounding in bf16 compute; f32 compute tells \
+                     more"
+                ));
+            }
+        }
+    }
 }
 
 /// An episode that an update does without.

@@ -45,8 +45,8 @@ unsafe fn parts(
     }
 }
 
-/// What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), and
-/// schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
+/// What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), notes (what
+/// the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
 /// squire_distiller_create. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_explain(

@@ -89,7 +89,7 @@ pub unsafe extern "C" fn squire_update_build(
 /// The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
 /// without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
 /// set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
-/// training), gradient_norm, update_kl, seconds. update_kl is null until the update is applied, and then how far it
+/// training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
 /// moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
 /// over at most 64 trained tokens (null again where it is no finite number). Keys may be added. Any thread.
 #[unsafe(no_mangle)]
