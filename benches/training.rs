@@ -1,7 +1,7 @@
 //! How long an update takes: from the end of a batch's episodes, with the teacher's pass, to the step applied.
 //!
 //! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE]]` prints the seconds of each step, one a line, and at
-//! last the resident memory with the models loaded and at its peak; STEPS 0 takes one step for each line of the standard input, so that
+//! last the resident memory with the models loaded, what it grew by at its peak, and what was planned for an update; STEPS 0 takes one step for each line of the standard input, so that
 //! `benches/peers/training.py` can take turns with it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16. Random weights: times do not depend on
 //! values.
 
@@ -11,7 +11,9 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Config, Distiller, EpisodeSpec, Replay};
-use squire::model::ModelConfig;
+use squire::model::activations::Recompute;
+use squire::model::plan::{TrainingLoad, TrainingPlan};
+use squire::model::{Adapter, ModelConfig};
 use squire::serve::{Cancel, Engine, EngineOptions, ServedModel};
 use squire::tensor::Dtype;
 
@@ -142,7 +144,25 @@ fn main() {
         0 => std::io::stdin().lock().lines().for_each(|_| one()),
         n => (0..n).for_each(|_| one()),
     }
+    let fed = asked.tokens - 1;
+    let lora = distiller.config().lora.as_ref();
+    let parameters = match lora {
+        Some(lora) => Adapter::parameters_of(student.config(), &lora.of(student.config()).expect("the bench's own")),
+        None => student.current().weights.n_parameters(),
+    };
+    // As many episodes as fit go by at once.
+    let at_once = (distiller.config().micro_tokens as usize / fed).clamp(1, asked.episodes);
+    let load = TrainingLoad {
+        rows: at_once * fed,
+        pages: at_once * fed.div_ceil(32),
+        parameters,
+        stored: 2 * parameters,
+        rank: lora.map_or(0, |lora| lora.rank),
+        recompute: distiller.config().recompute.unwrap_or(Recompute::Nothing),
+        teacher: teacher.as_ref().map(|t| (t.config().hidden_size, t.config().vocab_size)),
+    };
+    let plan = TrainingPlan::new(student.config(), engine.device(), asked.compute, load).total() >> 20;
     if let (Some(loaded), Some(peak)) = (loaded, resident("VmHWM:")) {
-        println!("loaded {loaded} MiB, peak {peak} MiB");
+        println!("loaded {loaded} MiB, peak {} MiB beyond, planned {plan} MiB", peak - loaded);
     }
 }
