@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use squire::backend::Compute;
+use squire::backend::page::PAGE;
 use squire::distill::{Config, Distiller, EpisodeSpec, Replay};
 use squire::model::activations::Recompute;
 use squire::model::plan::{TrainingLoad, TrainingPlan};
@@ -66,6 +67,7 @@ struct Asked {
 
 fn read(arguments: &[String]) -> Option<(Value, Value, Asked)> {
     let [name, batch, compute, rest @ ..] = arguments else { return None };
+    const LEAST: usize = SHOWN + 4;
     let (model, settings) = shape(name)?;
     let (episodes, tokens) = batch.split_once('x')?;
     let compute = match compute.as_str() {
@@ -73,10 +75,14 @@ fn read(arguments: &[String]) -> Option<(Value, Value, Asked)> {
         "bf16" => Compute::Bf16,
         _ => return None,
     };
+    let (episodes, tokens) = (episodes.parse().ok()?, tokens.parse().ok()?);
+    if episodes == 0 || tokens < LEAST {
+        return None;
+    }
     let steps = rest.first().map_or(Some(3), |n| n.parse().ok())?;
     let mut settings = settings;
     settings["recompute"] = rest.get(1).map_or(Value::Null, |name| json!(name));
-    Some((model, settings, Asked { episodes: episodes.parse().ok()?, tokens: tokens.parse().ok()?, compute, steps }))
+    Some((model, settings, Asked { episodes, tokens, compute, steps }))
 }
 
 /// Ends a batch of episodes, and gives the seconds from there to the step applied.
@@ -154,7 +160,7 @@ fn main() {
     let at_once = (distiller.config().micro_tokens as usize / fed).clamp(1, asked.episodes);
     let load = TrainingLoad {
         rows: at_once * fed,
-        pages: at_once * fed.div_ceil(32),
+        pages: at_once * fed.div_ceil(PAGE),
         parameters,
         stored: 2 * parameters,
         rank: lora.map_or(0, |lora| lora.rank),

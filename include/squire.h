@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 4 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 5 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -369,8 +369,9 @@ typedef struct {
    * prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor. */
   int32_t prefill_slice_ms;
   /* Milliseconds that an update that is being built or applied may keep sessions waiting at a time; 20. It then gives way
-   * for one forward pass and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
-   * tokens come more evenly; without sessions at work nothing waits. 0: until the update is done. For the processor. */
+   * for one round of forward passes and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
+   * tokens come more evenly; without sessions at work nothing waits. 0: the default. -1: until the update is done. For the
+   * processor. */
   int32_t learning_slice_ms;
 } squire_engine_options;
 
@@ -892,8 +893,8 @@ squire_status squire_score(squire_session *session,
 typedef struct squire_distiller squire_distiller;
 
 /* What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), notes (what
- * the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
- * squire_distiller_create. Any thread. */
+ * the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the
+ * run; 0: that of the settings. Errors as squire_distiller_create. Any thread. */
 squire_status squire_distiller_explain(const char *settings_json,
                                        size_t settings_len,
                                        uint64_t steps,
@@ -905,7 +906,8 @@ squire_status squire_distiller_explain(const char *settings_json,
  * memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
  * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
  * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
- * padding, which training leaves out). Both models must come from one engine. The distiller keeps them alive. Any thread. */
+ * padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget cannot hold an
+ * update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread. */
 squire_status squire_distiller_create(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
@@ -916,7 +918,7 @@ squire_status squire_distiller_create(squire_model *student,
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
  * model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
- * the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
+ * the run go on by the new number), and max_update_kl, refuse_update_kl, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
  * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
@@ -1146,14 +1148,16 @@ typedef int32_t (*squire_tensor_fn)(void *user,
 /* Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
  * identity; further ones wait for the next. Blocks: it waits for
  * the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
- * "update") on the calling thread, of none done while the teacher is waited for; it and cancel (may be NULL) stop the
- * build with SQUIRE_CANCELLED, also then. Stopped or failed, the episodes wait on. An episode that the teacher cannot
+ * "update") on the calling thread, of none done while the teacher is waited for, and then before each layer and each chunk
+ * of rows with losses, so often with the same number done; it and cancel (may be NULL) stop the build there with
+ * SQUIRE_CANCELLED. It may use the engine, and wait. Stopped or failed, the episodes wait on. An episode that the teacher cannot
  * score is set aside and the next one takes its place: report and log name it with the reason. Later builds ask again
  * where memory was lacking; any other stays until squire_distiller_discard. Where none is left the build fails with
  * the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
  * done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
  * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
- * SQUIRE_E_HOST_MEMORY. Any thread. */
+ * SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget, SQUIRE_E_HOST_MEMORY. Any
+ * thread. */
 squire_status squire_update_build(squire_distiller *distiller,
                                   uint32_t max_episodes,
                                   const squire_cancel *cancel,

@@ -2,8 +2,9 @@
 
 BINARY is the built `benches/training.rs` (cargo bench --bench training --no-run tells its path). Needs torch, transformers and
 peft. Both take a batch of the same lengths with the same tokens learnt, on two threads: teacher's pass, forward, backward,
-clipping, AdamW. torch: eager, scaled_dot_product_attention, one forward per batch of equal lengths; f32, or bf16 autocast over
-f32 weights. Prints a line a pair and the medians; then the peaks of memory of both processes.
+clipping, AdamW (torch's fused one). torch: eager, scaled_dot_product_attention, one forward per batch of equal lengths; f32, or
+bf16 autocast over f32 weights (full) or a bf16 base (LoRA). squire's weights are stored in bf16 either way. Prints a line a
+pair, the medians, and what each process says of its memory.
 """
 import json
 import resource
@@ -40,7 +41,7 @@ def torch_side(shape, episodes, tokens, compute):
             student = student.bfloat16()
         student = get_peft_model(student, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     trained = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
     ids = torch.arange(tokens)[None] * 31 + 7 * torch.arange(episodes)[:, None]
     ids %= min(of["vocab_size"], 8000)
     at = slice(tokens - learnt - 1, tokens - 1)  # rows that predict what is learnt

@@ -1,7 +1,9 @@
 //! What a model runs on.
 #![forbid(unsafe_code)]
 
-use super::cpu::{Cpu, Round};
+use std::time::Duration;
+
+use super::cpu::{Cpu, Round, Work};
 use super::cuda::{Buffer, Cuda, GraphKey, Graphs};
 use super::host::Lines;
 use crate::error::Result;
@@ -31,6 +33,29 @@ impl Device {
         match self {
             Device::Cpu(cpu) => Some(cpu.round()),
             Device::Cuda(_) => None,
+        }
+    }
+
+    /// From here on, until the guard goes, what the thread computes gives way to rounds. None where nothing is cut.
+    pub fn work_that_waits(&self) -> Option<Work<'_>> {
+        match self {
+            Device::Cpu(cpu) => Some(cpu.work_that_waits()),
+            Device::Cuda(_) => None,
+        }
+    }
+
+    /// Calls `f` as a thread that is at no such work: it may take its time, and wait for rounds itself.
+    pub fn at_rest<T>(&self, f: impl FnOnce() -> T) -> T {
+        match self {
+            Device::Cpu(cpu) => cpu.at_rest(f),
+            Device::Cuda(_) => f(),
+        }
+    }
+
+    /// How long such work may keep a round waiting at a time; None: until it is done.
+    pub fn set_slice(&self, slice: Option<Duration>) {
+        if let Device::Cpu(cpu) = self {
+            cpu.set_slice(slice);
         }
     }
 

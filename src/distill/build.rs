@@ -33,7 +33,9 @@ impl Distiller {
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         // Weights, schedules and sums are computed in squire's own environment, whatever the caller's is.
         let floats = FloatEnv::scalars();
-        let progress: &mut dyn FnMut(u64, u64) -> bool = &mut |done, all| floats.outside(|| progress(done, all));
+        let device = self.0.student.model().device.clone();
+        let progress: &mut dyn FnMut(u64, u64) -> bool =
+            &mut |done, all| device.at_rest(|| floats.outside(|| progress(done, all)));
         let (step, steps) = (self.step(), self.0.config.steps);
         if step >= steps {
             let why = format!(
@@ -130,7 +132,7 @@ impl Distiller {
     ) -> Result<Update> {
         let current = self.0.student.bind();
         let device = self.0.student.model().device.clone();
-        let _waits = device.cpu().work_that_waits();
+        let _waits = device.work_that_waits();
         self.begin_learning(learning, &current)?;
         let (weights, adapter, revision): (&Weights, _, _) = match &learning.unpublished {
             Some(Unpublished { parameters: Parameters::Weights(weights), .. }) => (weights, None, None),

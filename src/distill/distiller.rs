@@ -95,8 +95,9 @@ impl Distiller {
             None => {}
             Some(teacher) => check_teacher(student, teacher)?,
         }
-        let base = &student.current().weights;
-        Room { config: &config, model: student.model(), base, teacher }.check()?;
+        let current = student.current();
+        let (base, adapter) = (&current.weights, current.adapter());
+        Room { config: &config, model: student.model(), base, adapter, teacher }.check()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             student: student.clone(),

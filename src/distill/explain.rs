@@ -4,6 +4,7 @@
 
 use super::config::{Config, KNOBS, Origin};
 use super::knobs::{ActorPolicy, Normaliser};
+use super::report::{BF16_FLOOR, BF16_FLOOR_OF_EXPERTS};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -35,15 +36,18 @@ pub fn explain(config: &Config, steps: u64) -> Value {
 }
 
 /// What the knobs' values do not say.
-fn notes(config: &Config) -> Vec<&'static str> {
-    let mut notes = vec!["losses are at temperature 1 over the whole shared vocabulary, whatever sampling says"];
+fn notes(config: &Config) -> Vec<String> {
+    let mut notes =
+        vec!["losses are at temperature 1 over the whole shared vocabulary, whatever sampling says".to_string()];
     if config.normaliser == Normaliser::TokenMean {
-        notes.push("token-mean divides by all trained tokens of the batch, of all losses together");
+        notes.push("token-mean divides by all trained tokens of the batch, of all losses together".into());
     }
     if config.optimizer.weight_decay > 0.0 {
-        notes.push("weight_decay is for matrices: weights of norms and biases have none");
+        notes.push("weight_decay is for matrices: weights of norms and biases have none".into());
     }
-    notes.push("in bf16 compute a KL below 5e-4 nats a token (with experts 3e-3) is rounding");
+    notes.push(format!(
+        "in bf16 compute a KL below {BF16_FLOOR:.0e} nats a token (with experts {BF16_FLOOR_OF_EXPERTS:.0e}) is rounding"
+    ));
     notes
 }
 

@@ -132,7 +132,7 @@ impl Task<'_> {
             trained[members.clone()].iter().map(|&i| pages_of(last_loss(&batch.tokens, i))).sum()
         };
         let pages = micro_batches.iter().map(pages).max().unwrap_or(0);
-        workspace.recompute(self.student, self.room().choose(at_once, pages)?)?;
+        workspace.fit(self.room(), at_once, pages)?;
         let mut gradients = self.trained.zeros(&self.student.config)?;
         let mut sample = Sample::of(finished, &batch, at_once);
         if let Some(served) = &self.served {
@@ -166,7 +166,13 @@ impl Task<'_> {
     }
 
     fn room(&self) -> Room<'_> {
-        Room { config: self.config, model: self.student, base: self.weights, teacher: self.teacher }
+        Room {
+            config: self.config,
+            model: self.student,
+            base: self.weights,
+            adapter: self.adapter,
+            teacher: self.teacher,
+        }
     }
 
     /// Ranges of the trained trajectories that are packed together, each with the tokens that it feeds: at most

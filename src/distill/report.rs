@@ -68,8 +68,8 @@ pub struct Report {
 
 /// KL in nats a token below which bf16 compute says nothing: what rounding alone makes between two models of equal weights. With
 /// experts it changes who is chosen. docs/numerics.md says where the numbers come from.
-const BF16_FLOOR: f64 = 5e-4;
-const BF16_FLOOR_OF_EXPERTS: f64 = 3e-3;
+pub(super) const BF16_FLOOR: f64 = 5e-4;
+pub(super) const BF16_FLOOR_OF_EXPERTS: f64 = 3e-3;
 
 impl Report {
     /// Warns of divergences that are no larger than the rounding of bf16 compute.

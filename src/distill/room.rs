@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::config::Config;
+use super::trained;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
@@ -16,20 +17,21 @@ pub(super) struct Room<'a> {
     pub(super) config: &'a Config,
     pub(super) model: &'a Model,
     pub(super) base: &'a Weights,
+    pub(super) adapter: Option<&'a Adapter>,
     pub(super) teacher: Option<&'a ServedModel>,
 }
 
 impl Room<'_> {
     /// The plan of passes of so many tokens on timelines of so many pages.
     pub(super) fn plan(&self, rows: usize, pages: usize, recompute: Recompute) -> Result<TrainingPlan> {
-        let Room { config, model, base, teacher } = self;
+        let Room { config, model, base, adapter, teacher } = self;
         let lora = config.lora.as_ref().map(|lora| lora.of(&model.config)).transpose()?;
         let (parameters, stored) = match &lora {
             None => (base.n_parameters(), base.bytes()),
-            // Served in the dtype of its base, f32 at most.
             Some(lora) => {
+                let dtype = adapter.map_or_else(|| trained::fresh_dtype(base), Adapter::dtype);
                 let n = Adapter::parameters_of(&model.config, lora);
-                (n, n * base.layers.first().map_or(4, |layer| layer.q.dense().dtype().size() as u64))
+                (n, n * dtype.size() as u64)
             }
         };
         let rank = lora.map_or(0, |lora| lora.rank);
@@ -130,6 +132,7 @@ mod tests {
                     config: d.config(),
                     model: student.model(),
                     base: &current.weights,
+                    adapter: None,
                     teacher: Some(&teacher),
                 };
                 let plan = room.plan(N, pages_of(N), recompute).unwrap();

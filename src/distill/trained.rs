@@ -63,6 +63,6 @@ pub(super) fn form_in(config: &Config, model: &ModelConfig, current: &Revision, 
 }
 
 /// The dtype of a fresh adapter's served form.
-fn fresh_dtype(base: &Weights) -> Dtype {
+pub(super) fn fresh_dtype(base: &Weights) -> Dtype {
     base.layers.first().map_or(Dtype::F32, |layer| layer.q.dense().dtype())
 }

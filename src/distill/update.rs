@@ -62,15 +62,19 @@ impl Distiller {
         let (model, current) = (self.0.student.model(), self.0.student.current());
         trained::check(settings, &model.config, &current)?;
         self.check_base(&learning, &current)?;
-        let _waits = model.device.cpu().work_that_waits();
+        let waits = model.device.work_that_waits();
         let Learning { learner, unpublished, workspace, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
-        let mut next = trained::served_form(settings, &model.config, &current)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
         // Whatever may be refused is refused before the masters move.
         let before = sample.served_logits(model, &current, self.0.vocabulary, workspace)?;
         let mut after = sample.room(&model.config)?;
+        // What an earlier step made and nobody published is overwritten: two of them would not be planned.
+        let mut next = match unpublished.take() {
+            Some(Unpublished { parameters, .. }) => parameters,
+            None => trained::served_form(settings, &model.config, &current)?,
+        };
         learner.apply(&model.device, gradients, *norm, settings);
         next.round_from(&model.device, &learner.masters);
         let are_finite = are_finite(&next);
@@ -82,6 +86,7 @@ impl Distiller {
         let kl = is_said.then(|| mean_kl(&model.device, &before, after)).and_then(Result::ok);
         let kl = kl.filter(|kl| kl.is_finite());
         report.update_kl = kl;
+        drop(waits);
         *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });
         update.applied = true;
         let mut state = self.0.state.lock();

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use super::batch::TokenLoss;
+use super::room::Room;
 use super::trajectory::Trajectory;
 use crate::backend::Tensor;
 use crate::error::{Error, Fault, Result};
-use crate::model::activations::Recompute;
 use crate::model::backward::BackwardScratch;
 use crate::model::forward::head_forward;
 use crate::model::plan::LOSS_ROWS;
@@ -55,6 +55,8 @@ pub struct Workspace {
     /// [LOSS_ROWS, V] logits, then their gradient
     pub(super) logits: Tensor,
     pub(super) teacher_side: Option<TeacherSide>,
+    /// the most tokens of a pass so far, and pages of its timelines: so much it has room for
+    most: (usize, usize),
 }
 
 pub(super) struct TeacherSide {
@@ -95,14 +97,26 @@ impl Workspace {
             dhidden_rows: zeros(config.hidden_size)?,
             logits: zeros(config.vocab_size)?,
             teacher_side,
+            most: (0, 0),
         })
     }
 
-    /// Keeps of the activations what leaves `recompute` to the backward.
-    pub(super) fn recompute(&mut self, model: &Model, recompute: Recompute) -> Result<()> {
+    /// Makes ready for passes of so many tokens on so many pages: of the activations is kept what the budget allows. What it
+    /// has from larger passes counts, and is given up where the budget has no room for it.
+    pub(super) fn fit(&mut self, room: Room, rows: usize, pages: usize) -> Result<()> {
+        let (most, wanted) = ((self.most.0.max(rows), self.most.1.max(pages)), (rows, pages));
+        let (recompute, most) = match room.choose(most.0, most.1) {
+            Ok(recompute) => (recompute, most),
+            Err(_) => {
+                let recompute = room.choose(rows, pages)?;
+                *self = Workspace::new(room.model, room.teacher)?;
+                (recompute, wanted)
+            }
+        };
         if self.activations.recompute != Some(recompute) {
-            self.activations = Activations::recomputing(model, recompute)?;
+            self.activations = Activations::recomputing(room.model, recompute)?;
         }
+        self.most = most;
         Ok(())
     }
 

@@ -46,8 +46,8 @@ unsafe fn parts(
 }
 
 /// What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), notes (what
-/// the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the run; 0: that of the settings. Errors as
-/// squire_distiller_create. Any thread.
+/// the values do not say, a list of texts), and schedules (columns, rows, mean), a row a step. steps is the length of the
+/// run; 0: that of the settings. Errors as squire_distiller_create. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_explain(
     settings_json: *const c_char,
@@ -71,7 +71,8 @@ pub unsafe extern "C" fn squire_distiller_explain(
 /// memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
 /// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
-/// padding, which training leaves out). Both models must come from one engine. The distiller keeps them alive. Any thread.
+/// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget cannot hold an
+/// update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_create(
     student: *mut squire_model,
@@ -93,7 +94,7 @@ pub unsafe extern "C" fn squire_distiller_create(
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
 /// model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
-/// the run go on by the new number), and max_update_kl and refuse_update_kl. Otherwise as squire_distiller_create. Blocks.
+/// the run go on by the new number), and max_update_kl, refuse_update_kl, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
 /// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(

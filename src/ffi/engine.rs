@@ -106,8 +106,9 @@ pub struct squire_engine_options {
     /// prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor.
     pub prefill_slice_ms: i32,
     /// Milliseconds that an update that is being built or applied may keep sessions waiting at a time; 20. It then gives way
-    /// for one forward pass and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
-    /// tokens come more evenly; without sessions at work nothing waits. 0: until the update is done. For the processor.
+    /// for one round of forward passes and goes on. Longer gets an update done sooner while sessions are served, shorter makes their
+    /// tokens come more evenly; without sessions at work nothing waits. 0: the default. -1: until the update is done. For the
+    /// processor.
     pub learning_slice_ms: i32,
 }
 
@@ -137,7 +138,7 @@ unsafe impl Versioned for squire_engine_options {
             reserved: 0,
             device_budget: defaults.device_budget,
             prefill_slice_ms: defaults.prefill_slice.map_or(0, |slice| slice.as_millis() as i32),
-            learning_slice_ms: defaults.learning_slice.map_or(0, |slice| slice.as_millis() as i32),
+            learning_slice_ms: defaults.learning_slice.map_or(-1, |slice| slice.as_millis() as i32),
         }
     }
 }
@@ -186,7 +187,12 @@ impl squire_engine_options {
             max_sessions: options::count(self.max_sessions, "max_sessions")?,
             max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
             prefill_slice: slice(self.prefill_slice_ms, "prefill_slice_ms")?,
-            learning_slice: slice(self.learning_slice_ms, "learning_slice_ms")?,
+            learning_slice: match self.learning_slice_ms {
+                // Of a program that knows the field as one that must be 0.
+                0 => EngineOptions::default().learning_slice,
+                -1 => None,
+                ms => slice(ms, "learning_slice_ms")?,
+            },
             caller_driven: options::choice(self.drive, "drive", &drives)?,
             log: self.log.map(|_| serve::Log(Arc::new(line))),
         })
@@ -305,5 +311,26 @@ fn cuda() -> Value {
     match Cuda::probe() {
         Ok(found) => json!({ "name": "cuda", "devices": found.iter().map(device).collect::<Vec<_>>() }),
         Err(why) => json!({ "name": "cuda", "unavailable": why.message() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_of_learning_is_as_asked_and_0_is_the_default() {
+        let of = |ms| {
+            let options = squire_engine_options { learning_slice_ms: ms, ..squire_engine_options::defaults() };
+            options.convert().map(|o| o.learning_slice)
+        };
+        let default = EngineOptions::default().learning_slice;
+        assert_eq!(squire_engine_options::defaults().learning_slice_ms, 20);
+        assert_eq!(default, Some(Duration::from_millis(20)));
+        // 0 is what the field had to be when it was reserved.
+        assert_eq!(of(0).unwrap(), default);
+        assert_eq!((of(5).unwrap(), of(-1).unwrap()), (Some(Duration::from_millis(5)), None));
+        let refused = of(-2).unwrap_err();
+        assert!(refused.message().contains("learning_slice_ms"), "{refused}");
     }
 }

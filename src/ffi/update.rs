@@ -56,14 +56,16 @@ fn applying() -> Error {
 /// Builds an update from up to max_episodes ended episodes (0: batch_episodes of the settings), in the order of their
 /// identity; further ones wait for the next. Blocks: it waits for
 /// the teacher and computes gradients, while sessions go on being served. progress (may be NULL) hears of tokens (phase
-/// "update") on the calling thread, of none done while the teacher is waited for; it and cancel (may be NULL) stop the
-/// build with SQUIRE_CANCELLED, also then. Stopped or failed, the episodes wait on. An episode that the teacher cannot
+/// "update") on the calling thread, of none done while the teacher is waited for, and then before each layer and each chunk
+/// of rows with losses, so often with the same number done; it and cancel (may be NULL) stop the build there with
+/// SQUIRE_CANCELLED. It may use the engine, and wait. Stopped or failed, the episodes wait on. An episode that the teacher cannot
 /// score is set aside and the next one takes its place: report and log name it with the reason. Later builds ask again
 /// where memory was lacking; any other stays until squire_distiller_discard. Where none is left the build fails with
 /// the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
 /// done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
 /// update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
-/// SQUIRE_E_HOST_MEMORY. Any thread.
+/// SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget, SQUIRE_E_HOST_MEMORY. Any
+/// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_build(
     distiller: *mut squire_distiller,

@@ -25,6 +25,8 @@ pub struct Activations {
     pub feed_forward: Vec<FeedForwardActivations>,
     /// what is not kept for the backward; None in serving, where nothing is
     pub recompute: Option<Recompute>,
+    /// whether a backward has computed something again in them, so that no other one may read them
+    pub(super) spent: bool,
     /// [N, C] after the final norm; `decode` leaves it as it was
     pub hidden: Tensor,
     /// Parts of attention, where a GPU splits the positions; lent to every layer.
@@ -255,6 +257,7 @@ impl Activations {
             middles: streams(sets.middles)?,
             feed_forward: host::collected(feed_forward)?.into_iter().collect::<Result<Vec<_>>>()?,
             recompute,
+            spent: false,
             hidden: zeros()?,
             attend_scratch: AttendScratch::default(),
             head: None,
@@ -294,6 +297,7 @@ impl Activations {
     pub(super) fn reserve(&mut self, model: &Model) -> Result<()> {
         let plan = self.batch.plan();
         let n = plan.rows;
+        self.spent = false;
         // Before anything moves: where there is room for half of it only, the rest must not be forgotten.
         if n > self.n_rows || self.generation != self.batch.generation() {
             self.graphs.clear();

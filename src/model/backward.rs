@@ -258,11 +258,12 @@ pub fn backward_while<'a>(
     let n = activations.batch.len();
     let again = activations
         .recompute
-        .filter(|_| ids.len() == n)
+        .filter(|_| ids.len() == n && !activations.spent)
         .ok_or_else(|| Error::new(Fault::OutOfOrder, "a backward pass needs the activations of a training forward"))?;
     if again == Recompute::Layer && caches.len() != spans.len() {
         return Err(Error::new(Fault::OutOfOrder, "layers are computed again from timelines that are still there"));
     }
+    activations.spent = again != Recompute::Nothing;
     let (device, config, eps) = (&model.device, &model.config, model.config.rms_norm_eps);
     scratch.reserve(n, config.moe.as_ref().map_or(0, |m| m.n_experts_per_token))?;
     ops::fill(device, &mut scratch.dstream, 0.0, n);
@@ -275,7 +276,8 @@ pub fn backward_while<'a>(
         let (layer, mut to) = (&weights.layers[l], gradients.layer(l));
         let adapted = adapter.map(|of| AdaptedRows { rows: 0..n, pairs: of.layer(l) });
         let adapted = adapted.as_slice();
-        match again {
+        // What is lent holds the last layer still.
+        match if l + 1 == weights.layers.len() { Recompute::Nothing } else { again } {
             Recompute::Nothing => {}
             Recompute::FeedForward => {
                 ops::copy_rows(device, &mut activations.stream, &activations.middles[l], n);

@@ -37,9 +37,7 @@ impl Engine {
         options.check()?;
         let (device, what) = device::open(&options)?;
         let counters = Arc::new(Counters::default());
-        if let Device::Cpu(cpu) = &device {
-            cpu.set_slice(options.learning_slice);
-        }
+        device.set_slice(options.learning_slice);
         let scheduler = Scheduler::new(device.clone(), options.max_batch_tokens, options.prefill_slice);
         let driver = Driver::new(scheduler, &counters, options.log.clone(), options.caller_driven)?;
         let engine = Engine(Arc::new(Inner { driver, options, device, counters, weight_bytes: Arc::default() }));

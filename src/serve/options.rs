@@ -84,6 +84,10 @@ impl EngineOptions {
                 return Err(Error::new(Fault::BadOption, why));
             }
         }
+        if self.learning_slice == Some(Duration::ZERO) {
+            let why = "learning_slice must be longer than nothing: an update would do one task between two rounds";
+            return Err(Error::new(Fault::BadOption, why));
+        }
         if self.n_threads > 1024 {
             let why = format!("n_threads must be at most 1024, found {}", self.n_threads);
             return Err(Error::new(Fault::BadOption, why));

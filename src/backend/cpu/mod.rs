@@ -189,6 +189,11 @@ impl Cpu {
         self.pool.work_that_waits()
     }
 
+    /// Calls `f` as a thread that is at no such work.
+    pub fn at_rest<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.pool.at_rest(f)
+    }
+
     /// How long such work may keep a round waiting at a time; None: until it is done.
     pub fn set_slice(&self, slice: Option<Duration>) {
         self.pool.set_slice(slice);

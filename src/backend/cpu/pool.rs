@@ -62,9 +62,11 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Takes tasks until none is left, or the turn is over.
-    fn work(&self, job: Job) {
-        while !(job.stops && self.turns.is_over()) {
+    /// Takes tasks until none is left, or the turn is over; the caller at least one.
+    fn work(&self, job: Job, is_caller: bool) {
+        let mut takes = is_caller;
+        while takes || !(job.stops && self.turns.is_over()) {
+            takes = false;
             let i = self.next.fetch_add(1, Ordering::Relaxed);
             if i >= job.n_tasks {
                 return;
@@ -97,7 +99,7 @@ impl Shared {
                 seen = region;
                 // SAFETY: we are inside an open region, so the job is set and stays.
                 if let Some(job) = unsafe { *self.job.get() } {
-                    self.work(job);
+                    self.work(job, false);
                 }
                 self.state.fetch_sub(1, Ordering::Release);
                 idle = 0;
@@ -164,6 +166,11 @@ impl Pool {
         self.shared.turns.work()
     }
 
+    /// Calls `f` as a thread that is at no such work.
+    pub fn at_rest<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.shared.turns.at_rest(f)
+    }
+
     /// How long such work may keep a round waiting at a time; None: until it is done.
     pub fn set_slice(&self, slice: Option<Duration>) {
         self.shared.turns.set_slice(slice);
@@ -179,6 +186,8 @@ impl Pool {
             let turn = self.shared.turns.region();
             let stops = turn.is_some();
             if n_tasks - next == 1 || self.workers.is_empty() {
+                task(next);
+                next += 1;
                 while next < n_tasks && !(stops && self.shared.turns.is_over()) {
                     task(next);
                     next += 1;
@@ -210,7 +219,7 @@ impl Pool {
         if *shared.sleepers.lock() > 0 {
             shared.wake.notify_all();
         }
-        shared.work(job);
+        shared.work(job, true);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE != 0 {

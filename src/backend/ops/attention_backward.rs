@@ -5,8 +5,9 @@
 //!
 //! The queries go by in waves of `WAVE` positions of every sequence: first the weights of a wave and their gradients, with the
 //! gradients of its queries (tasks: rows of a sequence under one key head), then what they add to keys and values (tasks: keys
-//! of a sequence under one key head). So one sequence keeps all threads busy, no weight is computed twice, and what is
-//! held is a wave's, never T x T. Scores are canonical dots, as the forward's; sums over positions that end in one number run in
+//! of a sequence under one key head). So one sequence has work for four threads a key head, no weight is computed twice, and what is
+//! held is a wave's, never T x T. Tiles weigh positions behind a query's own with 0: a number there that is not finite reaches the
+//! gradients of the rows before it in its task, of a batch whose own are not finite then. Scores are canonical dots, as the forward's; sums over positions that end in one number run in
 //! sixteen lanes by s mod 16; every gradient adds its terms in the order of positions, and of heads within one. Waves, tiles and
 //! threads change no bit.
 
@@ -56,7 +57,15 @@ pub fn attention_backward(
     assert!([q.extent(1), dq.extent(1), dout.extent(1)] == [wide; 3]);
     assert!([k.extent(1), v.extent(1), dk.extent(1), dv.extent(1)] == [narrow; 4]);
     let cpu = device.cpu();
-    let n = spans.iter().map(|span| span.end).max().unwrap_or(0);
+    // By these bounds every offset below lies in its operand, and no two tasks of a launch write the same.
+    let n = spans.iter().fold(0, |end, span| {
+        assert!(
+            span.start == end && span.end >= end,
+            "spans stand side by side from row 0 on, found {span:?} behind {end}"
+        );
+        span.end
+    });
+    assert!([q, dout, k, v, &*dq, &*dk, &*dv].iter().all(|t| t.extent(0) >= n), "{n} rows are wanted");
     let longest = spans.iter().map(Range::len).max().unwrap_or(0);
     let waves = (0..longest).step_by(WAVE);
     let weights = |first| spans.iter().map(|span| Part::of(span, first, 0).n_weights()).sum::<usize>();

@@ -17,6 +17,7 @@ fn cases() -> Vec<Case> {
         Case { heads: heads(3, 1, 6), lengths: vec![33, 5] },
         Case { heads: heads(2, 2, 144), lengths: vec![41] },
         Case { heads: heads(2, 1, 80), lengths: vec![18] },
+        Case { heads: heads(4, 2, 6), lengths: vec![301, 49] },
     ]
 }
 
