@@ -136,6 +136,14 @@ fn a_budget_that_cannot_hold_one_row_is_refused_with_the_distiller() {
 fn a_trajectory_longer_than_micro_tokens_trains_within_its_plan() {
     let settings = json!({"micro_tokens": 8, "recompute": "layer"});
     let longest = needed(&dense(), &settings);
+    let poor = json!({"micro_tokens": 8, "recompute": "layer", "training_budget": longest - 1});
+    let d = distiller(&dense(), Compute::F32, &poor).unwrap();
+    play(&d);
+    let refused = build(&d).err().unwrap();
+    assert!(
+        refused.to_string().contains("episode 0: training_budget"),
+        "the one that is too long by itself: {refused}"
+    );
     let together = needed(&dense(), &json!({"recompute": "layer"}));
     assert!(longest < together, "one trajectory at a time takes less than all three");
     let mut exact = settings.clone();

@@ -11,11 +11,12 @@ use std::path::Path;
 
 use child::Limits;
 use serde_json::{Value, json};
+use squire::distill::{Config, Distiller, EpisodeSpec, Replay};
 use squire::error::{Error, Fault, Result, Status};
 use squire::format::{Companions, ModelDir, save_model};
 use squire::memory;
 use squire::model::ModelConfig;
-use squire::serve::{Documents, Engine, EngineOptions, LoadOptions, Session};
+use squire::serve::{Cancel, Documents, Engine, EngineOptions, LoadOptions, Session};
 use squire::tensor::Dtype;
 use squire::text::{ChatTemplate, Control, Json, RenderOptions, Room, Tokenizer, Watch};
 
@@ -37,13 +38,17 @@ fn tokenizer() -> Value {
     document
 }
 
-/// Writes a model with that tokenizer.
-fn write_model(dir: &Path) {
-    let config = json!({
+fn configuration() -> Value {
+    json!({
         "model_type": "qwen3", "vocab_size": 20_000, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16, "hidden_act": "silu", "rms_norm_eps": 1e-6,
         "rope_theta": 1e4, "max_position_embeddings": 4096, "tie_word_embeddings": true, "eos_token_id": 266
-    });
+    })
+}
+
+/// Writes a model with that tokenizer.
+fn write_model(dir: &Path) {
+    let config = configuration();
     let shapes = ModelConfig::from_json(&config).unwrap().tensor_shapes();
     let zeros = vec![0; 20_000 * 16 * 2];
     let tensors =
@@ -92,9 +97,46 @@ fn chat(_: &Path) -> Result<()> {
     template.render(document.remove(0).1, &RenderOptions::default()).map(|_| ())
 }
 
+/// Updates of an adapter and of all weights, on episodes of 1,500 tokens. Refused, they say what was needed, and the episodes
+/// wait on.
+fn update(_: &Path) -> Result<()> {
+    let engine = Engine::new(EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() })?;
+    // Without a tokenizer, which would take most.
+    let model = engine.random_model(ModelConfig::from_json(&configuration())?, Dtype::Bf16, 1, 0)?;
+    for lora in [json!({"rank": 4}), json!(null)] {
+        let settings = json!({"preset": "sft", "lora": lora, "recompute": "layer"});
+        let d = Distiller::new(&model, None, Config::from_value(&settings)?)?;
+        let ids: Vec<i32> = (0..1500).map(|i| i * 31 % 18_000).collect();
+        for _ in 0..2 {
+            let episode = d.begin(EpisodeSpec::default())?;
+            episode.observe_ids(&ids[..4])?;
+            episode.decide()?;
+            episode.replay(Replay::Ids(&ids[4..]))?;
+            episode.outcome(None, true)?;
+            episode.end(1.0, Some(true))?;
+        }
+        let built = d.build(0, &Cancel::default(), &mut |_, _| true).inspect_err(|e| {
+            assert!(e.bytes().is_some(), "what was needed and free: {e}");
+            assert_eq!(d.n_waiting(), 2, "{e}");
+        });
+        let mut built = built?;
+        d.apply(&mut built).inspect_err(|e| {
+            assert!(e.bytes().is_some(), "what was needed and free: {e}");
+            assert_eq!(d.step(), 0, "{e}");
+        })?;
+    }
+    Ok(())
+}
+
 type Call = fn(&Path) -> Result<()>;
-const CALLS: [(&str, Call); 5] =
-    [("start", |_| Ok(())), ("documents", documents), ("load", load), ("tokenize", tokenize), ("chat", chat)];
+const CALLS: [(&str, Call); 6] = [
+    ("start", |_| Ok(())),
+    ("documents", documents),
+    ("load", load),
+    ("tokenize", tokenize),
+    ("chat", chat),
+    ("update", update),
+];
 
 fn main() {
     const TEST: &str = "no_limit_of_memory_ends_the_process";

@@ -132,7 +132,17 @@ impl Task<'_> {
             trained[members.clone()].iter().map(|&i| pages_of(last_loss(&batch.tokens, i))).sum()
         };
         let pages = micro_batches.iter().map(pages).max().unwrap_or(0);
-        workspace.fit(self.room(), at_once, pages)?;
+        workspace.fit(self.room(), at_once, pages).map_err(|e| {
+            // Who is too long by itself is named: the host may discard the batch and play it shorter.
+            let longest = micro_batches.iter().find(|(members, n)| members.len() == 1 && *n == at_once);
+            match longest {
+                Some((members, _)) => {
+                    let episode = finished[trained[members.start]].trajectory.heading.episode;
+                    e.within(format!("episode {episode}"))
+                }
+                None => e,
+            }
+        })?;
         let mut gradients = self.trained.zeros(&self.student.config)?;
         let mut sample = Sample::of(finished, &batch, at_once);
         if let Some(served) = &self.served {
