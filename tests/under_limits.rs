@@ -162,8 +162,8 @@ fn main() {
     let mut wrong = Vec::new();
     for (name, _) in &CALLS[1..] {
         let (mut ends, mut memory) = (Vec::new(), least + 1);
-        // Until it has succeeded three times, in steps that grow with the limit.
-        while ends.iter().filter(|(_, end)| end == "success").count() < 3 && memory < least + 4096 {
+        // Until it has succeeded five times, in steps that grow with the limit.
+        while ends.iter().filter(|(_, end)| end == "success").count() < 5 && memory < least + 4096 {
             let ran = run(name, memory);
             match (&ran.died, ran.said.first()) {
                 (None, Some(end)) => ends.push((memory, end.clone())),
