@@ -1,9 +1,9 @@
 //! How long an update takes: from the end of a batch's episodes, with the teacher's pass, to the step applied.
 //!
-//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE]]` prints the seconds of each step, one a line, and at
-//! last the resident memory with the models loaded, what it grew by at its peak, and what was planned for an update; STEPS 0 takes one step for each line of the standard input, so that
-//! `benches/peers/training.py` can take turns with it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16. Random weights: times do not depend on
-//! values.
+//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE]]` prints the seconds of each step, one a
+//! line, and at last the resident memory with the models loaded, what it grew by at its peak, and what was planned for an
+//! update. STEPS 0 takes one step for each line of the standard input, so that `benches/peers/training.py` can take turns with
+//! it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16. Random weights: times do not depend on values.
 
 use std::io::BufRead;
 use std::time::Instant;

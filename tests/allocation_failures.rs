@@ -13,6 +13,7 @@ use squire::backend::cpu::Cpu;
 use squire::backend::ops::{self, Loss, RowList, RowLoss, Sampling};
 use squire::backend::{Compute, Device, Tensor};
 use squire::error::{Fault, Result};
+use squire::model::activations::Recompute;
 use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
 use squire::model::forward::{Segment, decode, forward, head, head_forward};
 use squire::model::{Activations, KvCache, KvPool, Model, ModelConfig, Weights};
@@ -144,10 +145,10 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
             };
             assert!(sweep(&name("serving"), LARGE, serve) > 20);
 
-            let train = || -> Result<()> {
+            let train = |recompute| -> Result<()> {
                 cpu.release_scratch();
                 let pool = KvPool::new(&device, model.page_shape(), u64::MAX);
-                let (mut kv, mut a) = (KvCache::new(&pool), Activations::for_training(&model)?);
+                let (mut kv, mut a) = (KvCache::new(&pool), Activations::recomputing(&model, recompute)?);
                 let (mut gradients, mut scratch) = (Weights::zeros(&config)?, BackwardScratch::new(&model)?);
                 forward(&model, &weights, &mut [Segment { ids: &ids, kv: &mut kv, adapter: None }], &mut a)?;
                 let (n, v) = (40, config.vocab_size);
@@ -160,14 +161,25 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 head_backward(&model, &weights, &mut gradients, &mut dhidden, (&logits, &a.hidden), n);
                 let span = 0..ids.len();
                 let spans = std::slice::from_ref(&span);
-                let facts = Passed { activations: &mut a, caches: &mut [], ids: &ids, spans, adapter: None };
+                let facts = Passed {
+                    activations: &mut a,
+                    caches: std::slice::from_mut(&mut kv),
+                    ids: &ids,
+                    spans,
+                    adapter: None,
+                };
                 backward(&model, &weights, &mut gradients, facts, &dhidden, &mut scratch)?;
                 for (_, g) in gradients.tensors() {
                     ops::sum_of_squares(&device, g)?;
                 }
                 Weights::widened(&config, &weights).map(drop)
             };
-            assert!(sweep(&name("training"), LARGE, train) > 60);
+            for recompute in Recompute::ALL {
+                let name = format!("{}, {} again", name("training"), recompute.name());
+                // Where less is kept, less is asked for.
+                let least = if recompute == Recompute::Nothing { 60 } else { 30 };
+                assert!(sweep(&name, LARGE, || train(recompute)) > least);
+            }
         }
     }
 }

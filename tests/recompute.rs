@@ -29,7 +29,12 @@ fn distiller(document: &Value, compute: Compute, settings: &Value) -> Result<Dis
 }
 
 fn play(d: &Distiller) {
-    for (e, n) in LENGTHS.into_iter().enumerate() {
+    play_of(d, &LENGTHS);
+}
+
+/// Episodes of so many tokens.
+fn play_of(d: &Distiller, lengths: &[usize]) {
+    for (e, &n) in lengths.iter().enumerate() {
         let ids: Vec<i32> = (0..n).map(|i| ((i * 31 + e * 7) % 290) as i32).collect();
         let episode = d.begin(EpisodeSpec::default()).unwrap();
         episode.observe_ids(&ids[..4]).unwrap();
@@ -52,16 +57,21 @@ fn bits(update: &Update) -> Vec<(String, Vec<u32>)> {
 
 /// What an update of the batch takes, as its refusal says.
 fn needed(document: &Value, settings: &Value) -> u64 {
+    needed_by(document, settings, &LENGTHS)
+}
+
+/// The same of episodes of so many tokens.
+fn needed_by(document: &Value, settings: &Value, lengths: &[usize]) -> u64 {
     let mut poor = settings.clone();
     // Enough for one token, for it is a distiller that is refused where that does not fit.
     poor["training_budget"] = json!(1);
     let least = distiller(document, Compute::F32, &poor).err().unwrap().bytes().unwrap().0;
     poor["training_budget"] = json!(least);
     let d = distiller(document, Compute::F32, &poor).unwrap();
-    play(&d);
+    play_of(&d, lengths);
     let refused = build(&d).err().unwrap();
     assert_eq!((refused.fault(), refused.bytes().unwrap().1), (Fault::HostBudget, least), "{refused}");
-    assert_eq!(d.n_waiting(), LENGTHS.len(), "the episodes wait on");
+    assert_eq!(d.n_waiting(), lengths.len(), "the episodes wait on");
     refused.bytes().unwrap().0
 }
 
@@ -282,5 +292,21 @@ fn a_build_goes_on_whether_the_host_pulls_its_generations_or_not() {
     // What they said meanwhile is all there.
     for generation in idle {
         assert_eq!(generation.collect().unwrap().0.ids.len(), 400);
+    }
+}
+
+#[test]
+fn what_is_held_from_a_longer_batch_is_given_up_where_both_do_not_fit() {
+    // One long episode has more rows and fewer pages than three short ones: the most of either is more than each needs.
+    let (document, long) = (dense(), [120]);
+    let by_layer = json!({"recompute": "layer"});
+    let (of_one, of_three) = (needed_by(&document, &by_layer, &long), needed(&document, &by_layer));
+    let budget = json!({"training_budget": of_one.max(of_three)});
+    let d = distiller(&document, Compute::F32, &budget).unwrap();
+    let free = distiller(&document, Compute::F32, &json!({})).unwrap();
+    for lengths in [&long[..], &LENGTHS, &long, &LENGTHS] {
+        play_of(&d, lengths);
+        play_of(&free, lengths);
+        assert!(bits(&build(&d).unwrap()) == bits(&build(&free).unwrap()));
     }
 }

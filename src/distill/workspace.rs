@@ -109,7 +109,10 @@ impl Workspace {
             Ok(recompute) => (recompute, most),
             Err(_) => {
                 let recompute = room.choose(rows, pages)?;
-                *self = Workspace::new(room.model, room.teacher)?;
+                self.pool = KvPool::new(&room.model.device, room.model.page_shape(), u64::MAX);
+                self.activations = Activations::recomputing(room.model, recompute)?;
+                self.scratch = BackwardScratch::new(room.model)?;
+                self.dhidden = Tensor::zeros(Dtype::F32, &[0, room.model.config.hidden_size])?;
                 (recompute, wanted)
             }
         };

@@ -5,11 +5,12 @@
 //!
 //! The queries go by in waves of `WAVE` positions of every sequence: first the weights of a wave and their gradients, with the
 //! gradients of its queries (tasks: rows of a sequence under one key head), then what they add to keys and values (tasks: keys
-//! of a sequence under one key head). So one sequence has work for four threads a key head, no weight is computed twice, and what is
-//! held is a wave's, never T x T. Tiles weigh positions behind a query's own with 0: a number there that is not finite reaches the
-//! gradients of the rows before it in its task, of a batch whose own are not finite then. Scores are canonical dots, as the forward's; sums over positions that end in one number run in
-//! sixteen lanes by s mod 16; every gradient adds its terms in the order of positions, and of heads within one. Waves, tiles and
-//! threads change no bit.
+//! of a sequence under one key head). So one sequence has work for four threads a key head, no weight is computed twice, and
+//! what is held is a wave's, never T x T. Tiles weigh positions behind a query's own with 0: a number there that is not finite
+//! reaches the gradients of the rows before it in its task, of a batch whose own are not finite then.
+//!
+//! Scores are canonical dots, as the forward's; sums over positions that end in one number run in sixteen lanes by s mod 16;
+//! every gradient adds its terms in the order of positions, and of heads within one. Waves, tiles and threads change no bit.
 
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ use crate::backend::terms::Heads;
 use crate::backend::{Device, Tensor};
 use crate::error::Result;
 
-/// Gradients that `attention_backward` overwrites, in the spans' rows.
+/// Gradients that `attention_backward` overwrites.
 pub struct AttentionGradients<'a> {
     /// [N, H*D]
     pub dq: &'a mut Tensor,

@@ -210,7 +210,7 @@ impl<F: Form> Packed<'_, F> {
         let Product { x, w, y, n, k, round, .. } = self.of;
         let end = o + N * packed::PANEL;
         let tiled = n - n % packed::ROWS;
-        // SAFETY: the caller's: the panels have room, and the outputs lie inside the operands and are this worker's.
+        // SAFETY: the caller's: the panels have room, and the outputs lie inside the operands and are this task's.
         unsafe {
             for p in 0..N {
                 let w = w.as_ptr().add((o + p * packed::PANEL) * k);
