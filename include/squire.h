@@ -346,8 +346,10 @@ typedef struct {
   int32_t max_batch_tokens;
   /* The most detailed level that log is to hear; 2, info. */
   int32_t log_level;
-  /* Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
-   * weights only: no KV cache, activations, or what an update or a learner needs. */
+  /* Bytes that the models' weights and the updates of their distillers may take together; 0, the default: no limit. Looked
+   * at when a model is loaded, a distiller is made, and before an update is built. What a distiller holds counts until it
+   * is released: masters, moments, gradients and activations (its settings may bound them further by training_budget). It
+   * counts no KV cache and no activations of serving. */
   uint64_t host_budget;
   /* Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
    * them: sessions at rest give up theirs and compute again when they are used, younger work waits. On the processor
@@ -906,8 +908,8 @@ squire_status squire_distiller_explain(const char *settings_json,
  * memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
  * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
  * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
- * padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget cannot hold an
- * update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread. */
+ * padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
+ * free of the engine's host_budget, cannot hold an update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread. */
 squire_status squire_distiller_create(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
@@ -1156,8 +1158,8 @@ typedef int32_t (*squire_tensor_fn)(void *user,
  * the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
  * done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
  * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
- * SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget, SQUIRE_E_HOST_MEMORY. Any
- * thread. */
+ * SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget or what is free of the engine's
+ * host_budget, before anything is computed or taken, SQUIRE_E_HOST_MEMORY. Any thread. */
 squire_status squire_update_build(squire_distiller *distiller,
                                   uint32_t max_episodes,
                                   const squire_cancel *cancel,

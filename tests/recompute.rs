@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Config, Distiller, EpisodeSpec, Replay, Update};
 use squire::error::{Error, Fault};
-use squire::serve::{Cancel, Engine, EngineOptions};
+use squire::serve::{Cancel, Engine, EngineOptions, Session};
 use squire::tensor::Dtype;
+use squire::text::source::Source;
 use tiny_model::{biased, dense, moe, tiny};
 
 /// Tokens of the episodes of a batch.
@@ -309,4 +310,82 @@ fn what_is_held_from_a_longer_batch_is_given_up_where_both_do_not_fit() {
         play_of(&free, lengths);
         assert!(bits(&build(&d).unwrap()) == bits(&build(&free).unwrap()));
     }
+}
+
+/// An engine of a host budget, a student, a teacher, and settings.
+fn budgeted(document: &Value, host_budget: u64) -> Result<(Engine, Distiller), Error> {
+    let engine =
+        Engine::new(EngineOptions { n_threads: 2, host_budget, compute: Compute::F32, ..EngineOptions::default() })
+            .unwrap();
+    let (student, teacher) = (tiny(&engine, document, Dtype::F32, 1), tiny(&engine, document, Dtype::F32, 2));
+    let settings = json!({
+        "preset": "sft", "steps": 100, "batch_episodes": LENGTHS.len(), "replay_turns": {"kernel": "reverse-kl"},
+        "recompute": "nothing",
+    });
+    let d = Distiller::new(&student, Some(&teacher), Config::from_value(&settings).unwrap())?;
+    Ok((engine, d))
+}
+
+#[test]
+fn weights_and_updates_draw_on_one_host_budget_to_the_byte() {
+    for document in [dense(), moe()] {
+        let of_update = needed(&document, &json!({"recompute": "nothing"}));
+        let (_, d) = budgeted(&document, 0).unwrap();
+        let weights = d.student().current().weights.bytes();
+        let exact = 2 * weights + of_update;
+
+        // One byte less: refused before anything of it is made, and the episodes wait on.
+        let (engine, d) = budgeted(&document, exact - 1).unwrap();
+        play(&d);
+        let refused = build(&d).err().unwrap();
+        assert_eq!((refused.fault(), refused.bytes()), (Fault::HostBudget, Some((of_update, of_update - 1))));
+        assert!(refused.to_string().contains("host_budget"), "{refused}");
+        assert_eq!(d.n_waiting(), LENGTHS.len());
+        // Nothing is held for it, so another model has the room.
+        assert!(of_update > 2 * weights);
+        drop(engine.random_model(d.student().config().clone(), Dtype::F32, 3, 0).unwrap());
+
+        // All of it: serves, learns and serves on.
+        let (engine, d) = budgeted(&document, exact).unwrap();
+        for _ in 0..3 {
+            play(&d);
+            let mut update = build(&d).unwrap();
+            d.apply(&mut update).unwrap();
+            d.publish().unwrap();
+        }
+        let session = Session::new(d.student()).unwrap();
+        session.append(&[1, 2, 3], Source::Host).unwrap();
+        drop(session);
+        // What the distiller holds is not there for others, until it goes.
+        let another = || engine.random_model(d.student().config().clone(), Dtype::F32, 3, 0);
+        let refused = another().err().unwrap();
+        assert_eq!((refused.fault(), refused.bytes()), (Fault::HostBudget, Some((weights, 0))));
+        let (student, teacher) = (d.student().clone(), d.teacher().cloned());
+        drop(d);
+        engine.random_model(student.config().clone(), Dtype::F32, 3, 0).unwrap();
+        drop(teacher);
+
+        // Not even one token.
+        let refused = budgeted(&document, 2 * weights + 1000).err().unwrap();
+        assert_eq!(refused.bytes().unwrap().1, 1000);
+    }
+}
+
+#[test]
+fn a_resumed_run_is_refused_by_the_host_budget_before_its_masters_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, d) = budgeted(&dense(), 0).unwrap();
+    play(&d);
+    let mut update = build(&d).unwrap();
+    d.apply(&mut update).unwrap();
+    d.publish().unwrap();
+    d.save(folder.path()).unwrap();
+    let weights = d.student().current().weights.bytes();
+    let options = EngineOptions { host_budget: 3 * weights, compute: Compute::F32, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    let (student, teacher) = (tiny(&engine, &dense(), Dtype::F32, 1), tiny(&engine, &dense(), Dtype::F32, 2));
+    let before = student.current().number;
+    let refused = Distiller::resume(&student, Some(&teacher), d.config().clone(), folder.path()).err().unwrap();
+    assert_eq!((refused.fault(), refused.bytes().unwrap().1), (Fault::HostBudget, weights));
+    assert_eq!(student.current().number, before);
 }

@@ -5,6 +5,7 @@ use super::batch::plan;
 use super::distiller::{Distiller, Learning};
 use super::ended::{Gathering, Waiting, lacked_memory};
 use super::learner::Task;
+use super::packing::Packing;
 use super::report::{Report, SetAside};
 use super::unpublished::Unpublished;
 use super::update::Update;
@@ -133,6 +134,9 @@ impl Distiller {
         let current = self.0.student.bind();
         let device = self.0.student.model().device.clone();
         let _waits = device.work_that_waits();
+        let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
+        let packing = Packing::of(&records, &self.0.config, current.number)?;
+        let fitted = self.reserve(learning, &current, packing.extent()).map_err(|e| packing.refused(&records, e))?;
         self.begin_learning(learning, &current)?;
         let (weights, adapter, revision): (&Weights, _, _) = match &learning.unpublished {
             Some(Unpublished { parameters: Parameters::Weights(weights), .. }) => (weights, None, None),
@@ -155,12 +159,12 @@ impl Distiller {
             vocabulary: self.0.vocabulary,
             config: &self.0.config,
         };
-        let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
         let workspace = match &mut learning.workspace {
             Some(workspace) => workspace,
             none => none.insert(Workspace::new(task.student, task.teacher)?),
         };
-        let gradients = task.gradients(workspace, &records, cancel, progress)?;
+        workspace.fit(task.student, fitted)?;
+        let gradients = task.gradients(workspace, &records, &packing, cancel, progress)?;
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }
 }

@@ -159,20 +159,22 @@ impl Distiller {
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
+        // Refused where it does not fit, before what it would hold is read.
+        let distiller = Distiller::new(student, teacher, config)?;
+        let (mut learning, config) = (distiller.learning()?, distiller.config());
+        let current = student.current();
+        distiller.reserve(&mut learning, &current, (1, 1))?;
         let [masters, m, v] = TENSORS.map(|name| read(student.config(), config.lora.as_ref(), &folder.join(name)));
         let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
-        let distiller = Distiller::new(student, teacher, config)?;
-        let current = student.current();
-        let dtype = match distiller.config().lora {
+        let dtype = match config.lora {
             None => Dtype::F32, // weights keep their own
             Some(_) => adapter_dtype(&document).ok_or_else(|| broken(&folder, "adapter_dtype is no dtype"))?,
         };
-        let mut served = trained::form_in(distiller.config(), student.config(), &current, dtype)?;
+        let mut served = trained::form_in(config, student.config(), &current, dtype)?;
         served.round_from(&student.model().device, &learner.masters);
         // What was applied and not yet published is published by resuming.
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
-        let mut learning = distiller.learning()?;
         learning.base = Arc::downgrade(&current.weights);
         learning.learner = Some(learner);
         drop(learning);

@@ -21,7 +21,7 @@
 //! | `optimizer` | AdamW: `learning_rate` (schedule), `warmup_steps`, `beta1`, `beta2`, `eps`, `weight_decay`, `grad_clip` (0 off) | 1e-6, 0, 0.9, 0.999, 1e-8, 0, 1 |
 //! | `micro_tokens` | tokens of one forward and backward pass; one trajectory may be longer | 4096 |
 //! | `recompute` | nothing, feed-forward, layer: what the backward computes again instead of keeping it, with the same bits; `null`: as little as `training_budget` allows | null |
-//! | `training_budget` | bytes that an update may take beside serving, masters and moments included; 0: no limit | 0 |
+//! | `training_budget` | bytes that an update may take beside serving, masters and moments included, and of the engine's host budget at that; 0: no limit of its own | 0 |
 //! | `lora` | null: all weights; or `{"rank", "alpha", "rslora", "targets"}`: an adapter on the projections named, or on all | null; 16, 32, false, all |
 //! | `kept_revisions` | revisions that may live at once | 2 |
 //! | `max_turns` | turn cap of an episode | 30 |

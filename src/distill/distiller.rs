@@ -20,7 +20,7 @@ use super::workspace::Workspace;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::model::{Adapter, Parameters, Weights};
-use crate::serve::{Counted, Level, Revision, ServedModel};
+use crate::serve::{Counted, Level, Reserved, Revision, ServedModel};
 use crate::sync::Mutex;
 
 /// A distiller. Cheap to clone; clones are the same distiller.
@@ -73,6 +73,8 @@ pub(super) struct Learning {
     pub(super) unpublished: Option<Unpublished>,
     /// buffers of the last build
     pub(super) workspace: Option<Workspace>,
+    /// what all of this may take of the engine's host budget
+    pub(super) reserved: Reserved,
 }
 
 impl Distiller {
@@ -97,7 +99,9 @@ impl Distiller {
         }
         let current = student.current();
         let (base, adapter) = (&current.weights, current.adapter());
-        Room { config: &config, model: student.model(), base, adapter, teacher }.check()?;
+        let reserved = Reserved::of(student.engine());
+        let host = reserved.most();
+        Room { config: &config, model: student.model(), base, adapter, teacher, host }.least()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             student: student.clone(),
@@ -117,6 +121,7 @@ impl Distiller {
                 base: Weak::new(),
                 unpublished: None,
                 workspace: None,
+                reserved,
             }),
         })))
     }

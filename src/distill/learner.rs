@@ -11,13 +11,13 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use super::batch::{TokenLoss, plan};
+use super::batch::TokenLoss;
 use super::config::Config;
+use super::packing::{Packing, last_loss};
 use super::report::{Report, Tally};
-use super::room::{Room, pages_of};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
@@ -70,8 +70,8 @@ impl Learner {
 
 /// Gradients of a batch with the account of how they came about.
 pub struct Gradients {
-    /// f32, of what is trained.
-    pub parameters: Parameters,
+    /// f32, of what is trained. The workspace has their memory again when nobody else holds them.
+    pub parameters: Arc<Parameters>,
     /// Their global norm.
     pub norm: f64,
     /// The account.
@@ -111,40 +111,16 @@ impl Task<'_> {
         &self,
         workspace: &mut Workspace,
         finished: &[&Finished],
+        packing: &Packing,
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Gradients> {
         let started = Instant::now();
         let trajectories: Vec<&Trajectory> = finished.iter().map(|f| &f.trajectory).collect();
-        let batch = plan(&trajectories, self.config, self.published);
-        if batch.tokens.is_empty() {
-            return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
-        }
-        let mut tally = Tally::new(&trajectories, &batch);
-        let trained: Vec<usize> = {
-            let mut list: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
-            list.dedup();
-            list
-        };
-        let micro_batches = self.micro_batches(&trained, &batch.tokens);
-        let at_once = micro_batches.iter().map(|(_, n)| *n).max().unwrap_or(0);
-        let pages = |(members, _): &(Range<usize>, usize)| -> usize {
-            trained[members.clone()].iter().map(|&i| pages_of(last_loss(&batch.tokens, i))).sum()
-        };
-        let pages = micro_batches.iter().map(pages).max().unwrap_or(0);
-        workspace.fit(self.room(), at_once, pages).map_err(|e| {
-            // Who is too long by itself is named: the host may discard the batch and play it shorter.
-            let longest = micro_batches.iter().find(|(members, n)| members.len() == 1 && *n == at_once);
-            match longest {
-                Some((members, _)) => {
-                    let episode = finished[trained[members.start]].trajectory.heading.episode;
-                    e.within(format!("episode {episode}"))
-                }
-                None => e,
-            }
-        })?;
-        let mut gradients = self.trained.zeros(&self.student.config)?;
-        let mut sample = Sample::of(finished, &batch, at_once);
+        let Packing { batch, trained, micro_batches } = packing;
+        let mut tally = Tally::new(&trajectories, batch);
+        let mut gradients = workspace.zero_gradients(self.student, self.trained)?;
+        let mut sample = Sample::of(finished, batch, packing.extent().0);
         if let Some(served) = &self.served {
             sample = sample.keeping(&self.student.config, served.clone())?;
         }
@@ -156,7 +132,7 @@ impl Task<'_> {
                 false => Err(Error::new(Fault::Cancelled, "the update was cancelled")),
             };
             let account = (&mut tally, &mut sample);
-            let members = &trained[members];
+            let members = &trained[members.clone()];
             self.micro_batch(workspace, &mut gradients, finished, members, &batch.tokens, account, &mut go_on)?;
             done += n;
         }
@@ -172,34 +148,9 @@ impl Task<'_> {
             let why = format!("the loss is {} and the gradient norm {norm}; the weights are unchanged", report.loss);
             return Err(Error::new(Fault::NotFinite, why));
         }
-        Ok(Gradients { parameters: gradients, norm, report, sample })
-    }
-
-    fn room(&self) -> Room<'_> {
-        Room {
-            config: self.config,
-            model: self.student,
-            base: self.weights,
-            adapter: self.adapter,
-            teacher: self.teacher,
-        }
-    }
-
-    /// Ranges of the trained trajectories that are packed together, each with the tokens that it feeds: at most
-    /// `micro_tokens`, or one trajectory.
-    fn micro_batches(&self, trained: &[usize], losses: &[TokenLoss]) -> Vec<(Range<usize>, usize)> {
-        let mut packs: Vec<(Range<usize>, usize)> = Vec::new();
-        for (i, &trajectory) in trained.iter().enumerate() {
-            let n = last_loss(losses, trajectory);
-            match packs.last_mut() {
-                Some((members, fed)) if *fed + n <= self.config.micro_tokens as usize => {
-                    members.end = i + 1;
-                    *fed += n;
-                }
-                _ => packs.push((i..i + 1, n)),
-            }
-        }
-        packs
+        let parameters = Arc::new(gradients);
+        workspace.gradients = Some(parameters.clone());
+        Ok(Gradients { parameters, norm, report, sample })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side. `go_on` is asked before each layer and each chunk
@@ -252,9 +203,9 @@ impl Task<'_> {
             let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let n = at.len();
             ops::gather_rows(device, &mut workspace.hidden, &workspace.activations.hidden, &at);
-            sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.hidden);
             head_forward(model, self.weights, &mut workspace.logits, &workspace.hidden, n)?;
             leave_out(&mut workspace.logits, self.vocabulary, n);
+            sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.logits);
             let targets: Vec<i32> =
                 chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
             let logprobs = ops::logprobs_of(device, &workspace.logits, &targets, n)?;
@@ -286,9 +237,4 @@ impl Task<'_> {
         let passed = Passed { activations, caches, ids: &ids, spans: &spans, adapter: self.adapter };
         backward_while(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch, go_on)
     }
-}
-
-/// Tokens of trajectory `i` that must be fed: all before its last trained one.
-fn last_loss(losses: &[TokenLoss], i: usize) -> usize {
-    losses.iter().rev().find(|t| t.trajectory == i).map_or(0, |t| t.position)
 }

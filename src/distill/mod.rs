@@ -21,6 +21,7 @@ pub mod explain;
 pub mod knobs;
 pub mod learner;
 mod lora;
+mod packing;
 pub mod policy;
 pub mod preset;
 pub mod report;

@@ -3,13 +3,15 @@
 #![forbid(unsafe_code)]
 
 use super::config::Config;
+use super::distiller::{Distiller, Inner, Learning};
 use super::trained;
+use super::workspace::Workspace;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
 use crate::model::plan::{TrainingLoad, TrainingPlan};
 use crate::model::{Adapter, Model, Weights};
-use crate::serve::ServedModel;
+use crate::serve::{Revision, ServedModel};
 
 /// What is planned for: a student's model with the weights of its base, and the teacher whose logits are wanted.
 #[derive(Clone, Copy)]
@@ -19,12 +21,26 @@ pub(super) struct Room<'a> {
     pub(super) base: &'a Weights,
     pub(super) adapter: Option<&'a Adapter>,
     pub(super) teacher: Option<&'a ServedModel>,
+    /// What the engine's host budget leaves for it; None: no limit.
+    pub(super) host: Option<u64>,
+}
+
+/// What an update was found to fit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fitted {
+    pub(super) recompute: Recompute,
+    /// Tokens of a pass, and pages of its timelines.
+    pub(super) most: (usize, usize),
+    /// Whether what an earlier, larger pass left must go first.
+    pub(super) afresh: bool,
+    /// Bytes of it all.
+    pub(super) bytes: u64,
 }
 
 impl Room<'_> {
     /// The plan of passes of so many tokens on timelines of so many pages.
     pub(super) fn plan(&self, rows: usize, pages: usize, recompute: Recompute) -> Result<TrainingPlan> {
-        let Room { config, model, base, adapter, teacher } = self;
+        let Room { config, model, base, adapter, teacher, .. } = self;
         let lora = config.lora.as_ref().map(|lora| lora.of(&model.config)).transpose()?;
         let (parameters, stored) = match &lora {
             None => (base.n_parameters(), base.bytes()),
@@ -40,9 +56,24 @@ impl Room<'_> {
         Ok(TrainingPlan::new(&model.config, &model.device, model.compute, load))
     }
 
-    /// What the backward computes again, for passes of so many tokens: what the settings say, or as little as the budget allows.
-    pub(super) fn choose(&self, rows: usize, pages: usize) -> Result<Recompute> {
-        let budget = self.config.training_budget;
+    /// What passes of (tokens, pages) take in buffers that held `had` before: what that was larger in counts, and is given up
+    /// where there is no room for it.
+    pub(super) fn fit(&self, wanted: (usize, usize), had: (usize, usize)) -> Result<Fitted> {
+        let most = (had.0.max(wanted.0), had.1.max(wanted.1));
+        match self.choose(most.0, most.1) {
+            Ok((recompute, bytes)) => Ok(Fitted { recompute, most, afresh: false, bytes }),
+            Err(_) => {
+                let (recompute, bytes) = self.choose(wanted.0, wanted.1)?;
+                Ok(Fitted { recompute, most: wanted, afresh: true, bytes })
+            }
+        }
+    }
+
+    /// What the backward computes again, for passes of so many tokens: what the settings say, or as little as the budgets
+    /// allow; and the bytes of the update.
+    fn choose(&self, rows: usize, pages: usize) -> Result<(Recompute, u64)> {
+        let own = Some(self.config.training_budget).filter(|&budget| budget > 0);
+        let budget = own.into_iter().chain(self.host).min();
         let choices = match &self.config.recompute {
             Some(given) => std::slice::from_ref(given),
             None => &Recompute::ALL,
@@ -50,24 +81,47 @@ impl Room<'_> {
         let mut least = None;
         for &choice in choices {
             let plan = self.plan(rows, pages, choice)?;
-            if budget == 0 || plan.total() <= budget {
-                return Ok(choice);
+            if budget.is_none_or(|budget| plan.total() <= budget) {
+                return Ok((choice, plan.total()));
             }
             least = Some((plan, choice));
         }
-        let Some((plan, choice)) = least else { return Ok(Recompute::Nothing) };
+        let (Some((plan, choice)), Some(budget)) = (least, budget) else { return Ok((Recompute::Nothing, 0)) };
         let (needed, fixed) = (plan.total(), plan.fixed());
+        let whose = match own == Some(budget) {
+            true => format!("training_budget of {budget} bytes"),
+            false => format!("the engine's host_budget, of which {budget} bytes are free for it"),
+        };
         let why = format!(
-            "training_budget of {budget} bytes: an update of {rows} tokens at once needs {needed} where it computes {} again, \
+            "{whose}: an update of {rows} tokens at once needs {needed} where it computes {} again, \
              {fixed} of them whatever the tokens; lower micro_tokens, play shorter episodes, or train an adapter",
             choice.name()
         );
         Err(Error::memory(Fault::HostBudget, needed, budget, why))
     }
 
-    /// Refuses a budget that holds no update at all: of one token.
-    pub(super) fn check(&self) -> Result<()> {
-        self.choose(1, 1).map(|_| ())
+    /// The least update, of one token. Refused by budgets that hold none at all.
+    pub(super) fn least(&self) -> Result<Fitted> {
+        self.fit((1, 1), (0, 0))
+    }
+}
+
+impl Distiller {
+    /// Sets aside what an update of passes of (tokens, pages) takes of the engine's host budget, before anything of it is
+    /// made. It stays reserved until the distiller goes: masters, moments and buffers do.
+    pub(super) fn reserve(
+        &self,
+        learning: &mut Learning,
+        current: &Revision,
+        wanted: (usize, usize),
+    ) -> Result<Fitted> {
+        let Inner { student, teacher, config, .. } = &*self.0;
+        let (base, adapter) = (&current.weights, current.adapter());
+        let host = learning.reserved.most();
+        let room = Room { config, model: student.model(), base, adapter, teacher: teacher.as_ref(), host };
+        let fitted = room.fit(wanted, learning.workspace.as_ref().map_or((0, 0), Workspace::most))?;
+        learning.reserved.resize(fitted.bytes)?;
+        Ok(fitted)
     }
 }
 
@@ -79,7 +133,7 @@ pub(super) fn pages_of(n: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distill::{Distiller, EpisodeSpec, Replay};
+    use crate::distill::{EpisodeSpec, Replay};
     use crate::model::ModelConfig;
     use crate::serve::{Cancel, Engine, EngineOptions};
     use crate::tensor::Dtype;
@@ -134,6 +188,7 @@ mod tests {
                     base: &current.weights,
                     adapter: None,
                     teacher: Some(&teacher),
+                    host: None,
                 };
                 let plan = room.plan(N, pages_of(N), recompute).unwrap();
                 let learning = d.learning().unwrap();
@@ -143,9 +198,7 @@ mod tests {
                 let made = &learning.unpublished.as_ref().unwrap().parameters;
                 assert_eq!(plan.weights, made.tensors().iter().map(|(_, t)| t.n_bytes() as u64).sum::<u64>());
                 // Of the logits that a step is measured by, nothing is kept.
-                let c = student.config().hidden_size;
-                let measured =
-                    2 * student.model().device.taken(64 * 301 * 4) + student.model().device.taken(64 * c * 4);
+                let measured = 2 * student.model().device.taken(64 * 301 * 4);
                 let held = plan.kv + plan.activations + plan.backward + plan.logits - measured;
                 match sparse {
                     false => assert_eq!(workspace.taken(), held, "{recompute:?}, {lora}"),

@@ -3,10 +3,10 @@
 //!
 //! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken: the
 //! mean in nats over at most 64 trained tokens, from the batch's first trajectories on as far as their prefixes fit. Its
-//! cost is bounded likewise: a forward of at most 512 tokens and of a quarter of the batch, but 128 where that is less, and
+//! cost is bounded likewise: a forward of at most 512 tokens and of an eighth of the batch, but 128 where that is less, and
 //! of one prefix at least. It takes no more rows than the build took at once.
 //!
-//! What the served revision says stands in the build's own forward. Only where another one is served meanwhile, or the
+//! What the served revision says stands in the build's own logits. Only where another one is served meanwhile, or the
 //! build was of what is not published, is it computed again.
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ use crate::model::{Adapter, KvCache, Model, ModelConfig, Parameters, Weights};
 use crate::serve::Revision;
 use crate::tensor::Dtype;
 
-/// Tokens that are fed: at most so many, and of a small batch a quarter, or the least of them.
+/// Tokens that are fed: at most so many, and of a small batch an eighth, or the least of them.
 const MAX_FED: usize = 512;
 const LEAST_FED: usize = 128;
 
@@ -40,17 +40,17 @@ pub struct Sample {
     kept: Option<Kept>,
 }
 
-/// Final hidden states [rows, C] by a revision.
+/// Logits [rows, V] by a revision.
 struct Kept {
     by: Weak<Revision>,
-    hidden: Tensor,
+    logits: Tensor,
 }
 
 impl Sample {
     /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `at_once`: the most rows
     /// that the build takes at once.
     pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, at_once: usize) -> Sample {
-        let max_fed = (batch.n_fed() / 4).clamp(LEAST_FED, MAX_FED).min(at_once);
+        let max_fed = (batch.n_fed() / 8).clamp(LEAST_FED, MAX_FED).min(at_once);
         let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
         for tokens in batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory) {
             let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
@@ -74,18 +74,18 @@ impl Sample {
 
     /// Keeps what a build with a served revision computes of the sample's rows.
     pub(super) fn keeping(mut self, config: &ModelConfig, by: Weak<Revision>) -> Result<Sample> {
-        let hidden = Tensor::zeros(Dtype::F32, &[self.rows.len(), config.hidden_size])?;
-        self.kept = Some(Kept { by, hidden });
+        let logits = self.room(config)?;
+        self.kept = Some(Kept { by, logits });
         Ok(self)
     }
 
-    /// Keeps the final hidden states [n, C] of the rows that predict these tokens, so far as they are of the sample.
-    pub(super) fn keep<'a>(&mut self, tokens: impl Iterator<Item = &'a TokenLoss>, hidden: &Tensor) {
-        let (Some(kept), c) = (&mut self.kept, hidden.extent(1)) else { return };
+    /// Keeps the logits [n, V] of the rows that predict these tokens, so far as they are of the sample.
+    pub(super) fn keep<'a>(&mut self, tokens: impl Iterator<Item = &'a TokenLoss>, logits: &Tensor) {
+        let (Some(kept), v) = (&mut self.kept, logits.extent(1)) else { return };
         for (row, token) in tokens.enumerate() {
             // Tokens of a plan stand in this order, and so those of the sample do.
             if let Ok(at) = self.tokens.binary_search(&(token.trajectory, token.position)) {
-                kept.hidden.f32_mut()[at * c..][..c].copy_from_slice(&hidden.f32()[row * c..][..c]);
+                kept.logits.f32_mut()[at * v..][..v].copy_from_slice(&logits.f32()[row * v..][..v]);
             }
         }
     }
@@ -95,19 +95,19 @@ impl Sample {
         Tensor::zeros(Dtype::F32, &[self.rows.len(), config.vocab_size])
     }
 
-    /// The logits [rows, V] under the served revision.
+    /// The logits [rows, V] under the served revision, once: what was kept of them is given away.
     pub(super) fn served_logits(
-        &self,
+        &mut self,
         model: &Model,
         served: &Arc<Revision>,
         vocabulary: usize,
         workspace: &mut Workspace,
     ) -> Result<Tensor> {
-        let mut logits = self.room(&model.config)?;
-        match self.kept.as_ref().filter(|kept| kept.by.as_ptr() == Arc::as_ptr(served)) {
-            Some(kept) => self.head(model, &served.weights, &kept.hidden, vocabulary, &mut logits)?,
-            None => self.logits(model, (&served.weights, served.adapter()), vocabulary, workspace, &mut logits)?,
+        if let Some(kept) = self.kept.take_if(|kept| kept.by.as_ptr() == Arc::as_ptr(served)) {
+            return Ok(kept.logits);
         }
+        let mut logits = self.room(&model.config)?;
+        self.logits(model, (&served.weights, served.adapter()), vocabulary, workspace, &mut logits)?;
         Ok(logits)
     }
 
@@ -125,18 +125,7 @@ impl Sample {
             self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter }).collect();
         forward(model, weights, &mut segments, &mut workspace.activations)?;
         ops::gather_rows(&model.device, &mut workspace.hidden, &workspace.activations.hidden, &self.rows);
-        self.head(model, weights, &workspace.hidden, vocabulary, logits)
-    }
-
-    fn head(
-        &self,
-        model: &Model,
-        weights: &Weights,
-        hidden: &Tensor,
-        vocabulary: usize,
-        logits: &mut Tensor,
-    ) -> Result<()> {
-        head_forward(model, weights, logits, hidden, self.rows.len())?;
+        head_forward(model, weights, logits, &workspace.hidden, self.rows.len())?;
         leave_out(logits, vocabulary, self.rows.len());
         Ok(())
     }
@@ -190,17 +179,19 @@ mod tests {
 
     #[test]
     fn what_is_fed_and_counted_is_bounded() {
-        // Twenty trajectories of 100 trained tokens: five are a quarter of them; too many rows.
-        let s = sample(&vec![(1..=100).collect(); 20]);
+        // Forty trajectories of 100 trained tokens: five are an eighth of them; too many rows.
+        let s = sample(&vec![(1..=100).collect(); 40]);
         assert!(s.rows.len() <= LOSS_ROWS && s.rows.len() > LOSS_ROWS / 2);
         assert!(s.sequences.len() == 5 && lengths(&s).iter().all(|&n| n > 90));
         assert!(s.tokens.is_sorted() && s.tokens.len() == s.rows.len());
         // More than 512 tokens, however large the batch. Prefixes that fit no longer, and one behind them that does.
-        let many = vec![2000, 2001];
+        let many = vec![4000, 4001];
         let s = sample(&[vec![300, 301], vec![200, 250], vec![300], vec![10], many]);
         assert_eq!(lengths(&s), [301, 200, 10]);
-        // A quarter of a small batch, and 128 of one that is smaller.
-        assert_eq!(lengths(&sample(&[vec![150, 160, 200], vec![100, 200], vec![200], vec![200]])), [200]);
+        // An eighth of a small batch, and 128 of one that is smaller.
+        let mut eight = vec![vec![200]; 8];
+        (eight[0], eight[1]) = (vec![150, 160, 200], vec![100, 200]);
+        assert_eq!(lengths(&sample(&eight)), [200]);
         assert_eq!(lengths(&sample(&[(1..=100).collect(), (1..=100).collect()])).iter().sum::<usize>(), 99 + 27);
         // None fits: one all the same.
         assert_eq!(lengths(&sample(&[vec![5000, 5001], vec![6000]])), [5000]);
@@ -209,9 +200,9 @@ mod tests {
     #[test]
     fn no_more_is_fed_than_the_build_takes_at_once() {
         let tokens = |trajectory| TokenLoss { trajectory, position: 60, kind: Loss::ReverseKl, weight: 1.0 };
-        let finished: Vec<Finished> = (0..20).map(|_| of_length(61)).collect();
+        let finished: Vec<Finished> = (0..40).map(|_| of_length(61)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
-        let batch = BatchPlan { tokens: (0..20).map(tokens).collect(), ..Default::default() };
+        let batch = BatchPlan { tokens: (0..40).map(tokens).collect(), ..Default::default() };
         assert_eq!(lengths(&Sample::of(&finished, &batch, 100)), [60]);
         assert_eq!(lengths(&Sample::of(&finished, &batch, 1000)), [60; 5]);
     }

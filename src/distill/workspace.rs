@@ -5,14 +5,14 @@
 use std::sync::Arc;
 
 use super::batch::TokenLoss;
-use super::room::Room;
+use super::room::Fitted;
 use super::trajectory::Trajectory;
 use crate::backend::Tensor;
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::BackwardScratch;
 use crate::model::forward::head_forward;
 use crate::model::plan::LOSS_ROWS;
-use crate::model::{Activations, KvPool, Model};
+use crate::model::{Activations, KvPool, Model, Parameters};
 use crate::serve::{Bound, Hidden, ServedModel};
 use crate::tensor::Dtype;
 
@@ -55,7 +55,9 @@ pub struct Workspace {
     /// [LOSS_ROWS, V] logits, then their gradient
     pub(super) logits: Tensor,
     pub(super) teacher_side: Option<TeacherSide>,
-    /// the most tokens of a pass so far, and pages of its timelines: so much it has room for
+    /// of the last build, shared with its update
+    pub(super) gradients: Option<Arc<Parameters>>,
+    /// so much it has room for
     most: (usize, usize),
 }
 
@@ -97,33 +99,43 @@ impl Workspace {
             dhidden_rows: zeros(config.hidden_size)?,
             logits: zeros(config.vocab_size)?,
             teacher_side,
+            gradients: None,
             most: (0, 0),
         })
     }
 
-    /// Makes ready for passes of so many tokens on so many pages: of the activations is kept what the budget allows. What it
-    /// has from larger passes counts, and is given up where the budget has no room for it.
-    pub(super) fn fit(&mut self, room: Room, rows: usize, pages: usize) -> Result<()> {
-        let (most, wanted) = ((self.most.0.max(rows), self.most.1.max(pages)), (rows, pages));
-        let (recompute, most) = match room.choose(most.0, most.1) {
-            Ok(recompute) => (recompute, most),
-            Err(_) => {
-                let recompute = room.choose(rows, pages)?;
-                self.pool = KvPool::new(&room.model.device, room.model.page_shape(), u64::MAX);
-                self.activations = Activations::recomputing(room.model, recompute)?;
-                self.scratch = BackwardScratch::new(room.model)?;
-                self.dhidden = Tensor::zeros(Dtype::F32, &[0, room.model.config.hidden_size])?;
-                (recompute, wanted)
-            }
-        };
-        if self.activations.recompute != Some(recompute) {
-            self.activations = Activations::recomputing(room.model, recompute)?;
+    /// Makes ready for passes that were found to fit.
+    pub(super) fn fit(&mut self, model: &Model, fitted: Fitted) -> Result<()> {
+        if fitted.afresh {
+            self.pool = KvPool::new(&model.device, model.page_shape(), u64::MAX);
+            self.activations = Activations::recomputing(model, fitted.recompute)?;
+            self.scratch = BackwardScratch::new(model)?;
+            self.dhidden = Tensor::zeros(Dtype::F32, &[0, model.config.hidden_size])?;
         }
-        self.most = most;
+        if self.activations.recompute != Some(fitted.recompute) {
+            self.activations = Activations::recomputing(model, fitted.recompute)?;
+        }
+        self.most = fitted.most;
         Ok(())
     }
 
-    /// Bytes that it has, without scratch of the ops.
+    /// The most tokens of a pass so far, and pages of its timelines.
+    pub(super) fn most(&self) -> (usize, usize) {
+        self.most
+    }
+
+    /// f32 zeros of the form of what is trained: in the memory of the last build's, once its update is gone.
+    pub(super) fn zero_gradients(&mut self, student: &Model, trained: &Parameters) -> Result<Parameters> {
+        match self.gradients.take().and_then(Arc::into_inner) {
+            Some(mut gradients) if gradients.has_form_of(trained) => {
+                gradients.tensors_mut().into_iter().for_each(|tensor| tensor.f32_mut().fill(0.0));
+                Ok(gradients)
+            }
+            _ => trained.zeros(&student.config),
+        }
+    }
+
+    /// Bytes that it has, without scratch of the ops and gradients.
     pub fn taken(&self) -> u64 {
         let side =
             self.teacher_side.iter().flat_map(|s| [Some(&s.hidden), Some(&s.logits), s.in_students_rows.as_ref()]);

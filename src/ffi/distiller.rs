@@ -71,8 +71,8 @@ pub unsafe extern "C" fn squire_distiller_explain(
 /// memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
 /// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
-/// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget cannot hold an
-/// update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread.
+/// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
+/// free of the engine's host_budget, cannot hold an update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_create(
     student: *mut squire_model,

@@ -83,8 +83,10 @@ pub struct squire_engine_options {
     pub max_batch_tokens: i32,
     /// The most detailed level that log is to hear; 2, info.
     pub log_level: i32,
-    /// Bytes that the models' weights may take; 0, the default: no limit. Looked at when a model is loaded, and counts
-    /// weights only: no KV cache, activations, or what an update or a learner needs.
+    /// Bytes that the models' weights and the updates of their distillers may take together; 0, the default: no limit. Looked
+    /// at when a model is loaded, a distiller is made, and before an update is built. What a distiller holds counts until it
+    /// is released: masters, moments, gradients and activations (its settings may bound them further by training_budget). It
+    /// counts no KV cache and no activations of serving.
     pub host_budget: u64,
     /// Bytes that each model's KV cache may take; 4 GiB. Where sessions together need more, the work that came first has
     /// them: sessions at rest give up theirs and compute again when they are used, younger work waits. On the processor

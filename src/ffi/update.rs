@@ -64,8 +64,8 @@ fn applying() -> Error {
 /// the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
 /// done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
 /// update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
-/// SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget, SQUIRE_E_HOST_MEMORY. Any
-/// thread.
+/// SQUIRE_E_BUDGET (with bytes needed and free) if the batch does not fit training_budget or what is free of the engine's
+/// host_budget, before anything is computed or taken, SQUIRE_E_HOST_MEMORY. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_build(
     distiller: *mut squire_distiller,

@@ -67,6 +67,12 @@ impl Parameters {
         }
     }
 
+    /// Whether the tensors have the same names and shapes.
+    pub fn has_form_of(&self, other: &Parameters) -> bool {
+        let (own, others) = (self.tensors(), other.tensors());
+        own.len() == others.len() && own.iter().zip(&others).all(|(a, b)| a.0 == b.0 && a.1.shape() == b.1.shape())
+    }
+
     /// f32 zeros of the same form.
     pub fn zeros(&self, config: &ModelConfig) -> Result<Parameters> {
         Ok(match self {

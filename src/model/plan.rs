@@ -182,8 +182,8 @@ impl TrainingPlan {
                 }
                 Device::Cuda(_) => 0,
             },
-            // Of the build one set of logits, of the measure of a step two; of hidden states two, one, and one of the pass.
-            logits: 3 * of(LOSS_ROWS, v) + 3 * of(LOSS_ROWS, c) + of(Tensor::rows_reserved(rows), c) + of_teacher,
+            // Of the build one set of logits, of the measure of a step two; of hidden states two, and one of the pass.
+            logits: 3 * of(LOSS_ROWS, v) + 2 * of(LOSS_ROWS, c) + of(Tensor::rows_reserved(rows), c) + of_teacher,
         }
     }
 

@@ -27,8 +27,8 @@ struct Inner {
     options: EngineOptions,
     device: Device,
     counters: Arc<Counters>,
-    /// bytes of weights that revisions hold
-    weight_bytes: Arc<AtomicU64>,
+    /// bytes of weights that revisions hold, and of what updates reserve
+    host_bytes: Arc<AtomicU64>,
 }
 
 impl Engine {
@@ -40,7 +40,7 @@ impl Engine {
         device.set_slice(options.learning_slice);
         let scheduler = Scheduler::new(device.clone(), options.max_batch_tokens, options.prefill_slice);
         let driver = Driver::new(scheduler, &counters, options.log.clone(), options.caller_driven)?;
-        let engine = Engine(Arc::new(Inner { driver, options, device, counters, weight_bytes: Arc::default() }));
+        let engine = Engine(Arc::new(Inner { driver, options, device, counters, host_bytes: Arc::default() }));
         engine.log(Level::Info, "engine", &what);
         Ok(engine)
     }
@@ -133,18 +133,24 @@ impl Engine {
         self.0.driver.forget_released();
     }
 
-    /// Refuses weights of `needed` bytes that do not fit into the host budget beside those of other models.
+    /// Refuses weights of `needed` bytes that do not fit into the host budget beside those of other models and what updates hold.
     pub(super) fn check_budget(&self, needed: u64) -> Result<()> {
-        let (budget, held) = (self.0.options.host_budget, self.0.weight_bytes.load(Ordering::Relaxed));
-        let free = budget.saturating_sub(held);
-        if budget > 0 && needed > free {
-            let why = format!("the weights need {needed} bytes, of the host budget of {budget} are {free} free");
-            return Err(Error::memory(Fault::HostBudget, needed, free, why));
+        let (budget, held) = (self.0.options.host_budget, self.0.host_bytes.load(Ordering::Relaxed));
+        if budget > 0 && needed > budget.saturating_sub(held) {
+            return Err(self.beyond_budget("the weights need", needed, held));
         }
         Ok(())
     }
 
-    pub(super) fn weight_bytes(&self) -> &Arc<AtomicU64> {
-        &self.0.weight_bytes
+    /// The refusal of what needs so many bytes where others hold so many.
+    pub(super) fn beyond_budget(&self, what: &str, needed: u64, held: u64) -> Error {
+        let budget = self.0.options.host_budget;
+        let free = budget.saturating_sub(held);
+        let why = format!("{what} {needed} bytes, of the host budget of {budget} are {free} free");
+        Error::memory(Fault::HostBudget, needed, free, why)
+    }
+
+    pub(super) fn host_bytes(&self) -> &Arc<AtomicU64> {
+        &self.0.host_bytes
     }
 }

@@ -97,7 +97,7 @@ impl ServedModel {
             stops: stop_ids,
             end_of_turn,
             defaults,
-            lineage: Lineage::new(engine.weight_bytes(), weights),
+            lineage: Lineage::new(engine.host_bytes(), weights),
             told: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             engine: Released(engine.clone()),

@@ -34,7 +34,8 @@ pub struct EngineOptions {
     pub kernels: Option<KernelSet>,
     /// What activations are rounded to.
     pub compute: Compute,
-    /// Bytes that the weights of all models together may take; 0: no limit. Looked at when a model is made.
+    /// Bytes that the weights of all models and the updates of their distillers together may take; 0: no limit. Looked at
+    /// when a model is made, a distiller is made, and before an update is built.
     pub host_budget: u64,
     /// Bytes of device memory that may be taken in all; 0: whatever is free. No matter on the processor.
     pub device_budget: u64,
