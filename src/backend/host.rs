@@ -139,7 +139,7 @@ mod tests {
             let mut lines = Lines::zeros(len, "a test").unwrap();
             assert_eq!((lines.len(), lines.bytes().len()), (len, len));
             assert!(lines.bytes().iter().all(|&b| b == 0));
-            assert!(len == 0 || lines.bytes().as_ptr() as usize % size_of::<Line>() == 0);
+            assert!(len == 0 || (lines.bytes().as_ptr() as usize).is_multiple_of(size_of::<Line>()));
             lines.bytes_mut().fill(7);
             assert!(lines.bytes().iter().all(|&b| b == 7));
         }

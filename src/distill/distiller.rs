@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::ended::{Ended, Waiting};
 use super::learner::Learner;
-use super::room::Room;
+use super::room::{Fitted, Room};
 use super::spec::EpisodeSpec;
 use super::trained;
 use super::trajectory::Heading;
@@ -265,6 +265,23 @@ impl Distiller {
             learning.base = Arc::downgrade(&current.weights);
         }
         self.check_base(learning, current)
+    }
+
+    /// Sets aside what an update of passes of (tokens, pages) takes of the engine's host budget, before anything of it is
+    /// made. It stays reserved until the distiller goes: masters, moments and buffers do.
+    pub(super) fn reserve(
+        &self,
+        learning: &mut Learning,
+        current: &Revision,
+        wanted: (usize, usize),
+    ) -> Result<Fitted> {
+        let Inner { student, teacher, config, .. } = &*self.0;
+        let (base, adapter) = (&current.weights, current.adapter());
+        let host = learning.reserved.most();
+        let room = Room { config, model: student.model(), base, adapter, teacher: teacher.as_ref(), host };
+        let fitted = room.fit(wanted, learning.workspace.as_ref().map_or((0, 0), Workspace::most))?;
+        learning.reserved.resize(fitted.bytes)?;
+        Ok(fitted)
     }
 
     /// Refuses to train an adapter beside other base weights than it was begun with.

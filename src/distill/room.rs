@@ -3,15 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::config::Config;
-use super::distiller::{Distiller, Inner, Learning};
 use super::trained;
-use super::workspace::Workspace;
 use crate::backend::page::PAGE;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
 use crate::model::plan::{TrainingLoad, TrainingPlan};
 use crate::model::{Adapter, Model, Weights};
-use crate::serve::{Revision, ServedModel};
+use crate::serve::ServedModel;
 
 /// What is planned for: a student's model with the weights of its base, and the teacher whose logits are wanted.
 #[derive(Clone, Copy)]
@@ -106,25 +104,6 @@ impl Room<'_> {
     }
 }
 
-impl Distiller {
-    /// Sets aside what an update of passes of (tokens, pages) takes of the engine's host budget, before anything of it is
-    /// made. It stays reserved until the distiller goes: masters, moments and buffers do.
-    pub(super) fn reserve(
-        &self,
-        learning: &mut Learning,
-        current: &Revision,
-        wanted: (usize, usize),
-    ) -> Result<Fitted> {
-        let Inner { student, teacher, config, .. } = &*self.0;
-        let (base, adapter) = (&current.weights, current.adapter());
-        let host = learning.reserved.most();
-        let room = Room { config, model: student.model(), base, adapter, teacher: teacher.as_ref(), host };
-        let fitted = room.fit(wanted, learning.workspace.as_ref().map_or((0, 0), Workspace::most))?;
-        learning.reserved.resize(fitted.bytes)?;
-        Ok(fitted)
-    }
-}
-
 /// Pages of a timeline of `n` tokens.
 pub(super) fn pages_of(n: usize) -> usize {
     n.div_ceil(PAGE)
@@ -133,7 +112,7 @@ pub(super) fn pages_of(n: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distill::{EpisodeSpec, Replay};
+    use crate::distill::{Distiller, EpisodeSpec, Replay};
     use crate::model::ModelConfig;
     use crate::serve::{Cancel, Engine, EngineOptions};
     use crate::tensor::Dtype;
