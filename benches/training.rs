@@ -1,9 +1,10 @@
 //! How long an update takes: from the end of a batch's episodes, with the teacher's pass, to the step applied.
 //!
-//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE]]` prints the seconds of each step, one a
+//! `cargo bench --bench training -- SHAPE EPISODESxTOKENS COMPUTE [STEPS [RECOMPUTE [KL]]]` prints the seconds of each step, one a
 //! line, and at last the resident memory with the models loaded, what it grew by at its peak, and what was planned for an
 //! update. STEPS 0 takes one step for each line of the standard input, so that `benches/peers/training.py` can take turns with
-//! it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16. Random weights: times do not depend on values.
+//! it. SHAPE is one of [`shape`]'s; COMPUTE f32 or bf16; RECOMPUTE a word of the
+//! settings, or any; KL the tokens on which a step's is measured. Random weights: times do not depend on values.
 
 use std::io::BufRead;
 use std::time::Instant;
@@ -81,7 +82,10 @@ fn read(arguments: &[String]) -> Option<(Value, Value, Asked)> {
     }
     let steps = rest.first().map_or(Some(3), |n| n.parse().ok())?;
     let mut settings = settings;
-    settings["recompute"] = rest.get(1).map_or(Value::Null, |name| json!(name));
+    settings["recompute"] = rest.get(1).filter(|name| *name != "any").map_or(Value::Null, |name| json!(name));
+    if let Some(tokens) = rest.get(2) {
+        settings["update_kl_tokens"] = json!(tokens.parse::<u64>().ok()?);
+    }
     Some((model, settings, Asked { episodes, tokens, compute, steps }))
 }
 
@@ -125,7 +129,7 @@ fn main() {
     }
     let Some((document, mut settings, asked)) = read(&arguments) else {
         println!(
-            "usage: cargo bench --bench training -- SHAPE EPISODESxTOKENS f32|bf16 [STEPS [nothing|feed-forward|layer]]"
+            "usage: cargo bench --bench training -- SHAPE EPISODESxTOKENS f32|bf16 [STEPS [nothing|feed-forward|layer|any [KL]]]"
         );
         return;
     };

@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 5 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 6 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -161,6 +161,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_STALE_UPDATE 206 /* The update was already applied, or a newer one was. */
 #define SQUIRE_DETAIL_EMPTY_SESSION 207 /* There is no token to continue from. */
 #define SQUIRE_DETAIL_RUN_COMPLETE 210 /* The run's steps are all done. */
+#define SQUIRE_DETAIL_TEACHER_REQUEST 211 /* No teacher's request of this number waits for an answer. */
 #define SQUIRE_DETAIL_SESSION_BUSY 301 /* The session is being worked on. */
 #define SQUIRE_DETAIL_DISTILLER_BUSY 302 /* The distiller is building an update. */
 #define SQUIRE_DETAIL_STRUCT_SIZE 401 /* `struct_size` is too small, too large with a non-zero tail, or not a multiple of 8. */
@@ -214,6 +215,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_CHECKPOINT_MISMATCH 807 /* A checkpoint belongs to another model or configuration. */
 #define SQUIRE_DETAIL_UNMERGED_ADAPTER 808 /* The folder holds an adapter that is not merged into its base model. */
 #define SQUIRE_DETAIL_ADAPTER_MISMATCH 809 /* An adapter belongs to another base, or has another rank or other targets than are wanted. */
+#define SQUIRE_DETAIL_TEACHER_REPLY 810 /* An answer does not fit the teacher's request. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
 #define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
@@ -225,7 +227,8 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_NO_TEMPLATE 1402 /* The model folder has no chat template. */
 #define SQUIRE_DETAIL_DEVICE_ERROR 1501 /* The device or its driver reported an error. */
 #define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
-#define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The local teacher failed. */
+#define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The teacher failed. */
+#define SQUIRE_DETAIL_TEACHER_SILENT 1702 /* The host's teacher did not answer in time. */
 #define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss, a gradient, or the logits of a row are not finite. */
 #define SQUIRE_DETAIL_UPDATE_TOO_FAR 1810 /* An applied update moved the student further than the settings let be published. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */
@@ -890,8 +893,8 @@ squire_status squire_score(squire_session *session,
 
 /* ---- distiller ------------------------------------------------------------------------------------------- */
 
-/* A student that learns while it works. A local teacher is a model, so no object stands between; a teacher in the host's
- * own code comes with a later version. Freed by squire_distiller_release. */
+/* A student that learns while it works. Its teacher is a model of the same engine, so no object stands between, or one in the
+ * host's own code (squire_distiller_create_taught). Freed by squire_distiller_release. */
 typedef struct squire_distiller squire_distiller;
 
 /* What a run with these settings will do, as a JSON object: preset, steps, knobs (each with value and source), notes (what
@@ -920,7 +923,8 @@ squire_status squire_distiller_create(squire_model *student,
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
  * model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
- * the run go on by the new number), and max_update_kl, refuse_update_kl, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
+ * the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, recompute
+ * and training_budget. Otherwise as squire_distiller_create. Blocks.
  * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
@@ -974,6 +978,124 @@ squire_status squire_distiller_metrics(const squire_distiller *distiller, squire
 
 /* Drops the distiller; its episodes and updates keep it. NULL is allowed. Any thread, also inside a callback. */
 void squire_distiller_release(squire_distiller *distiller);
+
+/* ---- teacher --------------------------------------------------------------------------------------------- */
+
+/* A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores: any number of
+ * threads take requests by squire_teacher_next and answer each by squire_teacher_reply or _fail. Shared: see
+ * squire_teacher_retain. Freed by squire_teacher_release and with the last distiller that has it. */
+typedef struct squire_teacher squire_teacher;
+
+/* Requests that were taken together. Freed by squire_teacher_batch_release; what points into it lives as long. */
+typedef struct squire_teacher_batch squire_teacher_batch;
+
+/* What a teacher is asked: the log-probs of ids[from..], each given all ids before it, of the raw logits at temperature 1.
+ * Set up by squire_teacher_request_init. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* How many of the most likely ids are wanted in each place; 0: none. */
+  int32_t top_k;
+  /* Its number, by which it is answered. */
+  uint64_t number;
+  /* Identity of the episode whose ids these are. */
+  uint64_t episode;
+  /* The whole text so far. Lives as long as the batch. */
+  const int32_t *ids;
+  /* How many. */
+  size_t n_ids;
+  /* The first id that is asked about, at least 1: the answer has n_ids - from places. */
+  size_t from;
+  /* Ids that there are: those of an answer lie below. */
+  size_t vocabulary;
+  /* Milliseconds from squire_teacher_next on in which the answer is wanted. */
+  uint64_t deadline_ms;
+} squire_teacher_request;
+
+/* Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_teacher_request_init(squire_teacher_request *request, size_t size);
+
+/* Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms"}. vocabulary says how its
+ * ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
+ * {"fingerprint": 16 hex digits} or "the-students", where the host knows that it is. top_k (0 to 1024; 0): most likely ids
+ * that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
+ * nobody takes runs out when a build has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
+ * SQUIRE_E_FORMAT for the tokenizer. Any thread. */
+squire_status squire_teacher_create(const char *options_json,
+                                    size_t options_len,
+                                    squire_teacher **out,
+                                    squire_error **err);
+
+/* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. */
+squire_teacher *squire_teacher_retain(squire_teacher *teacher);
+
+/* Drops a reference. Distillers keep their teacher; without anybody who answers its requests run out. NULL is allowed. Any
+ * thread, also inside a callback. */
+void squire_teacher_release(squire_teacher *teacher);
+
+/* Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
+ * SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+ * taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once. */
+squire_status squire_teacher_next(squire_teacher *teacher,
+                                  size_t most,
+                                  uint64_t timeout_ms,
+                                  squire_teacher_batch **out,
+                                  squire_error **err);
+
+/* Request i of a batch; SQUIRE_END past the last, and *request stays as it was. Any thread. */
+squire_status squire_teacher_batch_request(const squire_teacher_batch *batch,
+                                           size_t i,
+                                           squire_teacher_request *request,
+                                           squire_error **err);
+
+/* Frees the batch; its requests wait for their answers all the same. NULL is allowed. Any thread, also inside a callback. */
+void squire_teacher_batch_release(squire_teacher_batch *batch);
+
+/* Answers a request. ids repeats the n_ids ids that were asked about, ids[from..] of the request, and logprobs has one log-prob
+ * (nats) for each. top_ids and top_logprobs have n_top entries, top_k for each place one behind another, in any order, each
+ * place's ids all different; both NULL where top_k is 0. An answer that does not fit is SQUIRE_E_MISMATCH (detail
+ * TEACHER_REPLY), names the position, and the request waits on: another length, other ids, log-probs that are not finite or
+ * above 0 (a missing one is never 0), ids beyond the vocabulary or twice. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no
+ * request of this number waits, with what became of it. What the arrays hold is copied. Any thread. */
+squire_status squire_teacher_reply(squire_teacher *teacher,
+                                   uint64_t number,
+                                   const int32_t *ids,
+                                   size_t n_ids,
+                                   const float *logprobs,
+                                   const int32_t *top_ids,
+                                   const float *top_logprobs,
+                                   size_t n_top,
+                                   squire_error **err);
+
+/* Says that a request cannot be answered, and why. Its episode is set aside with that reason; a later build asks again.
+ * SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread. */
+squire_status squire_teacher_fail(squire_teacher *teacher,
+                                  uint64_t number,
+                                  const char *why,
+                                  size_t why_len,
+                                  squire_error **err);
+
+/* Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
+ * or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
+ * fingerprint is not that of the student's tokenizer. Otherwise as squire_distiller_create. Any thread. */
+squire_status squire_distiller_create_taught(squire_model *student,
+                                             squire_teacher *teacher,
+                                             const char *settings_json,
+                                             size_t settings_len,
+                                             squire_distiller **out,
+                                             squire_error **err);
+
+/* Goes on from the newest checkpoint in a folder with a teacher of the host's: as squire_distiller_resume and
+ * squire_distiller_create_taught. Blocks. Any thread. */
+squire_status squire_distiller_resume_taught(squire_model *student,
+                                             squire_teacher *teacher,
+                                             const char *settings_json,
+                                             size_t settings_len,
+                                             const char *path,
+                                             size_t path_len,
+                                             squire_distiller **out,
+                                             squire_error **err);
 
 /* ---- episode --------------------------------------------------------------------------------------------- */
 

@@ -542,6 +542,69 @@ inline distiller_handle resume_distiller(const model_handle &student, const mode
   });
 }
 
+using teacher_handle = handle<squire_teacher, squire_teacher_release>;
+using teacher_batch_handle = handle<squire_teacher_batch, squire_teacher_batch_release>;
+
+/* A teacher in the host's own code. */
+inline teacher_handle create_teacher(std::string_view options_json) {
+  return make<teacher_handle>([&](auto out, auto err) {
+    return squire_teacher_create(options_json.data(), options_json.size(), out, err);
+  });
+}
+
+/* Another reference to the same teacher, for another thread. */
+inline teacher_handle share(const teacher_handle &teacher) {
+  return teacher_handle(squire_teacher_retain(teacher.get()));
+}
+
+/* Requests that wait, at most so many; an empty handle where none comes in time. */
+inline teacher_batch_handle next(const teacher_handle &teacher, std::size_t most, std::uint64_t timeout_ms) {
+  return make<teacher_batch_handle>(
+      [&](auto out, auto err) { return squire_teacher_next(teacher.get(), most, timeout_ms, out, err); });
+}
+
+/* Request i of a batch, if it has as many; its ids live as long as the batch. */
+inline std::optional<squire_teacher_request> request(const teacher_batch_handle &batch, std::size_t i) {
+  squire_teacher_request r;
+  squire_teacher_request_init(&r, sizeof r);
+  const squire_status status =
+      call([&](auto err) { return squire_teacher_batch_request(batch.get(), i, &r, err); });
+  return status == SQUIRE_OK ? std::optional<squire_teacher_request>(r) : std::nullopt;
+}
+
+/* Answers a request: the ids that were asked about with their log-probs, and top_k ids with theirs for each of them. */
+inline void reply(const teacher_handle &teacher, std::uint64_t number, const std::vector<std::int32_t> &ids,
+                  const std::vector<float> &logprobs, const std::vector<std::int32_t> &top_ids = {},
+                  const std::vector<float> &top_logprobs = {}) {
+  /* Fewer log-probs than ids are for the call to refuse: NULL has none. */
+  const float *of_ids = logprobs.size() == ids.size() ? logprobs.data() : nullptr;
+  const float *of_top = top_logprobs.size() == top_ids.size() ? top_logprobs.data() : nullptr;
+  call([&](auto err) {
+    return squire_teacher_reply(teacher.get(), number, ids.data(), ids.size(), of_ids, top_ids.data(), of_top,
+                                top_ids.size(), err);
+  });
+}
+
+inline void fail(const teacher_handle &teacher, std::uint64_t number, std::string_view why) {
+  call([&](auto err) { return squire_teacher_fail(teacher.get(), number, why.data(), why.size(), err); });
+}
+
+inline distiller_handle create_distiller(const model_handle &student, const teacher_handle &teacher,
+                                         std::string_view settings_json) {
+  return make<distiller_handle>([&](auto out, auto err) {
+    return squire_distiller_create_taught(student.get(), teacher.get(), settings_json.data(), settings_json.size(), out,
+                                          err);
+  });
+}
+
+inline distiller_handle resume_distiller(const model_handle &student, const teacher_handle &teacher,
+                                         std::string_view settings_json, std::string_view folder) {
+  return make<distiller_handle>([&](auto out, auto err) {
+    return squire_distiller_resume_taught(student.get(), teacher.get(), settings_json.data(), settings_json.size(),
+                                          folder.data(), folder.size(), out, err);
+  });
+}
+
 /* The step of the newest checkpoint in a folder, if it holds one. */
 inline std::optional<std::uint64_t> checkpoint(std::string_view folder) {
   std::uint64_t step = 0;

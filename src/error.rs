@@ -127,6 +127,8 @@ faults! {
     EmptySession = 207 => State,
     /// The run's steps are all done.
     RunComplete = 210 => State,
+    /// No teacher's request of this number waits for an answer.
+    TeacherRequest = 211 => State,
 
     // 3xx: busy
     /// The session is being worked on.
@@ -245,6 +247,8 @@ faults! {
     UnmergedAdapter = 808 => Mismatch,
     /// An adapter belongs to another base, or has another rank or other targets than are wanted.
     AdapterMismatch = 809 => Mismatch,
+    /// An answer does not fit the teacher's request.
+    TeacherReply = 810 => Mismatch,
 
     // 9xx to 19xx: one block a status
     /// A buffer could not be allocated.
@@ -269,8 +273,10 @@ faults! {
     DeviceError = 1501 => Device,
     /// The device is gone for this process; release the engine.
     DeviceLost = 1601 => DeviceLost,
-    /// The local teacher failed.
+    /// The teacher failed.
     TeacherFailed = 1701 => Teacher,
+    /// The host's teacher did not answer in time.
+    TeacherSilent = 1702 => Teacher,
     /// The loss, a gradient, or the logits of a row are not finite.
     NotFinite = 1801 => Diverged,
     /// An applied update moved the student further than the settings let be published.

@@ -50,6 +50,15 @@ fn python_gives_the_ids_that_rust_gives() {
     }
 }
 
+#[test]
+fn a_server_that_scores_teaches_through_python_and_one_that_lies_does_not() {
+    if have("python3", "--version") {
+        let mut python = Command::new("python3");
+        python.arg(cc::root().join("bindings/python/test_squire_teachers.py")).arg(cc::library()).arg(model());
+        assert_eq!(cc::run(&mut python), "ok\n");
+    }
+}
+
 /// (struct, field) of the structs of the header that begin with `struct_size`, in its order.
 fn fields_of_the_header() -> Vec<(String, String)> {
     let header = std::fs::read_to_string(cc::root().join("include/squire.h")).expect("the header is there");
@@ -75,8 +84,8 @@ fn the_structs_and_the_abi_that_python_knows_are_the_headers() {
     let mut wanted = String::from("  printf(\"abi %u\\n\", SQUIRE_ABI);\n");
     let (mut last, mut n) = (String::new(), 0);
     for (name, field) in fields_of_the_header() {
-        // An episode's decision is not among what the program uses.
-        if name == "squire_decision" {
+        // Those of episodes and teachers are not among what the program uses.
+        if ["squire_decision", "squire_teacher_request"].contains(&name.as_str()) {
             continue;
         }
         if name != last {

@@ -57,6 +57,12 @@ fn a_c_program_serves_many_adapters_of_one_base() {
 }
 
 #[test]
+fn a_c_program_teaches_from_a_thread_of_its_own() {
+    let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/teacher.c"));
+    program.run([folders::golden("dense_f32")]);
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
         run_with_models("g++", standard, "wrapper.cpp");

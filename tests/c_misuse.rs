@@ -71,8 +71,15 @@ impl Parameter {
     }
 
     fn is_struct(&self) -> bool {
-        ["squire_engine_options*", "squire_model_options*", "squire_gen_options*", "squire_event*", "squire_decision*"]
-            .contains(&self.kind.as_str())
+        [
+            "squire_engine_options*",
+            "squire_model_options*",
+            "squire_gen_options*",
+            "squire_event*",
+            "squire_decision*",
+            "squire_teacher_request*",
+        ]
+        .contains(&self.kind.as_str())
     }
 
     /// Whether it is an object that the caller hands in.

@@ -75,8 +75,9 @@ fn every_knob_can_be_given_and_is_kept() {
         "depth": {"start": 2.0, "end": 9.0, "shape": "step", "begin": 0.0, "finish": 0.5, "clock": "fraction"},
         "student_turns": {"kernel": "forward-kl", "weight": 0.5},
         "teacher_turns": {"kernel": "cross-entropy", "weight": 2.0},
-        "replay_turns": {"kernel": "reverse-kl", "weight": 3.0},
+        "replay_turns": {"kernel": {"jsd": 0.9}, "weight": 3.0},
         "normaliser": "turn-mean", "filter": "success", "max_staleness": 0,
+        "tail": "truncated",
         "sampling": {"temperature": 0.5, "top_k": 20, "top_p": 0.95},
         "batch_episodes": 32,
         "optimizer": {
@@ -85,7 +86,7 @@ fn every_knob_can_be_given_and_is_kept() {
         },
         "micro_tokens": 1024, "recompute": "feed-forward", "training_budget": 3_500_000_000_u64, "lora": {"rank": 8, "alpha": 12.0, "rslora": true, "targets": ["q_proj", "down_proj"]},
         "kept_revisions": 3, "max_turns": 20,
-        "max_update_kl": 0.25, "refuse_update_kl": 2.5
+        "update_kl_tokens": 16, "max_update_kl": 0.25, "refuse_update_kl": 2.5
     });
     let c = config(document.clone());
     assert_eq!(c.to_json(), document);
@@ -154,7 +155,7 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("student_turns", json!(["reverse-kl", null])),
         ("student_turns.kernel", json!(["kl", 1, null])),
         ("student_turns.weight", json!([0, -1, 1e7, "1", null])),
-        ("teacher_turns.kernel", json!(["jsd"])),
+        ("teacher_turns.kernel", json!(["kl", {"jsd": 0}, {"jsd": 1}, {"jsd": "half"}, {"jsd": null}])),
         ("teacher_turns.weight", json!([0])),
         ("replay_turns.kernel", json!([["none"]])),
         ("replay_turns.weight", json!([{}])),
@@ -179,12 +180,14 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("training_budget", json!([-1, 0.5, "4 GB", null])),
         ("lora", json!([true, 16, "all"])),
         ("lora.rank", json!([0, -1, 1.5, "16", 4097])),
+        ("tail", json!(["all", 1, null])),
         ("lora.alpha", json!([0, -1, "32", null, 1e7])),
         ("lora.rslora", json!([1, "yes", null])),
         ("lora.dropout", json!([0.05, 1, "0"])),
         ("lora.targets", json!(["q_proj", [], [1], ["gate"], ["lm_head"], ["experts.0.up_proj"], ["kv_proj"], null])),
         ("kept_revisions", json!([0, 1025])),
         ("max_turns", json!([0, 1_000_001])),
+        ("update_kl_tokens", json!([-1, 65, "all", null])),
         ("max_update_kl", json!([-0.1, 1e13, "1"])),
         ("refuse_update_kl", json!([-0.1, null])),
     ];

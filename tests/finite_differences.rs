@@ -72,8 +72,14 @@ impl Objective {
         let activations = run(model, at.weights, at.adapter, &self.ids);
         let (hidden, mut dlogits) = heads(model, at.weights, &activations, &self.rows);
         let n = self.rows.len();
-        let losses =
-            ops::divergence_forward_backward(&model.device, &mut dlogits, Some(&self.teacher), &self.specs, n).unwrap();
+        let losses = ops::divergence_forward_backward(
+            &model.device,
+            &mut dlogits,
+            ops::TeacherRows::Logits(&self.teacher),
+            &self.specs,
+            n,
+        )
+        .unwrap();
         let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / n as f64;
         Rows { activations, hidden, dlogits, loss }
     }

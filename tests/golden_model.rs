@@ -170,8 +170,14 @@ impl Objective {
         run(model, weights, &self.batch, &mut activations);
         let n = self.rows.len();
         let (hidden, mut logits) = heads(model, weights, &activations, &self.rows);
-        let losses =
-            ops::divergence_forward_backward(&model.device, &mut logits, Some(&self.teacher), &self.specs, n).unwrap();
+        let losses = ops::divergence_forward_backward(
+            &model.device,
+            &mut logits,
+            ops::TeacherRows::Logits(&self.teacher),
+            &self.specs,
+            n,
+        )
+        .unwrap();
         let zeros = |n| Tensor::zeros(Dtype::F32, &[n, model.config.hidden_size]).unwrap();
         let (mut dhead, mut dhidden) = (zeros(n), zeros(activations.batch.len()));
         head_backward(model, weights, &mut *gradients, &mut dhead, (&logits, &hidden), n);

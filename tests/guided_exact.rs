@@ -86,7 +86,17 @@ fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajector
             * match loss {
                 Loss::ReverseKl => kl(p, q),
                 Loss::ForwardKl => kl(q, p),
+                Loss::JensenShannon(share) => {
+                    let share = f64::from(share);
+                    let mixed: Vec<f64> =
+                        p.iter().zip(q).map(|(p, q)| (share * q.exp() + (1.0 - share) * p.exp()).ln()).collect();
+                    share * kl(q, &mixed) + (1.0 - share) * kl(p, &mixed)
+                }
                 Loss::CrossEntropy => -p[batch[i].ids()[position] as usize],
+                Loss::SampledReverseKl => {
+                    let said = batch[i].ids()[position] as usize;
+                    p[said] - q[said]
+                }
             }
     };
     losses.iter().map(of).sum()
@@ -134,7 +144,17 @@ fn gradients_by_hand(
                 let by_logit = match loss {
                     Loss::ReverseKl => p[id] * ((p[id] / q[id]).ln() - kl),
                     Loss::ForwardKl => p[id] - q[id],
+                    Loss::JensenShannon(share) => {
+                        let share = f64::from(share);
+                        let to = |id: usize| (p[id] / (share * q[id] + (1.0 - share) * p[id])).ln();
+                        let mean: f64 = (0..v).map(|id| p[id] * to(id)).sum();
+                        (1.0 - share) * p[id] * (to(id) - mean)
+                    }
                     Loss::CrossEntropy => p[id] - target,
+                    Loss::SampledReverseKl => {
+                        let said = t.ids()[position] as usize;
+                        (p[said] / q[said]).ln() * (target - p[id])
+                    }
                 };
                 *d = (weight * by_logit) as f32;
             }
@@ -243,6 +263,20 @@ fn supervised_fine_tuning_is_cross_entropy_on_what_was_replayed() {
 fn on_policy_distillation_is_reverse_kl_on_what_the_student_said() {
     let loss_of = |actor| if actor == Actor::Student { Some(Loss::ReverseKl) } else { None };
     assert_by_hand(json!({"preset": "opd"}), loss_of, 16..=16);
+}
+
+#[test]
+fn generalised_distillation_is_the_jensen_shannon_divergence_of_its_share() {
+    let half = |actor| if actor == Actor::Student { Some(Loss::JensenShannon(0.5)) } else { None };
+    assert_by_hand(json!({"preset": "opd", "student_turns": {"kernel": "jsd"}}), half, 16..=16);
+    let most = |actor| if actor == Actor::Student { Some(Loss::JensenShannon(0.9)) } else { None };
+    assert_by_hand(json!({"preset": "opd", "student_turns": {"kernel": {"jsd": 0.9}}}), most, 16..=16);
+}
+
+#[test]
+fn the_sampled_reverse_kl_is_of_what_the_student_said() {
+    let loss_of = |actor| if actor == Actor::Student { Some(Loss::SampledReverseKl) } else { None };
+    assert_by_hand(json!({"preset": "opd", "student_turns": {"kernel": "sampled-reverse-kl"}}), loss_of, 16..=16);
 }
 
 #[test]

@@ -25,7 +25,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
 
 /// The sections under SQUIRE_EXPERIMENTAL.
 const EXPERIMENTAL: &[(&str, &[&str])] =
-    &[("distiller", &["distiller"]), ("episode", &["episode"]), ("update", &["update"])];
+    &[("distiller", &["distiller"]), ("teacher", &["teacher"]), ("episode", &["episode"]), ("update", &["update"])];
 
 fn config() -> cbindgen::Config {
     cbindgen::Config::from_file(cc::root().join("cbindgen.toml")).expect("cbindgen.toml is valid")

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
-use squire::distill::{Distiller, Update};
+use squire::distill::{Config, Distiller, Update};
 use squire::error::Fault;
 use squire::model::Weights;
 use squire::serve::{Engine, EngineOptions, Level, Log};
@@ -89,6 +89,25 @@ fn publish_refuses_what_moves_the_student_too_far_until_it_is_told_to_all_the_sa
     assert!(weight_bytes(d.student()) == weight_bytes(again.student()));
     assert_eq!((d.publish().unwrap(), d.publish_anyway().unwrap()), (2, 2));
     d.save(folder.path()).unwrap();
+}
+
+#[test]
+fn a_step_whose_kl_nobody_asks_for_is_the_same_step_without_it() {
+    let with = |more: serde_json::Value| {
+        let mut document = json!({"preset": "opd", "optimizer": {"learning_rate": 1e-3}});
+        more.as_object().unwrap().iter().for_each(|(key, value)| document[key] = value.clone());
+        listening(document)
+    };
+    let ((a, _), (b, warnings)) = (with(json!({})), with(json!({"update_kl_tokens": 0})));
+    for _ in 0..2 {
+        let (asked, unasked) = (applied(&a), applied(&b));
+        assert!(asked.report().update_kl.is_some() && unasked.report().update_kl.is_none());
+        assert_eq!((a.publish().unwrap(), b.publish().unwrap()), (asked.step() + 2, asked.step() + 2));
+        assert!(weight_bytes(a.student()) == weight_bytes(b.student()));
+    }
+    assert!(warnings.lock().unwrap().is_empty());
+    let both = Config::from_value(&json!({"update_kl_tokens": 0, "refuse_update_kl": 1})).err().unwrap();
+    assert!(both.fault() == Fault::BadValue && both.message().contains("update_kl_tokens above 0"), "{both}");
 }
 
 #[test]

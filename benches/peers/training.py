@@ -2,7 +2,7 @@
 
 BINARY is the built `benches/training.rs` (cargo bench --bench training --no-run tells its path). Needs torch, transformers and
 peft. Both take a batch of the same lengths with the same tokens learnt, on two threads: teacher's pass, forward, backward,
-clipping, AdamW (torch's fused one). torch: eager, scaled_dot_product_attention, one forward per batch of equal lengths; f32, or
+clipping, AdamW (torch's fused one); squire once with the KL of the step, which torch does not take, and once without. torch: eager, scaled_dot_product_attention, one forward per batch of equal lengths; f32, or
 bf16 autocast over f32 weights (full) or a bf16 base (LoRA). squire's weights are stored in bf16 either way. Prints a line a
 pair, the medians, and what each process says of its memory.
 """
@@ -85,16 +85,18 @@ class Side:
 def main():
     binary, shape, batch, compute, *rest = sys.argv[1:]
     pairs = int(rest[0]) if rest else 3
-    sides = [Side(binary, shape, batch, compute, "0"), Side(sys.executable, __file__, "torch", shape, batch, compute)]
+    ours = [binary, shape, batch, compute, "0", "any"]
+    sides = [Side(*ours, "64"), Side(*ours, "0"), Side(sys.executable, __file__, "torch", shape, batch, compute)]
     for side in sides:
         side.step()  # buffers grow, weights are touched
     times = [[side.step() for side in sides] for _ in range(pairs)]
-    for ours, theirs in times:
-        print(f"  squire {ours:.3f} s, torch {theirs:.3f} s", flush=True)
-    ours, theirs = (statistics.median(of) for of in zip(*times))
+    for ours, without, theirs in times:
+        print(f"  squire {ours:.3f} s, without the KL {without:.3f} s, torch {theirs:.3f} s", flush=True)
+    ours, without, theirs = (statistics.median(of) for of in zip(*times))
     peaks = [side.end() for side in sides]
-    print(json.dumps({"shape": shape, "batch": batch, "compute": compute, "squire": ours, "torch": theirs,
-                      "torch/squire": round(theirs / ours, 3), "peaks": peaks}), flush=True)
+    print(json.dumps({"shape": shape, "batch": batch, "compute": compute, "squire": ours, "without": without, "torch": theirs,
+                      "torch/squire": round(theirs / ours, 3), "torch/without": round(theirs / without, 3),
+                      "peaks": peaks}), flush=True)
 
 
 if sys.argv[1] == "torch":

@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 5  # of the header that this file was written from
+ABI = 0 << 16 | 6  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -161,17 +161,26 @@ class Model(Object):
         call("adapter_save", self, None, c.c_size_t(0), *text(os.fspath(folder)))
 
 
+class Teacher(Object):
+    """A teacher in the host's own code, whose requests bindings/python/squire_teachers.py answers."""
+    KIND = "teacher"
+
+    def __init__(self, **options):
+        super().__init__("teacher_create", *document(options))
+
+
 class Distiller(Object):
     KIND = "distiller"
 
     def __init__(self, student, settings, teacher=None, checkpoint=None):
-        """Goes on from the checkpoint if there is one in that folder."""
+        """`teacher` is a Model or a Teacher. Goes on from the checkpoint if there is one in that folder."""
         step = c.c_uint64()
+        taught = "_taught" if isinstance(teacher, Teacher) else ""
         path = checkpoint and text(os.fspath(checkpoint))
         if path and call("checkpoint_probe", *path, c.byref(step)) != END:
-            super().__init__("distiller_resume", student, teacher, *document(settings), *path)
+            super().__init__("distiller_resume" + taught, student, teacher, *document(settings), *path)
         else:
-            super().__init__("distiller_create", student, teacher, *document(settings))
+            super().__init__("distiller_create" + taught, student, teacher, *document(settings))
         self.step = step.value
 
     def episode(self, **spec):

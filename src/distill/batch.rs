@@ -108,9 +108,9 @@ fn trained(trajectory: &Trajectory) -> impl Iterator<Item = &Turn> {
 #[cfg(test)]
 mod tests {
     use super::super::actor::Actor;
-    use super::super::knobs::TurnLoss;
     use super::super::policy::{Decision, Reason};
     use super::super::trajectory::{Action, Heading, Outcome};
+    use super::super::turn_loss::TurnLoss;
     use super::*;
     use crate::text::source::Source;
     use serde_json::json;

@@ -3,7 +3,7 @@
 
 use super::batch::plan;
 use super::distiller::{Distiller, Learning};
-use super::ended::{Gathering, Waiting, lacked_memory};
+use super::ended::{Gathering, Waiting, may_succeed_later};
 use super::learner::Task;
 use super::packing::Packing;
 use super::report::{Report, SetAside};
@@ -22,7 +22,7 @@ impl Distiller {
     /// returning false. Cancelled or failed, the episodes wait on.
     ///
     /// An episode that the teacher cannot score is set aside, and the next in order takes its place: the report and the log
-    /// name it with the reason. Later builds ask again where memory was lacking; any other stays until [`Distiller::discard`].
+    /// name it with the reason. Later builds ask again where memory was lacking, or the host's teacher failed or was silent; any other stays until [`Distiller::discard`].
     /// Where none is left the build fails with the first reason.
     pub fn build(
         &self,
@@ -113,7 +113,7 @@ impl Distiller {
     fn set_aside(&self, failed: Vec<(Waiting, Error)>, update: &mut Update) {
         for (mut waiting, e) in failed {
             let (episode, reason) = (waiting.episode, e.message().to_string());
-            let next = if lacked_memory(&e) { "later builds ask again" } else { "it stays until it is discarded" };
+            let next = if may_succeed_later(&e) { "later builds ask again" } else { "it stays until it is discarded" };
             self.log(
                 Level::Warning,
                 &format!("episode {episode} is set aside, the teacher could not score it ({next}): {reason}"),
@@ -155,7 +155,7 @@ impl Distiller {
             revision,
             served: revision.map(|_| current.watch()),
             published: current.number,
-            teacher: self.0.teacher.as_ref(),
+            teacher: self.teacher(),
             vocabulary: self.0.vocabulary,
             config: &self.0.config,
         };

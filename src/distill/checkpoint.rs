@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::distiller::Distiller;
 use super::learner::Learner;
+use super::teacher::Teacher;
 use super::trained;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
@@ -39,7 +40,8 @@ const LAYOUT: Layout = Layout {
 };
 const VERSION: u64 = 1;
 /// Settings that a resumed run may change: steps, which are compared by themselves, and what changes no bit.
-const FREE: [&str; 5] = ["steps", "max_update_kl", "refuse_update_kl", "recompute", "training_budget"];
+const FREE: [&str; 6] =
+    ["steps", "update_kl_tokens", "max_update_kl", "refuse_update_kl", "recompute", "training_budget"];
 /// The longest state document, in bytes; one has a few thousand.
 const MAX_STATE: u64 = 1 << 20;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
@@ -152,6 +154,16 @@ impl Distiller {
         config: Config,
         path: &Path,
     ) -> Result<Distiller> {
+        Distiller::resume_taught(student, teacher.cloned().map(Teacher::Local), config, path)
+    }
+
+    /// The same by any teacher.
+    pub fn resume_taught(
+        student: &ServedModel,
+        teacher: Option<Teacher>,
+        config: Config,
+        path: &Path,
+    ) -> Result<Distiller> {
         let _floats = FloatEnv::scalars();
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
@@ -160,7 +172,7 @@ impl Distiller {
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
         // Refused where it does not fit, before what it would hold is read.
-        let distiller = Distiller::new(student, teacher, config)?;
+        let distiller = Distiller::taught(student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());
         let current = student.current();
         distiller.reserve(&mut learning, &current, (1, 1))?;

@@ -12,7 +12,8 @@
 //! | `seed` | key of all draws | 42 |
 //! | `actor` | `{"kind": "student"}`, `"teacher"`, `"replay"`, or `{"kind": "bernoulli", "beta": schedule}`: who acts | student |
 //! | `depth` | schedule, its floor caps the turns rolled in training; `null` for none | null |
-//! | `student_turns`, `teacher_turns`, `replay_turns` | `{"kernel": none, reverse-kl, forward-kl, cross-entropy; "weight": above 0}`: loss by actor | reverse-kl; none; none; weights 1 |
+//! | `student_turns`, `teacher_turns`, `replay_turns` | `{"kernel": none, reverse-kl, forward-kl, jsd or {"jsd": share}, cross-entropy, sampled-reverse-kl; "weight": above 0}`: loss by actor; `backend/ops/divergence.rs` has the formulas | reverse-kl; none; none; weights 1 |
+//! | `tail` | bucket, renormalised, truncated: what a divergence makes of all ids that are none of a teacher's most likely ones | bucket |
 //! | `normaliser` | token-mean, sequence-mean, turn-mean | token-mean |
 //! | `filter` | none, success: which trajectories are learnt | none |
 //! | `max_staleness` | published revisions a trajectory may lag | 2 |
@@ -25,26 +26,27 @@
 //! | `lora` | null: all weights; or `{"rank", "alpha", "rslora", "targets"}`: an adapter on the projections named, or on all | null; 16, 32, false, all |
 //! | `kept_revisions` | revisions that may live at once | 2 |
 //! | `max_turns` | turn cap of an episode | 30 |
+//! | `update_kl_tokens` | trained tokens, at most, on which a step's KL is measured; 0: it is not | 64 |
 //! | `max_update_kl` | nats a token that a step may move the student before the log warns; 0 never | 1 |
 //! | `refuse_update_kl` | the same, beyond which `publish` refuses; 0 never | 0 |
 //!
 //! The learning rate at step s is its schedule times min(1, (s + 1) / warmup_steps). Not built, and so
-//! refused as unknown: top-k support, sampled-token estimators and ratio clips, turn weights, reward
+//! refused as unknown: ratio clips, turn weights, reward
 //! mixing and groups, replayed prefixes, privileged teacher views.
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
 use super::document::{bad, fields, integer, join, name_of, number, shorten, word};
-use super::knobs::{
-    ActorPolicy, FILTERS, Filter, LOSSES, NORMALISERS, Normaliser, Optimizer, RECOMPUTE, Sampling, TurnLoss,
-};
+use super::knobs::{ActorPolicy, FILTERS, Filter, NORMALISERS, Normaliser, Optimizer, RECOMPUTE, Sampling};
 use super::lora;
 use super::preset::PRESETS;
 use super::schedule::Schedule;
-use crate::backend::ops::Loss;
+use super::turn_loss::{TAILS, TurnLoss};
+use crate::backend::ops::{Loss, Tail};
 use crate::error::{Error, Fault, Result};
 use crate::model::Lora;
 use crate::model::activations::Recompute;
+use crate::model::plan::LOSS_ROWS;
 use serde_json::{Value, json};
 
 /// Which layer set a knob.
@@ -80,6 +82,7 @@ pub const KNOBS: &[&str] = &[
     "teacher_turns.weight",
     "replay_turns.kernel",
     "replay_turns.weight",
+    "tail",
     "normaliser",
     "filter",
     "max_staleness",
@@ -100,6 +103,7 @@ pub const KNOBS: &[&str] = &[
     "lora",
     "kept_revisions",
     "max_turns",
+    "update_kl_tokens",
     "max_update_kl",
     "refuse_update_kl",
 ];
@@ -113,6 +117,7 @@ const TOP_KEYS: &[&str] = &[
     "student_turns",
     "teacher_turns",
     "replay_turns",
+    "tail",
     "normaliser",
     "filter",
     "max_staleness",
@@ -125,6 +130,7 @@ const TOP_KEYS: &[&str] = &[
     "lora",
     "kept_revisions",
     "max_turns",
+    "update_kl_tokens",
     "max_update_kl",
     "refuse_update_kl",
 ];
@@ -151,6 +157,8 @@ pub struct Config {
     pub teacher_turns: TurnLoss,
     /// Loss on replayed turns.
     pub replay_turns: TurnLoss,
+    /// Over which events a divergence from a teacher's top ids is taken.
+    pub tail: Tail,
     /// Over what the loss is averaged.
     pub normaliser: Normaliser,
     /// Which trajectories are learnt.
@@ -175,6 +183,8 @@ pub struct Config {
     pub kept_revisions: u32,
     /// Turn cap of an episode.
     pub max_turns: u32,
+    /// Trained tokens on which the KL of an update is measured at most; 0: it is not.
+    pub update_kl_tokens: u32,
     /// KL of one update, nats a token, above which the log warns; 0: never.
     pub max_update_kl: f64,
     /// The same above which `publish` refuses; 0: never.
@@ -184,7 +194,6 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        let silent = TurnLoss { kind: None, weight: 1.0 };
         Config {
             preset: None,
             steps: 250,
@@ -192,8 +201,9 @@ impl Default for Config {
             actor: ActorPolicy::Student,
             depth: None,
             student_turns: TurnLoss { kind: Some(Loss::ReverseKl), weight: 1.0 },
-            teacher_turns: silent,
-            replay_turns: silent,
+            teacher_turns: TurnLoss::NONE,
+            replay_turns: TurnLoss::NONE,
+            tail: Tail::Bucket,
             normaliser: Normaliser::TokenMean,
             filter: Filter::None,
             max_staleness: 2,
@@ -214,6 +224,7 @@ impl Default for Config {
             lora: None,
             kept_revisions: 2,
             max_turns: 30,
+            update_kl_tokens: 64,
             // A whole nat a token: what the student said becomes e times less likely in one step. Steps that teach stay
             // far below (the household's under 0.1).
             max_update_kl: 1.0,
@@ -250,6 +261,12 @@ impl Config {
         }
         config.layer(document, Origin::Given)?;
         config.check_that_something_is_learnt()?;
+        config.teacher_turns.check_of_others("teacher_turns")?;
+        config.replay_turns.check_of_others("replay_turns")?;
+        if config.refuse_update_kl > 0.0 && config.update_kl_tokens == 0 {
+            let why = "refuse_update_kl: wanted 0, or update_kl_tokens above 0, without which no step's KL is known";
+            return Err(Error::new(Fault::BadValue, why));
+        }
         Ok(config)
     }
 
@@ -261,16 +278,16 @@ impl Config {
     /// The resolved document: every knob, no preset. Reading it gives the same settings, so it is what
     /// a checkpoint compares.
     pub fn to_json(&self) -> Value {
-        let turns = |loss: TurnLoss| json!({"kernel": loss.name(), "weight": loss.weight});
         let (sampling, optimizer) = (&self.sampling, &self.optimizer);
         json!({
             "steps": self.steps,
             "seed": self.seed,
             "actor": self.actor.to_json(),
             "depth": self.depth.map(|depth| depth.to_json()),
-            "student_turns": turns(self.student_turns),
-            "teacher_turns": turns(self.teacher_turns),
-            "replay_turns": turns(self.replay_turns),
+            "student_turns": self.student_turns.to_json(),
+            "teacher_turns": self.teacher_turns.to_json(),
+            "replay_turns": self.replay_turns.to_json(),
+            "tail": name_of(self.tail, TAILS),
             "normaliser": name_of(self.normaliser, NORMALISERS),
             "filter": name_of(self.filter, FILTERS),
             "max_staleness": self.max_staleness,
@@ -293,6 +310,7 @@ impl Config {
             "lora": lora::to_json(self.lora.as_ref()),
             "kept_revisions": self.kept_revisions,
             "max_turns": self.max_turns,
+            "update_kl_tokens": self.update_kl_tokens,
             "max_update_kl": self.max_update_kl,
             "refuse_update_kl": self.refuse_update_kl,
         })
@@ -343,6 +361,7 @@ impl Config {
                 "actor" => self.actor = ActorPolicy::from_json(value, path)?,
                 "depth" => self.depth = depth(value, path)?,
                 "student_turns" | "teacher_turns" | "replay_turns" => self.layer_turns(value, path, origin)?,
+                "tail" => self.tail = word(value, path, TAILS)?,
                 "normaliser" => self.normaliser = word(value, path, NORMALISERS)?,
                 "filter" => self.filter = word(value, path, FILTERS)?,
                 "max_staleness" => self.max_staleness = integer(value, path, 0, 1_000_000)?,
@@ -356,6 +375,7 @@ impl Config {
                 "lora" => self.lora = lora::from_json(value, path)?,
                 "kept_revisions" => self.kept_revisions = integer(value, path, 1, 1024)? as u32,
                 "max_turns" => self.max_turns = integer(value, path, 1, 1_000_000)? as u32,
+                "update_kl_tokens" => self.update_kl_tokens = integer(value, path, 0, LOSS_ROWS as u64)? as u32,
                 "max_update_kl" => self.max_update_kl = nats(value, path)?,
                 "refuse_update_kl" => self.refuse_update_kl = nats(value, path)?,
                 _ => {} // "preset", which was read before; other keys were refused
@@ -374,7 +394,7 @@ impl Config {
                 _ => &mut self.replay_turns,
             };
             match key.as_str() {
-                "kernel" => loss.kind = word(value, &knob, LOSSES)?,
+                "kernel" => loss.set_kernel(value, &knob)?,
                 _ => loss.weight = number(value, &knob, "a number above 0, at most 1e6", |x| x > 0.0 && x <= 1e6)?,
             }
             self.mark(&knob, origin);
@@ -429,14 +449,19 @@ impl Config {
         Ok(())
     }
 
+    /// Whether the policy has the teacher act.
+    pub fn lets_teacher_act(&self) -> bool {
+        matches!(self.actor, ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. })
+    }
+
     /// Whether a run under these settings asks for a teacher: to act, or to score turns of an actor that the policy has.
     pub fn needs_teacher(&self) -> bool {
-        let (acts, actors) = match self.actor {
-            ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. } => (true, &[][..]),
-            ActorPolicy::Student => (false, &[Actor::Student, Actor::Teacher][..]),
-            ActorPolicy::Replay => (false, &[Actor::Replay][..]),
+        let actors = match self.actor {
+            ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. } => &[][..],
+            ActorPolicy::Student => &[Actor::Student, Actor::Teacher][..],
+            ActorPolicy::Replay => &[Actor::Replay][..],
         };
-        acts || actors.iter().any(|&actor| self.loss_of(actor).needs_teacher())
+        self.lets_teacher_act() || actors.iter().any(|&actor| self.loss_of(actor).needs_teacher())
     }
 
     /// Refuses settings under which every actor that the policy can choose carries no loss.

@@ -13,6 +13,8 @@ use super::ended::{Ended, Waiting};
 use super::learner::Learner;
 use super::room::{Fitted, Room};
 use super::spec::EpisodeSpec;
+use super::teacher::Teacher;
+use super::teacher_queue::{TeacherQueue, Vocabulary};
 use super::trained;
 use super::trajectory::Heading;
 use super::unpublished::Unpublished;
@@ -29,7 +31,7 @@ pub struct Distiller(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) student: ServedModel,
-    pub(super) teacher: Option<ServedModel>,
+    pub(super) teacher: Option<Teacher>,
     pub(super) config: Config,
     /// Ids that student and teacher share: one may have rows of padding that the other lacks.
     pub(super) vocabulary: usize,
@@ -81,7 +83,13 @@ impl Distiller {
     /// A distiller of `student` towards `teacher` under `config`. Refused where the settings need a teacher
     /// that is not there, where the two do not share one vocabulary (rows of padding aside), or (`UnsupportedBackend`) where one is on a GPU.
     pub fn new(student: &ServedModel, teacher: Option<&ServedModel>, config: Config) -> Result<Distiller> {
-        for (role, model) in [("student", Some(student)), ("teacher", teacher)] {
+        Distiller::taught(student, teacher.cloned().map(Teacher::Local), config)
+    }
+
+    /// The same by any teacher. Refused where the settings ask it for what it does not give.
+    pub fn taught(student: &ServedModel, teacher: Option<Teacher>, config: Config) -> Result<Distiller> {
+        let local = teacher.as_ref().and_then(Teacher::model);
+        for (role, model) in [("student", Some(student)), ("teacher", local)] {
             if model.is_some_and(|m| !m.model().device.trains()) {
                 let why =
                     format!("the {role} is on the cuda backend; a distiller works with models of the cpu backend");
@@ -89,25 +97,27 @@ impl Distiller {
             }
         }
         trained::check(&config, student.config(), &student.current()).map_err(|e| e.within("student"))?;
-        match teacher {
+        match &teacher {
             None if config.needs_teacher() => {
                 let why = "the settings let a teacher act or score, but there is no teacher";
                 return Err(Error::new(Fault::BadOption, why));
             }
             None => {}
-            Some(teacher) => check_teacher(student, teacher)?,
+            Some(Teacher::Local(teacher)) => check_teacher(student, teacher)?,
+            Some(Teacher::Queue(queue)) => check_vocabulary(student, queue)?,
         }
+        teacher.as_ref().map_or(Ok(()), |teacher| teacher.check(&config))?;
         let current = student.current();
         let (base, adapter) = (&current.weights, current.adapter());
         let reserved = Reserved::of(student.engine());
         let host = reserved.most();
-        Room { config: &config, model: student.model(), base, adapter, teacher, host }.least()?;
+        Room { config: &config, model: student.model(), base, adapter, teacher: local, host }.least()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             student: student.clone(),
-            teacher: teacher.cloned(),
             config,
-            vocabulary: teacher.map_or(usize::MAX, rows).min(rows(student)),
+            vocabulary: local.map_or(usize::MAX, rows).min(rows(student)),
+            teacher,
             state: Mutex::new(State {
                 step: 0,
                 next_episode: 0,
@@ -131,9 +141,22 @@ impl Distiller {
         &self.0.student
     }
 
-    /// The teacher.
+    /// The teacher, if it is a model.
     pub fn teacher(&self) -> Option<&ServedModel> {
-        self.0.teacher.as_ref()
+        self.0.teacher.as_ref().and_then(Teacher::model)
+    }
+
+    /// The queue of the host's teacher, if it has one.
+    pub(super) fn teacher_queue(&self) -> Option<&TeacherQueue> {
+        match &self.0.teacher {
+            Some(Teacher::Queue(queue)) => Some(queue),
+            _ => None,
+        }
+    }
+
+    /// Ids that student and teacher share.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.0.vocabulary
     }
 
     /// The settings.
@@ -143,7 +166,7 @@ impl Distiller {
 
     /// The vocabulary that an actor draws from in training, 0 where it is the actor's own whole one.
     pub(super) fn vocabulary_to_draw_from(&self, teacher_acts: bool) -> usize {
-        let actor = if teacher_acts { self.0.teacher.as_ref() } else { Some(&self.0.student) };
+        let actor = if teacher_acts { self.teacher() } else { Some(&self.0.student) };
         let whole = actor.is_none_or(|actor| actor.config().vocab_size == self.0.vocabulary);
         if whole { 0 } else { self.0.vocabulary }
     }
@@ -275,10 +298,10 @@ impl Distiller {
         current: &Revision,
         wanted: (usize, usize),
     ) -> Result<Fitted> {
-        let Inner { student, teacher, config, .. } = &*self.0;
+        let Inner { student, config, .. } = &*self.0;
         let (base, adapter) = (&current.weights, current.adapter());
         let host = learning.reserved.most();
-        let room = Room { config, model: student.model(), base, adapter, teacher: teacher.as_ref(), host };
+        let room = Room { config, model: student.model(), base, adapter, teacher: self.teacher(), host };
         let fitted = room.fit(wanted, learning.workspace.as_ref().map_or((0, 0), Workspace::most))?;
         learning.reserved.resize(fitted.bytes)?;
         Ok(fitted)
@@ -319,6 +342,25 @@ impl Distiller {
     pub(super) fn set_counters(&self, (step, next_episode, next_evaluation): (u64, u64, u64)) {
         let mut state = self.0.state.lock();
         (state.step, state.next_episode, state.next_evaluation) = (step, next_episode, next_evaluation);
+    }
+}
+
+/// Whether the ids of the host's teacher mean what the student's mean.
+fn check_vocabulary(student: &ServedModel, queue: &TeacherQueue) -> Result<()> {
+    let Vocabulary::Fingerprint(theirs) = queue.options().vocabulary else { return Ok(()) };
+    let refused = |why: String| Err(Error::new(Fault::TeacherVocabulary, why));
+    match student.tokenizer() {
+        Ok(own) if own.fingerprint() == theirs => Ok(()),
+        Ok(own) => refused(format!(
+            "student and teacher: wanted one vocabulary, found the fingerprints {:016x} of the student's tokenizer and \
+             {theirs:016x} of the teacher's: their ids have different meanings, and losses compare the two id by id",
+            own.fingerprint()
+        )),
+        Err(_) => refused(
+            "the student has no tokenizer, so whether the teacher's ids mean the same is not known; put its tokenizer.json \
+             into its folder, or say that the vocabulary is \"the-students\""
+                .into(),
+        ),
     }
 }
 

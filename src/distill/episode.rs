@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use super::actor::Actor;
 use super::config::Config;
 use super::distiller::Distiller;
-use super::ended::{Ended, Scoring};
+use super::ended::Ended;
 use super::policy::{DecideInput, Decision, decide};
+use super::scoring::Scoring;
 use super::spec::{EpisodeSpec, observation};
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
 use crate::backend::cpu::FloatEnv;
@@ -507,7 +508,12 @@ impl Episode {
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
         let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
-        let scoring = teacher.zip(next).map(|(teacher, next)| Scoring::start(teacher, next));
+        let scoring = match self.distiller.teacher_queue() {
+            Some(queue) if !trajectory.heading.evaluation => {
+                Scoring::queue(queue, &trajectory, self.distiller.vocabulary())
+            }
+            _ => teacher.zip(next).map(|(teacher, next)| Scoring::local(teacher, next)),
+        };
         self.distiller.ended(Ended::Waiting { trajectory, scoring });
         Ok(())
     }

@@ -2,41 +2,11 @@
 //! are and how a document sets them stands in [`config`](super::config).
 #![forbid(unsafe_code)]
 
-use super::document::{fields, join, name_of, word};
+use super::document::{fields, join, word};
 use super::schedule::Schedule;
-use crate::backend::ops::Loss;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
 use serde_json::{Value, json};
-
-/// Words that stand for a turn's loss in documents and traces.
-pub(super) const LOSSES: &[(&str, Option<Loss>)] = &[
-    ("none", None),
-    ("reverse-kl", Some(Loss::ReverseKl)),
-    ("forward-kl", Some(Loss::ForwardKl)),
-    ("cross-entropy", Some(Loss::CrossEntropy)),
-];
-
-/// The loss of one actor's turns.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TurnLoss {
-    /// Which loss; None for no loss.
-    pub kind: Option<Loss>,
-    /// Its factor, above 0.
-    pub weight: f64,
-}
-
-impl TurnLoss {
-    /// The word that stands for the loss in documents and traces.
-    pub fn name(self) -> &'static str {
-        name_of(self.kind, LOSSES)
-    }
-
-    /// Whether its tokens are compared with a teacher's distribution.
-    pub fn needs_teacher(self) -> bool {
-        self.kind.is_some_and(Loss::needs_teacher)
-    }
-}
 
 /// Over what the loss is averaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use super::packing::{Packing, last_loss};
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
-use super::workspace::{Finished, TeacherSide, Workspace, leave_out};
+use super::workspace::{Finished, Scores, Workspace, leave_out};
 use crate::backend::ops::{self, AdamW, RowLoss};
 use crate::backend::{Compute, Device};
 use crate::error::{Error, Fault, Result};
@@ -120,8 +120,8 @@ impl Task<'_> {
         let Packing { batch, trained, micro_batches } = packing;
         let mut tally = Tally::new(&trajectories, batch);
         let mut gradients = workspace.zero_gradients(self.student, self.trained)?;
-        let mut sample = Sample::of(finished, batch, packing.extent().0);
-        if let Some(served) = &self.served {
+        let mut sample = Sample::of(finished, batch, packing.extent().0, self.config.update_kl_tokens as usize);
+        if let (Some(served), false) = (&self.served, sample.is_empty()) {
             sample = sample.keeping(&self.student.config, served.clone())?;
         }
         let total = batch.n_fed();
@@ -195,8 +195,7 @@ impl Task<'_> {
         workspace.dhidden.reserve_rows(ids.len())?;
         ops::fill(device, &mut workspace.dhidden, 0.0, ids.len());
         // One output projection a chunk: a teacher may have moved on between two episodes.
-        let teacher_of =
-            |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(|s| std::ptr::from_ref::<Revision>(&s.revision));
+        let teacher_of = |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(Scores::weights);
         let runs = rows.chunk_by(|(_, a), (_, b)| teacher_of(a) == teacher_of(b));
         for chunk in runs.flat_map(|run| run.chunks(LOSS_ROWS)) {
             go_on()?;
@@ -216,15 +215,14 @@ impl Task<'_> {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }
-            let teacher_logits = workspace.teacher_logits(self.teacher, self.vocabulary, finished, chunk)?;
+            let teacher = (self.teacher, self.config.tail);
+            let teachers = workspace.fill_teacher_rows(teacher, self.vocabulary, finished, chunk)?;
             let specs: Vec<RowLoss> = chunk
                 .iter()
                 .zip(&targets)
                 .map(|((_, t), &target)| RowLoss { kind: t.kind, weight: t.weight as f32, target })
                 .collect();
-            let teacher_logits =
-                teacher_logits.then_some(&workspace.teacher_side).and_then(|s| s.as_ref()).map(TeacherSide::compared);
-            let values = ops::divergence_forward_backward(device, &mut workspace.logits, teacher_logits, &specs, n)?;
+            let values = workspace.divergences(device, teachers, &specs, n)?;
             for ((_, t), value) in chunk.iter().zip(values) {
                 tally.add(t, value as f64);
             }

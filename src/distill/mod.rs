@@ -4,7 +4,7 @@
 //! values and [`preset`] the published methods; [`policy`] decides which [`actor`] acts; [`trajectory`]
 //! records an episode; [`batch`] turns trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
-//! and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
+//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
@@ -27,9 +27,13 @@ pub mod preset;
 pub mod report;
 mod room;
 pub mod schedule;
+mod scoring;
 pub mod spec;
+pub mod teacher;
+pub mod teacher_queue;
 mod trained;
 pub mod trajectory;
+pub mod turn_loss;
 mod unpublished;
 pub mod update;
 mod update_kl;
@@ -42,4 +46,6 @@ pub use episode::{Episode, Replay};
 pub use policy::{Decision, Reason};
 pub use report::Report;
 pub use spec::EpisodeSpec;
+pub use teacher::Teacher;
+pub use teacher_queue::{QueueOptions, Reply, Request, TeacherQueue};
 pub use update::Update;

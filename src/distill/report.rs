@@ -17,8 +17,12 @@ pub struct Report {
     pub reverse_kl: Option<f64>,
     /// Mean forward KL likewise.
     pub forward_kl: Option<f64>,
+    /// Mean Jensen-Shannon divergence likewise.
+    pub jsd: Option<f64>,
     /// Mean cross-entropy likewise.
     pub cross_entropy: Option<f64>,
+    /// Mean of ln p - ln q of what the student said likewise: an estimate of the reverse KL, which may be negative.
+    pub sampled_reverse_kl: Option<f64>,
     /// Mean loss of the trained tokens by turn index, whichever it is; None where no token is.
     pub loss_by_turn: Vec<Option<f64>>,
     /// Episodes in the batch.
@@ -58,7 +62,8 @@ pub struct Report {
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
     /// Once it is applied: mean KL in nats a token from the revision that was served then to what publishing would
-    /// serve, over at most 64 trained tokens. None before, and where it is no finite number or could not be computed.
+    /// serve, over at most `update_kl_tokens` trained tokens. None before, where none are asked for, and where it is no finite
+    /// number or could not be computed.
     pub update_kl: Option<f64>,
     /// What the numbers above do not mean.
     pub warnings: Vec<String>,
@@ -101,7 +106,9 @@ pub(super) struct Tally {
     /// (sum, tokens) of each loss
     reverse_kl: (f64, usize),
     forward_kl: (f64, usize),
+    jsd: (f64, usize),
     cross_entropy: (f64, usize),
+    sampled_reverse_kl: (f64, usize),
     by_turn: Vec<(f64, usize)>,
     /// turn index by trajectory and position
     turns: Vec<Vec<(usize, usize)>>,
@@ -135,7 +142,9 @@ impl Tally {
             report,
             reverse_kl: (0.0, 0),
             forward_kl: (0.0, 0),
+            jsd: (0.0, 0),
             cross_entropy: (0.0, 0),
+            sampled_reverse_kl: (0.0, 0),
             by_turn: Vec::new(),
             turns: trajectories.iter().map(ends).collect(),
         }
@@ -147,7 +156,9 @@ impl Tally {
         let sum = match token.kind {
             Loss::ReverseKl => &mut self.reverse_kl,
             Loss::ForwardKl => &mut self.forward_kl,
+            Loss::JensenShannon(_) => &mut self.jsd,
             Loss::CrossEntropy => &mut self.cross_entropy,
+            Loss::SampledReverseKl => &mut self.sampled_reverse_kl,
         };
         *sum = (sum.0 + value, sum.1 + 1);
         let ends = &self.turns[token.trajectory];
@@ -173,7 +184,9 @@ impl Tally {
         let mean = |(sum, n): (f64, usize)| (n > 0).then(|| sum / n as f64);
         self.report.reverse_kl = mean(self.reverse_kl);
         self.report.forward_kl = mean(self.forward_kl);
+        self.report.jsd = mean(self.jsd);
         self.report.cross_entropy = mean(self.cross_entropy);
+        self.report.sampled_reverse_kl = mean(self.sampled_reverse_kl);
         self.report.loss_by_turn = self.by_turn.into_iter().map(mean).collect();
         self.report.gradient_norm = gradient_norm;
         self.report.seconds = seconds;

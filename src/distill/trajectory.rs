@@ -9,8 +9,8 @@
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
-use super::knobs::TurnLoss;
 use super::policy::Decision;
+use super::turn_loss::TurnLoss;
 use crate::error::{Error, Fault, Result};
 use crate::text::source::Source;
 use serde_json::{Value, json};

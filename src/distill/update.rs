@@ -68,8 +68,13 @@ impl Distiller {
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
         let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
         // Whatever may be refused is refused before the masters move.
-        let before = sample.served_logits(model, &current, self.0.vocabulary, workspace)?;
-        let mut after = sample.room(&model.config)?;
+        let compared = match sample.is_empty() {
+            true => None,
+            false => {
+                let before = sample.served_logits(model, &current, self.0.vocabulary, workspace)?;
+                Some((before, sample.room(&model.config)?))
+            }
+        };
         // What an earlier step made and nobody published is overwritten: two of them would not be planned.
         let mut next = match unpublished.take() {
             Some(Unpublished { parameters, .. }) => parameters,
@@ -82,9 +87,11 @@ impl Distiller {
             Parameters::Weights(weights) => (weights, None),
             Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
         };
-        let is_said = are_finite && sample.logits(model, student, self.0.vocabulary, workspace, &mut after).is_ok();
-        let kl = is_said.then(|| mean_kl(&model.device, &before, after)).and_then(Result::ok);
-        let kl = kl.filter(|kl| kl.is_finite());
+        let is_asked_for = compared.is_some();
+        let kl = compared.filter(|_| are_finite).and_then(|(before, mut after)| {
+            sample.logits(model, student, self.0.vocabulary, workspace, &mut after).ok()?;
+            mean_kl(&model.device, &before, after).ok().filter(|kl| kl.is_finite())
+        });
         report.update_kl = kl;
         drop(waits);
         *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });
@@ -95,13 +102,14 @@ impl Distiller {
         drop((state, learning));
         let (rate, steps) = (settings.optimizer.learning_rate_at(step, settings.steps), settings.steps);
         let (seconds, bound) = (begun.elapsed().as_secs_f64(), settings.max_update_kl);
-        let moved = kl.map_or("unknown".to_string(), |kl| format!("{kl:.4}"));
+        let without = if is_asked_for { "unknown" } else { "not measured" };
+        let moved = kl.map_or(without.to_string(), |kl| format!("{kl:.4}"));
         let what =
             format!("step {} of {steps} applied: learning rate {rate:.3e}, KL {moved}, {seconds:.3} s", step + 1);
         self.log(Level::Info, &what);
         if !are_finite {
             self.log(Level::Warning, &format!("step {}: the weights are not finite and are not published", step + 1));
-        } else if bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
+        } else if is_asked_for && bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
             let why = format!(
                 "step {}: the student moved by a KL of {moved} nats a token in one update, max_update_kl is {bound}: lower \
                  the learning rate or clip the gradient",

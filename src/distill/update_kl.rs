@@ -2,9 +2,10 @@
 //! served and q what publishing would serve.
 //!
 //! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken: the
-//! mean in nats over at most 64 trained tokens, from the batch's first trajectories on as far as their prefixes fit. Its
-//! cost is bounded likewise: a forward of at most 512 tokens and of an eighth of the batch, but 128 where that is less, and
-//! of one prefix at least. It takes no more rows than the build took at once.
+//! mean in nats over at most `update_kl_tokens` trained tokens, from the batch's first trajectories on as far as their prefixes fit. Its
+//! cost is bounded likewise: a forward of at most 512 tokens and of an eighth of the batch, but 128 where that is less; where no
+//! trained token lies so near, of the trajectory in which one comes first, with what is trained of the 64 tokens from there. It
+//! takes no more rows than the build took at once.
 //!
 //! What the served revision says stands in the build's own logits. Only where another one is served meanwhile, or the
 //! build was of what is not published, is it computed again.
@@ -14,7 +15,7 @@ use std::sync::{Arc, Weak};
 
 use super::batch::{BatchPlan, TokenLoss};
 use super::workspace::{Finished, Workspace, leave_out};
-use crate::backend::ops::{self, Loss, RowLoss};
+use crate::backend::ops::{self, Loss, RowLoss, TeacherRows};
 use crate::backend::{Device, Tensor};
 use crate::error::Result;
 use crate::model::forward::{Segment, forward, head_forward};
@@ -47,20 +48,28 @@ struct Kept {
 }
 
 impl Sample {
-    /// Trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `at_once`: the most rows
-    /// that the build takes at once.
-    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, at_once: usize) -> Sample {
+    /// At most `wanted` trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `at_once`:
+    /// the most rows that the build takes at once.
+    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, at_once: usize, wanted: usize) -> Sample {
+        if wanted == 0 {
+            return Sample::default();
+        }
         let max_fed = (batch.n_fed() / 8).clamp(LEAST_FED, MAX_FED).min(at_once);
         let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
-        for tokens in batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory) {
+        let trajectories = || batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory);
+        for tokens in trajectories() {
             let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
             near.extend(&tokens[..fits]);
             fed += tokens[..fits].last().map_or(0, |t| t.position);
         }
         if near.is_empty() {
-            near.extend(batch.tokens.first());
+            let first = |tokens: &&[TokenLoss]| tokens.first().map_or(usize::MAX, |t| t.position);
+            let earliest = trajectories().min_by_key(first).unwrap_or_default();
+            let end = first(&earliest).saturating_add(LOSS_ROWS);
+            near.extend(earliest.iter().take_while(|t| t.position < end));
         }
-        let chosen: Vec<&TokenLoss> = near.iter().step_by(near.len().div_ceil(LOSS_ROWS).max(1)).copied().collect();
+        let thinned = near.len().div_ceil(wanted.min(LOSS_ROWS)).max(1);
+        let chosen: Vec<&TokenLoss> = near.iter().step_by(thinned).copied().collect();
         let (mut sample, mut start) = (Sample::default(), 0);
         for tokens in chosen.chunk_by(|a, b| a.trajectory == b.trajectory) {
             let Some(last) = tokens.last() else { continue };
@@ -70,6 +79,11 @@ impl Sample {
             start += last.position;
         }
         sample
+    }
+
+    /// Whether nothing is measured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// Keeps what a build with a served revision computes of the sample's rows.
@@ -135,7 +149,7 @@ impl Sample {
 pub(super) fn mean_kl(device: &Device, before: &Tensor, mut after: Tensor) -> Result<f64> {
     let n = after.extent(0);
     let rows = vec![RowLoss { kind: Loss::ForwardKl, weight: 0.0, target: 0 }; n];
-    let values = ops::divergence_forward_backward(device, &mut after, Some(before), &rows, n)?;
+    let values = ops::divergence_forward_backward(device, &mut after, TeacherRows::Logits(before), &rows, n)?;
     Ok(values.iter().map(|&kl| f64::from(kl)).sum::<f64>() / n.max(1) as f64)
 }
 
@@ -164,7 +178,7 @@ mod tests {
         let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |p| token(i, p))).collect();
         let finished: Vec<Finished> = trained.iter().map(|list| of_length(list.last().unwrap() + 1)).collect();
         let batch = BatchPlan { tokens, ..Default::default() };
-        Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, 100_000)
+        Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, 100_000, 64)
     }
 
     fn lengths(sample: &Sample) -> Vec<usize> {
@@ -193,8 +207,16 @@ mod tests {
         (eight[0], eight[1]) = (vec![150, 160, 200], vec![100, 200]);
         assert_eq!(lengths(&sample(&eight)), [200]);
         assert_eq!(lengths(&sample(&[(1..=100).collect(), (1..=100).collect()])).iter().sum::<usize>(), 99 + 27);
-        // None fits: one all the same.
-        assert_eq!(lengths(&sample(&[vec![5000, 5001], vec![6000]])), [5000]);
+        // None fits: what comes first all the same, and what comes soon after it.
+        assert_eq!(lengths(&sample(&[vec![6000], vec![5000, 5003, 5063, 5064], vec![5001]])), [5063]);
+        // Asked for few, or none.
+        let finished: Vec<Finished> = (0..20).map(|_| of_length(101)).collect();
+        let finished: Vec<&Finished> = finished.iter().collect();
+        let kind = Loss::ReverseKl;
+        let tokens = (0..20).map(|trajectory| TokenLoss { trajectory, position: 10, kind, weight: 1.0 }).collect();
+        let batch = BatchPlan { tokens, ..Default::default() };
+        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000, 6)).len(), 6);
+        assert!(Sample::of(&finished, &batch, 1000, 0).is_empty());
     }
 
     #[test]
@@ -203,7 +225,7 @@ mod tests {
         let finished: Vec<Finished> = (0..40).map(|_| of_length(61)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
         let batch = BatchPlan { tokens: (0..40).map(tokens).collect(), ..Default::default() };
-        assert_eq!(lengths(&Sample::of(&finished, &batch, 100)), [60]);
-        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000)), [60; 5]);
+        assert_eq!(lengths(&Sample::of(&finished, &batch, 100, 64)), [60]);
+        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000, 64)), [60; 5]);
     }
 }

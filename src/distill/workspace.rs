@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use super::batch::TokenLoss;
 use super::room::Fitted;
+use super::teacher_queue::Said;
 use super::trajectory::Trajectory;
-use crate::backend::Tensor;
+use crate::backend::ops::{self, RowLoss, Tail, TeacherRows, TopK};
+use crate::backend::{Device, Tensor};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::BackwardScratch;
 use crate::model::forward::head_forward;
 use crate::model::plan::LOSS_ROWS;
 use crate::model::{Activations, KvPool, Model, Parameters};
-use crate::serve::{Bound, Hidden, ServedModel};
+use crate::serve::{Bound, Hidden, Revision, ServedModel};
 use crate::tensor::Dtype;
 
 /// A finished training episode, waiting for its update.
@@ -24,12 +26,38 @@ pub struct Finished {
     pub scores: Option<Scores>,
 }
 
-/// What a teacher computed of an episode.
-pub struct Scores {
-    /// Its hidden states of the rows that predict action tokens; none where no loss asks for them.
-    pub hidden: Hidden,
-    /// The weights that computed them, to which the output projection belongs.
-    pub revision: Bound,
+/// A teacher's side of an episode.
+pub enum Scores {
+    /// A model's hidden states: with its output projection they are exact over the vocabulary.
+    Hidden {
+        /// Of the rows that predict action tokens; none where no loss asks for them.
+        hidden: Hidden,
+        /// The weights that computed them, to which the output projection belongs.
+        revision: Bound,
+    },
+    /// What the host's teacher said.
+    Said(Said),
+}
+
+impl Scores {
+    /// The weights whose output projection they need. Scores of different weights do not go into one chunk.
+    pub(super) fn weights(&self) -> Option<*const Revision> {
+        match self {
+            Scores::Hidden { revision, .. } => Some(std::ptr::from_ref::<Revision>(revision)),
+            Scores::Said(_) => None,
+        }
+    }
+}
+
+/// Where a chunk's teacher rows stand.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum TeachersRows {
+    /// Nowhere: no row asks for them.
+    Nowhere,
+    /// In the logits of the teacher's side.
+    Logits,
+    /// Among what was said.
+    Said,
 }
 
 /// Gives the ids from `vocabulary` on probability 0 in the first `n` rows of logits [N, V].
@@ -55,6 +83,8 @@ pub struct Workspace {
     /// [LOSS_ROWS, V] logits, then their gradient
     pub(super) logits: Tensor,
     pub(super) teacher_side: Option<TeacherSide>,
+    /// of a chunk, where the host's teacher says them
+    said: TopK,
     /// of the last build, shared with its update
     pub(super) gradients: Option<Arc<Parameters>>,
     /// so much it has room for
@@ -99,6 +129,7 @@ impl Workspace {
             dhidden_rows: zeros(config.hidden_size)?,
             logits: zeros(config.vocab_size)?,
             teacher_side,
+            said: TopK::default(),
             gradients: None,
             most: (0, 0),
         })
@@ -145,16 +176,47 @@ impl Workspace {
         pages + self.activations.taken() + self.scratch.taken() + chunks
     }
 
-    /// Fills the teacher's logits of a chunk from its kept hidden states; false where no row asks for them.
-    pub(super) fn teacher_logits(
+    /// The losses of `n` rows of logits, which become their gradients.
+    pub(super) fn divergences(
         &mut self,
-        teacher: Option<&ServedModel>,
+        device: &Device,
+        teachers: TeachersRows,
+        rows: &[RowLoss],
+        n: usize,
+    ) -> Result<Vec<f32>> {
+        let teacher = match (teachers, &self.teacher_side) {
+            (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
+            (TeachersRows::Said, _) => TeacherRows::TopK(&self.said),
+            _ => TeacherRows::None,
+        };
+        ops::divergence_forward_backward(device, &mut self.logits, teacher, rows, n)
+    }
+
+    /// Fills the teacher's rows of a chunk.
+    pub(super) fn fill_teacher_rows(
+        &mut self,
+        (teacher, tail): (Option<&ServedModel>, Tail),
         vocabulary: usize,
         finished: &[&Finished],
         chunk: &[(usize, &TokenLoss)],
-    ) -> Result<bool> {
-        if !chunk.iter().any(|(_, t)| t.kind.needs_teacher()) {
-            return Ok(false);
+    ) -> Result<TeachersRows> {
+        let asks = chunk.iter().map(|(_, t)| t).find(|t| t.kind.needs_teacher());
+        let Some(asks) = asks else { return Ok(TeachersRows::Nowhere) };
+        if let Some(Scores::Said(said)) = &finished[asks.trajectory].scores {
+            self.said = TopK::new(said.top_k, tail);
+            for (_, t) in chunk {
+                match (&finished[t.trajectory].scores, t.kind.needs_teacher()) {
+                    (Some(Scores::Said(said)), true) => {
+                        let (at, k) =
+                            (said.positions.binary_search(&t.position).map_err(|_| not_scored(t))?, said.top_k);
+                        let (ids, logprobs) = (&said.top_ids[at * k..][..k], &said.top_logprobs[at * k..][..k]);
+                        self.said.push(ids, logprobs, said.logprobs[at])?;
+                    }
+                    (_, true) => return Err(not_scored(t)),
+                    (_, false) => self.said.push_none()?,
+                }
+            }
+            return Ok(TeachersRows::Said);
         }
         let (Some(side), Some(teacher)) = (&mut self.teacher_side, teacher) else {
             return Err(Error::new(Fault::TeacherFailed, "a divergence is to be trained, but there is no teacher"));
@@ -162,12 +224,10 @@ impl Workspace {
         let width = teacher.config().hidden_size;
         let mut weights = None;
         for (i, (_, t)) in chunk.iter().enumerate().filter(|(_, (_, t))| t.kind.needs_teacher()) {
-            let missing = || {
-                let why = format!("the teacher has not scored token {} of an episode", t.position);
-                Error::new(Fault::TeacherFailed, why)
+            let Some(Scores::Hidden { hidden: kept, revision }) = &finished[t.trajectory].scores else {
+                return Err(not_scored(t));
             };
-            let Scores { hidden: kept, revision } = finished[t.trajectory].scores.as_ref().ok_or_else(missing)?;
-            let at = kept.positions.binary_search(&t.position).map_err(|_| missing())?;
+            let at = kept.positions.binary_search(&t.position).map_err(|_| not_scored(t))?;
             weights = Some(&revision.weights);
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
@@ -182,6 +242,10 @@ impl Workspace {
                 leave_out(other, vocabulary, chunk.len());
             }
         }
-        Ok(weights.is_some())
+        Ok(TeachersRows::Logits)
     }
+}
+
+fn not_scored(token: &TokenLoss) -> Error {
+    Error::new(Fault::TeacherFailed, format!("the teacher has not scored token {} of an episode", token.position))
 }

@@ -15,8 +15,8 @@ use crate::distill::{Config, Distiller};
 use crate::error::Result;
 use crate::serve::ServedModel;
 
-/// A student that learns while it works. A local teacher is a model, so no object stands between; a teacher in the host's
-/// own code comes with a later version. Freed by squire_distiller_release.
+/// A student that learns while it works. Its teacher is a model of the same engine, so no object stands between, or one in the
+/// host's own code (squire_distiller_create_taught). Freed by squire_distiller_release.
 pub struct squire_distiller {
     _opaque: [u8; 0],
 }
@@ -94,7 +94,8 @@ pub unsafe extern "C" fn squire_distiller_create(
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
 /// model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
-/// the run go on by the new number), and max_update_kl, refuse_update_kl, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
+/// the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, recompute
+/// and training_budget. Otherwise as squire_distiller_create. Blocks.
 /// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(

@@ -90,6 +90,19 @@ pub(crate) unsafe fn guard_out<O: Object>(
     err: *mut *mut squire_error,
     f: impl FnOnce(&Call) -> Result<O::Body>,
 ) -> squire_status {
+    // SAFETY: passed on.
+    unsafe { guard_out_unless(out, err, |call| f(call).map(Ok)) }
+}
+
+/// The same for a call that may end well and make none.
+///
+/// # Safety
+/// As [`guard_out`].
+pub(crate) unsafe fn guard_out_unless<O: Object>(
+    out: *mut *mut O,
+    err: *mut *mut squire_error,
+    f: impl FnOnce(&Call) -> Result<std::result::Result<O::Body, Outcome>>,
+) -> squire_status {
     let usable = !out.is_null() && out.is_aligned();
     if usable {
         // SAFETY: not NULL, aligned, writable by contract.
@@ -100,7 +113,10 @@ pub(crate) unsafe fn guard_out<O: Object>(
             let fault = if out.is_null() { Fault::NullPointer } else { Fault::Misaligned };
             return Err(Error::new(fault, format!("the out-parameter for {} is {out:?}", O::NAME)));
         }
-        let made = run(f)?;
+        let made = match run(f)? {
+            Ok(made) => made,
+            Err(outcome) => return Ok(outcome.status()),
+        };
         // SAFETY: checked above.
         unsafe { out.write(handle::into_raw::<O>(made)) };
         Ok(SQUIRE_OK)

@@ -15,6 +15,8 @@ pub(crate) unsafe trait Bits: Copy {}
 unsafe impl Bits for u8 {}
 // SAFETY: a plain number.
 unsafe impl Bits for i32 {}
+// SAFETY: a plain number.
+unsafe impl Bits for f32 {}
 
 /// `n` elements at `p`; NULL is an empty slice if `n` is 0. `what` names the parameter in the message.
 ///

@@ -331,6 +331,8 @@ impl ServedModel {
             "adapters": self.adapters(),
             "revisions_alive": self.n_revisions_alive(),
             "tokenizer": self.0.tokenizer.is_some(),
+            // Of what every id means: equal for two tokenizers that agree.
+            "vocabulary_fingerprint": self.0.tokenizer.as_ref().map(|t| format!("{:016x}", t.fingerprint())),
             "chat_template": self.0.template.is_some(),
             "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
             "history": "keep",

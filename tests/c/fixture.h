@@ -18,22 +18,28 @@ static squire_cancel *the_squire_cancel;
 static squire_distiller *the_squire_distiller;
 static squire_episode *the_squire_episode;
 static squire_update *the_squire_update;
+static squire_teacher *the_squire_teacher;
+static squire_teacher_batch *the_squire_teacher_batch;
 
 static squire_engine_options a_squire_engine_options;
 static squire_model_options a_squire_model_options;
 static squire_gen_options a_squire_gen_options;
 static squire_event a_squire_event;
 static squire_decision a_squire_decision;
+static squire_teacher_request a_squire_teacher_request;
 
 static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_json = "{}", *const messages_json = "[]";
 static const char *const request_json = "{\"messages\": []}", *const text = "hello";
-static const char *const name = "a", *const adapter = "a";
+static const char *const name = "a", *const adapter = "a", *const why = "because";
+static const char *const options_json = "{\"vocabulary\": \"the-students\"}";
 static const char *path, *folder;
 static const int32_t ids[2] = {104, 105}, negative_ids[2] = {104, -1};
 
 static uint64_t number;
 static size_t size;
 static float real;
+static const float logprobs[2] = {-1.0f, -2.0f}, *const top_logprobs = logprobs;
+static const int32_t *const top_ids = ids;
 static const int32_t *some_ids;
 static const float *some_reals;
 
@@ -57,6 +63,7 @@ static void set_values(void) {
   squire_gen_options_init(&a_squire_gen_options, sizeof a_squire_gen_options);
   squire_event_init(&a_squire_event, sizeof a_squire_event);
   squire_decision_init(&a_squire_decision, sizeof a_squire_decision);
+  squire_teacher_request_init(&a_squire_teacher_request, sizeof a_squire_teacher_request);
   number = 7, size = 7, real = 7.0f, some_ids = NULL, some_reals = NULL;
   a_squire_event.kind = a_squire_decision.actor = 7;
 }
@@ -122,6 +129,26 @@ static void make_fixture(int argc, char **argv) {
   squire_episode_release(the_squire_episode);
   the_squire_episode = NULL;
   DONE(squire_episode_begin(the_squire_distiller, TEXT(replayed), &the_squire_episode, &err));
+  /* An episode of a distiller that the host teaches asks for its scores. */
+  static const char taught_json[] = "{\"preset\": \"opd\", \"student_turns\": {\"kernel\": \"sampled-reverse-kl\"}}";
+  squire_distiller *taught = NULL;
+  squire_episode *asking = NULL;
+  squire_gen *gen = NULL;
+  squire_error *err = NULL;
+  DONE(squire_teacher_create(TEXT(options_json), &the_squire_teacher, &err));
+  DONE(squire_distiller_create_taught(the_squire_model, the_squire_teacher, TEXT(taught_json), &taught, &err));
+  DONE(squire_episode_begin(taught, TEXT(spec_json), &asking, &err));
+  DONE(squire_episode_observe_ids(asking, ARRAY(ids), &err));
+  DONE(squire_episode_decide(asking, &a_squire_decision, &err));
+  DONE(squire_episode_act(asking, &a_squire_gen_options, &gen, &err));
+  while (squire_gen_next(gen, -1, &a_squire_event, &err) == SQUIRE_OK && a_squire_event.kind == SQUIRE_EVENT_TOKENS) {
+  }
+  squire_gen_release(gen);
+  DONE(squire_episode_outcome(asking, 0, 0, &err));
+  DONE(squire_episode_end(asking, 1, 1, &err));
+  DONE(squire_teacher_next(the_squire_teacher, 1, 0, &the_squire_teacher_batch, &err));
+  squire_episode_release(asking);
+  squire_distiller_release(taught);
 }
 
 static void end_fixture(void) {
@@ -135,6 +162,8 @@ static void end_fixture(void) {
   squire_distiller_release(the_squire_distiller);
   squire_episode_release(the_squire_episode);
   squire_update_release(the_squire_update);
+  squire_teacher_release(the_squire_teacher);
+  squire_teacher_batch_release(the_squire_teacher_batch);
 #ifdef SQUIRE_DRILL
   CHECK(squire_drill_live_handles() == 0);
 #endif

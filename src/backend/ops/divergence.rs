@@ -1,99 +1,147 @@
-//! Losses over the whole vocabulary and their gradients by the student's logits, row by row.
+//! Losses of rows of logits and their gradients by the student's logits, row by row.
 //!
 //! With p_s and p_t the softmax of the student's and the teacher's logits [N, V], in nats:
 //! reverse KL = sum p_s (ln p_s - ln p_t), gradient p_s ((ln p_s - ln p_t) - KL);
 //! forward KL = sum p_t (ln p_t - ln p_s), gradient p_s - p_t;
-//! cross entropy = -ln p_s[target], gradient p_s - 1[target].
+//! JSD(b) = b KL(p_t, m) + (1 - b) KL(p_s, m) with m = b p_t + (1 - b) p_s, gradient (1 - b) p_s (ln(p_s / m) - KL(p_s, m)):
+//! the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), as trl writes it;
+//! cross entropy = -ln p_s[target], gradient p_s - 1[target];
+//! sampled reverse KL = ln p_s[target] - ln p_t[target], which is the reverse KL on average over targets that p_s draws, and
+//! its gradient is that of the mean: (ln p_s[target] - ln p_t[target]) (1[target] - p_s), the bracket not differentiated. (That
+//! of the value itself is zero on average: it teaches nothing.)
+//!
+//! A teacher of which only its k most likely ids are known is compared over k + 1 events (`topk_divergence`).
+//!
 //! Differences of log-probs are taken as (a_s - a_t) - (ln S_s - ln S_t) with a = x - max x and S = sum e^a: both
 //! brackets are exact zeros where the logits agree, so a student equal to its teacher has loss and gradient zero to
 //! the bit, and nothing cancels where it is near. a is kept above -1e30, so no finite logits give a NaN.
 
-use super::logprob::{CHUNK, RowSum, exp_at_most_one, load_or_minus_infinity, row_sums};
+use super::logprob::{CHUNK, RowSum, exp_at_most_one, load_or_minus_infinity, logprobs_of, row_sums};
+use super::loss::{Loss, RowLoss};
+use super::topk_divergence::{TopK, topk_divergences};
 use crate::backend::cpu::{FloatEnv, Kernel, Lanes, Shared, math, piece};
 use crate::backend::{Device, Tensor, host};
 use crate::error::Result;
 
-/// A loss of one token; q is the teacher, p the student, both at temperature 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loss {
-    /// KL(p, q) over the whole vocabulary, nats per token.
-    ReverseKl,
-    /// KL(q, p) over the whole vocabulary, nats per token.
-    ForwardKl,
-    /// -ln p of the token that stands there, nats per token.
-    CrossEntropy,
-}
-
-impl Loss {
-    /// Whether it compares with a teacher's distribution.
-    pub fn needs_teacher(self) -> bool {
-        self != Loss::CrossEntropy
-    }
-}
-
-/// The loss of one row.
-#[derive(Clone, Copy, Debug)]
-pub struct RowLoss {
-    /// Which loss.
-    pub kind: Loss,
-    /// Factor on the row's gradient; 0 gives a gradient of zeros.
-    pub weight: f32,
-    /// The target id of cross entropy; not read by the others.
-    pub target: i32,
+/// What is known of the teacher in a batch of rows.
+#[derive(Clone, Copy)]
+pub enum TeacherRows<'a> {
+    /// Nothing.
+    None,
+    /// Its logits [N, V].
+    Logits(&'a Tensor),
+    /// Its most likely ids, none maybe, and the log-prob of the token that stands there.
+    TopK(&'a TopK),
 }
 
 /// Returns the loss of each of the first `n` rows, in nats and without its weight, and overwrites the student's
-/// `logits` [N, V] by weight * dloss/dlogits: a second buffer of that size is worth sparing. `teacher` [N, V] is
-/// read in rows with a KL alone.
+/// `logits` [N, V] by weight * dloss/dlogits: a second buffer of that size is worth sparing. `teacher` must have what the
+/// rows' losses need, and is read in those rows alone.
 pub fn divergence_forward_backward(
     device: &Device,
     logits: &mut Tensor,
-    teacher: Option<&Tensor>,
+    teacher: TeacherRows,
     rows: &[RowLoss],
     n: usize,
 ) -> Result<Vec<f32>> {
     let v = logits.extent(1);
     let rows = &rows[..n];
     assert!(logits.extent(0) >= n, "logits are {} for {n} rows", logits.shape());
-    for row in rows.iter().filter(|r| !r.kind.needs_teacher()) {
+    for row in rows.iter().filter(|r| !r.kind.compares()) {
         assert!(row.target >= 0 && (row.target as usize) < v, "target {} of a vocabulary of {v}", row.target);
     }
     let mut compared = host::with_room(n)?;
-    compared.extend((0..n).filter(|&i| rows[i].kind.needs_teacher()));
-    if !compared.is_empty() {
-        let fits = teacher.is_some_and(|t| t.extent(0) >= n && t.extent(1) == v);
-        assert!(fits, "teacher logits are {teacher:?}, the student's {}", logits.shape());
+    compared.extend((0..n).filter(|&i| rows[i].kind.compares()));
+    let logits_of_teacher = match teacher {
+        TeacherRows::Logits(t) => Some(t),
+        _ => None,
+    };
+    if let Some(t) = logits_of_teacher {
+        assert!(t.extent(0) >= n && t.extent(1) == v, "teacher logits are {t:?}, the student's {}", logits.shape());
     }
     let cpu = device.cpu();
     let _env = FloatEnv::set();
 
     let student_sums = row_sums(cpu, logits, &host::collected(0..n)?)?.rows;
     let mut facts = host::collected(rows.iter().zip(&student_sums).map(|(&spec, sum)| Row::new(spec, sum)))?;
-    let teacher_logits = teacher.map_or(&[][..], |t| t.f32());
-    if let Some(teacher) = teacher {
+    for (i, fact) in facts.iter_mut().enumerate().filter(|(_, f)| !f.spec.kind.compares()) {
+        let above = logits.f32()[i * v + fact.spec.target as usize] as f64 - student_sums[i].largest as f64;
+        fact.loss = (student_sums[i].ln_sum - above) as f32;
+    }
+    let logprob = |i: usize, fact: &Row| student_sums[i].logprob(logits.f32()[i * v + fact.spec.target as usize]);
+    sampled(device, teacher, &mut facts, logprob, n)?;
+    let mut of_known = Vec::new();
+    match teacher {
+        _ if compared.is_empty() => {}
+        TeacherRows::Logits(_) => {}
+        TeacherRows::TopK(topk) => {
+            let known = topk_divergences(logits, topk, rows, &student_sums, &compared)?;
+            for (&i, (loss, outside)) in compared.iter().zip(known.rows) {
+                (facts[i].loss, facts[i].outside) = (loss, Some(outside));
+            }
+            of_known = known.inside;
+            compared.clear();
+        }
+        _ => panic!("rows compare distributions, and the teacher has none"),
+    }
+    let teacher_logits = logits_of_teacher.map_or(&[][..], |t| t.f32());
+    if let (Some(teacher), false) = (logits_of_teacher, compared.is_empty()) {
         for (&i, sum) in compared.iter().zip(row_sums(cpu, teacher, &compared)?.rows) {
             facts[i].teacher = Side::new(&sum);
             facts[i].shift = (student_sums[i].ln_sum - sum.ln_sum) as f32;
         }
     }
-    for (i, fact) in facts.iter_mut().enumerate().filter(|(_, f)| !f.spec.kind.needs_teacher()) {
-        let above = logits.f32()[i * v + fact.spec.target as usize] as f64 - student_sums[i].largest as f64;
-        fact.loss = (student_sums[i].ln_sum - above) as f32;
-    }
 
     let n_chunks = v.div_ceil(CHUNK);
-    let mut parts = cpu.scratch::<f32>(compared.len() * n_chunks)?;
-    let n_parts = parts.len();
+    let n_parts = compared.len() * n_chunks;
+    let mut parts = cpu.scratch::<f32>(2 * n_parts)?;
     let x = logits.f32();
     let losses =
         Losses { parts: Shared::new(&mut parts), x, teacher: teacher_logits, compared: &compared, facts: &facts, v };
     cpu.launch(n_parts, &losses);
-    for (&i, parts) in compared.iter().zip(parts.chunks_exact(n_chunks)) {
-        facts[i].loss = parts.iter().map(|&p| p as f64).sum::<f64>() as f32;
+    for (&i, parts) in compared.iter().zip(parts.chunks_exact(2 * n_chunks)) {
+        let sum = |which: usize| parts[which..].iter().step_by(2).map(|&p| p as f64).sum::<f64>() as f32;
+        (facts[i].loss, facts[i].slope) = (sum(0), sum(1));
     }
     let x = Shared::new(&mut logits.f32_mut()[..n * v]);
     cpu.launch(n * n_chunks, &Gradients { x, teacher: teacher_logits, facts: &facts, v });
+    let gradients = logits.f32_mut();
+    of_known.iter().for_each(|&(at, gradient)| gradients[at] = gradient);
     host::collected(facts.iter().map(|f| f.loss))
+}
+
+/// What rows of a sampled loss are worth, and their factor with it. `logprob` is the student's, of row i's target.
+fn sampled(
+    device: &Device,
+    teacher: TeacherRows,
+    facts: &mut [Row],
+    logprob: impl Fn(usize, &Row) -> f32,
+    n: usize,
+) -> Result<()> {
+    if !facts.iter().any(|fact| fact.spec.kind == Loss::SampledReverseKl) {
+        return Ok(());
+    }
+    let computed;
+    let theirs = match teacher {
+        TeacherRows::Logits(t) => {
+            // Rows of other losses may have no target; their log-prob is not read.
+            let target = |fact: &Row| if fact.spec.kind.compares() { 0 } else { fact.spec.target };
+            let ids: Vec<i32> = host::collected(facts.iter().map(target))?;
+            computed = logprobs_of(device, t, &ids, n)?;
+            &computed[..]
+        }
+        TeacherRows::TopK(topk) => topk.logprobs(),
+        TeacherRows::None => panic!("rows compare log-probs, and the teacher has none"),
+    };
+    assert!(theirs.len() >= n, "{} log-probs of the teacher's for {n} rows", theirs.len());
+    let of_kind = |(_, (fact, _)): &(usize, (&mut Row, &f32))| fact.spec.kind == Loss::SampledReverseKl;
+    for (i, (fact, &q)) in facts.iter_mut().zip(theirs).enumerate().filter(of_kind) {
+        // Infinite only of logits beyond f32.
+        fact.loss = logprob(i, fact).max(-1e30) - q.max(-1e30);
+        // The gradient of -ln p, times how much more likely the teacher finds the token.
+        fact.spec.weight *= -fact.loss;
+    }
+    Ok(())
 }
 
 /// One of the two distributions of a row.
@@ -128,20 +176,47 @@ impl Side {
 struct Row {
     spec: RowLoss,
     student: Side,
-    /// Not read with cross entropy.
+    /// Read where logits are compared.
     teacher: Side,
     /// ln S_s - ln S_t.
     shift: f32,
     loss: f32,
+    /// sum of p_s times the loss's derivative by it, where that is not the loss
+    slope: f32,
+    /// the derivative by the logits over p_s of all ids outside the teacher's most likely ones, where only those are known
+    outside: Option<f32>,
 }
 
 impl Row {
     fn new(spec: RowLoss, student: &RowSum) -> Row {
-        Row { spec, student: Side::new(student), teacher: Side::default(), shift: 0.0, loss: 0.0 }
+        let (student, teacher) = (Side::new(student), Side::default());
+        Row { spec, student, teacher, shift: 0.0, loss: 0.0, slope: 0.0, outside: None }
     }
 }
 
-/// Task i: the part of chunk i % n_chunks in the KL of row compared[i / n_chunks].
+/// (ln(p / m), ln(q / m)) with m = b q + (1 - b) p and d = ln(p / q): zeros to the bit where d is 0.
+///
+/// # Safety
+/// The contract of [`Lanes`].
+#[inline(always)]
+unsafe fn over_mixture<V: Lanes>(d: V, b: f32) -> (V, V) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (zero, one) = (V::zero(), V::splat(1.0));
+        let (up, down) = (d.max(zero), d.min(zero));
+        // Of the larger of the two: -ln(1 - c (1 - e^-|d|)), c the share of the other; the smaller one's lies |d| below.
+        let gap = one.sub(math::exp(down.sub(up)));
+        // The sign of d, as 0 or 1.
+        let is_up = up.mul(V::splat(f32::MAX)).min(one);
+        let is_down = zero.sub(down).mul(V::splat(f32::MAX)).min(one);
+        let c = is_up.mul(V::splat(b)).add(is_down.mul(V::splat(1.0 - b)));
+        let larger = zero.sub(math::ln_1p(zero.sub(c.mul(gap))));
+        (larger.add(down), larger.sub(up))
+    }
+}
+
+/// Task i: the parts of chunk i % n_chunks in the loss of row compared[i / n_chunks] and in what its gradient takes off, one
+/// behind the other.
 struct Losses<'a> {
     parts: Shared<f32>,
     x: &'a [f32],
@@ -163,19 +238,25 @@ impl Kernel for Losses<'_> {
             let x = self.x.as_ptr().add(row * self.v + range.start);
             let teacher = self.teacher.as_ptr().add(row * self.v + range.start);
             let shift = V::splat(fact.shift);
-            let mut acc = V::zero();
+            let (mut acc, mut slope) = (V::zero(), V::zero());
             let mut i = 0;
             while i < range.len() {
                 let n = range.len() - i;
                 let (a, p): (V, V) = fact.student.load(x.add(i), n);
                 let (b, q): (V, V) = fact.teacher.load(teacher.add(i), n);
-                acc = match fact.spec.kind {
-                    Loss::ReverseKl => p.fma(a.sub(b).sub(shift), acc),
-                    _ => q.fma(b.sub(a).add(shift), acc),
-                };
+                match fact.spec.kind {
+                    Loss::ReverseKl => acc = p.fma(a.sub(b).sub(shift), acc),
+                    Loss::JensenShannon(share) => {
+                        let (of_p, of_q) = over_mixture::<V>(a.sub(b).sub(shift), share);
+                        let ours = p.mul(V::splat(1.0 - share)).mul(of_p);
+                        slope = slope.add(ours);
+                        acc = q.mul(V::splat(share)).fma(of_q, acc.add(ours));
+                    }
+                    _ => acc = q.fma(b.sub(a).add(shift), acc),
+                }
                 i += 16;
             }
-            *self.parts.at(index) = acc.reduce_add();
+            (*self.parts.at(2 * index), *self.parts.at(2 * index + 1)) = (acc.reduce_add(), slope.reduce_add());
         }
     }
 }
@@ -205,24 +286,31 @@ impl Kernel for Gradients<'_> {
             let x = out.as_mut_ptr();
             let teacher = self.teacher.as_ptr().wrapping_add(row * self.v + range.start);
             let (shift, loss, weight) = (V::splat(fact.shift), V::splat(fact.loss), V::splat(fact.spec.weight));
+            let slope = V::splat(fact.slope);
             let mut i = 0;
             while i < range.len() {
                 let n = range.len() - i;
                 let (a, p): (V, V) = fact.student.load(x.add(i), n);
                 let gradient = match fact.spec.kind {
+                    _ if fact.outside.is_some() => p.mul(V::splat(fact.outside.unwrap_or(0.0))),
                     Loss::ReverseKl => {
                         let (b, _): (V, V) = fact.teacher.load(teacher.add(i), n);
                         p.mul(a.sub(b).sub(shift).sub(loss))
                     }
                     Loss::ForwardKl => p.sub(fact.teacher.load::<V>(teacher.add(i), n).1),
-                    Loss::CrossEntropy => p,
+                    Loss::JensenShannon(share) => {
+                        let (b, _): (V, V) = fact.teacher.load(teacher.add(i), n);
+                        let (of_p, _) = over_mixture::<V>(a.sub(b).sub(shift), share);
+                        p.mul(of_p.mul(V::splat(1.0 - share)).sub(slope))
+                    }
+                    Loss::CrossEntropy | Loss::SampledReverseKl => p,
                 };
                 // Adding zero makes a -0 +0.
                 gradient.mul(weight).add(V::zero()).store_rounded(x.add(i), n, false);
                 i += 16;
             }
             let target = fact.spec.target as usize;
-            if fact.spec.kind == Loss::CrossEntropy && range.contains(&target) {
+            if !fact.spec.kind.compares() && range.contains(&target) {
                 *x.add(target - range.start) -= fact.spec.weight;
             }
         }
@@ -233,10 +321,18 @@ impl Kernel for Gradients<'_> {
 mod tests {
     use super::super::claims::*;
     use super::*;
-    use Loss::{CrossEntropy, ForwardKl, ReverseKl};
+    use Loss::{CrossEntropy, ForwardKl, JensenShannon, ReverseKl, SampledReverseKl};
 
     const VOCABULARIES: [usize; 5] = [1, 2, 17, 4097, 9001];
-    const KINDS: [Loss; 3] = [ReverseKl, ForwardKl, CrossEntropy];
+    const KINDS: [Loss; 7] = [
+        ReverseKl,
+        ForwardKl,
+        CrossEntropy,
+        JensenShannon(0.5),
+        JensenShannon(0.01),
+        JensenShannon(0.9),
+        SampledReverseKl,
+    ];
 
     fn logits(seed: u64, n: usize, v: usize) -> Tensor {
         let x: Vec<f32> = random(seed, &[n, v]).f32().iter().map(|x| 4.0 * x).collect();
@@ -258,17 +354,31 @@ mod tests {
         match kind {
             ReverseKl => s.iter().zip(&t).map(|(s, t)| s.exp() * (s - t)).sum(),
             ForwardKl => s.iter().zip(&t).map(|(s, t)| t.exp() * (t - s)).sum(),
+            JensenShannon(b) => {
+                let b = f64::from(b);
+                let to = |x: f64, s: f64, t: f64| x.exp() * (x - (b * t.exp() + (1.0 - b) * s.exp()).ln());
+                s.iter().zip(&t).map(|(&s, &t)| b * to(t, s, t) + (1.0 - b) * to(s, s, t)).sum()
+            }
             CrossEntropy => -s[target],
+            SampledReverseKl => s[target] - t[target],
         }
     }
 
     fn gradient(kind: Loss, x: &[f64], t: &[f64], target: usize) -> Vec<f64> {
         let value = loss(kind, x, t, target);
         let (s, t) = (log_softmax(x), log_softmax(t));
+        let slope = |i: usize, b: f64| (1.0 - b) * (s[i] - (b * t[i].exp() + (1.0 - b) * s[i].exp()).ln());
+        let mean: f64 = match kind {
+            JensenShannon(b) => (0..s.len()).map(|i| s[i].exp() * slope(i, f64::from(b))).sum(),
+            _ => 0.0,
+        };
         let at = |i: usize| match kind {
             ReverseKl => s[i].exp() * (s[i] - t[i] - value),
             ForwardKl => s[i].exp() - t[i].exp(),
+            JensenShannon(b) => s[i].exp() * (slope(i, f64::from(b)) - mean),
             CrossEntropy => s[i].exp() - (i == target) as u8 as f64,
+            // Of ln p, times what is not differentiated.
+            SampledReverseKl => value * ((i == target) as u8 as f64 - s[i].exp()),
         };
         (0..x.len()).map(at).collect()
     }
@@ -276,7 +386,7 @@ mod tests {
     #[test]
     fn divergence_gradient_formulas_match_finite_difference() {
         let (x, t) = (wide(&logits(1, 1, 17)), wide(&logits(2, 1, 17)));
-        for kind in KINDS {
+        for kind in KINDS.into_iter().filter(|kind| *kind != SampledReverseKl) {
             let got: Vec<f32> = gradient(kind, &x, &t, 5).iter().map(|&g| g as f32).collect();
             assert_close("gradient", &got, &finite_difference(&x, |x| loss(kind, x, &t, 5)), 1e-6);
         }
@@ -285,8 +395,18 @@ mod tests {
     #[test]
     fn divergences_equal_the_formulas_in_a_batch_of_all_kinds_with_one_set_of_bits() {
         for v in VOCABULARIES {
-            let kinds = [ReverseKl, CrossEntropy, ForwardKl, ReverseKl, CrossEntropy];
-            let weights = [1.0f32, 0.25, -2.0, 0.0, 3.0];
+            let kinds = [
+                ReverseKl,
+                CrossEntropy,
+                ForwardKl,
+                ReverseKl,
+                CrossEntropy,
+                JensenShannon(0.5),
+                JensenShannon(0.01),
+                SampledReverseKl,
+                JensenShannon(0.9),
+            ];
+            let weights = [1.0f32, 0.25, -2.0, 0.0, 3.0, 1.0, -0.5, 2.0, 1.0];
             let n = kinds.len();
             let (student, teacher) = (logits(1, n + 1, v), logits(2, n, v));
             let rows: Vec<RowLoss> = (0..n)
@@ -295,7 +415,8 @@ mod tests {
             let mut judge: Option<(Vec<f32>, Vec<f32>)> = None;
             for device in devices() {
                 let mut x = copy(&student);
-                let got = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, n).unwrap();
+                let got =
+                    divergence_forward_backward(&device, &mut x, TeacherRows::Logits(&teacher), &rows, n).unwrap();
                 for (i, row) in rows.iter().enumerate() {
                     let at = i * v..(i + 1) * v;
                     let (s, t) = (&wide(&student)[at.clone()], &wide(&teacher)[at.clone()]);
@@ -321,10 +442,12 @@ mod tests {
         for v in VOCABULARIES {
             let teacher = logits(3, 4, v);
             let row = |kind, weight| RowLoss { kind, weight, target: 0 };
-            let rows = [row(ReverseKl, 1.0), row(ForwardKl, 0.5), row(ReverseKl, -3.0), row(ForwardKl, -1.0)];
+            let rows =
+                [row(ReverseKl, 1.0), row(ForwardKl, 0.5), row(JensenShannon(0.3), -3.0), row(SampledReverseKl, -1.0)];
             for device in devices() {
                 let mut x = copy(&teacher);
-                let losses = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 4).unwrap();
+                let losses =
+                    divergence_forward_backward(&device, &mut x, TeacherRows::Logits(&teacher), &rows, 4).unwrap();
                 assert_same_bits("losses", &losses, &[0.0; 4]);
                 assert_same_bits("gradients", x.f32(), &vec![0.0; 4 * v]);
             }
@@ -335,7 +458,7 @@ mod tests {
     fn ids_left_out_by_minus_infinity_change_no_bit_and_get_no_gradient() {
         for (v, more) in [(17, 3), (4096, 5), (4097, 4200)] {
             let (student, teacher) = (logits(6, 5, v), logits(7, 5, v));
-            let kinds = [ReverseKl, ForwardKl, CrossEntropy, ReverseKl, ForwardKl];
+            let kinds = [ReverseKl, ForwardKl, CrossEntropy, JensenShannon(0.5), SampledReverseKl];
             let weights = [1.0, -0.5, 2.0, 3.0, 0.25];
             let rows: Vec<RowLoss> =
                 kinds.iter().zip(weights).map(|(&kind, weight)| RowLoss { kind, weight, target: 7 }).collect();
@@ -347,9 +470,12 @@ mod tests {
             };
             for device in devices() {
                 let mut x = copy(&student);
-                let wanted = divergence_forward_backward(&device, &mut x, Some(&teacher), &rows, 5).unwrap();
+                let wanted =
+                    divergence_forward_backward(&device, &mut x, TeacherRows::Logits(&teacher), &rows, 5).unwrap();
                 let mut y = wider(&student);
-                let found = divergence_forward_backward(&device, &mut y, Some(&wider(&teacher)), &rows, 5).unwrap();
+                let found =
+                    divergence_forward_backward(&device, &mut y, TeacherRows::Logits(&wider(&teacher)), &rows, 5)
+                        .unwrap();
                 assert_same_bits("losses", &found, &wanted);
                 for (y, x) in y.f32().chunks_exact(v + more).zip(x.f32().chunks_exact(v)) {
                     assert_same_bits("gradients", &y[..v], x);
@@ -365,15 +491,49 @@ mod tests {
         let teacher = logits(4, 2, v);
         let near: Vec<f32> = teacher.f32().iter().zip(random(5, &[2, v]).f32()).map(|(t, e)| t + 1e-2 * e).collect();
         let student = Tensor::from_f32(&[2, v], &near).unwrap();
-        let rows = [ReverseKl, ForwardKl].map(|kind| RowLoss { kind, weight: 1.0, target: 0 });
-        let mut x = copy(&student);
-        let got = divergence_forward_backward(&device(), &mut x, Some(&teacher), &rows, 2).unwrap();
-        for i in 0..2 {
-            let at = i * v..(i + 1) * v;
-            let wanted = loss(rows[i].kind, &wide(&student)[at.clone()], &wide(&teacher)[at], 0);
-            // About 1.7e-5 nats; the f32 sums of a chunk leave an error of about 1e-7.
-            assert!((got[i] as f64 / wanted - 1.0).abs() < 0.02, "{} and not {wanted}", got[i]);
+        for kind in [ReverseKl, ForwardKl, JensenShannon(0.5), JensenShannon(0.05)] {
+            let rows = [RowLoss { kind, weight: 1.0, target: 0 }; 2];
+            let mut x = copy(&student);
+            let got = divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &rows, 2).unwrap();
+            for i in 0..2 {
+                let at = i * v..(i + 1) * v;
+                let wanted = loss(kind, &wide(&student)[at.clone()], &wide(&teacher)[at], 0);
+                // About 1.7e-5 nats, or a fraction; the f32 sums of a chunk leave an error of about 1e-7.
+                assert!(
+                    (got[i] as f64 - wanted).abs() < 0.02 * wanted.max(1e-5),
+                    "{kind:?}: {} and not {wanted}",
+                    got[i]
+                );
+            }
         }
+    }
+
+    #[test]
+    fn the_sampled_gradient_is_the_reverse_kls_on_average_over_what_the_student_draws() {
+        // Every token of a vocabulary of seven, each as often as the student draws it.
+        let v = 7;
+        let (student, teacher) = (logits(8, 1, v), logits(9, 1, v));
+        let drawn = |kind: Loss, target: usize, weight: f32| {
+            let mut x = copy(&student);
+            let row = RowLoss { kind, weight, target: target as i32 };
+            let value =
+                divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &[row], 1).unwrap();
+            (f64::from(value[0]), wide(&x))
+        };
+        let (exact, gradient) = drawn(ReverseKl, 0, 1.0);
+        let p: Vec<f64> = log_softmax(&wide(&student)).iter().map(|x| x.exp()).collect();
+        let (mut mean, mut mean_gradient) = (0.0, vec![0.0; v]);
+        for (target, p) in p.iter().enumerate() {
+            let (value, of_one) = drawn(SampledReverseKl, target, 1.0);
+            mean += p * value;
+            mean_gradient.iter_mut().zip(of_one).for_each(|(sum, g)| *sum += p * g);
+        }
+        assert!((mean - exact).abs() < 1e-6, "{mean}, {exact}");
+        assert!(
+            mean_gradient.iter().zip(&gradient).all(|(a, b)| (a - b).abs() < 1e-6),
+            "{mean_gradient:?} {gradient:?}"
+        );
+        assert!(gradient.iter().any(|g| g.abs() > 0.05));
     }
 
     #[test]
@@ -387,7 +547,8 @@ mod tests {
                     let mut x = Tensor::from_f32(&[1, 8], &s).unwrap();
                     let teacher = Tensor::from_f32(&[1, 8], &t).unwrap();
                     let row = RowLoss { kind, weight: 1.0, target: 2 };
-                    let loss = divergence_forward_backward(&device(), &mut x, Some(&teacher), &[row], 1).unwrap();
+                    let loss = divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &[row], 1)
+                        .unwrap();
                     assert!(!loss[0].is_nan() && x.f32().iter().all(|g| !g.is_nan()), "{kind:?} {s:?} {t:?}");
                 }
             }
@@ -399,7 +560,7 @@ mod tests {
         let student = logits(6, 1, 30);
         let mut x = copy(&student);
         let row = RowLoss { kind: CrossEntropy, weight: 1.0, target: 29 };
-        let got = divergence_forward_backward(&device(), &mut x, None, &[row], 1).unwrap();
+        let got = divergence_forward_backward(&device(), &mut x, TeacherRows::None, &[row], 1).unwrap();
         assert!((got[0] as f64 - loss(CrossEntropy, &wide(&student), &[0.0; 30], 29)).abs() < 1e-6);
     }
 }

@@ -22,6 +22,7 @@ mod head;
 mod linear;
 mod logprob;
 mod lora;
+mod loss;
 mod moe;
 mod product;
 mod qkv;
@@ -33,13 +34,14 @@ mod rows;
 mod sample;
 mod split;
 mod swiglu;
+mod topk_divergence;
 
 pub use super::terms::{Heads, Sampling};
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendLayer, AttendScratch, attend_forward};
 pub use attention::{KeysValues, PageLayer, Span, attention_forward, attention_scratch_bytes, kv_append};
 pub use attention_backward::{AttentionGradients, attention_backward, attention_backward_scratch_bytes};
-pub use divergence::{Loss, RowLoss, divergence_forward_backward};
+pub use divergence::{TeacherRows, divergence_forward_backward};
 pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use experts::{
@@ -54,6 +56,7 @@ pub use linear::{
 };
 pub use logprob::{logit_stats, logprobs_of, logsumexp, select_bytes, top_k};
 pub use lora::lora_merge;
+pub use loss::{Loss, Needs, RowLoss};
 pub use moe::{CombineGradients, Dealing, Routing, combine_backward, combine_forward, route, route_backward};
 pub use qkv::{Qkv, QkvWeights, qkv_forward};
 pub use random::fill_random;
@@ -66,6 +69,8 @@ pub use rope::{
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
 pub use sample::{Sampled, sample_scratch_bytes, sample_token};
 pub use swiglu::{FfnWeights, GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
+
+pub use topk_divergence::{Tail, TopK};
 
 #[cfg(test)]
 pub(crate) mod claims;

@@ -1,0 +1,214 @@
+"""Answers the requests of a squire teacher from a server that scores prompts: vLLM or SGLang.
+
+    teacher = ...                              # a squire_teacher*, made by squire_teacher_create with top_k 32, say
+    with Answering(library, teacher, Vllm("http://127.0.0.1:8000", "Qwen/Qwen3-30B-A3B"), threads=8):
+        ...                                    # play, build, apply, publish
+
+Ids go to the server and never text, at temperature 1 on raw logits; what comes back must be of the very ids that were sent, or
+the request is told to have failed, with the reason. Nothing here needs a package. vLLM is to be started with --max-logprobs of
+top_k at least and --logprobs-mode raw_logprobs.
+"""
+import ctypes as c
+import http.client
+import json
+import math
+import threading
+import urllib.error
+import urllib.request
+
+OK, TIMEOUT = 0, 2  # of squire_status
+
+
+class Failed(Exception):
+    """A request that cannot be answered, with the reason."""
+
+
+class Server:
+    """A server, by its address; `key` goes into the Authorization header."""
+
+    def __init__(self, url, model=None, key=None, timeout=60):
+        self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
+        self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+
+    def score(self, ids, start, k):
+        """For each of ids[start:], given all before it: its log-prob, and the k most likely ids with theirs."""
+        raise NotImplementedError
+
+    def post(self, path, document):
+        """The answer's JSON, or Failed in words."""
+        request = urllib.request.Request(self.url + path, json.dumps(document).encode(), self.headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as e:
+            said = e.read(300).decode(errors="replace")
+            raise Failed(f"{path}: HTTP {e.code}: {said}") from e
+        except TimeoutError as e:
+            raise Failed(f"{path}: no answer within {self.timeout} s") from e
+        except (OSError, http.client.HTTPException) as e:
+            raise Failed(f"{path}: {e or type(e).__name__}") from e
+        except ValueError as e:
+            raise Failed(f"{path}: the answer is not JSON: {e}") from e
+
+
+class Vllm(Server):
+    """vLLM's /v1/completions with prompt_logprobs; its maps hold the actual id beside the most likely ones."""
+
+    def score(self, ids, start, k):
+        answer = self.post("/v1/completions", {
+            "model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": k,
+            "return_token_ids": True,
+        })
+        with understood():
+            choice = answer["choices"][0]
+            echoed = choice.get("prompt_token_ids")
+            maps = choice["prompt_logprobs"]
+        if echoed is not None and echoed != ids:
+            raise Failed("the server scored other ids than it was sent")
+        if maps is None or len(maps) != len(ids):
+            raise Failed(f"wanted the log-probs of {len(ids)} ids, found {0 if maps is None else len(maps)}")
+        places = []
+        for at in range(start, len(ids)):
+            with understood(at):
+                of = {int(id): float(entry["logprob"]) for id, entry in maps[at].items()}
+            if ids[at] not in of:
+                raise Failed(f"position {at}: no log-prob of id {ids[at]}, another text was scored")
+            places.append((of[ids[at]], best(of, k, at)))
+        return places
+
+
+class SGLang(Server):
+    """SGLang's /generate; asked from one place earlier, since the first one it returns may have no number."""
+
+    def score(self, ids, start, k):
+        answer = self.post("/generate", {
+            "input_ids": ids, "sampling_params": {"max_new_tokens": 0, "temperature": 1.0}, "return_logprob": True,
+            "logprob_start_len": start - 1, "top_logprobs_num": k,
+        })
+        with understood():
+            said = answer["meta_info"]["input_token_logprobs"][1:]
+            top = answer["meta_info"]["input_top_logprobs"][1:] if k else [[]] * len(said)
+        n = len(ids) - start
+        if len(said) != n or len(top) != n:
+            raise Failed(f"wanted the log-probs of {n} ids, found {len(said)} and most likely ids of {len(top)} places")
+        places = []
+        for at, entry, known in zip(range(start, len(ids)), said, top):
+            with understood(at):
+                logprob, id = float(entry[0]), int(entry[1])
+                of = {int(id): float(logprob) for logprob, id, *_ in known}
+            if id != ids[at]:
+                raise Failed(f"position {at}: id {id} was scored and not {ids[at]}")
+            places.append((logprob, best(of, k, at)))
+        return places
+
+
+class understood:
+    """Turns whatever a strange answer makes fail into Failed."""
+
+    def __init__(self, at=None):
+        self.where = "the answer" if at is None else f"position {at}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, e, _):
+        if kind and issubclass(kind, (LookupError, TypeError, ValueError, AttributeError)):
+            raise Failed(f"{self.where}: not as this kind of server answers: {kind.__name__}: {e}") from e
+
+
+def best(of, k, at):
+    """The k most likely ids, most likely first."""
+    if len(of) < k:
+        raise Failed(f"position {at}: wanted {k} most likely ids, found {len(of)}; the server may allow fewer (--max-logprobs)")
+    return sorted(of.items(), key=lambda pair: -pair[1])[:k]
+
+
+def check(server, ids, k=0):
+    """Scores ids twice, and once in two parts. Gives how far the log-probs of a sequence lie apart at most when it is asked
+    again (`again`) and asked in parts (`in_parts`), beside what they are on average (`mean`, in nats): a teacher whose answers
+    move as much as a student's do teaches noise."""
+    if len(ids) < 4:
+        raise ValueError("wanted 4 ids at least")
+    once, again = (server.score(ids, 1, k) for _ in range(2))
+    middle = len(ids) // 2
+    parts = server.score(ids[:middle], 1, k) + server.score(ids, middle, k)
+    apart = lambda a, b: max(abs(x[0] - y[0]) for x, y in zip(a, b))
+    return {"again": apart(once, again), "in_parts": apart(once, parts), "mean": sum(x[0] for x in once) / len(once)}
+
+
+class Request(c.Structure):
+    _fields_ = [("struct_size", c.c_uint32), ("top_k", c.c_int32), ("number", c.c_uint64), ("episode", c.c_uint64),
+                ("ids", c.POINTER(c.c_int32)), ("n_ids", c.c_size_t), ("start", c.c_size_t), ("vocabulary", c.c_size_t),
+                ("deadline_ms", c.c_uint64)]
+
+
+class Answering:
+    """Threads that answer a teacher's requests from a server, until the block ends. `library` is a ctypes.CDLL of squire or its
+    path, `teacher` a squire_teacher*. `log`, if given, hears of what failed; it is called on those threads."""
+
+    def __init__(self, library, teacher, server, threads=4, log=None):
+        self.library = library if isinstance(library, c.CDLL) else c.CDLL(library)
+        self.library.squire_error_message.restype = c.c_char_p
+        self.library.squire_teacher_retain.restype = c.c_void_p
+        self.teacher, self.server, self.log = teacher, server, log or (lambda line: None)
+        self.stopping = threading.Event()
+        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+
+    def __enter__(self):
+        self.held = c.c_void_p(self.library.squire_teacher_retain(self.teacher))
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join()
+        self.library.squire_teacher_release(self.held)
+
+    def _call(self, name, *arguments):
+        slot = c.c_void_p()
+        status = getattr(self.library, f"squire_teacher_{name}")(*arguments, c.byref(slot))
+        if status < 0:
+            why = self.library.squire_error_message(slot, None).decode()
+            self.library.squire_error_release(slot)
+            raise Failed(why)
+        return status
+
+    def _run(self):
+        request = Request()
+        self.library.squire_teacher_request_init(c.byref(request), c.c_size_t(c.sizeof(request)))
+        while not self.stopping.is_set():
+            batch = c.c_void_p()
+            status = self._call("next", self.held, c.c_size_t(1), c.c_uint64(100), c.byref(batch))
+            if status == TIMEOUT:
+                continue
+            try:
+                self._call("batch_request", batch, c.c_size_t(0), c.byref(request))
+                self._answer(request)
+            finally:
+                self.library.squire_teacher_batch_release(batch)
+
+    def _answer(self, request):
+        ids, start, k = request.ids[:request.n_ids], request.start, request.top_k
+        number = c.c_uint64(request.number)
+        try:
+            places = self.server.score(ids, start, k)
+            n = len(ids) - start
+            top = [pair for _, known in places for pair in known]
+            floats, ints = (lambda list: (c.c_float * len(list))(*list)), (lambda list: (c.c_int32 * len(list))(*list))
+            self._call("reply", self.held, number, ints(ids[start:]), c.c_size_t(n),
+                       floats([rounded(logprob) for logprob, _ in places]), ints([id for id, _ in top]),
+                       floats([rounded(logprob) for _, logprob in top]), c.c_size_t(len(top)))
+        except Exception as e:  # whatever it is, the episode must hear of it
+            why = str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
+            self.log(f"request {request.number}: {why}")
+            try:
+                self._call("fail", self.held, number, why.encode(), c.c_size_t(len(why.encode())))
+            except Failed as e:  # it is not wanted any more
+                self.log(f"request {request.number}: {e}")
+
+
+def rounded(logprob):
+    """What is no number stays none, for squire to refuse; -1e-9 of a sum that was rounded is 0 in f32."""
+    return logprob if math.isfinite(logprob) else math.nan

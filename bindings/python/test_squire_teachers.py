@@ -1,0 +1,180 @@
+"""squire_teachers against servers of its own, honest and not: test_squire_teachers.py LIBRARY MODEL_FOLDER"""
+import json
+import math
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "../../examples/twc"))
+import squire
+from squire_teachers import Answering, Failed, SGLang, Vllm, check
+
+TOP_K = 3
+VOCABULARY = None
+
+
+def logprob(ids, at, id):
+    """What the servers say: any distribution that depends on what stands before."""
+    weights = [1 + (id * 7 + sum(ids[:at])) % 5 for id in range(VOCABULARY)]
+    return math.log(weights[id] / sum(weights))
+
+
+def ranked(ids, at):
+    """Ids by their log-prob."""
+    return sorted(range(VOCABULARY), key=lambda id: -logprob(ids, at, id))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Both dialects; `fault` names what is wrong with it."""
+    fault = None
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fault = type(self).fault
+        if fault == "drops":
+            self.connection.close()
+            return
+        if fault == "500":
+            self.send_error(500, "out of memory")
+            return
+        if fault == "stalls":
+            time.sleep(1.5)
+        answer = self.vllm(asked, fault) if self.path == "/v1/completions" else self.sglang(asked, fault)
+        body = json.dumps(answer).encode()
+        if fault == "garbage":
+            body = b"<html>"
+        if fault == "truncates":
+            body = body[:len(body) // 2]
+        try:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            pass  # whoever asked has gone
+
+    def vllm(self, asked, fault):
+        ids, k = asked["prompt"], asked["prompt_logprobs"]
+        assert asked["temperature"] == 1.0 and asked["return_token_ids"]
+        entry = lambda at, id: {"logprob": 0.5 if fault == "lies" else logprob(ids, at, id), "rank": 1}
+        maps = [None]
+        for at in range(1, len(ids)):
+            of = {str(id): entry(at, id) for id in ranked(ids, at)[:k]}
+            if fault != "misses":
+                of[str(ids[at])] = entry(at, ids[at])
+            maps.append(of)
+        if fault == "shortens":
+            maps.pop()
+        if fault == "forgets":
+            maps[-1] = None
+        echoed = ids[:-1] + [ids[-1] ^ 1] if fault == "other ids" else ids
+        return {"choices": [{"prompt_logprobs": maps, "prompt_token_ids": echoed, "text": ""}]}
+
+    def sglang(self, asked, fault):
+        ids, start, k = asked["input_ids"], asked["logprob_start_len"], asked["top_logprobs_num"]
+        said = [[None, ids[start], None]] + [[logprob(ids, at, ids[at]), ids[at], None] for at in range(start + 1, len(ids))]
+        top = [None] + [[[logprob(ids, at, id), id, None] for id in ranked(ids, at)[:k]] for at in range(start + 1, len(ids))]
+        if fault == "lies":
+            said[-1][0] = 0.5
+        if fault == "other ids":
+            said[-1][1] ^= 1
+        if fault == "shortens":
+            said.pop()
+        if fault == "forgets":
+            said[-1][0] = None
+        return {"meta_info": {"input_token_logprobs": said, "input_top_logprobs": top}}
+
+    def log_message(self, *_):
+        pass
+
+
+class Quiet(ThreadingHTTPServer):
+    """One whose clients may hang up."""
+
+    def handle_error(self, *_):
+        pass
+
+
+def play(distiller, n):
+    """Episodes of one turn."""
+    for i in range(n):
+        with distiller.episode() as episode:
+            ids = (squire.c.c_int32 * 3)(1 + i, 2, 3)
+            squire.call("episode_observe_ids", episode, ids, squire.c.c_size_t(3))
+            assert episode.decide().actor == squire.STUDENT
+            episode.act(5).text()
+            episode.outcome(0)
+            episode.end(1, True)
+
+
+def main():
+    global VOCABULARY
+    library, folder = sys.argv[1:]
+    squire.open_library(library)
+    engine = squire.Engine(compute=squire.F32, threads=1)
+    model = squire.Model(engine, folder)
+    VOCABULARY = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    server = Quiet(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    settings = {"preset": "opd", "batch_episodes": 3}
+
+    def taught():
+        teacher = squire.Teacher(vocabulary="the-students", top_k=TOP_K, deadline_ms=20_000)
+        return teacher, squire.Distiller(model, settings, teacher)
+
+    reports = {}
+    for kind in Vllm, SGLang:
+        of = kind(address, "a-model", timeout=0.7)
+        ids = [5, 6, 7, 8, 9, 10]
+        places = of.score(ids, 4, TOP_K)
+        for at, (own, known) in zip((4, 5), places):
+            assert abs(own - logprob(ids, at, ids[at])) < 1e-9
+            wanted = [logprob(ids, at, id) for id in ranked(ids, at)[:TOP_K]]
+            assert all(abs(x - y) < 1e-9 for (_, x), y in zip(known, wanted)), (known, wanted)
+        found = check(of, ids)
+        assert found["again"] == found["in_parts"] == 0 and found["mean"] < -1, found
+
+        # An honest one teaches.
+        teacher, distiller = taught()
+        with Answering(squire.lib, teacher, of, threads=2):
+            play(distiller, 3)
+            reports[kind] = distiller.update()
+        assert reports[kind]["episodes"] == 3 and not reports[kind]["set_aside"], reports[kind]
+
+        # One that is not: the reason is told, and the episodes wait for a better one.
+        faults = {
+            "500": "HTTP 500", "drops": "/", "stalls": "no answer within 0.7 s", "garbage": "not JSON", "truncates": "not JSON",
+            "lies": "which is none", "other ids": "scored", "shortens": "wanted the log-probs", "forgets": "not as this kind",
+        }
+        if kind is Vllm:
+            faults["misses"] = "no log-prob of id"
+        for fault, reason in faults.items():
+            teacher, distiller = taught()
+            lines = []
+            Handler.fault = fault
+            with Answering(squire.lib, teacher, of, threads=2, log=lines.append):
+                play(distiller, 2)
+                try:
+                    distiller.update()
+                    raise AssertionError(f"{fault} was taken for an answer")
+                except squire.Error as e:
+                    assert e.status == -17 and reason in str(e), (fault, str(e))
+                assert any(reason in line for line in lines), (fault, lines)
+                Handler.fault = None
+                assert distiller.update()["episodes"] == 2, fault
+    # Both say the same, so both teach the same.
+    assert abs(reports[Vllm]["loss"] - reports[SGLang]["loss"]) < 1e-7, reports
+    server.shutdown()
+    try:
+        Vllm("http://127.0.0.1:9", timeout=1).score([1, 2], 1, 0)
+        raise AssertionError("nobody is there")
+    except Failed as e:
+        assert "/v1/completions" in str(e), e
+    print("ok")
+
+
+main()

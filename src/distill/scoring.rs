@@ -1,0 +1,180 @@
+//! A teacher at work on one episode that ended: a local one computes in the rounds of whoever else is running, the host's is
+//! asked through its queue.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
+
+use super::teacher_queue::{Ask, TeacherQueue};
+use super::trajectory::Trajectory;
+use super::workspace::Scores;
+use crate::error::{Error, Fault, Result};
+use crate::serve::{Cancel, Session};
+use crate::text::source::Source;
+
+/// How long whoever waits for a teacher waits before it looks whether it should go on.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// A teacher at work on one episode.
+pub(super) enum Scoring {
+    /// A model.
+    Local(Local),
+    /// The host's.
+    Queue(Asked),
+}
+
+impl Scoring {
+    /// Asks a model to compute all pending ids of its timeline.
+    pub(super) fn local(teacher: Session, next: Source) -> Scoring {
+        Scoring::Local(Local::start(teacher, next))
+    }
+
+    /// Asks the host's teacher for the tokens of a record that carry a loss which needs it; None where there is none.
+    pub(super) fn queue(queue: &TeacherQueue, trajectory: &Trajectory, vocabulary: usize) -> Option<Scoring> {
+        let turns = trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
+        let positions: Vec<usize> = turns.flat_map(|turn| turn.range.clone()).collect();
+        positions.first()?;
+        let mut asked = Asked {
+            queue: queue.clone(),
+            episode: trajectory.heading.episode,
+            ids: trajectory.ids().to_vec(),
+            positions,
+            vocabulary,
+            ask: None,
+        };
+        // Refused now, it is asked again when an update is built.
+        asked.ask = asked.ask().ok();
+        Some(Scoring::Queue(asked))
+    }
+
+    /// Waits for the teacher; `progress` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
+    /// goes on for whoever asks next. `since`: when the caller began to wait for this one and others.
+    pub(super) fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
+        match self {
+            Scoring::Local(local) => local.scores(progress),
+            Scoring::Queue(asked) => asked.scores(since, progress),
+        }
+    }
+
+    /// Gives back what it holds while nobody waits for it: it is asked again from the beginning.
+    pub(super) fn give_up(&mut self) {
+        match self {
+            // Its pages go to others; what was computed is computed again. A session that is lost has none.
+            Scoring::Local(local) => drop(local.teacher.rebase()),
+            Scoring::Queue(asked) => asked.ask = None,
+        }
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(Fault::Cancelled, "the update was cancelled")
+}
+
+/// The host's teacher, asked for the tokens of one episode.
+pub(super) struct Asked {
+    queue: TeacherQueue,
+    episode: u64,
+    ids: Vec<i32>,
+    positions: Vec<usize>,
+    vocabulary: usize,
+    /// None until it is asked, and after it failed
+    ask: Option<Ask>,
+}
+
+impl Asked {
+    fn ask(&mut self) -> Result<Ask> {
+        match self.ask.take() {
+            Some(ask) => Ok(ask),
+            None => self.queue.ask(self.episode, &self.ids, &self.positions, self.vocabulary),
+        }
+    }
+
+    fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
+        let ask = self.ask()?;
+        loop {
+            match ask.wait(SLICE, since)? {
+                Some(said) => return Ok(Scores::Said(said)),
+                None if progress() => {}
+                None => {
+                    self.ask = Some(ask);
+                    return Err(cancelled());
+                }
+            }
+        }
+    }
+}
+
+/// A local teacher at work on one episode.
+pub(super) struct Local {
+    teacher: Session,
+    /// who wrote the token that follows the teacher's timeline
+    next: Source,
+    cancel: Cancel,
+    /// None until it is asked, and after it failed
+    answer: Option<Receiver<Result<()>>>,
+}
+
+impl Local {
+    fn start(teacher: Session, next: Source) -> Local {
+        let mut scoring = Local { teacher, next, cancel: Cancel::default(), answer: None };
+        // Refused now, it is asked again when an update is built.
+        scoring.answer = scoring.teacher.start_prefill(&scoring.cancel, Some(next)).ok();
+        scoring
+    }
+
+    /// Waits for the teacher; `progress` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
+    /// computes on for whoever asks next.
+    fn scores(&mut self, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
+        if self.answer.is_none() {
+            self.answer = Some(self.teacher.start_prefill(&self.cancel, Some(self.next))?);
+        }
+        while let Some(answer) = &self.answer {
+            match self.wait_a_moment(answer) {
+                Ok(None) if progress() => {}
+                Ok(None) => return Err(cancelled()),
+                Ok(Some(told)) => {
+                    self.answer = None;
+                    told?;
+                }
+                Err(e) => {
+                    self.answer = None;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(Scores::Hidden { hidden: self.teacher.take_hidden()?, revision: self.teacher.revision() })
+    }
+
+    /// The answer, None where it is still to come. Steps the engine where the caller drives it.
+    fn wait_a_moment(&self, answer: &Receiver<Result<()>>) -> Result<Option<Result<()>>> {
+        let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the teacher was done");
+        let engine = self.teacher.model().engine();
+        if engine.is_caller_driven() {
+            return match answer.try_recv() {
+                Ok(answer) => Ok(Some(answer)),
+                Err(TryRecvError::Disconnected) => Err(stopped()),
+                Err(TryRecvError::Empty) => engine.step().map(|_| None),
+            };
+        }
+        match answer.recv_timeout(SLICE) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Disconnected) => Err(stopped()),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+        }
+    }
+}
+
+impl Drop for Local {
+    /// Cancels the teacher and waits until the engine is done with it: after the last episode, session and model an engine
+    /// is gone, threads and all, and a job that nobody waits for would run on beyond that.
+    fn drop(&mut self) {
+        let Some(answer) = self.answer.take() else { return };
+        self.cancel.set();
+        let engine = self.teacher.model().engine();
+        engine.end_cancelled();
+        if !engine.is_caller_driven() {
+            let _ = answer.recv();
+        }
+    }
+}

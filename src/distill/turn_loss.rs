@@ -1,0 +1,114 @@
+//! The loss of one actor's turns: its words in documents and traces, and what is refused under a name.
+#![forbid(unsafe_code)]
+
+use serde_json::{Value, json};
+
+use super::document::{bad, fields, join, name_of, number, word};
+use crate::backend::ops::{Loss, Needs, Tail};
+use crate::error::{Error, Fault, Result};
+
+/// The loss of one actor's turns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TurnLoss {
+    /// Which loss; None for no loss.
+    pub kind: Option<Loss>,
+    /// Its factor, above 0.
+    pub weight: f64,
+}
+
+/// Words that stand for a loss in documents; one that has a number of its own stands in an object, `{"jsd": 0.9}`.
+const LOSSES: &[(&str, Option<Loss>)] = &[
+    ("none", None),
+    ("reverse-kl", Some(Loss::ReverseKl)),
+    ("forward-kl", Some(Loss::ForwardKl)),
+    ("jsd", Some(Loss::JensenShannon(0.5))),
+    ("cross-entropy", Some(Loss::CrossEntropy)),
+    ("sampled-reverse-kl", Some(Loss::SampledReverseKl)),
+];
+
+/// What is known under a name and is not what the name promises.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "k1",
+        "the gradient of ln p - ln q at the sampled token is zero on average, so it teaches nothing; its value is what \
+         sampled-reverse-kl reports, whose gradient is that of the mean",
+    ),
+    (
+        "k3",
+        "the gradient of q/p - 1 - ln(q/p) at the sampled token is that of the forward KL, so it is no reverse KL; use \
+         sampled-reverse-kl, or reverse-kl where the teacher gives distributions",
+    ),
+    (
+        "top-k-policy-gradient",
+        "a divergence over the teacher's top ids is no advantage of the token that was sampled; use reverse-kl, which is \
+         differentiated over those ids and a tail",
+    ),
+];
+
+pub(super) const TAILS: &[(&str, Tail)] =
+    &[("bucket", Tail::Bucket), ("renormalised", Tail::Renormalised), ("truncated", Tail::Truncated)];
+
+impl TurnLoss {
+    /// No loss.
+    pub const NONE: TurnLoss = TurnLoss { kind: None, weight: 1.0 };
+
+    /// The word that stands for the loss in traces.
+    pub fn name(self) -> &'static str {
+        match self.kind {
+            Some(Loss::JensenShannon(_)) => "jsd",
+            kind => name_of(kind, LOSSES),
+        }
+    }
+
+    /// What its tokens ask of a teacher.
+    pub fn needs(self) -> Needs {
+        self.kind.map_or(Needs::Nothing, Loss::needs)
+    }
+
+    /// Whether its tokens ask for a teacher.
+    pub fn needs_teacher(self) -> bool {
+        self.needs() != Needs::Nothing
+    }
+
+    /// The form that is read.
+    pub(super) fn to_json(self) -> Value {
+        let kernel = match self.kind {
+            // As it was written: an f32 has no more digits than that.
+            Some(Loss::JensenShannon(share)) => json!({"jsd": share.to_string().parse::<f64>().unwrap_or(0.5)}),
+            _ => json!(self.name()),
+        };
+        json!({"kernel": kernel, "weight": self.weight})
+    }
+
+    /// Takes the kernel written at `path`.
+    pub(super) fn set_kernel(&mut self, value: &Value, path: &str) -> Result<()> {
+        if let Some((name, why)) = value.as_str().and_then(|name| REFUSED.iter().find(|(known, _)| *known == name)) {
+            return Err(Error::new(Fault::UnsupportedMethod, format!("{path}: {name} is not built: {why}")));
+        }
+        self.kind = match value {
+            Value::Object(_) => {
+                let map = fields(value, path, &["jsd"])?;
+                let share = map.get("jsd").ok_or_else(|| bad(value, path, "a loss's name, or {\"jsd\": share}"))?;
+                let wanted = "a number from 0.01 to 0.99 (at 0 it is forward-kl, at 1 reverse-kl)";
+                let share = number(share, &join(path, "jsd"), wanted, |x| (0.01..=0.99).contains(&x))?;
+                Some(Loss::JensenShannon(share as f32))
+            }
+            _ => word(value, path, LOSSES)?,
+        };
+        Ok(())
+    }
+
+    /// Refuses a loss of sampled tokens where nothing is sampled from the student.
+    pub(super) fn check_of_others(self, path: &str) -> Result<()> {
+        match self.kind {
+            Some(Loss::SampledReverseKl) => {
+                let why = format!(
+                    "{path}.kernel: sampled-reverse-kl is an average over what the student draws, and these turns are not \
+                     drawn from it; use reverse-kl, forward-kl, jsd or cross-entropy"
+                );
+                Err(Error::new(Fault::UnsupportedMethod, why))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A teacher in the host's own code: requests come out of a queue, answers go back, on any thread and over any transport.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::distiller::squire_distiller;
+use super::error::squire_error;
+use super::guard::{Outcome, guard, guard_out, guard_out_unless};
+use super::handle::{self, Object};
+use super::input;
+use super::model::squire_model;
+use super::options::{self, Versioned};
+use super::status::squire_status;
+use crate::distill::{Config, Distiller, QueueOptions, Reply, Request, Teacher, TeacherQueue};
+use crate::error::{Error, Fault};
+
+/// A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores: any number of
+/// threads take requests by squire_teacher_next and answer each by squire_teacher_reply or _fail. Shared: see
+/// squire_teacher_retain. Freed by squire_teacher_release and with the last distiller that has it.
+pub struct squire_teacher {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_teacher {
+    type Body = TeacherQueue;
+    const TAG: [u8; 8] = *b"sq teach";
+    const NAME: &'static str = "squire_teacher";
+}
+
+/// Requests that were taken together. Freed by squire_teacher_batch_release; what points into it lives as long.
+pub struct squire_teacher_batch {
+    _opaque: [u8; 0],
+}
+
+impl Object for squire_teacher_batch {
+    type Body = Batch;
+    const TAG: [u8; 8] = *b"sq tbatc";
+    const NAME: &'static str = "squire_teacher_batch";
+}
+
+/// What stands behind a `squire_teacher_batch`.
+pub(crate) struct Batch {
+    requests: Vec<Arc<Request>>,
+    deadline_ms: u64,
+}
+
+/// What a teacher is asked: the log-probs of ids[from..], each given all ids before it, of the raw logits at temperature 1.
+/// Set up by squire_teacher_request_init.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct squire_teacher_request {
+    /// Set by _init.
+    pub struct_size: u32,
+    /// How many of the most likely ids are wanted in each place; 0: none.
+    pub top_k: i32,
+    /// Its number, by which it is answered.
+    pub number: u64,
+    /// Identity of the episode whose ids these are.
+    pub episode: u64,
+    /// The whole text so far. Lives as long as the batch.
+    pub ids: *const i32,
+    /// How many.
+    pub n_ids: usize,
+    /// The first id that is asked about, at least 1: the answer has n_ids - from places.
+    pub from: usize,
+    /// Ids that there are: those of an answer lie below.
+    pub vocabulary: usize,
+    /// Milliseconds from squire_teacher_next on in which the answer is wanted.
+    pub deadline_ms: u64,
+}
+
+// SAFETY: numbers and a pointer; the sizes are checked where the header is compiled.
+unsafe impl Versioned for squire_teacher_request {
+    const NAME: &'static str = "squire_teacher_request";
+    const FIRST_SIZE: usize = size_of::<squire_teacher_request>();
+
+    fn defaults() -> squire_teacher_request {
+        squire_teacher_request {
+            struct_size: size_of::<squire_teacher_request>() as u32,
+            top_k: 0,
+            number: 0,
+            episode: 0,
+            ids: std::ptr::null(),
+            n_ids: 0,
+            from: 0,
+            vocabulary: 0,
+            deadline_ms: 0,
+        }
+    }
+}
+
+/// Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
+/// thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_request_init(request: *mut squire_teacher_request, size: usize) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { options::init(request, size) }
+}
+
+/// Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms"}. vocabulary says how its
+/// ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
+/// {"fingerprint": 16 hex digits} or "the-students", where the host knows that it is. top_k (0 to 1024; 0): most likely ids
+/// that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
+/// nobody takes runs out when a build has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
+/// SQUIRE_E_FORMAT for the tokenizer. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_create(
+    options_json: *const c_char,
+    options_len: usize,
+    out: *mut *mut squire_teacher,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |_| {
+            let text = input::text(options_json, options_len, "options_json")?;
+            Ok(TeacherQueue::new(QueueOptions::from_json(text)?))
+        })
+    }
+}
+
+/// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_retain(teacher: *mut squire_teacher) -> *mut squire_teacher {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::retain(teacher) }
+}
+
+/// Drops a reference. Distillers keep their teacher; without anybody who answers its requests run out. NULL is allowed. Any
+/// thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_release(teacher: *mut squire_teacher) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(teacher) }
+}
+
+/// Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
+/// SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+/// taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_next(
+    teacher: *mut squire_teacher,
+    most: usize,
+    timeout_ms: u64,
+    out: *mut *mut squire_teacher_batch,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out_unless(out, err, |call| {
+            let teacher = call.shared(teacher)?;
+            if most == 0 {
+                return Err(Error::new(Fault::BadOption, "most is 0: no request can be taken"));
+            }
+            let requests = teacher.next(most, Duration::from_millis(timeout_ms));
+            if requests.is_empty() {
+                return Ok(Err(Outcome::Timeout));
+            }
+            Ok(Ok(Batch { requests, deadline_ms: teacher.options().deadline.as_millis() as u64 }))
+        })
+    }
+}
+
+/// Request i of a batch; SQUIRE_END past the last, and *request stays as it was. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_batch_request(
+    batch: *const squire_teacher_batch,
+    i: usize,
+    request: *mut squire_teacher_request,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let (batch, filled) = (call.shared(batch)?, options::fill(request)?);
+            let Some(of) = batch.requests.get(i) else { return Ok(Outcome::End) };
+            filled.set(squire_teacher_request {
+                top_k: of.top_k as i32,
+                number: of.number,
+                episode: of.episode,
+                // It stands as long as the host's batch, which holds the request.
+                ids: of.ids.as_ptr(),
+                n_ids: of.ids.len(),
+                from: of.from,
+                vocabulary: of.vocabulary,
+                deadline_ms: batch.deadline_ms,
+                ..squire_teacher_request::defaults()
+            });
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Frees the batch; its requests wait for their answers all the same. NULL is allowed. Any thread, also inside a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_batch_release(batch: *mut squire_teacher_batch) {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { handle::release(batch) }
+}
+
+/// Answers a request. ids repeats the n_ids ids that were asked about, ids[from..] of the request, and logprobs has one log-prob
+/// (nats) for each. top_ids and top_logprobs have n_top entries, top_k for each place one behind another, in any order, each
+/// place's ids all different; both NULL where top_k is 0. An answer that does not fit is SQUIRE_E_MISMATCH (detail
+/// TEACHER_REPLY), names the position, and the request waits on: another length, other ids, log-probs that are not finite or
+/// above 0 (a missing one is never 0), ids beyond the vocabulary or twice. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no
+/// request of this number waits, with what became of it. What the arrays hold is copied. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_reply(
+    teacher: *mut squire_teacher,
+    number: u64,
+    ids: *const i32,
+    n_ids: usize,
+    logprobs: *const f32,
+    top_ids: *const i32,
+    top_logprobs: *const f32,
+    n_top: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let teacher = call.shared(teacher)?;
+            let reply = Reply {
+                ids: input::ids(ids, n_ids, "ids")?,
+                logprobs: input::slice(logprobs, n_ids, "logprobs")?,
+                top_ids: input::ids(top_ids, n_top, "top_ids")?,
+                top_logprobs: input::slice(top_logprobs, n_top, "top_logprobs")?,
+            };
+            teacher.reply(number, reply)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Says that a request cannot be answered, and why. Its episode is set aside with that reason; a later build asks again.
+/// SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_fail(
+    teacher: *mut squire_teacher,
+    number: u64,
+    why: *const c_char,
+    why_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let teacher = call.shared(teacher)?;
+            teacher.fail(number, input::text(why, why_len, "why")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
+/// or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
+/// fingerprint is not that of the student's tokenizer. Otherwise as squire_distiller_create. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_create_taught(
+    student: *mut squire_model,
+    teacher: *mut squire_teacher,
+    settings_json: *const c_char,
+    settings_len: usize,
+    out: *mut *mut squire_distiller,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let (student, teacher) = (call.shared(student)?, call.shared(teacher)?);
+            let config = Config::from_json(input::text(settings_json, settings_len, "settings_json")?)?;
+            Distiller::taught(&student, Some(Teacher::Queue(teacher.clone())), config)
+        })
+    }
+}
+
+/// Goes on from the newest checkpoint in a folder with a teacher of the host's: as squire_distiller_resume and
+/// squire_distiller_create_taught. Blocks. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_resume_taught(
+    student: *mut squire_model,
+    teacher: *mut squire_teacher,
+    settings_json: *const c_char,
+    settings_len: usize,
+    path: *const c_char,
+    path_len: usize,
+    out: *mut *mut squire_distiller,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let (student, teacher) = (call.shared(student)?, call.shared(teacher)?);
+            let config = Config::from_json(input::text(settings_json, settings_len, "settings_json")?)?;
+            let path = input::path(path, path_len, "path")?;
+            Distiller::resume_taught(&student, Some(Teacher::Queue(teacher.clone())), config, path)
+        })
+    }
+}

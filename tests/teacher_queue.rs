@@ -1,0 +1,405 @@
+//! A teacher in the host's own code: it is asked through a queue, and what it says counts only where it fits.
+
+#[path = "support/folders.rs"]
+#[allow(dead_code)]
+mod folders;
+#[path = "support/scripted.rs"]
+mod scripted;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use scripted::*;
+use serde_json::{Value, json};
+use squire::backend::Compute;
+use squire::distill::{Actor, Distiller, EpisodeSpec, QueueOptions, Reply, Request, Teacher, TeacherQueue, Update};
+use squire::error::{Error, Fault};
+use squire::serve::{Cancel, ServedModel, Session};
+use squire::text::source::Source;
+
+const SHORT: Duration = Duration::from_millis(5);
+
+fn queue(options: Value) -> TeacherQueue {
+    let mut document = json!({"vocabulary": "the-students"});
+    options.as_object().unwrap().iter().for_each(|(key, value)| document[key] = value.clone());
+    TeacherQueue::new(QueueOptions::from_json(&document.to_string()).unwrap())
+}
+
+/// A distiller whose teacher is the host's, that teacher, and the model that it answers from.
+fn taught(options: Value, document: Value) -> (Distiller, TeacherQueue, ServedModel) {
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let queue = queue(options);
+    let d = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document)).unwrap();
+    (d, queue, teacher)
+}
+
+/// An answer with its own memory.
+struct Answer {
+    ids: Vec<i32>,
+    logprobs: Vec<f32>,
+    top_ids: Vec<i32>,
+    top_logprobs: Vec<f32>,
+}
+
+impl Answer {
+    fn reply(&self) -> Reply<'_> {
+        let Answer { ids, logprobs, top_ids, top_logprobs } = self;
+        Reply { ids, logprobs, top_ids, top_logprobs }
+    }
+}
+
+/// What a model says to a request.
+fn answer(model: &ServedModel, request: &Request) -> Answer {
+    let session = Session::new(model).unwrap();
+    session.append(&request.ids[..request.from], Source::Host).unwrap();
+    let ids = request.ids[request.from..].to_vec();
+    let rows = session.score(&ids, request.top_k, &Cancel::default()).unwrap();
+    Answer {
+        logprobs: rows.iter().map(|row| row.logprob).collect(),
+        top_ids: rows.iter().flat_map(|row| row.top.iter().map(|(id, _)| *id)).collect(),
+        top_logprobs: rows.iter().flat_map(|row| row.top.iter().map(|(_, logprob)| *logprob)).collect(),
+        ids,
+    }
+}
+
+fn answer_all(queue: &TeacherQueue, model: &ServedModel) -> usize {
+    let requests = queue.next(1000, SHORT);
+    requests.iter().for_each(|r| queue.reply(r.number, answer(model, r).reply()).unwrap());
+    requests.len()
+}
+
+fn try_build(d: &Distiller) -> Result<Update, Error> {
+    d.build(0, &Cancel::default(), &mut |_, _| true)
+}
+
+/// The largest difference of any gradient, by the largest gradient.
+fn apart(a: &Update, b: &Update) -> f64 {
+    let (mut gap, mut size) = (0.0f64, 0.0f64);
+    for ((_, a), (_, b)) in a.gradients().tensors().into_iter().zip(b.gradients().tensors()) {
+        for (a, b) in a.f32().iter().zip(b.f32()) {
+            (gap, size) = (gap.max(f64::from(a - b).abs()), size.max(f64::from(b.abs())));
+        }
+    }
+    gap / size
+}
+
+#[test]
+fn a_queue_that_answers_from_the_same_weights_gives_the_update_of_the_local_teacher() {
+    for kernel in [json!("reverse-kl"), json!("forward-kl"), json!({"jsd": 0.3}), json!("sampled-reverse-kl")] {
+        let document = json!({"preset": "opd", "student_turns": {"kernel": kernel}, "batch_episodes": 3});
+        let local = plain(document.clone());
+        play(&local, 3, 3);
+        let wanted = build(&local);
+        // All ids, or all but one and a tail; and of what was said its log-prob alone.
+        for top_k in [VOCABULARY, VOCABULARY - 1, 0] {
+            if top_k == 0 && kernel != json!("sampled-reverse-kl") {
+                continue;
+            }
+            let (d, queue, model) = taught(json!({"top_k": top_k}), document.clone());
+            play(&d, 3, 3);
+            assert_eq!((queue.n_waiting(), answer_all(&queue, &model)), (3, 3));
+            let found = build(&d);
+            let gap = apart(&found, &wanted);
+            // A tail is 1 less a sum of f32 probabilities: of one unlikely id it knows four digits.
+            let limit = if top_k == VOCABULARY - 1 { 1e-3 } else { 1e-5 };
+            assert!(gap < limit, "{kernel} {top_k}: {gap:e}");
+            let (found, wanted) = (found.report().loss, wanted.report().loss);
+            assert!((found - wanted).abs() < limit * wanted.abs(), "{kernel} {top_k}: {found} and {wanted}");
+        }
+    }
+}
+
+#[test]
+fn fewer_ids_and_a_tail_say_less_and_never_more() {
+    let document = json!({"preset": "opd", "batch_episodes": 3});
+    let local = plain(document.clone());
+    play(&local, 3, 3);
+    let whole = build(&local);
+    let (whole, tokens) = (whole.report().reverse_kl.unwrap(), whole.report().trained_tokens);
+    let of = |top_k: usize| {
+        let (d, queue, model) = taught(json!({"top_k": top_k}), document.clone());
+        play(&d, 3, 3);
+        answer_all(&queue, &model);
+        let update = build(&d);
+        assert_eq!(update.report().trained_tokens, tokens);
+        update.report().reverse_kl.unwrap()
+    };
+    let (few, more) = (of(1), of(16));
+    assert!(0.0 < few && few < more && more < whole, "{few} {more} {whole}");
+}
+
+#[test]
+fn only_what_needs_the_teacher_is_asked_of_it() {
+    // Replayed turns by cross-entropy, the student's by the reverse KL: an episode of the former asks nobody.
+    let document = json!({
+        "preset": "opd", "replay_turns": {"kernel": "cross-entropy"}, "batch_episodes": 2,
+    });
+    let (d, queue, model) = taught(json!({"top_k": 4}), document);
+    let replayed = Seat::new(&d, EpisodeSpec::default());
+    replayed.episode.observe_ids(&[1, 2, 3]).unwrap();
+    replayed.episode.override_actor(Actor::Replay).unwrap();
+    replayed.episode.replay(squire::distill::Replay::Ids(&[5, 6, STOP])).unwrap();
+    replayed.episode.outcome(None, true).unwrap();
+    replayed.end();
+    assert_eq!(queue.n_waiting(), 0);
+    let record = Seat::new(&d, EpisodeSpec::default()).play(2);
+    let request = queue.next(10, SHORT).pop().unwrap();
+    let (first, last) = (record.turns()[0].range.start, record.turns()[1].range.end);
+    assert_eq!((request.from, request.ids.len(), request.top_k), (first, last, 4));
+    assert_eq!((&request.ids[..], request.vocabulary), (&record.ids()[..last], VOCABULARY));
+    queue.reply(request.number, answer(&model, &request).reply()).unwrap();
+    let update = build(&d);
+    assert_eq!(update.report().trained_episodes, 2);
+    assert!(update.report().cross_entropy.is_some() && update.report().reverse_kl.is_some());
+    // An evaluation asks nobody.
+    Seat::new(&d, EpisodeSpec { evaluation: true, ..Default::default() }).play(2);
+    assert_eq!(queue.n_waiting(), 0);
+}
+
+#[test]
+fn what_a_teacher_does_not_give_is_refused_with_the_distiller() {
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let refused = |options: Value, document: Value| {
+        Distiller::taught(&student, Some(Teacher::Queue(queue(options))), settings(document)).err().unwrap()
+    };
+    let e = refused(json!({"top_k": 8}), json!({"preset": "guided-opd"}));
+    assert!(e.fault() == Fault::BadOption && e.message().contains("only scores"), "{e}");
+    let e = refused(json!({}), json!({"preset": "opd"}));
+    assert!(e.fault() == Fault::BadOption && e.message().contains("student_turns.kernel: reverse-kl"), "{e}");
+    assert!(e.message().contains("use sampled-reverse-kl"), "{e}");
+    // The student has no tokenizer to compare with.
+    let e = refused(json!({"vocabulary": {"fingerprint": "0123456789abcdef"}}), json!({"preset": "sft"}));
+    assert!(e.fault() == Fault::TeacherVocabulary && e.message().contains("the student has no tokenizer"), "{e}");
+}
+
+#[test]
+fn vocabularies_are_compared_by_what_their_ids_mean() {
+    let folder = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+    folders::write_chat_model(&one, 1);
+    folders::write_chat_model(&other, 2);
+    // The same tokenizer but for the meaning of one id.
+    let text = std::fs::read_to_string(other.join("tokenizer.json")).unwrap();
+    let changed = text.replacen("<|im_end|>", "<|im_fin|>", usize::MAX);
+    assert_ne!(text, changed);
+    std::fs::write(other.join("tokenizer.json"), changed).unwrap();
+    let student = engine(Compute::F32).load(&one, Default::default()).unwrap();
+    let own = student.info()["vocabulary_fingerprint"].as_str().unwrap().to_string();
+    let taught = |vocabulary: Value| {
+        let queue = queue(json!({"top_k": 2, "vocabulary": vocabulary}));
+        Distiller::taught(&student, Some(Teacher::Queue(queue)), settings(json!({"preset": "opd"}))).map(|_| ())
+    };
+    taught(json!({"fingerprint": own})).unwrap();
+    taught(json!({"tokenizer": one.join("tokenizer.json")})).unwrap();
+    taught(json!("the-students")).unwrap();
+    for wrong in [json!({"tokenizer": other.join("tokenizer.json")}), json!({"fingerprint": "0123456789abcdef"})] {
+        let e = taught(wrong).unwrap_err();
+        assert!(e.fault() == Fault::TeacherVocabulary && e.message().contains(&own), "{e}");
+    }
+}
+
+#[test]
+fn options_that_say_too_little_or_nonsense_are_refused() {
+    let refused = |text: &str| QueueOptions::from_json(text).err().unwrap();
+    for (text, fault, part) in [
+        ("{", Fault::BadJson, "not JSON"),
+        ("{}", Fault::BadValue, "vocabulary is missing"),
+        (r#"{"vocabulary": "mine"}"#, Fault::BadValue, "vocabulary must be"),
+        (r#"{"vocabulary": {}}"#, Fault::BadValue, "one of tokenizer and fingerprint"),
+        (r#"{"vocabulary": {"fingerprint": "12"}}"#, Fault::BadValue, "16 hex digits"),
+        (r#"{"vocabulary": {"fingerprint": "+123456789abcdef"}}"#, Fault::BadValue, "16 hex digits"),
+        (r#"{"vocabulary": {"tokenizer": 3}}"#, Fault::BadValue, "path of a tokenizer.json"),
+        (r#"{"vocabulary": {"tokenizer": "/nowhere/tokenizer.json"}}"#, Fault::CannotRead, "/nowhere"),
+        (r#"{"vocabulary": "the-students", "top_k": 1025}"#, Fault::BadValue, "top_k"),
+        (r#"{"vocabulary": "the-students", "deadline_ms": 0}"#, Fault::BadValue, "deadline_ms"),
+        (r#"{"vocabulary": "the-students", "timeout": 1}"#, Fault::UnknownKey, "timeout"),
+    ] {
+        let e = refused(text);
+        assert!(e.fault() == fault && e.message().contains(part), "{text}: {e}");
+    }
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_refused_and_the_request_waits_on() {
+    let (d, queue, model) = taught(json!({"top_k": 3}), json!({"preset": "opd"}));
+    play(&d, 1, 2);
+    let request = queue.next(1, SHORT).pop().unwrap();
+    let (right, at) = (answer(&model, &request), request.from);
+    let refused = |change: &dyn Fn(&mut Answer), part: &str| {
+        let mut wrong = answer(&model, &request);
+        change(&mut wrong);
+        let e = queue.reply(request.number, wrong.reply()).unwrap_err();
+        assert!(e.fault() == Fault::TeacherReply && e.message().contains(part), "{e}");
+        assert!(e.message().starts_with(&format!("request {}: ", request.number)), "{e}");
+    };
+    refused(&|a| a.ids.truncate(a.ids.len() - 1), "wanted");
+    refused(&|a| a.logprobs.truncate(a.logprobs.len() - 1), "log-probs, found");
+    refused(&|a| a.top_ids.truncate(a.top_ids.len() - 1), "most likely ids, found");
+    refused(&|a| a.top_logprobs.push(-1.0), "log-probs of most likely ids, found");
+    refused(&|a| a.ids[1] ^= 1, &format!("position {}: the answer is of id", at + 1));
+    for bad in [0.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        refused(&|a| a.logprobs[0] = bad, &format!("position {at}: the log-prob of id"));
+        refused(&|a| a.top_logprobs[2] = bad, &format!("position {at}: the log-prob of id"));
+    }
+    refused(&|a| a.top_ids[0] = VOCABULARY as i32, "is none of the 64 of the vocabulary");
+    refused(&|a| a.top_ids[4] = -1, "is none of the 64 of the vocabulary");
+    refused(&|a| a.top_ids[1] = a.top_ids[0], "twice");
+    refused(&|a| a.top_logprobs[..2].fill(-0.1), "together");
+    // Another's number, and one that never was.
+    for number in [0, request.number + 1] {
+        let e = queue.reply(number, right.reply()).unwrap_err();
+        assert!(e.fault() == Fault::TeacherRequest && e.message().contains("never was one"), "{e}");
+    }
+    queue.reply(request.number, right.reply()).unwrap();
+    for again in [queue.reply(request.number, right.reply()), queue.fail(request.number, "late")] {
+        let e = again.unwrap_err();
+        assert!(e.fault() == Fault::TeacherRequest && e.message().contains("answered already"), "{e}");
+    }
+    build(&d);
+}
+
+#[test]
+fn a_teacher_that_is_silent_costs_its_episodes_one_deadline_and_later_builds_ask_again() {
+    let document = json!({"preset": "opd", "batch_episodes": 4});
+    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 200}), document);
+    play(&d, 4, 2);
+    // Nobody takes two of them; one is taken and not answered, one answered.
+    let taken = queue.next(2, SHORT);
+    queue.reply(taken[1].number, answer(&model, &taken[1]).reply()).unwrap();
+    let begun = Instant::now();
+    let update = build(&d);
+    assert!(begun.elapsed() < Duration::from_millis(600), "they run out together: {:?}", begun.elapsed());
+    let reasons: Vec<&str> = update.report().set_aside.iter().map(|s| s.reason.as_str()).collect();
+    assert_eq!((update.report().episodes, reasons.len()), (1, 3));
+    assert_eq!(reasons.iter().filter(|r| r.contains("was taken by nobody within 200 ms")).count(), 2, "{reasons:?}");
+    assert_eq!(reasons.iter().filter(|r| r.contains("was taken and not answered within 200 ms")).count(), 1);
+    let late = queue.reply(taken[0].number, answer(&model, &taken[0]).reply()).unwrap_err();
+    assert!(late.fault() == Fault::TeacherRequest && late.message().contains("its deadline passed"), "{late}");
+    assert_eq!((d.n_waiting(), d.n_set_aside(), queue.n_waiting()), (0, 3, 0));
+
+    // The next build asks for them anew, with new numbers.
+    let stop = AtomicBool::new(false);
+    let again = thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                answer_all(&queue, &model);
+            }
+        });
+        let update = try_build(&d);
+        stop.store(true, Ordering::Relaxed);
+        update.unwrap()
+    });
+    assert_eq!((again.report().episodes, again.report().set_aside.len()), (3, 0));
+    assert_eq!(d.n_set_aside(), 0);
+}
+
+#[test]
+fn where_nobody_answers_at_all_the_build_fails_with_the_reason_and_loses_nothing() {
+    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 50}), json!({"preset": "opd"}));
+    play(&d, 2, 1);
+    let e = try_build(&d).err().unwrap();
+    assert!(e.fault() == Fault::TeacherSilent && e.message().contains("episode 0: the teacher's request 1"), "{e}");
+    assert_eq!(d.n_waiting(), 2);
+    // What failed is said by its own words, and asked again too.
+    let requests = thread::scope(|s| {
+        let failing = s.spawn(|| {
+            let requests = queue.next(10, Duration::from_secs(5));
+            requests.iter().for_each(|r| queue.fail(r.number, "HTTP 500").unwrap());
+            requests
+        });
+        let e = try_build(&d).err().unwrap();
+        assert!(e.fault() == Fault::TeacherFailed || e.fault() == Fault::TeacherSilent, "{e}");
+        failing.join().unwrap()
+    });
+    assert!(!requests.is_empty() && requests[0].number > 2);
+    assert_eq!(d.n_waiting(), 2);
+    let stop = AtomicBool::new(false);
+    thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                answer_all(&queue, &model);
+            }
+        });
+        // What the host's thread has not yet taken may run out once more.
+        while try_build(&d).is_err() {}
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_build_that_waits_for_the_teacher_can_be_stopped_and_the_request_stands() {
+    let (d, queue, model) = taught(json!({"top_k": 3}), json!({"preset": "opd"}));
+    play(&d, 1, 2);
+    let mut asked = 0;
+    let stopped = d.build(0, &Cancel::default(), &mut |_, _| {
+        asked += 1;
+        asked < 3
+    });
+    assert_eq!(fault(stopped), Fault::Cancelled);
+    let cancel = Cancel::default();
+    cancel.set();
+    assert_eq!(fault(d.build(0, &cancel, &mut |_, _| true)), Fault::Cancelled);
+    assert_eq!((d.n_waiting(), queue.n_waiting()), (1, 1));
+    let request = queue.next(1, SHORT).pop().unwrap();
+    assert_eq!(request.number, 1, "it was asked once");
+    queue.reply(1, answer(&model, &request).reply()).unwrap();
+    build(&d);
+}
+
+#[test]
+fn what_is_thrown_away_is_withdrawn() {
+    let (d, queue, model) = taught(json!({"top_k": 3}), json!({"preset": "opd"}));
+    play(&d, 3, 1);
+    let taken = queue.next(1, SHORT).pop().unwrap();
+    assert_eq!((d.discard(), queue.n_waiting()), (3, 0));
+    let e = queue.reply(taken.number, answer(&model, &taken).reply()).unwrap_err();
+    assert!(e.fault() == Fault::TeacherRequest && e.message().contains("thrown away"), "{e}");
+    assert!(queue.next(10, SHORT).is_empty());
+}
+
+#[test]
+fn many_threads_take_each_request_once() {
+    let (d, queue, model) = taught(json!({"top_k": 2}), json!({"preset": "opd", "batch_episodes": 24}));
+    let stop = AtomicBool::new(false);
+    let (update, counts) = thread::scope(|s| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                s.spawn(|| {
+                    let mut n = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        for request in queue.next(2, SHORT) {
+                            queue.reply(request.number, answer(&model, &request).reply()).unwrap();
+                            n += 1;
+                        }
+                    }
+                    n
+                })
+            })
+            .collect();
+        play(&d, 24, 2);
+        let update = try_build(&d);
+        stop.store(true, Ordering::Relaxed);
+        (update.unwrap(), workers.into_iter().map(|w| w.join().unwrap()).sum::<usize>())
+    });
+    assert_eq!((update.report().episodes, counts), (24, 24));
+}
+
+#[test]
+fn names_that_promise_what_they_do_not_hold_are_refused_with_the_reason() {
+    use squire::distill::Config;
+    for (name, part) in [("k1", "zero on average"), ("k3", "forward KL"), ("top-k-policy-gradient", "no advantage")] {
+        let e = Config::from_value(&json!({"student_turns": {"kernel": name}})).err().unwrap();
+        assert!(e.fault() == Fault::UnsupportedMethod && e.message().contains(part), "{e}");
+    }
+    for turns in ["teacher_turns", "replay_turns"] {
+        let mut document = json!({"preset": "opd"});
+        document[turns] = json!({"kernel": "sampled-reverse-kl"});
+        let e = Config::from_value(&document).err().unwrap();
+        assert!(e.fault() == Fault::UnsupportedMethod && e.message().contains(turns), "{e}");
+    }
+    for wrong in [json!({"jsd": 0}), json!({"jsd": 1}), json!({"jsd": "half"}), json!({}), json!({"kl": 1})] {
+        let document = json!({"student_turns": {"kernel": wrong}});
+        assert!(Config::from_value(&document).is_err(), "{document}");
+    }
+}
