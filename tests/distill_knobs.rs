@@ -265,7 +265,7 @@ fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
         }
         batch.push(t);
     }
-    plan(&batch, config, 0).tokens
+    plan(&batch, config, 0).unwrap().tokens
 }
 
 #[test]

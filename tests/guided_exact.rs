@@ -201,8 +201,12 @@ fn assert_by_hand(document: Value, loss_of: fn(Actor) -> Option<Loss>, n_turns: 
         let report = update.report();
         assert!(n_turns.contains(&report.trained_turns), "{what}: {} turns", report.trained_turns);
         let losses = token_mean(&records, loss_of);
-        let planned: Vec<Weighted> =
-            plan(&records, d.config(), 1).tokens.iter().map(|t| (t.trajectory, t.position, t.kind, t.weight)).collect();
+        let planned: Vec<Weighted> = plan(&records, d.config(), 1)
+            .unwrap()
+            .tokens
+            .iter()
+            .map(|t| (t.trajectory, t.position, t.kind, t.weight))
+            .collect();
         assert_eq!(planned, losses, "{what}");
         assert_eq!(report.trained_tokens, losses.len(), "{what}");
         let (student, teacher) = (d.student(), d.teacher().unwrap());
@@ -232,7 +236,7 @@ fn how_far_an_update_moves_the_student_is_what_is_computed_by_hand() {
         d.apply(&mut update).unwrap();
         d.publish().unwrap();
         let after = said(&d);
-        let tokens = plan(&records, d.config(), 1).tokens;
+        let tokens = plan(&records, d.config(), 1).unwrap().tokens;
         let of_each: Vec<&[TokenLoss]> = tokens.chunk_by(|a, b| a.trajectory == b.trajectory).collect();
         // No more is fed than the build took at once.
         let longest = of_each.iter().filter_map(|of| of.last()).map(|t| t.position).max().unwrap();

@@ -13,7 +13,9 @@
 use super::config::Config;
 use super::knobs::{Filter, Normaliser};
 use super::trajectory::{Trajectory, Turn};
+use crate::backend::host;
 use crate::backend::ops::Loss;
+use crate::error::Result;
 use std::borrow::Borrow;
 
 /// The loss of one token.
@@ -57,8 +59,8 @@ impl BatchPlan {
     }
 }
 
-/// Plans the batch for a student at `revision`. Without a trained token, `tokens` is empty.
-pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision: u64) -> BatchPlan {
+/// Plans the batch for a student at `revision`. Without a trained token, `tokens` is empty. Errors: `OutOfHostMemory`.
+pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision: u64) -> Result<BatchPlan> {
     let mut plan = BatchPlan::default();
     let mut kept = Vec::new();
     for (index, trajectory) in trajectories.iter().map(Borrow::borrow).enumerate() {
@@ -80,7 +82,7 @@ pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision
     }
     plan.n_trajectories = kept.len();
     let n_batch_tokens: usize = kept.iter().map(|&(_, n_tokens)| n_tokens).sum();
-    plan.tokens.reserve_exact(n_batch_tokens);
+    host::reserve(&mut plan.tokens, n_batch_tokens)?;
     for &(index, n_tokens) in &kept {
         for turn in trained(trajectories[index].borrow()) {
             let share = match config.normaliser {
@@ -98,7 +100,7 @@ pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision
             }));
         }
     }
-    plan
+    Ok(plan)
 }
 
 fn trained(trajectory: &Trajectory) -> impl Iterator<Item = &Turn> {
@@ -136,6 +138,10 @@ mod tests {
         t
     }
 
+    fn planned(batch: &[Trajectory], config: &Config, revision: u64) -> BatchPlan {
+        plan(batch, config, revision).unwrap()
+    }
+
     const RKL: Option<Loss> = Some(Loss::ReverseKl);
 
     fn config(normaliser: &str) -> Config {
@@ -154,7 +160,7 @@ mod tests {
 
     #[test]
     fn token_mean_shares_one_evenly_among_the_trained_tokens() {
-        let plan = plan(&batch(), &config("token-mean"), 0);
+        let plan = planned(&batch(), &config("token-mean"), 0);
         assert_eq!((plan.tokens.len(), plan.n_trajectories, plan.n_turns), (9, 2, 3));
         assert_eq!(firsts(&plan), [(0, 2, 1.0 / 9.0), (0, 6, 1.0 / 9.0), (1, 7, 1.0 / 9.0)]);
     }
@@ -162,14 +168,14 @@ mod tests {
     #[test]
     fn sequence_mean_gives_each_trajectory_the_same() {
         // Half for the first trajectory's 8 tokens, half for the second one's single trained token.
-        let plan = plan(&batch(), &config("sequence-mean"), 0);
+        let plan = planned(&batch(), &config("sequence-mean"), 0);
         assert_eq!(firsts(&plan), [(0, 2, 1.0 / 16.0), (0, 6, 1.0 / 16.0), (1, 7, 0.5)]);
     }
 
     #[test]
     fn turn_mean_gives_each_trained_turn_the_same() {
         // A third a turn: of 2, of 6 and of 1 token.
-        let plan = plan(&batch(), &config("turn-mean"), 0);
+        let plan = planned(&batch(), &config("turn-mean"), 0);
         assert_eq!(firsts(&plan), [(0, 2, 1.0 / 6.0), (0, 6, 1.0 / 18.0), (1, 7, 1.0 / 3.0)]);
     }
 
@@ -181,7 +187,7 @@ mod tests {
                     trajectory(0, &[(3, RKL, weight), (5, Some(Loss::CrossEntropy), weight)]),
                     trajectory(0, &[(7, Some(Loss::ForwardKl), weight)]),
                 ];
-                plan(&batch, &config(normaliser), 0).tokens.iter().map(|token| token.weight).sum()
+                planned(&batch, &config(normaliser), 0).tokens.iter().map(|token| token.weight).sum()
             };
             assert!((total(1.0) - 1.0).abs() < 1e-12, "{normaliser}");
             assert!((total(0.5) - 0.5).abs() < 1e-12, "{normaliser}");
@@ -192,7 +198,7 @@ mod tests {
     fn only_tokens_of_trained_turns_are_planned() {
         let mut batch = batch();
         batch[0].executed_otherwise().unwrap();
-        let plan = plan(&batch, &config("token-mean"), 0);
+        let plan = planned(&batch, &config("token-mean"), 0);
         let positions: Vec<_> = plan.tokens.iter().map(|token| (token.trajectory, token.position)).collect();
         assert_eq!(positions, [(0, 2), (0, 3), (1, 7)]);
         assert!(plan.tokens.iter().all(|token| batch[token.trajectory].sources()[token.position] == Source::Student));
@@ -202,7 +208,7 @@ mod tests {
     fn trajectories_that_lag_too_far_are_dropped_and_counted() {
         // At revision 10 with a lag of 2 allowed, 8 is the oldest one kept.
         let batch: Vec<_> = [7, 8, 10, 11].map(|revision| trajectory(revision, &[(1, RKL, 1.0)])).into();
-        let plan = plan(&batch, &config("token-mean"), 10);
+        let plan = planned(&batch, &config("token-mean"), 10);
         assert_eq!((plan.n_stale, plan.n_trajectories), (1, 3));
         assert!(plan.tokens.iter().all(|token| token.trajectory != 0 && token.weight == 1.0 / 3.0));
     }
@@ -217,16 +223,16 @@ mod tests {
             })
             .into();
         let success = Config::from_value(&json!({"filter": "success"})).unwrap();
-        let filtered = plan(&batch, &success, 0);
+        let filtered = planned(&batch, &success, 0);
         assert_eq!((filtered.n_filtered, filtered.tokens.len(), filtered.tokens[0].trajectory), (2, 1, 2));
-        assert_eq!(plan(&batch, &config("token-mean"), 0).tokens.len(), 3);
+        assert_eq!(planned(&batch, &config("token-mean"), 0).tokens.len(), 3);
     }
 
     #[test]
     fn evaluations_are_never_learnt() {
         let mut t = trajectory(0, &[(1, RKL, 1.0)]);
         t.heading.evaluation = true;
-        let plan = plan(&[t], &config("token-mean"), 0);
+        let plan = planned(&[t], &config("token-mean"), 0);
         assert_eq!((plan.n_evaluations, plan.tokens.len()), (1, 0));
     }
 
@@ -234,7 +240,7 @@ mod tests {
     fn a_batch_without_a_trained_token_is_empty() {
         for normaliser in ["token-mean", "sequence-mean", "turn-mean"] {
             let batch = [trajectory(0, &[(4, None, 1.0)]), trajectory(0, &[])];
-            let plan = plan(&batch, &config(normaliser), 0);
+            let plan = planned(&batch, &config(normaliser), 0);
             assert_eq!((plan.tokens.len(), plan.n_trajectories, plan.n_turns), (0, 0, 0));
         }
     }

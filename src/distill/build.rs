@@ -97,7 +97,7 @@ impl Distiller {
                 break;
             }
             gathering.add(taken);
-            let all = plan(&gathering.trajectories(), config, student.current().number).n_fed() as u64;
+            let all = plan(&gathering.trajectories(), config, student.current().number)?.n_fed() as u64;
             let mut watch = || !cancel.is_set() && progress(0, all);
             gathering.finish(&mut watch, || student.engine().check_alive())?;
         }

@@ -22,7 +22,7 @@ use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::workspace::{Finished, Scores, Workspace, leave_out};
 use crate::backend::ops::{self, AdamW, RowLoss};
-use crate::backend::{Compute, Device};
+use crate::backend::{Compute, Device, host};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{Passed, backward_while, head_backward};
 use crate::model::forward::{Segment, forward_while, head_forward};
@@ -168,7 +168,7 @@ impl Task<'_> {
     ) -> Result<()> {
         let (model, device) = (self.student, &self.student.device);
         // A trajectory is fed up to the row that predicts its last trained token.
-        let mut ids: Vec<i32> = Vec::new();
+        let mut ids: Vec<i32> = host::with_room(members.iter().map(|&i| last_loss(losses, i)).sum())?;
         let mut spans: Vec<Range<usize>> = Vec::new();
         for &i in members {
             let n = last_loss(losses, i);
@@ -184,14 +184,12 @@ impl Task<'_> {
         drop(segments);
 
         // Every trained token: (row of the batch, its loss).
-        let rows: Vec<(usize, &TokenLoss)> = members
-            .iter()
-            .zip(&spans)
-            .flat_map(|(&i, span)| {
-                let of_member = losses.iter().filter(move |t| t.trajectory == i);
-                of_member.map(move |t| (span.start + t.position - 1, t))
-            })
-            .collect();
+        let of_members = members.iter().zip(&spans).flat_map(|(&i, span)| {
+            let of_member = losses.iter().filter(move |t| t.trajectory == i);
+            of_member.map(move |t| (span.start + t.position - 1, t))
+        });
+        let mut rows: Vec<(usize, &TokenLoss)> = host::with_room(of_members.clone().count())?;
+        rows.extend(of_members);
         workspace.dhidden.reserve_rows(ids.len())?;
         ops::fill(device, &mut workspace.dhidden, 0.0, ids.len());
         // One output projection a chunk: a teacher may have moved on between two episodes.

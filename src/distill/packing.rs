@@ -20,15 +20,15 @@ pub struct Packing {
 
 impl Packing {
     /// Trajectories side by side, at most `micro_tokens` tokens of them or one. `published`: the revision from which
-    /// staleness is counted. Errors: `NothingToLearn`.
+    /// staleness is counted. Errors: `NothingToLearn`, `OutOfHostMemory`.
     pub(super) fn of(finished: &[&Finished], config: &Config, published: u64) -> Result<Packing> {
         let trajectories: Vec<_> = finished.iter().map(|f| &f.trajectory).collect();
-        let batch = plan(&trajectories, config, published);
+        let batch = plan(&trajectories, config, published)?;
         if batch.tokens.is_empty() {
             return Err(Error::new(Fault::NothingToLearn, "no finished episode has a token that carries loss"));
         }
-        let mut trained: Vec<usize> = batch.tokens.iter().map(|t| t.trajectory).collect();
-        trained.dedup();
+        let of_each = batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory);
+        let trained: Vec<usize> = of_each.map(|tokens| tokens[0].trajectory).collect();
         let mut micro_batches: Vec<(Range<usize>, usize)> = Vec::new();
         for (i, &trajectory) in trained.iter().enumerate() {
             let n = last_loss(&batch.tokens, trajectory);

@@ -161,7 +161,7 @@ struct State {
 struct Open {
     request: Arc<Request>,
     /// positions that are kept of an answer
-    positions: Vec<usize>,
+    positions: Arc<[usize]>,
     answer: Sender<Result<Said>>,
     taken: Option<Instant>,
 }
@@ -239,14 +239,22 @@ impl TeacherQueue {
     /// Answers a request. Errors: `TeacherRequest` where none of this number is open; `TeacherReply` where the answer does not
     /// fit, and the request stays open.
     pub fn reply(&self, number: u64, reply: Reply) -> Result<()> {
+        let (request, positions) = {
+            let state = self.0.state.lock();
+            let Some(open) = state.open.get(&number) else { return Err(state.not_open(number)) };
+            (open.request.clone(), open.positions.clone())
+        };
+        // Without the lock: a long answer keeps no other waiting.
+        let said = said(&request, &positions, reply).map_err(|e| e.within(format!("request {number}")))?;
         let mut state = self.0.state.lock();
-        let Some(open) = state.open.get(&number) else { return Err(state.not_open(number)) };
-        let said = said(&open.request, &open.positions, reply).map_err(|e| e.within(format!("request {number}")))?;
-        if let Some(open) = state.end(number, Done::Answered) {
-            // Whoever waits may be gone.
-            let _ = open.answer.send(Ok(said));
+        match state.end(number, Done::Answered) {
+            None => Err(state.not_open(number)),
+            Some(open) => {
+                // Whoever waits may be gone.
+                let _ = open.answer.send(Ok(said));
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Says that a request cannot be answered. Errors: `TeacherRequest` where none of this number is open.
@@ -266,12 +274,11 @@ impl TeacherQueue {
     pub(super) fn ask(&self, episode: u64, ids: &[i32], positions: &[usize], vocabulary: usize) -> Result<Ask> {
         let (from, end) = (positions.first().copied().unwrap_or(1), positions.last().map_or(1, |last| last + 1));
         let (answer, said) = bounded(1);
-        let (ids, positions) =
-            (host::collected(ids[..end].iter().copied())?, host::collected(positions.iter().copied())?);
+        let (ids, positions): (_, Arc<[usize]>) = (host::collected(ids[..end].iter().copied())?, positions.into());
         let mut state = self.0.state.lock();
         state.last += 1;
         let number = state.last;
-        let top_k = self.0.options.top_k as usize;
+        let top_k = (self.0.options.top_k as usize).min(vocabulary);
         let request = Arc::new(Request { number, episode, ids, from, top_k, vocabulary });
         state.open.insert(number, Open { request, positions, answer, taken: None });
         state.waiting.push_back(number);
@@ -339,13 +346,11 @@ fn said(request: &Request, positions: &[usize], reply: Reply) -> Result<Said> {
         ));
     }
     let is_logprob = |x: f32| x.is_finite() && x <= 0.0;
-    for i in 0..n {
+    let mut sorted: Vec<i32> = host::with_room(k)?;
+    for (i, (&id, &logprob)) in asked.iter().zip(reply.logprobs).enumerate() {
         let at = request.from + i;
-        if !is_logprob(reply.logprobs[i]) {
-            return wrong(format!(
-                "position {at}: the log-prob of id {} is {}, which is none",
-                asked[i], reply.logprobs[i]
-            ));
+        if !is_logprob(logprob) {
+            return wrong(format!("position {at}: the log-prob of id {id} is {logprob}, which is none"));
         }
         let (ids, logprobs) = (&reply.top_ids[i * k..][..k], &reply.top_logprobs[i * k..][..k]);
         if let Some(id) = ids.iter().find(|&&id| id < 0 || id as usize >= request.vocabulary) {
@@ -354,8 +359,11 @@ fn said(request: &Request, positions: &[usize], reply: Reply) -> Result<Said> {
         if let Some(j) = (0..k).find(|&j| !is_logprob(logprobs[j])) {
             return wrong(format!("position {at}: the log-prob of id {} is {}, which is none", ids[j], logprobs[j]));
         }
-        if let Some(j) = (1..k).find(|&j| ids[..j].contains(&ids[j])) {
-            return wrong(format!("position {at}: id {} stands among the most likely ids twice", ids[j]));
+        sorted.clear();
+        sorted.extend_from_slice(ids);
+        sorted.sort_unstable();
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return wrong(format!("position {at}: id {} stands among the most likely ids twice", twice[0]));
         }
         let sum: f64 = logprobs.iter().map(|&x| f64::from(x).exp()).sum();
         if sum > 1.0 + SLACK {

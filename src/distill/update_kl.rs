@@ -55,21 +55,23 @@ impl Sample {
             return Sample::default();
         }
         let max_fed = (batch.n_fed() / 8).clamp(LEAST_FED, MAX_FED).min(at_once);
-        let (mut fed, mut near): (usize, Vec<&TokenLoss>) = (0, Vec::new());
+        // What fits of each trajectory.
+        let (mut fed, mut near): (usize, Vec<&[TokenLoss]>) = (0, Vec::new());
         let trajectories = || batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory);
         for tokens in trajectories() {
             let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
-            near.extend(&tokens[..fits]);
+            near.push(&tokens[..fits]);
             fed += tokens[..fits].last().map_or(0, |t| t.position);
         }
-        if near.is_empty() {
+        if fed == 0 {
             let first = |tokens: &&[TokenLoss]| tokens.first().map_or(usize::MAX, |t| t.position);
             let earliest = trajectories().min_by_key(first).unwrap_or_default();
             let end = first(&earliest).saturating_add(LOSS_ROWS);
-            near.extend(earliest.iter().take_while(|t| t.position < end));
+            near.push(&earliest[..earliest.partition_point(|t| t.position < end)]);
         }
-        let thinned = near.len().div_ceil(wanted.min(LOSS_ROWS)).max(1);
-        let chosen: Vec<&TokenLoss> = near.iter().step_by(thinned).copied().collect();
+        let n: usize = near.iter().map(|tokens| tokens.len()).sum();
+        let thinned = n.div_ceil(wanted.min(LOSS_ROWS)).max(1);
+        let chosen: Vec<&TokenLoss> = near.into_iter().flatten().step_by(thinned).collect();
         let (mut sample, mut start) = (Sample::default(), 0);
         for tokens in chosen.chunk_by(|a, b| a.trajectory == b.trajectory) {
             let Some(last) = tokens.last() else { continue };

@@ -75,8 +75,8 @@ impl TopK {
         Ok(())
     }
 
-    /// [N] of the tokens that stand there.
-    pub fn logprobs(&self) -> &[f32] {
+    /// Log-probs of the tokens that stand there, one a row.
+    pub fn targets(&self) -> &[f32] {
         &self.targets
     }
 }
@@ -256,7 +256,8 @@ mod tests {
                     let doubled: Vec<f32> = x.f32().iter().map(|g| 2.0 * g).collect();
                     let mut slope = slope.to_vec();
                     let mut doubled = doubled;
-                    (slope.push(1.0), doubled.push(1.0));
+                    slope.push(1.0);
+                    doubled.push(1.0);
                     assert_close(&format!("{kind:?} {tail:?} {v} {k}"), &doubled, &slope, 1e-5);
                 }
             }
