@@ -1276,7 +1276,8 @@ typedef int32_t (*squire_tensor_fn)(void *user,
  * of rows with losses, so often with the same number done; it and cancel (may be NULL) stop the build there with
  * SQUIRE_CANCELLED. It may use the engine, and wait. Stopped or failed, the episodes wait on. An episode that the teacher cannot
  * score is set aside and the next one takes its place: report and log name it with the reason. Later builds ask again
- * where memory was lacking; any other stays until squire_distiller_discard. Where none is left the build fails with
+ * where memory was lacking, and a teacher of the host's that failed or was silent is asked anew at once; any other stays until
+ * squire_distiller_discard. Where none is left the build fails with
  * the first reason. SQUIRE_E_STATE if no token carries loss (detail NOTHING_TO_LEARN) or the settings' steps are all
  * done (detail RUN_COMPLETE; a resumed run may have more), SQUIRE_E_BUSY while another
  * update is built or applied, SQUIRE_E_DIVERGED if loss or gradients are not finite, SQUIRE_E_TEACHER,
@@ -1290,12 +1291,12 @@ squire_status squire_update_build(squire_distiller *distiller,
                                   squire_update **out,
                                   squire_error **err);
 
-/* The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, cross_entropy (nats a token; null
- * without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
+/* The account of the update, as a JSON object: step, loss, reverse_kl, forward_kl, jsd, cross_entropy,
+ * sampled_reverse_kl (nats a token; null without such a token), loss_by_turn, counts of episodes, turns and tokens by actor, successes, stale, filtered,
  * set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
  * training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
  * moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
- * over at most 64 trained tokens (null again where it is no finite number). Keys may be added. Any thread. */
+ * over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Keys may be added. Any thread. */
 squire_status squire_update_report(const squire_update *update,
                                    squire_text **out,
                                    squire_error **err);

@@ -59,6 +59,30 @@ fn a_server_that_scores_teaches_through_python_and_one_that_lies_does_not() {
     }
 }
 
+#[test]
+fn a_request_to_a_teacher_lies_in_memory_as_the_header_says() {
+    if !have("python3", "--version") {
+        return;
+    }
+    let told = "import sys; sys.path.insert(0, sys.argv[1]); from squire_teachers import Request as R\n\
+                print(*[(getattr(R, f[0]).offset, getattr(R, f[0]).size) for f in R._fields_])";
+    let mut python = Command::new("python3");
+    let python = cc::run(python.args(["-B", "-c", told]).arg(cc::root().join("bindings/python")));
+    let fields: Vec<_> =
+        fields_of_the_header().into_iter().filter(|(name, _)| name == "squire_teacher_request").collect();
+    let print = |(name, field): &(String, String)| {
+        format!("  printf(\"(%zu, %zu) \", offsetof({name}, {field}), sizeof((({name} *)0)->{field}));\n")
+    };
+    let lines: String = fields.iter().map(print).collect();
+    let folder = tempfile::tempdir().expect("a folder for the program");
+    let source = folder.path().join("layout.c");
+    let head = "#include <stddef.h>\n#include <stdio.h>\n#define SQUIRE_EXPERIMENTAL\n#include \"squire.h\"\n";
+    let text = format!("{head}int main(void) {{\n{lines}  return 0;\n}}\n");
+    std::fs::write(&source, text).expect("the source can be written");
+    let header = cc::Program::compile("gcc", "c99", &source).run([""; 0]);
+    assert!(fields.len() == 9 && python.trim() == header.trim(), "{python}{header}");
+}
+
 /// (struct, field) of the structs of the header that begin with `struct_size`, in its order.
 fn fields_of_the_header() -> Vec<(String, String)> {
     let header = std::fs::read_to_string(cc::root().join("include/squire.h")).expect("the header is there");

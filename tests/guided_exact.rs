@@ -7,6 +7,7 @@ mod scripted;
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::ops::Loss;
+use squire::backend::page::PAGE;
 use squire::backend::{Compute, Tensor};
 use squire::distill::batch::{TokenLoss, plan};
 use squire::distill::trajectory::Trajectory;
@@ -241,9 +242,14 @@ fn how_far_an_update_moves_the_student_is_what_is_computed_by_hand() {
         // No more is fed than the build took at once.
         let longest = of_each.iter().filter_map(|of| of.last()).map(|t| t.position).max().unwrap();
         let (at_once, mut fed, mut counted) = (if micro_tokens == 1 { longest } else { 128 }, 0, Vec::new());
+        // Nor more pages, of which each timeline takes whole ones.
+        let of_pages = |n: usize| n.div_ceil(PAGE);
+        let (most_pages, mut pages) = (if micro_tokens == 1 { of_pages(longest) } else { usize::MAX }, 0);
         for of_one in of_each {
-            let n = of_one.iter().take_while(|t| fed + t.position <= at_once).count();
-            fed += of_one[..n].last().map_or(0, |t| t.position);
+            let fits = |t: &&TokenLoss| fed + t.position <= at_once && pages + of_pages(t.position) <= most_pages;
+            let n = of_one.iter().take_while(fits).count();
+            let last = of_one[..n].last().map_or(0, |t| t.position);
+            (fed, pages) = (fed + last, pages + of_pages(last));
             counted.extend(&of_one[..n]);
         }
         assert!(counted.len() <= 64 && (micro_tokens == 1 || counted.len() == tokens.len()), "{}", counted.len());

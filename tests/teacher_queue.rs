@@ -210,7 +210,8 @@ fn options_that_say_too_little_or_nonsense_are_refused() {
         (r#"{"vocabulary": {"fingerprint": "12"}}"#, Fault::BadValue, "16 hex digits"),
         (r#"{"vocabulary": {"fingerprint": "+123456789abcdef"}}"#, Fault::BadValue, "16 hex digits"),
         (r#"{"vocabulary": {"tokenizer": 3}}"#, Fault::BadValue, "path of a tokenizer.json"),
-        (r#"{"vocabulary": {"tokenizer": "/nowhere/tokenizer.json"}}"#, Fault::CannotRead, "/nowhere"),
+        (r#"{"vocabulary": {"tokenizer": "/nowhere/tokenizer.json"}}"#, Fault::MissingFile, "/nowhere"),
+        (r#"{"vocabulary": {"tokenizer": "/dev/zero"}}"#, Fault::CannotOpen, "/dev/zero"),
         (r#"{"vocabulary": "the-students", "top_k": 1025}"#, Fault::BadValue, "top_k"),
         (r#"{"vocabulary": "the-students", "deadline_ms": 0}"#, Fault::BadValue, "deadline_ms"),
         (r#"{"vocabulary": "the-students", "timeout": 1}"#, Fault::UnknownKey, "timeout"),
@@ -238,14 +239,23 @@ fn an_answer_that_does_not_fit_is_refused_and_the_request_waits_on() {
     refused(&|a| a.top_ids.truncate(a.top_ids.len() - 1), "most likely ids, found");
     refused(&|a| a.top_logprobs.push(-1.0), "log-probs of most likely ids, found");
     refused(&|a| a.ids[1] ^= 1, &format!("position {}: the answer is of id", at + 1));
-    for bad in [0.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+    for bad in [0.5, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -9999.0, -3e38] {
         refused(&|a| a.logprobs[0] = bad, &format!("position {at}: the log-prob of id"));
         refused(&|a| a.top_logprobs[2] = bad, &format!("position {at}: the log-prob of id"));
     }
     refused(&|a| a.top_ids[0] = VOCABULARY as i32, "is none of the 64 of the vocabulary");
     refused(&|a| a.top_ids[4] = -1, "is none of the 64 of the vocabulary");
     refused(&|a| a.top_ids[1] = a.top_ids[0], "twice");
-    refused(&|a| a.top_logprobs[..2].fill(-0.1), "together");
+    refused(&|a| a.top_logprobs[..3].fill(-0.1), "");
+    // The same id cannot be as likely as it is and as another says; nor may one that is likely be none of the likely.
+    let own = right.top_ids[..3].iter().position(|&id| id == right.ids[0]);
+    match own {
+        Some(_) => refused(&|a| a.logprobs[0] -= 1.0, "and, among the most likely"),
+        None => refused(
+            &|a| a.logprobs[0] = a.top_logprobs[..3].iter().fold(0.0, |m: f32, &x| m.min(x)) / 2.0,
+            "is not among",
+        ),
+    }
     // Another's number, and one that never was.
     for number in [0, request.number + 1] {
         let e = queue.reply(number, right.reply()).unwrap_err();
@@ -260,38 +270,46 @@ fn an_answer_that_does_not_fit_is_refused_and_the_request_waits_on() {
 }
 
 #[test]
-fn a_teacher_that_is_silent_costs_its_episodes_one_deadline_and_later_builds_ask_again() {
+fn a_teacher_that_is_silent_costs_its_episodes_one_deadline_and_is_asked_anew() {
     let document = json!({"preset": "opd", "batch_episodes": 4});
-    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 200}), document);
+    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 2000}), document);
     play(&d, 4, 2);
     // Nobody takes two of them; one is taken and not answered, one answered.
     let taken = queue.next(2, SHORT);
     queue.reply(taken[1].number, answer(&model, &taken[1]).reply()).unwrap();
     let begun = Instant::now();
     let update = build(&d);
-    assert!(begun.elapsed() < Duration::from_millis(600), "they run out together: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(5), "they run out together: {:?}", begun.elapsed());
     let reasons: Vec<&str> = update.report().set_aside.iter().map(|s| s.reason.as_str()).collect();
     assert_eq!((update.report().episodes, reasons.len()), (1, 3));
-    assert_eq!(reasons.iter().filter(|r| r.contains("was taken by nobody within 200 ms")).count(), 2, "{reasons:?}");
-    assert_eq!(reasons.iter().filter(|r| r.contains("was taken and not answered within 200 ms")).count(), 1);
+    assert_eq!(reasons.iter().filter(|r| r.contains("was taken by nobody within 2000 ms")).count(), 2, "{reasons:?}");
+    assert_eq!(reasons.iter().filter(|r| r.contains("was taken and not answered within 2000 ms")).count(), 1);
     let late = queue.reply(taken[0].number, answer(&model, &taken[0]).reply()).unwrap_err();
     assert!(late.fault() == Fault::TeacherRequest && late.message().contains("its deadline passed"), "{late}");
-    assert_eq!((d.n_waiting(), d.n_set_aside(), queue.n_waiting()), (0, 3, 0));
+    // They stand in the queue again, with new numbers, and may be answered before the next build and on its own thread.
+    assert_eq!((d.n_waiting(), d.n_set_aside(), queue.n_waiting()), (0, 3, 3));
+    assert_eq!(answer_all(&queue, &model), 3);
+    let again = build(&d);
+    assert_eq!((again.report().episodes, again.report().set_aside.len(), d.n_set_aside()), (3, 0, 0));
+}
 
-    // The next build asks for them anew, with new numbers.
-    let stop = AtomicBool::new(false);
-    let again = thread::scope(|s| {
+#[test]
+fn a_slow_teacher_that_takes_one_after_another_loses_none() {
+    // Eight requests, a third of the deadline each.
+    let document = json!({"preset": "opd", "batch_episodes": 8});
+    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 1500}), document);
+    play(&d, 8, 1);
+    thread::scope(|s| {
         s.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                answer_all(&queue, &model);
+            for _ in 0..8 {
+                let request = queue.next(1, Duration::from_secs(20)).pop().unwrap();
+                thread::sleep(Duration::from_millis(500));
+                queue.reply(request.number, answer(&model, &request).reply()).unwrap();
             }
         });
-        let update = try_build(&d);
-        stop.store(true, Ordering::Relaxed);
-        update.unwrap()
+        let update = try_build(&d).unwrap();
+        assert_eq!((update.report().episodes, update.report().set_aside.len()), (8, 0));
     });
-    assert_eq!((again.report().episodes, again.report().set_aside.len()), (3, 0));
-    assert_eq!(d.n_set_aside(), 0);
 }
 
 #[test]
@@ -300,31 +318,47 @@ fn where_nobody_answers_at_all_the_build_fails_with_the_reason_and_loses_nothing
     play(&d, 2, 1);
     let e = try_build(&d).err().unwrap();
     assert!(e.fault() == Fault::TeacherSilent && e.message().contains("episode 0: the teacher's request 1"), "{e}");
-    assert_eq!(d.n_waiting(), 2);
-    // What failed is said by its own words, and asked again too.
-    let requests = thread::scope(|s| {
-        let failing = s.spawn(|| {
-            let requests = queue.next(10, Duration::from_secs(5));
-            requests.iter().for_each(|r| queue.fail(r.number, "HTTP 500").unwrap());
-            requests
-        });
-        let e = try_build(&d).err().unwrap();
-        assert!(e.fault() == Fault::TeacherFailed || e.fault() == Fault::TeacherSilent, "{e}");
-        failing.join().unwrap()
+    assert_eq!((d.n_waiting(), queue.n_waiting()), (2, 2));
+    // What failed is told by its own words, and asked again too.
+    queue.next(10, SHORT).iter().for_each(|r| queue.fail(r.number, "HTTP 500").unwrap());
+    let e = try_build(&d).err().unwrap();
+    assert!(e.fault() == Fault::TeacherFailed && e.message().contains("HTTP 500"), "{e}");
+    assert_eq!((d.n_waiting(), queue.n_waiting()), (2, 2));
+    assert_eq!(answer_all(&queue, &model), 2);
+    assert_eq!(build(&d).report().episodes, 2);
+}
+
+#[test]
+fn a_build_that_waits_steps_an_engine_that_its_caller_drives() {
+    let engine = squire::serve::Engine::new(squire::serve::EngineOptions {
+        n_threads: 1,
+        compute: Compute::F32,
+        caller_driven: true,
+        ..Default::default()
     });
-    assert!(!requests.is_empty() && requests[0].number > 2);
-    assert_eq!(d.n_waiting(), 2);
-    let stop = AtomicBool::new(false);
+    let engine = engine.unwrap();
+    let student = scripted::model(&engine, &config(Kind::Dense, 32, 2), 1);
+    let queue = queue(json!({"top_k": 0, "deadline_ms": 20_000}));
+    let document = json!({"preset": "opd", "student_turns": {"kernel": "sampled-reverse-kl"}});
+    let d = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document)).unwrap();
+    play(&d, 1, 1);
+    let session = Session::new(&student).unwrap();
+    session.append(&[1, 2, 3], Source::Host).unwrap();
+    let generation =
+        session.generate(squire::serve::GenerationOptions { max_tokens: 5, stop_ids: vec![], ..options() }).unwrap();
     thread::scope(|s| {
         s.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                answer_all(&queue, &model);
-            }
+            let request = queue.next(1, Duration::from_secs(20)).pop().unwrap();
+            // Long enough for five tokens, of which nobody pulls one.
+            thread::sleep(Duration::from_millis(500));
+            let ids = &request.ids[request.from..];
+            let logprobs = vec![-2.0; ids.len()];
+            queue.reply(request.number, Reply { ids, logprobs: &logprobs, top_ids: &[], top_logprobs: &[] }).unwrap();
         });
-        // What the host's thread has not yet taken may run out once more.
-        while try_build(&d).is_err() {}
-        stop.store(true, Ordering::Relaxed);
+        try_build(&d).unwrap();
     });
+    assert!(!engine.step().unwrap(), "all of it was said meanwhile");
+    assert!(!generation.collect().unwrap().0.ids.is_empty());
 }
 
 #[test]
@@ -383,6 +417,23 @@ fn many_threads_take_each_request_once() {
         (update.unwrap(), workers.into_iter().map(|w| w.join().unwrap()).sum::<usize>())
     });
     assert_eq!((update.report().episodes, counts), (24, 24));
+}
+
+#[test]
+fn settings_that_no_teacher_of_that_kind_can_meet_are_refused() {
+    use squire::distill::Config;
+    let cut = json!({"student_turns": {"kernel": "sampled-reverse-kl"}, "sampling": {"temperature": 0.5}});
+    let e = Config::from_value(&cut).err().unwrap();
+    assert!(e.fault() == Fault::UnsupportedMethod && e.message().contains("temperature 1"), "{e}");
+    let e = Config::from_value(&json!({"update_kl_tokens": 0, "max_update_kl": 2})).err().unwrap();
+    assert!(e.fault() == Fault::BadValue && e.message().contains("max_update_kl"), "{e}");
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let document = json!({"preset": "opd", "tail": "renormalised"});
+    for teacher in [Teacher::Local(teacher), Teacher::Queue(queue(json!({"top_k": 1})))] {
+        let e = Distiller::taught(&student, Some(teacher), settings(document.clone())).err().unwrap();
+        assert!(e.fault() == Fault::BadOption && e.message().starts_with("tail"), "{e}");
+    }
+    Distiller::taught(&student, Some(Teacher::Queue(queue(json!({"top_k": 2})))), settings(document)).unwrap();
 }
 
 #[test]

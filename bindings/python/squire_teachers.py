@@ -11,7 +11,6 @@ top_k at least and --logprobs-mode raw_logprobs.
 import ctypes as c
 import http.client
 import json
-import math
 import threading
 import urllib.error
 import urllib.request
@@ -24,9 +23,10 @@ class Failed(Exception):
 
 
 class Server:
-    """A server, by its address; `key` goes into the Authorization header."""
+    """A server, by its address; `key` goes into the Authorization header. `timeout`, in seconds, is for each piece of an answer
+    and lies below the teacher's deadline_ms, so that its episodes hear why."""
 
-    def __init__(self, url, model=None, key=None, timeout=60):
+    def __init__(self, url, model=None, key=None, timeout=30):
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
@@ -150,7 +150,9 @@ class Answering:
         self.library = library if isinstance(library, c.CDLL) else c.CDLL(library)
         self.library.squire_error_message.restype = c.c_char_p
         self.library.squire_teacher_retain.restype = c.c_void_p
-        self.teacher, self.server, self.log = teacher, server, log or (lambda line: None)
+        # A plain number would be cut to 32 bits.
+        self.teacher = c.c_void_p(teacher) if isinstance(teacher, int) else teacher
+        self.server, self.log = server, log or (lambda line: None)
         self.stopping = threading.Event()
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
 
@@ -198,17 +200,16 @@ class Answering:
             top = [pair for _, known in places for pair in known]
             floats, ints = (lambda list: (c.c_float * len(list))(*list)), (lambda list: (c.c_int32 * len(list))(*list))
             self._call("reply", self.held, number, ints(ids[start:]), c.c_size_t(n),
-                       floats([rounded(logprob) for logprob, _ in places]), ints([id for id, _ in top]),
-                       floats([rounded(logprob) for _, logprob in top]), c.c_size_t(len(top)))
+                       floats([logprob for logprob, _ in places]), ints([id for id, _ in top]),
+                       floats([logprob for _, logprob in top]), c.c_size_t(len(top)))
         except Exception as e:  # whatever it is, the episode must hear of it
             why = str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
-            self.log(f"request {request.number}: {why}")
+            said = why.encode()
             try:
-                self._call("fail", self.held, number, why.encode(), c.c_size_t(len(why.encode())))
-            except Failed as e:  # it is not wanted any more
-                self.log(f"request {request.number}: {e}")
-
-
-def rounded(logprob):
-    """What is no number stays none, for squire to refuse; -1e-9 of a sum that was rounded is 0 in f32."""
-    return logprob if math.isfinite(logprob) else math.nan
+                self._call("fail", self.held, number, said, c.c_size_t(len(said)))
+            except Failed as e:
+                why += f"; and nobody wants to hear it: {e}"
+            try:
+                self.log(f"request {request.number}: {why}")
+            except Exception:  # the log's own
+                pass

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(500, "out of memory")
             return
         if fault == "stalls":
-            time.sleep(1.5)
+            time.sleep(5)
         answer = self.vllm(asked, fault) if self.path == "/v1/completions" else self.sglang(asked, fault)
         body = json.dumps(answer).encode()
         if fault == "garbage":
@@ -128,7 +128,7 @@ def main():
 
     reports = {}
     for kind in Vllm, SGLang:
-        of = kind(address, "a-model", timeout=0.7)
+        of = kind(address, "a-model", timeout=3)
         ids = [5, 6, 7, 8, 9, 10]
         places = of.score(ids, 4, TOP_K)
         for at, (own, known) in zip((4, 5), places):
@@ -147,7 +147,7 @@ def main():
 
         # One that is not: the reason is told, and the episodes wait for a better one.
         faults = {
-            "500": "HTTP 500", "drops": "/", "stalls": "no answer within 0.7 s", "garbage": "not JSON", "truncates": "not JSON",
+            "500": "HTTP 500", "drops": "/", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
             "lies": "which is none", "other ids": "scored", "shortens": "wanted the log-probs", "forgets": "not as this kind",
         }
         if kind is Vllm:
@@ -165,7 +165,15 @@ def main():
                     assert e.status == -17 and reason in str(e), (fault, str(e))
                 assert any(reason in line for line in lines), (fault, lines)
                 Handler.fault = None
-                assert distiller.update()["episodes"] == 2, fault
+                # What was asked anew may have met the fault once more.
+                episodes, attempts = 0, 0
+                while episodes < 2 and attempts < 6:
+                    attempts += 1
+                    try:
+                        episodes += distiller.update()["episodes"]
+                    except squire.Error as e:
+                        assert e.status == -17, (fault, str(e))
+                assert episodes == 2, fault
     # Both say the same, so both teach the same.
     assert abs(reports[Vllm]["loss"] - reports[SGLang]["loss"]) < 1e-7, reports
     server.shutdown()

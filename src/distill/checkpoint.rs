@@ -214,10 +214,9 @@ fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Co
                     None => settings.remove(free),
                 };
             }
-            if document[key].get("lora").is_none() {
-                // Of a run before there were adapters.
-                settings.retain(|knob, value| knob != "lora" || !value.is_null());
-            }
+            // What the run had before a knob there was is what the knob is by default.
+            let default = Config::default().to_json();
+            settings.retain(|knob, value| document[key].get(knob).is_some() || *value != default[knob]);
         }
         // Read back as the checkpoint's was: reading may lose a number's last bit.
         let value: Value =

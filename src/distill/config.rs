@@ -261,11 +261,16 @@ impl Config {
         }
         config.layer(document, Origin::Given)?;
         config.check_that_something_is_learnt()?;
+        config.student_turns.check_of_student(config.sampling)?;
         config.teacher_turns.check_of_others("teacher_turns")?;
         config.replay_turns.check_of_others("replay_turns")?;
-        if config.refuse_update_kl > 0.0 && config.update_kl_tokens == 0 {
-            let why = "refuse_update_kl: wanted 0, or update_kl_tokens above 0, without which no step's KL is known";
-            return Err(Error::new(Fault::BadValue, why));
+        let bounds = [("refuse_update_kl", config.refuse_update_kl), ("max_update_kl", config.max_update_kl)];
+        for (knob, bound) in bounds {
+            let is_asked_for = bound > 0.0 && config.origin(knob) != Some(Origin::Default);
+            if is_asked_for && config.update_kl_tokens == 0 {
+                let why = format!("{knob}: wanted 0, or update_kl_tokens above 0, without which no step's KL is known");
+                return Err(Error::new(Fault::BadValue, why));
+            }
         }
         Ok(config)
     }

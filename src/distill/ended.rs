@@ -98,7 +98,14 @@ impl Default for Gathering {
 
 impl Gathering {
     pub(super) fn add(&mut self, episodes: Vec<Waiting>) {
-        self.queue.extend(episodes.into_iter().map(|waiting| (waiting, false)));
+        // From now on they are waited for.
+        self.since = Instant::now();
+        for mut waiting in episodes {
+            if let Ended::Waiting { scoring: Some(scoring), .. } = &mut waiting.ended {
+                scoring.start();
+            }
+            self.queue.push_back((waiting, false));
+        }
     }
 
     /// The records of all that may be learnt from.

@@ -510,7 +510,7 @@ impl Episode {
         let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
         let scoring = match self.distiller.teacher_queue() {
             Some(queue) if !trajectory.heading.evaluation => {
-                Scoring::queue(queue, &trajectory, self.distiller.vocabulary())
+                Scoring::queue(queue, self.distiller.student().engine(), &trajectory, self.distiller.vocabulary())?
             }
             _ => teacher.zip(next).map(|(teacher, next)| Scoring::local(teacher, next)),
         };

@@ -5,6 +5,7 @@
 use super::config::{Config, KNOBS, Origin};
 use super::knobs::{ActorPolicy, Normaliser};
 use super::report::{BF16_FLOOR, BF16_FLOOR_OF_EXPERTS};
+use crate::backend::ops::Loss;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -38,7 +39,11 @@ pub fn explain(config: &Config, steps: u64) -> Value {
 /// What the knobs' values do not say.
 fn notes(config: &Config) -> Vec<String> {
     let mut notes =
-        vec!["losses are at temperature 1 over the whole shared vocabulary, whatever sampling says".to_string()];
+        vec!["losses are at temperature 1, divergences over the whole shared vocabulary or, where the teacher gives its most \
+              likely ids, over those and a tail, whatever sampling says".to_string()];
+    if config.student_turns.kind == Some(Loss::SampledReverseKl) && config.max_staleness > 0 {
+        notes.push("sampled-reverse-kl is of what an older revision drew where episodes lag (max_staleness)".into());
+    }
     if config.normaliser == Normaliser::TokenMean {
         notes.push("token-mean divides by all trained tokens of the batch, of all losses together".into());
     }

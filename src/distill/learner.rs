@@ -120,7 +120,7 @@ impl Task<'_> {
         let Packing { batch, trained, micro_batches } = packing;
         let mut tally = Tally::new(&trajectories, batch);
         let mut gradients = workspace.zero_gradients(self.student, self.trained)?;
-        let mut sample = Sample::of(finished, batch, packing.extent().0, self.config.update_kl_tokens as usize);
+        let mut sample = Sample::of(finished, batch, packing.extent(), self.config.update_kl_tokens as usize);
         if let (Some(served), false) = (&self.served, sample.is_empty()) {
             sample = sample.keeping(&self.student.config, served.clone())?;
         }

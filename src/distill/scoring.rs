@@ -9,8 +9,9 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 use super::teacher_queue::{Ask, TeacherQueue};
 use super::trajectory::Trajectory;
 use super::workspace::Scores;
+use crate::backend::host;
 use crate::error::{Error, Fault, Result};
-use crate::serve::{Cancel, Session};
+use crate::serve::{Cancel, Engine, Session};
 use crate::text::source::Source;
 
 /// How long whoever waits for a teacher waits before it looks whether it should go on.
@@ -31,21 +32,36 @@ impl Scoring {
     }
 
     /// Asks the host's teacher for the tokens of a record that carry a loss which needs it; None where there is none.
-    pub(super) fn queue(queue: &TeacherQueue, trajectory: &Trajectory, vocabulary: usize) -> Option<Scoring> {
-        let turns = trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
-        let positions: Vec<usize> = turns.flat_map(|turn| turn.range.clone()).collect();
-        positions.first()?;
+    pub(super) fn queue(
+        queue: &TeacherQueue,
+        engine: &Engine,
+        trajectory: &Trajectory,
+        vocabulary: usize,
+    ) -> Result<Option<Scoring>> {
+        let turns = || trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
+        let mut positions = host::with_room(turns().map(|turn| turn.range.len()).sum())?;
+        positions.extend(turns().flat_map(|turn| turn.range.clone()));
+        let Some(last) = positions.last() else { return Ok(None) };
         let mut asked = Asked {
             queue: queue.clone(),
+            engine: engine.clone(),
             episode: trajectory.heading.episode,
-            ids: trajectory.ids().to_vec(),
+            ids: host::collected(trajectory.ids()[..=*last].iter().copied())?,
             positions,
             vocabulary,
             ask: None,
         };
         // Refused now, it is asked again when an update is built.
-        asked.ask = asked.ask().ok();
-        Some(Scoring::Queue(asked))
+        let _ = asked.start();
+        Ok(Some(Scoring::Queue(asked)))
+    }
+
+    /// Asks where nobody is asked yet, so that all of a build are asked before any is waited for.
+    pub(super) fn start(&mut self) {
+        if let Scoring::Queue(asked) = self {
+            // Refused, whoever waits for it is told.
+            let _ = asked.start();
+        }
     }
 
     /// Waits for the teacher; `progress` is asked every now and then. Where it says no, that is `Cancelled`, and the teacher
@@ -57,12 +73,13 @@ impl Scoring {
         }
     }
 
-    /// Gives back what it holds while nobody waits for it: it is asked again from the beginning.
+    /// Gives back what it holds while nobody waits for it, and asks again from the beginning where that costs nothing: the host
+    /// may answer until the next build.
     pub(super) fn give_up(&mut self) {
         match self {
             // Its pages go to others; what was computed is computed again. A session that is lost has none.
             Scoring::Local(local) => drop(local.teacher.rebase()),
-            Scoring::Queue(asked) => asked.ask = None,
+            Scoring::Queue(asked) => drop(asked.start()),
         }
     }
 }
@@ -74,6 +91,8 @@ fn cancelled() -> Error {
 /// The host's teacher, asked for the tokens of one episode.
 pub(super) struct Asked {
     queue: TeacherQueue,
+    /// the student's
+    engine: Engine,
     episode: u64,
     ids: Vec<i32>,
     positions: Vec<usize>,
@@ -83,17 +102,21 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn ask(&mut self) -> Result<Ask> {
-        match self.ask.take() {
-            Some(ask) => Ok(ask),
-            None => self.queue.ask(self.episode, &self.ids, &self.positions, self.vocabulary),
+    fn start(&mut self) -> Result<()> {
+        if self.ask.is_none() {
+            self.ask = Some(self.queue.ask(self.episode, &self.ids, &self.positions, self.vocabulary)?);
         }
+        Ok(())
     }
 
     fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
-        let ask = self.ask()?;
+        self.start()?;
+        let missing = || Error::new(Fault::TeacherFailed, "nobody was asked");
+        let ask = self.ask.take().ok_or_else(missing)?;
         loop {
-            match ask.wait(SLICE, since)? {
+            // Where the caller drives the engine, sessions go on meanwhile.
+            let is_at_work = self.engine.is_caller_driven() && self.engine.step()?;
+            match ask.wait(if is_at_work { Duration::ZERO } else { SLICE }, since)? {
                 Some(said) => return Ok(Scores::Said(said)),
                 None if progress() => {}
                 None => {

@@ -5,7 +5,7 @@
 use super::actor::Actor;
 use super::config::Config;
 use super::teacher_queue::TeacherQueue;
-use crate::backend::ops::Needs;
+use crate::backend::ops::{Needs, Tail};
 use crate::error::{Error, Fault, Result};
 use crate::serve::ServedModel;
 
@@ -43,12 +43,20 @@ impl Teacher {
                        model as the teacher";
             return Err(Error::new(Fault::BadOption, why));
         }
+        let top_k = match self {
+            Teacher::Local(_) => 0,
+            Teacher::Queue(queue) => queue.options().top_k,
+        };
+        if config.tail != Tail::Bucket && top_k < 2 {
+            let why = "tail: other than bucket it has a meaning only where the teacher gives two most likely ids or more (top_k)";
+            return Err(Error::new(Fault::BadOption, why));
+        }
         for actor in [Actor::Student, Actor::Teacher, Actor::Replay] {
             let loss = config.loss_of(actor);
             if loss.needs() > self.gives() {
                 let why = format!(
                     "{}_turns.kernel: {} compares distributions, and the teacher gives the log-probs of what was said alone \
-                     (top_k 0); use sampled-reverse-kl, or a teacher with top_k above 0",
+                     (top_k 0); use sampled-reverse-kl or none, or a teacher with top_k above 0",
                     actor.name(),
                     loss.name()
                 );

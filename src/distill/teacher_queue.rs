@@ -2,11 +2,13 @@
 //!
 //! An episode that ended asks for the log-probs of the tokens that it is to learn, at temperature 1 on raw logits: of the ids
 //! that stand there, and of the teacher's `top_k` most likely ids in each place. An answer is checked before it counts: it
-//! repeats the ids that it scores, and a log-prob that is missing, not finite or above 0 is an error, never 0. What does not
-//! fit leaves the request open for a better answer.
+//! repeats the ids that it scores, its log-prob of an id is that of the same id among the most likely ones, and a log-prob that
+//! is missing, not finite, above 0 or below -1,000 is an error, never 0. What does not fit leaves the request open for a better
+//! answer.
 //!
-//! A request that was taken is answered within the deadline or it is withdrawn; one that nobody takes is withdrawn once a build
-//! has waited for it that long. Nothing here has a thread of its own, and a teacher that is silent keeps nobody else waiting.
+//! Deadlines run while a build waits: from when a request was taken, or where nobody took it, from when the queue last moved. One
+//! that is past is withdrawn, its episode is set aside, and it is asked anew for the next build. Nothing here has a thread of its
+//! own.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +22,7 @@ use serde_json::Value;
 use super::document::{bad, fields, integer, join};
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
+use crate::format::document as files;
 use crate::sync::{Condvar, Mutex};
 use crate::text::tokenizer::Tokenizer;
 
@@ -27,8 +30,11 @@ use crate::text::tokenizer::Tokenizer;
 const REMEMBERED: usize = 4096;
 /// Ids of a place at most.
 const MOST_IDS: u64 = 1024;
-/// How far above 1 the sum of a place's probabilities may lie: log-probs of f32, and of bf16 logits, are no better.
+/// How far above 1 the sum of a place's probabilities may lie, and how far apart two log-probs of one id: those of bf16 logits
+/// are no better.
 const SLACK: f64 = 1e-2;
+/// No softmax says less; servers have numbers like -9999 for what they do not know.
+const LEAST: f32 = -1000.0;
 
 /// What a queue's teacher is.
 #[derive(Clone, Debug)]
@@ -79,8 +85,9 @@ fn read_vocabulary(value: &Value, path: &str) -> Result<Vocabulary> {
         (Some(file), None) => {
             let at = join(path, "tokenizer");
             let file = PathBuf::from(file.as_str().ok_or_else(|| bad(file, &at, "the path of a tokenizer.json"))?);
-            let text = std::fs::read(&file)
-                .map_err(|e| Error::new(Fault::CannotRead, format!("{at}: {}: {e}", file.display())))?;
+            let none = || Error::new(Fault::MissingFile, format!("{}: there is no such file", file.display()));
+            let text = files::read(&file, files::TOKENIZER).and_then(|text| text.ok_or_else(none));
+            let text = text.map_err(|e| e.within(&at))?;
             let tokenizer = Tokenizer::from_json(&text).map_err(|e| e.within(format!("{at}: {}", file.display())))?;
             Ok(Vocabulary::Fingerprint(tokenizer.fingerprint()))
         }
@@ -153,6 +160,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     last: u64,
+    /// when the last request was handed out
+    moved: Option<Instant>,
     waiting: VecDeque<u64>,
     open: HashMap<u64, Open>,
     done: VecDeque<(u64, Done)>,
@@ -161,8 +170,9 @@ struct State {
 struct Open {
     request: Arc<Request>,
     /// positions that are kept of an answer
-    positions: Arc<[usize]>,
+    positions: Arc<Vec<usize>>,
     answer: Sender<Result<Said>>,
+    asked: Instant,
     taken: Option<Instant>,
 }
 
@@ -226,11 +236,14 @@ impl TeacherQueue {
                 break;
             }
         }
-        let State { waiting, open, .. } = &mut *state;
-        let n = waiting.len().min(most);
+        let State { waiting, open, moved, .. } = &mut *state;
+        let (n, now) = (waiting.len().min(most), Instant::now());
+        if n > 0 {
+            *moved = Some(now);
+        }
         let take = |number| {
             let open = open.get_mut(&number)?;
-            open.taken = Some(Instant::now());
+            open.taken = Some(now);
             Some(open.request.clone())
         };
         waiting.drain(..n).filter_map(take).collect()
@@ -274,13 +287,14 @@ impl TeacherQueue {
     pub(super) fn ask(&self, episode: u64, ids: &[i32], positions: &[usize], vocabulary: usize) -> Result<Ask> {
         let (from, end) = (positions.first().copied().unwrap_or(1), positions.last().map_or(1, |last| last + 1));
         let (answer, said) = bounded(1);
-        let (ids, positions): (_, Arc<[usize]>) = (host::collected(ids[..end].iter().copied())?, positions.into());
+        let ids = host::collected(ids[..end].iter().copied())?;
+        let positions = Arc::new(host::collected(positions.iter().copied())?);
         let mut state = self.0.state.lock();
         state.last += 1;
         let number = state.last;
         let top_k = (self.0.options.top_k as usize).min(vocabulary);
         let request = Arc::new(Request { number, episode, ids, from, top_k, vocabulary });
-        state.open.insert(number, Open { request, positions, answer, taken: None });
+        state.open.insert(number, Open { request, positions, answer, asked: Instant::now(), taken: None });
         state.waiting.push_back(number);
         drop(state);
         self.0.asked.notify_all();
@@ -307,7 +321,9 @@ impl Ask {
             // It came in this moment.
             return self.said.try_recv().ok().transpose();
         };
-        let (since, deadline) = (open.taken.unwrap_or(waited_since), self.queue.0.options.deadline);
+        // Who takes one after another keeps those behind alive.
+        let untaken = waited_since.max(open.asked).max(state.moved.unwrap_or(open.asked));
+        let (since, deadline) = (open.taken.unwrap_or(untaken), self.queue.0.options.deadline);
         if since.elapsed() < deadline {
             return Ok(None);
         }
@@ -345,7 +361,7 @@ fn said(request: &Request, positions: &[usize], reply: Reply) -> Result<Said> {
             "position {at}: the answer is of id {found}, asked was id {wanted}: another text was scored"
         ));
     }
-    let is_logprob = |x: f32| x.is_finite() && x <= 0.0;
+    let is_logprob = |x: f32| (LEAST..=0.0).contains(&x);
     let mut sorted: Vec<i32> = host::with_room(k)?;
     for (i, (&id, &logprob)) in asked.iter().zip(reply.logprobs).enumerate() {
         let at = request.from + i;
@@ -365,9 +381,25 @@ fn said(request: &Request, positions: &[usize], reply: Reply) -> Result<Said> {
         if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             return wrong(format!("position {at}: id {} stands among the most likely ids twice", twice[0]));
         }
-        let sum: f64 = logprobs.iter().map(|&x| f64::from(x).exp()).sum();
+        let mut sum: f64 = logprobs.iter().map(|&x| f64::from(x).exp()).sum();
+        let least = logprobs.iter().fold(0.0f32, |least, &x| least.min(x));
+        match ids.iter().position(|&known| known == id) {
+            Some(j) if f64::from(logprobs[j] - logprob).abs() > SLACK => {
+                let other = logprobs[j];
+                return wrong(format!(
+                    "position {at}: id {id} has the log-prob {logprob} and, among the most likely, {other}"
+                ));
+            }
+            None if f64::from(logprob - least) > SLACK && k > 0 => {
+                return wrong(format!(
+                    "position {at}: id {id} has the log-prob {logprob} and is not among the {k} most likely"
+                ));
+            }
+            Some(_) => {}
+            None => sum += f64::from(logprob).exp(),
+        }
         if sum > 1.0 + SLACK {
-            return wrong(format!("position {at}: the most likely ids have a probability of {sum:.4} together"));
+            return wrong(format!("position {at}: the ids have a probability of {sum:.4} together"));
         }
     }
     let kept = || positions.iter().map(|&at| at - request.from);

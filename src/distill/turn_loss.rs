@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::document::{bad, fields, join, name_of, number, word};
+use super::knobs::Sampling;
 use crate::backend::ops::{Loss, Needs, Tail};
 use crate::error::{Error, Fault, Result};
 
@@ -89,13 +90,26 @@ impl TurnLoss {
             Value::Object(_) => {
                 let map = fields(value, path, &["jsd"])?;
                 let share = map.get("jsd").ok_or_else(|| bad(value, path, "a loss's name, or {\"jsd\": share}"))?;
-                let wanted = "a number from 0.01 to 0.99 (at 0 it is forward-kl, at 1 reverse-kl)";
+                let wanted = "a number from 0.01 to 0.99 (for the ends take forward-kl and reverse-kl: divided by the share, it tends to them)";
                 let share = number(share, &join(path, "jsd"), wanted, |x| (0.01..=0.99).contains(&x))?;
                 Some(Loss::JensenShannon(share as f32))
             }
             _ => word(value, path, LOSSES)?,
         };
         Ok(())
+    }
+
+    /// Refuses a loss of sampled tokens where the student's draws are not those of its distribution.
+    pub(super) fn check_of_student(self, sampling: Sampling) -> Result<()> {
+        let is_whole = (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0);
+        match self.kind {
+            Some(Loss::SampledReverseKl) if !is_whole => {
+                let why = "student_turns.kernel: sampled-reverse-kl is an average over what the student draws at temperature 1 \
+                           without cuts, and sampling says otherwise; use reverse-kl, or sampling.temperature 1, top_k 0, top_p 1";
+                Err(Error::new(Fault::UnsupportedMethod, why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a loss of sampled tokens where nothing is sampled from the student.

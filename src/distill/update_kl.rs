@@ -14,6 +14,7 @@
 use std::sync::{Arc, Weak};
 
 use super::batch::{BatchPlan, TokenLoss};
+use super::room::pages_of;
 use super::workspace::{Finished, Workspace, leave_out};
 use crate::backend::ops::{self, Loss, RowLoss, TeacherRows};
 use crate::backend::{Device, Tensor};
@@ -48,20 +49,24 @@ struct Kept {
 }
 
 impl Sample {
-    /// At most `wanted` trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `at_once`:
-    /// the most rows that the build takes at once.
-    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, at_once: usize, wanted: usize) -> Sample {
+    /// At most `wanted` trained tokens of the batch in its order, as far as their prefixes fit, thinned out evenly. `extent`:
+    /// the most rows that the build takes at once, and pages of their timelines.
+    pub(super) fn of(finished: &[&Finished], batch: &BatchPlan, extent: (usize, usize), wanted: usize) -> Sample {
         if wanted == 0 {
             return Sample::default();
         }
-        let max_fed = (batch.n_fed() / 8).clamp(LEAST_FED, MAX_FED).min(at_once);
+        let max_fed = (batch.n_fed() / 8).clamp(LEAST_FED, MAX_FED).min(extent.0);
         // What fits of each trajectory.
-        let (mut fed, mut near): (usize, Vec<&[TokenLoss]>) = (0, Vec::new());
+        let (mut fed, mut pages, mut near): (usize, usize, Vec<&[TokenLoss]>) = (0, 0, Vec::new());
         let trajectories = || batch.tokens.chunk_by(|a, b| a.trajectory == b.trajectory);
         for tokens in trajectories() {
-            let fits = tokens.iter().take_while(|t| fed + t.position <= max_fed).count();
+            let fits =
+                tokens.iter().take_while(|t| fed + t.position <= max_fed && pages + pages_of(t.position) <= extent.1);
+            let fits = fits.count();
             near.push(&tokens[..fits]);
-            fed += tokens[..fits].last().map_or(0, |t| t.position);
+            let last = tokens[..fits].last().map_or(0, |t| t.position);
+            fed += last;
+            pages += pages_of(last);
         }
         if fed == 0 {
             let first = |tokens: &&[TokenLoss]| tokens.first().map_or(usize::MAX, |t| t.position);
@@ -180,7 +185,7 @@ mod tests {
         let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |p| token(i, p))).collect();
         let finished: Vec<Finished> = trained.iter().map(|list| of_length(list.last().unwrap() + 1)).collect();
         let batch = BatchPlan { tokens, ..Default::default() };
-        Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, 100_000, 64)
+        Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, (100_000, 100_000), 64)
     }
 
     fn lengths(sample: &Sample) -> Vec<usize> {
@@ -217,8 +222,8 @@ mod tests {
         let kind = Loss::ReverseKl;
         let tokens = (0..20).map(|trajectory| TokenLoss { trajectory, position: 10, kind, weight: 1.0 }).collect();
         let batch = BatchPlan { tokens, ..Default::default() };
-        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000, 6)).len(), 6);
-        assert!(Sample::of(&finished, &batch, 1000, 0).is_empty());
+        assert_eq!(lengths(&Sample::of(&finished, &batch, (1000, 100), 6)).len(), 6);
+        assert!(Sample::of(&finished, &batch, (1000, 100), 0).is_empty());
     }
 
     #[test]
@@ -227,7 +232,9 @@ mod tests {
         let finished: Vec<Finished> = (0..40).map(|_| of_length(61)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
         let batch = BatchPlan { tokens: (0..40).map(tokens).collect(), ..Default::default() };
-        assert_eq!(lengths(&Sample::of(&finished, &batch, 100, 64)), [60]);
-        assert_eq!(lengths(&Sample::of(&finished, &batch, 1000, 64)), [60; 5]);
+        assert_eq!(lengths(&Sample::of(&finished, &batch, (100, 100), 64)), [60]);
+        assert_eq!(lengths(&Sample::of(&finished, &batch, (1000, 100), 64)), [60; 5]);
+        // A timeline takes whole pages.
+        assert_eq!(lengths(&Sample::of(&finished, &batch, (1000, 3 * pages_of(60)), 64)), [60; 3]);
     }
 }

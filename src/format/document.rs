@@ -35,7 +35,7 @@ pub(super) const TOKENIZER_CONFIG: Kind = Kind { fault: Fault::TokenizerConfigFo
 /// The index of shards: 9 MB where there are 90,000 tensors.
 pub(super) const INDEX: Kind = Kind { fault: Fault::IndexForm, bytes: 32 << 20, values: 1 << 19 };
 /// tokenizer.json: 11 MB of Qwen3, 33 MB of 262,144 tokens. Its values are counted where it is parsed.
-pub(super) const TOKENIZER: Kind = Kind { fault: Fault::TokenizerForm, bytes: 64 << 20, values: usize::MAX };
+pub(crate) const TOKENIZER: Kind = Kind { fault: Fault::TokenizerForm, bytes: 64 << 20, values: usize::MAX };
 /// A chat template: 4 kB of Qwen3, tens of others. How long one may be is decided where it is compiled.
 pub(super) const TEMPLATE: Kind = Kind { fault: Fault::TemplateForm, bytes: 1 << 20, values: 0 };
 
@@ -43,7 +43,7 @@ pub(super) const TEMPLATE: Kind = Kind { fault: Fault::TemplateForm, bytes: 1 <<
 ///
 /// Errors: `CannotOpen` for what is no regular file; the kind's fault for one too long; `NotTheContent` for what a broken
 /// download left; `MissingFile` for a link to nothing; `CannotRead`; `OutOfHostMemory`.
-pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path, kind: Kind) -> Result<Option<Vec<u8>>> {
     let file = match open_regular(path) {
         Err(e) if e.fault() == Fault::MissingFile && path.symlink_metadata().is_err() => return Ok(None),
         file => file?,

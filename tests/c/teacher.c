@@ -10,7 +10,8 @@ enum { TOP_K = 2, EPISODES = 3 };
 /* What the answering thread is given, and what it did. */
 struct answering {
   squire_teacher *teacher;
-  int answered, failed, refused, unused;
+  int answered, failed;
+  size_t refused;
 };
 
 /* Answers as if every id were as likely as every other, after it has tried what must be refused. */
@@ -54,7 +55,7 @@ static void *answering(void *user) {
   squire_teacher_request r;
   squire_error *err = NULL;
   squire_teacher_request_init(&r, sizeof r);
-  while (a->answered + a->failed < EPISODES) {
+  while (a->answered < EPISODES - 1 || a->failed == 0) {
     const squire_status status = squire_teacher_next(a->teacher, 2, 50, &batch, &err);
     if (status == SQUIRE_TIMEOUT) {
       CHECK(batch == NULL);
@@ -129,14 +130,14 @@ int main(int argc, char **argv) {
   DONE(squire_distiller_create_taught(model, teacher, TEXT(settings), &distiller, &err));
   CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_TIMEOUT && none == NULL && err == NULL);
 
-  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0, 0};
+  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0};
   CHECK(pthread_create(&thread, NULL, answering, &a) == 0);
   for (int i = 0; i < EPISODES; i++) {
     play(distiller);
   }
   DONE(squire_update_build(distiller, 0, NULL, NULL, NULL, &update, &err));
   CHECK(pthread_join(thread, NULL) == 0);
-  CHECK(a.answered == 2 && a.failed == 1 && a.refused == 2);
+  CHECK(a.answered == 2 && a.failed >= 1 && a.refused == 2); /* what failed is asked anew */
   DONE(squire_update_report(update, &report, &err));
   size_t n = 0;
   const char *text = squire_text_data(report, &n);

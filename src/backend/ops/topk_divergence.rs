@@ -5,20 +5,21 @@
 //! it where the k + 1 events are all ids. With g_e = dD/dP_e and m = sum P_e g_e, the gradient by the logit of an id of event e
 //! is p (g_e - m), p the id's probability. A constant that is added to every g_e is no matter where the P_e sum to 1.
 //!
-//! The tail is 1 less the sum of what is known. Log-probs in f32 know such a sum to about 1e-7: tails of both sides are taken
-//! to be at least [`LEAST_TAIL`], without which a KL to a teacher that is certain would be infinite. Each row is computed in
-//! f64 from its log-sum-exp, by one thread; the ids outside get their gradient with all other losses, in `divergence`.
+//! The student's tail is the sum over the ids outside. The teacher's is 1 less the sum of what is known, which log-probs in f32
+//! tell to about 1e-7: it is taken to be at least [`LEAST_TAIL`], without which a KL to a teacher that is certain would be
+//! infinite, and Q to sum to 1 with it. Where there are no ids outside, there is no such event. Each row is computed in f64 from
+//! its log-sum-exp, by one thread; the ids outside get their gradient with all other losses, in `divergence`.
 //!
-//! The two variants that compare less are named, and refused elsewhere unless asked for: renormalised (P and Q given that the id
-//! is a known one) and truncated (the known events' terms alone).
+//! Two variants that compare less have names: renormalised (P and Q given that the id is a known one) and truncated (the known
+//! events' terms alone).
 
-use super::logprob::{RowSum, exp_at_most_one};
+use super::logprob::{RowSum, exp_at_most_one, row_sums};
 use super::loss::{Loss, RowLoss};
-use crate::backend::cpu::math;
+use crate::backend::cpu::{Cpu, math};
 use crate::backend::{Tensor, host};
 use crate::error::Result;
 
-/// The least probability of "any other".
+/// The least probability of "any other" that a teacher is taken to have.
 pub const LEAST_TAIL: f64 = 1e-7;
 
 /// Over what the events of a teacher's most likely ids are taken.
@@ -91,20 +92,26 @@ pub(super) struct Known {
 
 /// The divergences of those of the logits' rows whose numbers stand in `rows`.
 pub(super) fn topk_divergences(
-    logits: &Tensor,
+    cpu: &Cpu,
+    logits: &mut Tensor,
     topk: &TopK,
     losses: &[RowLoss],
     sums: &[RowSum],
     rows: &[usize],
 ) -> Result<Known> {
-    let (v, k, x) = (logits.extent(1), topk.k, logits.f32());
+    let (v, k) = (logits.extent(1), topk.k);
     assert!(rows.iter().all(|row| (row + 1) * k <= topk.ids.len()), "{} ids for the rows {rows:?}", topk.ids.len());
+    let tails = match topk.tail {
+        Tail::Bucket => tails(cpu, logits, topk, sums, rows)?,
+        Tail::Renormalised | Tail::Truncated => Vec::new(),
+    };
+    let x = logits.f32();
     let mut known = Known { rows: host::with_room(rows.len())?, inside: host::with_room(rows.len() * k)? };
     let (mut p, mut q, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
     for list in [&mut p, &mut q, &mut slopes] {
         host::reserve::<f64>(list, k + 1)?;
     }
-    for &row in rows {
+    for (i, &row) in rows.iter().enumerate() {
         let (ids, logprobs) = (&topk.ids[row * k..][..k], &topk.logprobs[row * k..][..k]);
         assert!(ids.iter().all(|&id| id >= 0 && (id as usize) < v), "an id lies outside the vocabulary of {v}");
         // Log-probs of the events.
@@ -115,8 +122,11 @@ pub(super) fn topk_divergences(
         let sum = [&p, &q].map(|list| list.iter().map(|&x| exp_at_most_one(x)).sum::<f64>());
         match topk.tail {
             Tail::Bucket => {
-                p.push(math::ln((1.0 - sum[0]).max(LEAST_TAIL)));
-                q.push(math::ln((1.0 - sum[1]).max(LEAST_TAIL)));
+                let others = tails[i].map(|_| (1.0 - sum[1]).max(LEAST_TAIL));
+                p.extend(tails[i]);
+                q.extend(others.map(math::ln));
+                let all = math::ln((sum[1] + others.unwrap_or(0.0)).max(f64::MIN_POSITIVE));
+                q.iter_mut().for_each(|x| *x -= all);
             }
             Tail::Renormalised => {
                 let all = sum.map(|sum| math::ln(sum.max(f64::MIN_POSITIVE)));
@@ -139,8 +149,8 @@ pub(super) fn topk_divergences(
         let (mean, weight) = (slopes.iter().sum::<f64>(), f64::from(weight));
         // Renormalised, P is relative, and so is what the known ids get; the others take part in nothing.
         let outside = match topk.tail {
-            Tail::Bucket => slopes[k] / exp_at_most_one(p[k]) - mean,
-            Tail::Renormalised => 0.0,
+            Tail::Bucket if p.len() > k => (slopes[k] / exp_at_most_one(p[k]) - mean).clamp(-1e30, 1e30),
+            Tail::Bucket | Tail::Renormalised => 0.0,
             Tail::Truncated => -mean,
         };
         known.rows.push((loss as f32, outside as f32));
@@ -149,6 +159,22 @@ pub(super) fn topk_divergences(
         }
     }
     Ok(known)
+}
+
+/// ln of the student's probability of all ids outside, of each of the rows; None where there are none.
+fn tails(cpu: &Cpu, logits: &mut Tensor, topk: &TopK, sums: &[RowSum], rows: &[usize]) -> Result<Vec<Option<f64>>> {
+    let (v, k) = (logits.extent(1), topk.k);
+    let places = || rows.iter().flat_map(|&row| topk.ids[row * k..][..k].iter().map(move |&id| row * v + id as usize));
+    let mut held = host::with_room(rows.len() * k)?;
+    held.extend(places().map(|at| logits.f32()[at]));
+    places().for_each(|at| logits.f32_mut()[at] = f32::NEG_INFINITY);
+    let outside = row_sums(cpu, logits, rows);
+    places().zip(held).for_each(|(at, x)| logits.f32_mut()[at] = x);
+    // Less likely than that it is no matter, and its numbers stay numbers.
+    let ln = |(sum, &row): (&RowSum, &usize)| {
+        Some(sum.lse() - sums[row].lse()).filter(|x| x.is_finite()).map(|x| x.max(-200.0))
+    };
+    host::collected(outside?.rows.iter().zip(rows).map(ln))
 }
 
 /// An event's part of the divergence, and P times its derivative by the student's probability P, of log-probs p and q.
@@ -209,9 +235,13 @@ mod tests {
         let mut q: Vec<f64> = logprobs.iter().map(|&x| f64::from(x).exp()).collect();
         let (of_p, of_q) = (p.iter().sum::<f64>(), q.iter().sum::<f64>());
         match tail {
+            Tail::Bucket if ids.len() == x.len() => q.iter_mut().for_each(|q| *q /= of_q),
             Tail::Bucket => {
-                p.push((1.0 - of_p).max(LEAST_TAIL));
+                let outside = (0..x.len()).filter(|id| !ids.contains(&(*id as i32)));
+                p.push(outside.map(|id| own[id].exp()).sum());
                 q.push((1.0 - of_q).max(LEAST_TAIL));
+                let all: f64 = q.iter().sum();
+                q.iter_mut().for_each(|q| *q /= all);
             }
             Tail::Renormalised => {
                 p.iter_mut().for_each(|x| *x /= of_p);
@@ -249,9 +279,6 @@ mod tests {
                     let by_definition = |x: &[f64]| wanted(kind, tail, x, &ids, &logprobs);
                     let exact = by_definition(&wide(&student));
                     assert!((got - exact).abs() < 2e-6, "{kind:?} {tail:?} {v} {k}: {got} and not {exact}");
-                    if k == v && tail == Tail::Bucket {
-                        continue; // the tail is at its least, where the definition has a corner
-                    }
                     let slope = finite_difference(&wide(&student), by_definition);
                     let doubled: Vec<f32> = x.f32().iter().map(|g| 2.0 * g).collect();
                     let mut slope = slope.to_vec();
@@ -328,6 +355,26 @@ mod tests {
             let own = log_softmax(&wide(&student)[3 * v..4 * v])[4321];
             assert!((f64::from(losses[3]) - (own + 2.5)).abs() < 1e-5, "by the teacher's own log-prob");
         }
+    }
+
+    #[test]
+    fn a_tail_that_the_student_has_given_up_is_still_taught() {
+        // The ids outside have a probability of 1e-9 together with the student, and of 5 % with the teacher.
+        let v = 9000;
+        let mut x = vec![-29.8f32; v];
+        (x[3], x[4]) = (0.0, 0.0);
+        let mut topk = TopK::new(2, Tail::Bucket);
+        topk.push(&[3, 4], &[0.475f32.ln(), 0.475f32.ln()], -1.0).unwrap();
+        let mut logits = Tensor::from_f32(&[1, v], &x).unwrap();
+        let row = RowLoss { kind: ForwardKl, weight: 1.0, target: 0 };
+        let loss = divergence_forward_backward(&device(), &mut logits, TeacherRows::TopK(&topk), &[row], 1).unwrap()[0];
+        let outside: f64 =
+            wide(&logits).iter().enumerate().filter(|(id, _)| ![3, 4].contains(id)).map(|(_, g)| g).sum();
+        let p = (v - 2) as f64 * (-29.8f64).exp() / 2.0;
+        assert!(p < 1e-8 && (f64::from(loss) - (0.05 * (0.05 / p).ln() + 0.95 * 0.95f64.ln())).abs() < 1e-4, "{loss}");
+        assert!((outside - (p - 0.05)).abs() < 1e-5, "{outside}");
+        let all: f64 = wide(&logits).iter().sum();
+        assert!(all.abs() < 1e-6, "{all}");
     }
 
     #[test]
