@@ -4,7 +4,7 @@
 //! Each row counts over the whole vocabulary that student and teacher share, so the number is exact where it is taken: the
 //! mean in nats over at most `update_kl_tokens` trained tokens, from the batch's first trajectories on as far as their prefixes fit. Its
 //! cost is bounded likewise: a forward of at most 512 tokens and of an eighth of the batch, but 128 where that is less; where no
-//! trained token lies so near, of the trajectory in which one comes first, with what is trained of the 64 tokens from there. It
+//! trained token lies so near, of the trajectory in which one comes first, with what is trained of the 16 tokens from there. It
 //! takes no more rows than the build took at once.
 //!
 //! What the served revision says stands in the build's own logits. Only where another one is served meanwhile, or the
@@ -28,6 +28,8 @@ use crate::tensor::Dtype;
 /// Tokens that are fed: at most so many, and of a small batch an eighth, or the least of them.
 const MAX_FED: usize = 512;
 const LEAST_FED: usize = 128;
+/// Of the trajectory whose first trained token comes first, where none lies that near: tokens from there.
+const NEXT: usize = 16;
 
 /// The tokens of a batch on which an update is measured; kept with it, since its episodes are spent.
 #[derive(Default)]
@@ -71,7 +73,7 @@ impl Sample {
         if fed == 0 {
             let first = |tokens: &&[TokenLoss]| tokens.first().map_or(usize::MAX, |t| t.position);
             let earliest = trajectories().min_by_key(first).unwrap_or_default();
-            let end = first(&earliest).saturating_add(LOSS_ROWS);
+            let end = first(&earliest).saturating_add(NEXT);
             near.push(&earliest[..earliest.partition_point(|t| t.position < end)]);
         }
         let n: usize = near.iter().map(|tokens| tokens.len()).sum();
@@ -215,7 +217,7 @@ mod tests {
         assert_eq!(lengths(&sample(&eight)), [200]);
         assert_eq!(lengths(&sample(&[(1..=100).collect(), (1..=100).collect()])).iter().sum::<usize>(), 99 + 27);
         // None fits: what comes first all the same, and what comes soon after it.
-        assert_eq!(lengths(&sample(&[vec![6000], vec![5000, 5003, 5063, 5064], vec![5001]])), [5063]);
+        assert_eq!(lengths(&sample(&[vec![6000], vec![5000, 5003, 5015, 5016], vec![5001]])), [5015]);
         // Asked for few, or none.
         let finished: Vec<Finished> = (0..20).map(|_| of_length(101)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
