@@ -239,6 +239,14 @@ fn a_merged_model_is_near_the_adapted_one_and_the_base_stays_what_it_was() {
         model.save(&folder.path().join("model")).unwrap();
         let loaded = engine.load(&folder.path().join("model"), Default::default()).unwrap();
         assert_eq!(score(&session(&loaded, None, &ids(7, 1))), merged, "one that changes nothing merges to the same");
+        // One that changes something is saved as what merging it makes, bit for bit.
+        model.publish_adapter(adapter(&model, 6, Dtype::F32, 4), 9).unwrap();
+        model.save(&folder.path().join("changed")).unwrap();
+        let loaded = engine.load(&folder.path().join("changed"), Default::default()).unwrap();
+        let saved = score(&session(&loaded, None, &ids(7, 1)));
+        model.merge_adapter(None, 9).unwrap();
+        assert_eq!(score(&session(&model, None, &ids(7, 1))), saved);
+        assert!(distance(&saved, &merged) > 0.5);
     }
 }
 

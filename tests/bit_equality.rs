@@ -164,10 +164,13 @@ fn company_in_the_batch_changes_no_bit() {
         for seed in 0..6 {
             let draw = |what: u64, n: u64| below(Stream::World, &[seed, 1000 + what], n) as usize;
             let max_batch_tokens = [5, 16, 40, 512][draw(0, 4)];
+            let available: Vec<KernelSet> = KernelSet::ALL.into_iter().filter(|k| k.available()).collect();
+            let (n_threads, kernels) = (1 + draw(4, 3), Some(available[draw(5, available.len() as u64)]));
             let options = EngineOptions { compute, max_batch_tokens, caller_driven: true, ..Default::default() };
-            let model = self::model(&Engine::new(options).unwrap(), &kind, 5);
+            let judge = self::model(&Engine::new(options.clone()).unwrap(), &kind, 5);
+            let model = self::model(&Engine::new(EngineOptions { n_threads, kernels, ..options }).unwrap(), &kind, 5);
             let (mine, prompt) = (ids(seed, 2 + draw(1, 100)), ids(seed + 50, 1 + draw(2, 60)));
-            let alone = (score(&model, &mine), sampled(&model, &prompt, rollout(seed, 30)));
+            let alone = (score(&judge, &mine), sampled(&judge, &prompt, rollout(seed, 30)));
             // Strangers of random lengths at random stages, some of which share my prompt's pages.
             let others: Vec<(Session, Generation)> = (0..2 + draw(3, 6) as u64)
                 .map(|i| {

@@ -233,8 +233,16 @@ fn program() -> String {
     for p in &outs {
         write!(text, "({0} == NULL || {0} == (void *)&number) && ", p.out_variable()).expect("memory");
     }
-    text.push_str("1)\n\nstatic void refused(void) {\n");
-    functions.iter().filter(|f| f.gives_status()).for_each(|f| cases(&mut text, f));
+    text.push_str("1)\n\n");
+    // A function for each: compilers grow slow, and say so, in one of all.
+    let mut calls = String::new();
+    for f in functions.iter().filter(|f| f.gives_status()) {
+        writeln!(text, "static void refused_{}(void) {{", f.name).expect("memory");
+        cases(&mut text, f);
+        text.push_str("}\n\n");
+        writeln!(calls, "  refused_{}();", f.name).expect("memory");
+    }
+    write!(text, "static void refused(void) {{\n{calls}").expect("memory");
     text.push_str("}\n\nstatic void read_as_nothing(void) {\n");
     for f in functions.iter().filter(|f| !f.gives_status() && f.parameters.iter().any(Parameter::is_pointer)) {
         let nulls = f.parameters.iter().map(|p| if p.is_pointer() { "NULL" } else { "64" });

@@ -433,16 +433,20 @@ mod kills {
     /// Where a child finds its folder.
     const FOLDER: &str = "SQUIRE_TEST_CHECKPOINT_FOLDER";
 
-    fn child_settings() -> Value {
-        json!({"preset": "guided-opd", "steps": STEPS, "optimizer": {"learning_rate": 1e-2}})
+    /// Of a run in a folder: one whose name begins so trains an adapter.
+    fn child_settings(path: &Path) -> Value {
+        let is_lora = path.file_name().unwrap().to_str().unwrap().starts_with("lora");
+        let lora = if is_lora { json!({"rank": 4, "alpha": 8}) } else { json!(null) };
+        json!({"preset": "guided-opd", "steps": STEPS, "optimizer": {"learning_rate": 1e-2}, "lora": lora})
     }
 
     fn run_to_the_end(path: &Path) {
+        let child_settings = || settings(child_settings(path));
         let (student, teacher) = pair(Kind::Dense, Compute::F32);
         let begun = path.exists() && names(path).iter().any(|name| name.starts_with("step-"));
         let d = match begun {
-            true => Distiller::resume(&student, Some(&teacher), settings(child_settings()), path).unwrap(),
-            false => Distiller::new(&student, Some(&teacher), settings(child_settings())).unwrap(),
+            true => Distiller::resume(&student, Some(&teacher), child_settings(), path).unwrap(),
+            false => Distiller::new(&student, Some(&teacher), child_settings()).unwrap(),
         };
         while d.step() < STEPS {
             play_together(&d, 3, 2);
@@ -493,9 +497,18 @@ mod kills {
 
     #[test]
     fn twenty_kills_at_random_moments_change_no_bit() {
+        kills_change_no_bit("");
+    }
+
+    #[test]
+    fn twenty_kills_while_an_adapter_is_trained_change_no_bit() {
+        kills_change_no_bit("lora");
+    }
+
+    fn kills_change_no_bit(prefix: &str) {
         let root = tempfile::tempdir().unwrap();
         let clock = Instant::now();
-        let unbroken = root.path().join("unbroken");
+        let unbroken = root.path().join(format!("{prefix}unbroken"));
         assert!(start(&unbroken).wait().unwrap().success());
         let update_time = clock.elapsed().as_secs_f64() / STEPS as f64;
         let wanted = results(&unbroken);
@@ -504,7 +517,7 @@ mod kills {
         // A child lives for none to two updates and a random share of two more; a run that comes to its end
         // between the kills is compared, and the next one begins.
         let (mut kills, mut amid_a_save, mut at) = (0, 0, Vec::new());
-        let (mut run, mut finished) = (root.path().join("0"), 0);
+        let (mut run, mut finished) = (root.path().join(format!("{prefix}0")), 0);
         for draw in 0.. {
             let (mut child, begins_at) = (start(&run), reached(&run));
             if kills < KILLS {
@@ -523,7 +536,7 @@ mod kills {
                 if kills == KILLS {
                     break;
                 }
-                run = root.path().join(finished.to_string());
+                run = root.path().join(format!("{prefix}{finished}"));
                 continue;
             }
             assert_eq!(status.signal(), Some(9), "a child fails only by being killed");

@@ -13,6 +13,25 @@ use squire::model::Weights;
 use squire::serve::{Cancel, GenerationOptions, ServedModel};
 use squire::tensor::Dtype;
 
+#[test]
+fn a_training_turns_draws_are_those_of_its_step_and_an_evaluations_are_the_same_at_every_step() {
+    // A step whose learning rate is 0 changes no weight.
+    let d = plain(json!({"preset": "opd", "optimizer": {"learning_rate": 0}}));
+    let evaluation = || {
+        let spec = EpisodeSpec { evaluation: true, ..numbered(3) };
+        record(&Seat::new(&d, spec).play(3))
+    };
+    let (first, seen, before) = (Seat::new(&d, numbered(7)).play(3), evaluation(), weight_bytes(d.student()));
+    update(&d);
+    assert!(weight_bytes(d.student()) == before);
+    let second = Seat::new(&d, numbered(7)).play(3);
+    // Behind the same prompt something else is said.
+    let (one, other) = (&first.turns()[0].range, &second.turns()[0].range);
+    assert_eq!(first.ids()[..one.start], second.ids()[..other.start]);
+    assert_ne!(first.ids()[one.clone()], second.ids()[other.clone()]);
+    assert!(evaluation() == seen);
+}
+
 // What it costs.
 
 #[test]

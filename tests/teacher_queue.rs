@@ -295,15 +295,15 @@ fn a_teacher_that_is_silent_costs_its_episodes_one_deadline_and_is_asked_anew() 
 
 #[test]
 fn a_slow_teacher_that_takes_one_after_another_loses_none() {
-    // Eight requests, a third of the deadline each.
+    // Eight requests that take more than the deadline together, and a sixth of it each.
     let document = json!({"preset": "opd", "batch_episodes": 8});
-    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 1500}), document);
+    let (d, queue, model) = taught(json!({"top_k": 3, "deadline_ms": 4000}), document);
     play(&d, 8, 1);
     thread::scope(|s| {
         s.spawn(|| {
             for _ in 0..8 {
                 let request = queue.next(1, Duration::from_secs(20)).pop().unwrap();
-                thread::sleep(Duration::from_millis(500));
+                thread::sleep(Duration::from_millis(700));
                 queue.reply(request.number, answer(&model, &request).reply()).unwrap();
             }
         });

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record what transformers computes with the folder that smollm2.py makes: ids, logits, greedy answers, perplexity.
 
-needs: pip install torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.4.6
+needs: pip install torch==2.15.0 transformers==5.24.0 safetensors==0.8.0 numpy==2.4.6
 use:   python record.py SMOLLM2_FOLDER     (writes smollm2.json and smollm2.logits.safetensors beside this file;
                                             a few minutes on one thread)
 
