@@ -504,16 +504,19 @@ impl Episode {
             }
             _ => None,
         };
+        // Refused, the episode has not ended.
+        let asked = match self.distiller.teacher_queue() {
+            Some(queue) if !trajectory.heading.evaluation => {
+                let engine = self.distiller.student().engine();
+                Scoring::queue(queue, engine, &trajectory, self.distiller.vocabulary())?
+            }
+            _ => None,
+        };
         state.teacher_computed = teacher_computed;
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
         let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
-        let scoring = match self.distiller.teacher_queue() {
-            Some(queue) if !trajectory.heading.evaluation => {
-                Scoring::queue(queue, self.distiller.student().engine(), &trajectory, self.distiller.vocabulary())?
-            }
-            _ => teacher.zip(next).map(|(teacher, next)| Scoring::local(teacher, next)),
-        };
+        let scoring = asked.or_else(|| teacher.zip(next).map(|(teacher, next)| Scoring::local(teacher, next)));
         self.distiller.ended(Ended::Waiting { trajectory, scoring });
         Ok(())
     }

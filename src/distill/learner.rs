@@ -2,7 +2,8 @@
 //!
 //! Building packs whole trajectories into micro-batches, runs the same forward that served them (with
 //! activations kept), and turns hidden states into losses a few rows at a time, so that no [T, V] buffer
-//! exists. The teacher's side of a row is its hidden state, kept when it scored the turn. Applying is
+//! exists. The teacher's side of a row is its hidden state, kept when it scored the turn, or what the host's teacher
+//! said of it. Applying is
 //! AdamW on the masters; the student's weights are the masters rounded to their stored dtypes. All of that holds for the
 //! parameters that are trained: all weights, or an adapter's pairs alone.
 //!
