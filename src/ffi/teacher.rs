@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use super::distiller::squire_distiller;
 use super::error::squire_error;
-use super::guard::{Outcome, guard, guard_out, guard_out_unless};
+use super::guard::{Call, Outcome, guard, guard_out, guard_out_unless};
 use super::handle::{self, Object};
 use super::input;
 use super::model::squire_model;
 use super::options::{self, Versioned};
 use super::status::squire_status;
 use crate::distill::{Config, Distiller, QueueOptions, Reply, Request, Teacher, TeacherQueue};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, Result};
+use crate::serve::ServedModel;
 
 /// A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores: any number of
 /// threads take requests by squire_teacher_next and answer each by squire_teacher_reply or _fail. Shared: see
@@ -253,6 +254,23 @@ pub unsafe extern "C" fn squire_teacher_fail(
     }
 }
 
+/// The model, teacher and settings that make a distiller.
+///
+/// # Safety
+/// As [`Call::shared`] and [`input::text`].
+unsafe fn parts(
+    call: &Call,
+    student: *const squire_model,
+    teacher: *const squire_teacher,
+    (settings, len): (*const c_char, usize),
+) -> Result<(ServedModel, Teacher, Config)> {
+    // SAFETY: passed on.
+    unsafe {
+        let (student, teacher) = (call.shared(student)?.clone(), call.shared(teacher)?.clone());
+        Ok((student, Teacher::Queue(teacher), Config::from_json(input::text(settings, len, "settings_json")?)?))
+    }
+}
+
 /// Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
 /// or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
 /// fingerprint is not that of the student's tokenizer. Otherwise as squire_distiller_create. Any thread.
@@ -268,9 +286,8 @@ pub unsafe extern "C" fn squire_distiller_create_taught(
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard_out(out, err, |call| {
-            let (student, teacher) = (call.shared(student)?, call.shared(teacher)?);
-            let config = Config::from_json(input::text(settings_json, settings_len, "settings_json")?)?;
-            Distiller::taught(&student, Some(Teacher::Queue(teacher.clone())), config)
+            let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
+            Distiller::taught(&student, Some(teacher), config)
         })
     }
 }
@@ -291,10 +308,9 @@ pub unsafe extern "C" fn squire_distiller_resume_taught(
     // SAFETY: the conventions at the head of the header.
     unsafe {
         guard_out(out, err, |call| {
-            let (student, teacher) = (call.shared(student)?, call.shared(teacher)?);
-            let config = Config::from_json(input::text(settings_json, settings_len, "settings_json")?)?;
+            let (student, teacher, config) = parts(call, student, teacher, (settings_json, settings_len))?;
             let path = input::path(path, path_len, "path")?;
-            Distiller::resume_taught(&student, Some(Teacher::Queue(teacher.clone())), config, path)
+            Distiller::resume_taught(&student, Some(teacher), config, path)
         })
     }
 }
