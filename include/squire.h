@@ -1111,6 +1111,7 @@ squire_status squire_distiller_resume_taught(squire_model *student,
 #define SQUIRE_REASON_TEACHER_NOT_ABLE 6 /* reason: the teacher's turn, but there is no teacher, so the student acts. */
 #define SQUIRE_REASON_REPLAY_ENDED 7 /* reason: the demonstration has no action for this turn. */
 #define SQUIRE_REASON_TURN_CAP 8 /* reason: the episode's turn cap is reached. */
+#define SQUIRE_REASON_TEACHER_SPENT 9 /* reason: the teacher's turn, but its tokens until the next update are spent, so the student acts. */
 #define SQUIRE_OUTCOME_HAS_REWARD 1 /* Of squire_episode_outcome: reward is given. */
 #define SQUIRE_OUTCOME_EXECUTED_OTHER 2 /* Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss. */
 

@@ -155,7 +155,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                 let mut logits = Tensor::zeros(Dtype::F32, &[n, v])?;
                 head_forward(&model, &weights, &mut logits, &a.hidden, n)?;
                 let teacher = Tensor::zeros(Dtype::F32, &[n, v])?;
-                let rows = [RowLoss { kind: Loss::ReverseKl, weight: 1.0, target: 0 }; 40];
+                let rows = [RowLoss::new(Loss::ReverseKl, 1.0, 0); 40];
                 ops::divergence_forward_backward(&device, &mut logits, ops::TeacherRows::Logits(&teacher), &rows, n)?;
                 let mut dhidden = Tensor::zeros(Dtype::F32, &[ids.len(), config.hidden_size])?;
                 head_backward(&model, &weights, &mut gradients, &mut dhidden, (&logits, &a.hidden), n);

@@ -5,13 +5,14 @@ mod scripted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Distiller, EpisodeSpec};
 use squire::error::Fault;
-use squire::serve::ServedModel;
+use squire::serve::{Engine, EngineOptions, Level, Log, ServedModel};
 
 fn document() -> Value {
     // Numbers of many digits: what is written must be read as the same.
@@ -73,6 +74,52 @@ fn a_run_resumed_at_every_border_ends_with_the_bits_of_the_unbroken_one() {
         one_update(&broken);
         assert!(weight_bytes(whole.student()) == weight_bytes(broken.student()), "{kind:?} {compute:?}");
     }
+}
+
+#[test]
+fn a_resumed_run_may_have_another_learning_rate_and_says_so() {
+    let (folder, _) = checkpoint();
+    let stepped = |document: Value| {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = lines.clone();
+        let log = Log(Arc::new(move |_: Level, _: &str, text: &str| kept.lock().unwrap().push(text.to_string())));
+        let options = EngineOptions { n_threads: 2, compute: Compute::F32, log: Some(log), ..Default::default() };
+        let engine = Engine::new(options).unwrap();
+        let student = model(&engine, &config(Kind::Dense, 32, 2), 1);
+        let teacher = model(&engine, &config(Kind::Dense, 48, 3), 2);
+        let d = Distiller::resume(&student, Some(&teacher), settings(document), folder.path()).unwrap();
+        let before = student.current().weights.tensors().iter().flat_map(|(_, t)| t.f32().to_vec()).collect::<Vec<_>>();
+        one_update(&d);
+        let after = student.current().weights.tensors().iter().flat_map(|(_, t)| t.f32().to_vec()).collect::<Vec<_>>();
+        let moved: Vec<f64> = after.iter().zip(&before).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+        let lines = lines.lock().unwrap().join("\n");
+        (moved, lines, d)
+    };
+    // Without decay AdamW's step is proportional to the rate.
+    let mut document = document();
+    document["optimizer"]["weight_decay"] = 0.into();
+    let (plain, _, _) = stepped(document.clone());
+    document["optimizer"]["learning_rate"] = (2.0 * 0.010000000000000002).into();
+    let (doubled, lines, d) = stepped(document.clone());
+    let largest = plain.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    assert!(plain.iter().zip(&doubled).all(|(a, b)| (2.0 * a - b).abs() < 1e-4 * largest), "twice the step");
+    assert!(largest > 1e-3);
+    let told = "resumed with optimizer.learning_rate 0.020000000000000004 in place of 0.010000000000000002";
+    assert!(lines.contains(told), "{lines}");
+    // It goes on in its folder, and what it replaces there is its own.
+    d.save(folder.path()).unwrap();
+    assert_eq!(names(folder.path()), ["step-00000002"]);
+    // A run of its own with that rate is another run.
+    let other = distiller(Kind::Dense, Compute::F32, with_another_rate(&document));
+    (0..3).for_each(|_| one_update(&other));
+    assert_eq!(fault(other.save(folder.path())), Fault::CheckpointMismatch);
+}
+
+/// The same with a rate that no checkpoint has.
+fn with_another_rate(document: &Value) -> Value {
+    let mut other = document.clone();
+    other["optimizer"]["learning_rate"] = 0.03.into();
+    other
 }
 
 #[test]
@@ -148,7 +195,7 @@ fn a_checkpoint_of_other_settings_or_another_model_is_refused() {
         (json!({"seed": 12}), "seed is 11 there and 12 here"),
         (json!({"steps": 7}), "settings: its steps are not this run's"),
         (json!({"normaliser": "turn-mean"}), "normaliser"),
-        (json!({"optimizer": {"learning_rate": 0.01}}), "optimizer"),
+        (json!({"optimizer": {"learning_rate": 1e-3, "beta1": 0.8}}), "optimizer.beta1 is 0.9 there and 0.8 here"),
     ] {
         let mut changed = document();
         for (key, value) in change.as_object().unwrap() {

@@ -61,7 +61,7 @@ impl Objective {
         }
         let (packed, weight) = (ids.concat(), 1.0 / rows.len() as f32);
         let kinds = [Loss::CrossEntropy, Loss::ReverseKl, Loss::ForwardKl];
-        let spec = |(i, &row): (usize, &usize)| RowLoss { kind: kinds[i % 3], weight, target: packed[row + 1] };
+        let spec = |(i, &row): (usize, &usize)| RowLoss::new(kinds[i % 3], weight, packed[row + 1]);
         let specs = rows.iter().enumerate().map(spec).collect();
         let activations = run(model, teacher, None, &ids);
         let teacher = heads(model, teacher, &activations, &rows).1;

@@ -1,22 +1,22 @@
 //! The guided loop's numbers: methods reduce to each other bit for bit, and every preset's loss, weights
 //! and gradients equal what is computed here by hand, in f64, from whole sequences.
 
+#[path = "support/by_hand.rs"]
+mod by_hand;
 #[path = "support/scripted.rs"]
 mod scripted;
 
+use by_hand::{assert_near, logits, softmax};
 use scripted::*;
 use serde_json::{Value, json};
+use squire::backend::Compute;
 use squire::backend::ops::Loss;
 use squire::backend::page::PAGE;
-use squire::backend::{Compute, Tensor};
 use squire::distill::batch::{TokenLoss, plan};
 use squire::distill::trajectory::Trajectory;
 use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
-use squire::model::backward::{BackwardScratch, Passed, backward, head_backward};
-use squire::model::forward::{Segment, forward, head_forward};
-use squire::model::{Activations, KvCache, KvPool, Weights};
+use squire::model::Weights;
 use squire::serve::{Cancel, ServedModel, Session};
-use squire::tensor::Dtype;
 
 /// Plays a batch and builds its update.
 fn batch(d: &Distiller, n: usize) -> (Vec<Trajectory>, Update) {
@@ -98,27 +98,10 @@ fn loss_by_hand(student: &ServedModel, teacher: &ServedModel, batch: &[Trajector
                     let said = batch[i].ids()[position] as usize;
                     p[said] - q[said]
                 }
+                other => panic!("{other:?} is methods_exact's"),
             }
     };
     losses.iter().map(of).sum()
-}
-
-/// Logits [T, V] of a whole sequence in one forward, with its activations.
-fn logits(model: &ServedModel, ids: &[i32]) -> (Vec<f32>, Tensor, Activations) {
-    let (m, revision) = (model.model(), model.current());
-    let mut activations = Activations::for_training(m).unwrap();
-    let mut kv = KvCache::new(&KvPool::new(&m.device, m.page_shape(), u64::MAX));
-    forward(m, &revision.weights, &mut [Segment { ids, kv: &mut kv, adapter: None }], &mut activations).unwrap();
-    let mut logits = Tensor::zeros(Dtype::F32, &[ids.len(), VOCABULARY]).unwrap();
-    head_forward(m, &revision.weights, &mut logits, &activations.hidden, ids.len()).unwrap();
-    (logits.f32().to_vec(), logits, activations)
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b)) as f64;
-    let all: Vec<f64> = logits.iter().map(|&x| (x as f64 - largest).exp()).collect();
-    let sum: f64 = all.iter().sum();
-    all.iter().map(|x| x / sum).collect()
 }
 
 /// The gradients by hand: one sequence at a time, the loss's gradient by the logits in f64.
@@ -128,56 +111,20 @@ fn gradients_by_hand(
     batch: &[Trajectory],
     losses: &[Weighted],
 ) -> Weights {
-    let (m, revision) = (student.model(), student.current());
-    let mut gradients = Weights::zeros(&m.config).unwrap();
-    let mut scratch = BackwardScratch::new(m).unwrap();
-    for (i, t) in batch.iter().enumerate() {
-        let (n, v) = (t.ids().len(), VOCABULARY);
-        let (student_logits, mut dlogits, mut activations) = logits(student, t.ids());
-        let (teacher_logits, ..) = logits(teacher, t.ids());
-        dlogits.f32_mut().fill(0.0);
-        for &(_, position, loss, weight) in losses.iter().filter(|l| l.0 == i) {
-            let row = (position - 1) * v..position * v;
-            let (p, q) = (softmax(&student_logits[row.clone()]), softmax(&teacher_logits[row.clone()]));
-            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-            for (id, d) in dlogits.f32_mut()[row].iter_mut().enumerate() {
-                let target = f64::from(u8::from(t.ids()[position] == id as i32));
-                let by_logit = match loss {
-                    Loss::ReverseKl => p[id] * ((p[id] / q[id]).ln() - kl),
-                    Loss::ForwardKl => p[id] - q[id],
-                    Loss::JensenShannon(share) => {
-                        let share = f64::from(share);
-                        let to = |id: usize| (p[id] / (share * q[id] + (1.0 - share) * p[id])).ln();
-                        let mean: f64 = (0..v).map(|id| p[id] * to(id)).sum();
-                        (1.0 - share) * p[id] * (to(id) - mean)
-                    }
-                    Loss::CrossEntropy => p[id] - target,
-                    Loss::SampledReverseKl => {
-                        let said = t.ids()[position] as usize;
-                        (p[said] / q[said]).ln() * (target - p[id])
-                    }
-                };
-                *d = (weight * by_logit) as f32;
-            }
+    let mut theirs = Vec::new();
+    let of = |&(i, position, loss, weight): &Weighted| (i, position, (loss, weight));
+    let losses: Vec<_> = losses.iter().map(of).collect();
+    by_hand::gradients(student, batch, &losses, |i, position, p, &(loss, weight)| {
+        if theirs.len() <= i {
+            theirs.resize_with(i + 1, Vec::new);
         }
-        let mut dhidden = Tensor::zeros(Dtype::F32, &[n, m.config.hidden_size]).unwrap();
-        head_backward(m, &revision.weights, &mut gradients, &mut dhidden, (&dlogits, &activations.hidden), n);
-        let whole = std::iter::once(0..n).collect::<Vec<_>>();
-        let facts =
-            Passed { activations: &mut activations, caches: &mut [], ids: t.ids(), spans: &whole, adapter: None };
-        backward(m, &revision.weights, &mut gradients, facts, &dhidden, &mut scratch).unwrap();
-    }
-    gradients
-}
-
-/// Asserts that every tensor's gradient is the other's within `limit` of its norm.
-fn assert_near(a: &impl Named, b: &impl Named, limit: f64, what: &str) {
-    for ((name, a), (_, b)) in a.named().into_iter().zip(b.named()) {
-        let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-        let gap = norm(&mut a.f32().iter().zip(b.f32()).map(|(a, b)| (a - b) as f64));
-        let size = norm(&mut b.f32().iter().map(|&x| x as f64));
-        assert!(gap <= limit * size, "{what}, {name}: {gap:e} of {size:e}");
-    }
+        if theirs[i].is_empty() {
+            theirs[i] = logits(teacher, batch[i].ids()).0;
+        }
+        let q = softmax(&theirs[i][(position - 1) * VOCABULARY..position * VOCABULARY]);
+        let said = batch[i].ids()[position] as usize;
+        by_hand::by_logits(loss, p, &q, said).into_iter().map(|g| weight * g).collect()
+    })
 }
 
 /// Every token of the turns for which `loss_of` gives a loss, with its share of the token mean.

@@ -146,7 +146,7 @@ impl Objective {
         let rows = batch.rows(&batch.loss_positions);
         let packed = batch.ids.concat();
         let weight = 1.0 / rows.len() as f32;
-        let specs = rows.iter().map(|&row| RowLoss { kind, weight, target: packed[row + 1] }).collect();
+        let specs = rows.iter().map(|&row| RowLoss::new(kind, weight, packed[row + 1])).collect();
         let mut activations = Activations::for_serving(served.model()).unwrap();
         let weights = &served.current().weights;
         run(served.model(), weights, None, &batch, &mut activations);

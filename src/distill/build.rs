@@ -9,6 +9,7 @@ use super::packing::Packing;
 use super::report::{Report, SetAside};
 use super::unpublished::Unpublished;
 use super::update::Update;
+use super::weighing::weigh;
 use super::workspace::{Finished, Workspace};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
@@ -135,7 +136,7 @@ impl Distiller {
         let device = self.0.student.model().device.clone();
         let _waits = device.work_that_waits();
         let records: Vec<&Finished> = finished.iter().map(|(_, f)| f).collect();
-        let packing = Packing::of(&records, &self.0.config, current.number)?;
+        let mut packing = Packing::of(&records, &self.0.config, current.number)?;
         let fitted = self.reserve(learning, &current, packing.extent()).map_err(|e| packing.refused(&records, e))?;
         self.begin_learning(learning, &current)?;
         let (weights, adapter, revision): (&Weights, _, _) = match &learning.unpublished {
@@ -164,6 +165,14 @@ impl Distiller {
             none => none.insert(Workspace::new(task.student, task.teacher)?),
         };
         workspace.fit(task.student, fitted)?;
+        let settings = task.config.turn_weights;
+        let all = packing.batch.n_fed() as u64;
+        let mut go_on = || match !cancel.is_set() && progress(0, all) {
+            true => Ok(()),
+            false => Err(Error::new(Fault::Cancelled, "the update was cancelled")),
+        };
+        let of = (&device, task.teacher, task.vocabulary);
+        weigh(&mut packing.batch, &records, workspace, of, settings, &mut go_on)?;
         let gradients = task.gradients(workspace, &records, &packing, cancel, progress)?;
         Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
     }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::distiller::Distiller;
+use super::knob_table::{KNOBS, OnResume};
 use super::learner::Learner;
 use super::teacher::Teacher;
 use super::trained;
@@ -39,9 +40,6 @@ const LAYOUT: Layout = Layout {
     folder: None,
 };
 const VERSION: u64 = 1;
-/// Settings that a resumed run may change: steps, which are compared by themselves, and what changes no bit.
-const FREE: [&str; 6] =
-    ["steps", "update_kl_tokens", "max_update_kl", "refuse_update_kl", "recompute", "training_budget"];
 /// The longest state document, in bytes; one has a few thousand.
 const MAX_STATE: u64 = 1 << 20;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
@@ -92,7 +90,9 @@ impl Distiller {
         // What is removed at the end must not be another run's; of what cannot be read nobody knows whose it is.
         for old in &before {
             if let Ok(State { document, .. }) = State::read(old) {
+                let resumed = learning.resumed.as_ref();
                 check_run(&document, &old.folder, student, self.config())
+                    .and_then(|()| check_settings(&document["settings"], &old.folder, self.config(), resumed))
                     .map_err(|e| e.within("no checkpoint is written; choose another folder"))?;
             }
         }
@@ -171,6 +171,7 @@ impl Distiller {
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
+        let changed = check_settings(&document["settings"], &folder, &config, Some(&document["settings"]))?;
         // Refused where it does not fit, before what it would hold is read.
         let distiller = Distiller::taught(student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());
@@ -188,8 +189,12 @@ impl Distiller {
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
         learning.base = Arc::downgrade(&current.weights);
+        learning.resumed = Some(document["settings"].clone());
         learning.learner = Some(learner);
         drop(learning);
+        for what in changed {
+            distiller.log(Level::Info, &format!("resumed with {what}: the rest of the run goes by it"));
+        }
         Ok(distiller)
     }
 }
@@ -204,23 +209,9 @@ fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Co
         ("dtype", json!(student.current().weights.dtypes())),
         ("compute", json!(student.model().compute.name())),
         ("vocabulary", json!(vocabulary)),
-        ("settings", config.to_json()),
     ];
-    for (key, mut value) in wanted {
-        if let (true, Some(settings)) = (key == "settings", value.as_object_mut()) {
-            for free in FREE {
-                match document[key].get(free) {
-                    Some(theirs) => settings.insert(free.into(), theirs.clone()),
-                    None => settings.remove(free),
-                };
-            }
-            // What the run had before a knob there was is what the knob is by default.
-            let default = Config::default().to_json();
-            settings.retain(|knob, value| document[key].get(knob).is_some() || *value != default[knob]);
-        }
-        // Read back as the checkpoint's was: reading may lose a number's last bit.
-        let value: Value =
-            serde_json::from_str(&value.to_string()).map_err(|e| broken(folder, &format!("{key}: {e}")))?;
+    for (key, value) in wanted {
+        let value = read_back(&value).map_err(|e| broken(folder, &format!("{key}: {e}")))?;
         if document[key] != value {
             let what = difference(&document[key], &value);
             let why = format!("{}: its {key} is not this run's: {what}", folder.display());
@@ -228,6 +219,48 @@ fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Co
         }
     }
     Ok(())
+}
+
+/// Refuses other settings than the checkpoint's, but for those that a resumed run may change; says what changed. Those by
+/// which the run learns may only be what they were in the settings `resumed`: another run's are its own.
+fn check_settings(theirs: &Value, folder: &Path, config: &Config, resumed: Option<&Value>) -> Result<Vec<String>> {
+    let refused = |what: String| {
+        let why = format!("{}: its settings is not this run's: {what}", folder.display());
+        Error::new(Fault::CheckpointMismatch, why)
+    };
+    let (ours, default) = (config.to_json(), Config::default());
+    let object = theirs.as_object().ok_or_else(|| broken(folder, "settings is no object"))?;
+    if let Some((key, value)) = object.iter().find(|(key, _)| ours.get(key.as_str()).is_none()) {
+        return Err(refused(format!("{key} is {value:.80} there and null here")));
+    }
+    let mut changed = Vec::new();
+    for knob in KNOBS {
+        // What the run had before a knob there was is what the knob is by default.
+        let of = |settings: &Value| {
+            let value = settings.pointer(&format!("/{}", knob.path.replace('.', "/"))).cloned();
+            value.unwrap_or_else(|| (knob.show)(&default))
+        };
+        let there = of(theirs);
+        let was_resumed = resumed.is_some_and(|settings| of(settings) == there);
+        let pair = read_back(&there).and_then(|there| Ok((there, read_back(&(knob.show)(config))?)));
+        let (there, here) = pair.map_err(|e| broken(folder, &format!("settings: {}: {e}", knob.path)))?;
+        match knob.on_resume {
+            _ if there == here => {}
+            OnResume::Retuned if !was_resumed => {
+                return Err(refused(format!("{} is {there:.80} there and {here:.80} here", knob.path)));
+            }
+            OnResume::Free | OnResume::Retuned => {
+                changed.push(format!("{} {here:.80} in place of {there:.80}", knob.path))
+            }
+            OnResume::Kept => return Err(refused(format!("{} is {there:.80} there and {here:.80} here", knob.path))),
+        }
+    }
+    Ok(changed)
+}
+
+/// As a checkpoint's is read: reading may lose a number's last bit.
+fn read_back(value: &Value) -> serde_json::Result<Value> {
+    serde_json::from_str(&value.to_string())
 }
 
 /// A resumed run may have more steps than it had, not fewer. Schedules by the fraction of the run that is done, and those

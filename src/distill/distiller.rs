@@ -48,6 +48,8 @@ pub(super) struct State {
     /// ended training episodes
     pub(super) ended: Vec<Waiting>,
     pub(super) totals: Totals,
+    /// tokens that the teacher said in training since the last update
+    pub(super) teacher_said: u64,
 }
 
 impl State {
@@ -73,6 +75,8 @@ pub(super) struct Learning {
     pub(super) base: Weak<Counted<Weights>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
+    /// the settings of the checkpoint from which it was resumed
+    pub(super) resumed: Option<Value>,
     /// buffers of the last build
     pub(super) workspace: Option<Workspace>,
     /// what all of this may take of the engine's host budget
@@ -124,10 +128,12 @@ impl Distiller {
                 next_evaluation: 0,
                 ended: Vec::new(),
                 totals: Totals::default(),
+                teacher_said: 0,
             }),
             learning: Mutex::new(Learning {
                 learner: None,
                 begun: None,
+                resumed: None,
                 base: Weak::new(),
                 unpublished: None,
                 workspace: None,
@@ -191,6 +197,17 @@ impl Distiller {
         self.0.state.lock().step
     }
 
+    /// Whether the teacher may say no more until the next update.
+    pub(super) fn teacher_spent(&self) -> bool {
+        let most = self.0.config.teacher_tokens;
+        most > 0 && self.0.state.lock().teacher_said >= most
+    }
+
+    /// Counts what the teacher said in a training turn.
+    pub(super) fn teacher_said(&self, tokens: usize) {
+        self.0.state.lock().teacher_said += tokens as u64;
+    }
+
     /// Ended training episodes that wait for an update, without those that are set aside.
     pub fn n_waiting(&self) -> usize {
         self.0.state.lock().n_waiting()
@@ -212,6 +229,7 @@ impl Distiller {
             episode,
             step: state.step,
             task: spec.task.clone(),
+            group: spec.group.clone(),
             seed: self.0.config.seed,
             revision,
             evaluation: spec.evaluation,
@@ -252,6 +270,10 @@ impl Distiller {
             "steps": config.steps,
             "beta": config.beta_at(step),
             "depth": config.depth.as_ref().map(|_| config.depth_at(step)),
+            "schedules": config.schedules().iter().map(|(name, schedule)| {
+                (name.to_string(), json!(schedule.value(step, config.steps)))
+            }).collect::<serde_json::Map<_, _>>(),
+            "teacher_tokens": state.teacher_said,
             "learning_rate": config.optimizer.learning_rate_at(step, config.steps),
             "revision": self.0.student.current().number,
             "revisions_alive": self.0.student.n_revisions_alive(),

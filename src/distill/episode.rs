@@ -167,6 +167,11 @@ impl State {
         Ok((tokens, start))
     }
 
+    /// Whether the turn under way ended for want of room.
+    fn was_cut_off(&self) -> bool {
+        self.ending.as_ref().is_some_and(Ending::was_cut_off)
+    }
+
     /// Writes the turn under way down.
     fn write_down(&mut self, decision: Decision, config: &Config) -> Result<()> {
         let (tokens, start) = self.timeline()?;
@@ -175,7 +180,8 @@ impl State {
         if let Some(teacher) = teacher {
             catch_up(teacher, student)?;
         }
-        record(&mut self.trajectory, &tokens, start, &decision, config)?;
+        let was_cut_off = self.was_cut_off();
+        record(&mut self.trajectory, &tokens, start, &decision, (config, was_cut_off))?;
         (self.phase, self.start) = (Phase::Acted, None);
         Ok(())
     }
@@ -186,7 +192,7 @@ impl State {
         if let Phase::Acting(decision) | Phase::Broken(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
-                record(&mut trajectory, &tokens, start, &decision, config)?;
+                record(&mut trajectory, &tokens, start, &decision, (config, self.was_cut_off()))?;
             }
         }
         Ok(trajectory)
@@ -215,6 +221,7 @@ impl Distiller {
 
 impl Episode {
     pub(super) fn begin(distiller: &Distiller, spec: EpisodeSpec) -> Result<Episode> {
+        spec.check(distiller.config())?;
         let student = Session::new(distiller.student())?;
         let teacher = match distiller.teacher() {
             Some(t) if !spec.evaluation => {
@@ -347,6 +354,8 @@ impl Episode {
             has_teacher: state.sessions()?.teacher.is_some(),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
             replay_available: state.spec.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
+            demonstration: state.spec.demonstration.as_ref().map_or(0, |d| d.len() as u32),
+            teacher_spent: self.distiller.teacher_spent(),
             asked,
             max_turns: state.max_turns,
         };
@@ -469,7 +478,13 @@ impl Episode {
     pub fn outcome(&self, reward: Option<f64>, executed: bool) -> Result<()> {
         let mut state = self.state.lock();
         match state.phase()? {
-            Phase::Acting(decision) | Phase::Broken(decision) => state.write_down(decision, self.distiller.config())?,
+            Phase::Acting(decision) | Phase::Broken(decision) => {
+                state.write_down(decision, self.distiller.config())?;
+                let turn = state.trajectory.turns().last();
+                if let Some(turn) = turn.filter(|turn| turn.actor == Actor::Teacher) {
+                    self.distiller.teacher_said(turn.range.len());
+                }
+            }
             Phase::Acted => {}
             phase => return Err(out_of_order("outcome", phase)),
         }
@@ -551,7 +566,7 @@ fn record(
     tokens: &[Token],
     start: usize,
     decision: &Decision,
-    config: &Config,
+    (config, was_cut_off): (&Config, bool),
 ) -> Result<()> {
     let (context, turn) = (&tokens[trajectory.ids().len()..start], &tokens[start..]);
     let actor = decision.actor.ok_or_else(|| out_of_order("outcome", Phase::Decided(*decision)))?;
@@ -564,8 +579,10 @@ fn record(
         trajectory.add_context(&run.iter().map(|t| t.id).collect::<Vec<_>>(), run[0].source)?;
     }
     let ids: Vec<i32> = turn.iter().map(|t| t.id).collect();
-    let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs };
-    trajectory.add_turn(&action, decision, config.loss_of(actor))?;
+    let truncated = was_cut_off && actor != Actor::Replay;
+    let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs, truncated };
+    let loss = config.loss_at(actor, trajectory.heading.step);
+    trajectory.add_turn(&action, decision, loss)?;
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 //! by step. The same facts as JSON for programs and as text for people.
 #![forbid(unsafe_code)]
 
-use super::config::{Config, KNOBS, Origin};
-use super::knobs::{ActorPolicy, Normaliser};
+use super::config::{Config, Origin};
+use super::knob_table::KNOBS;
+use super::knobs::Normaliser;
+use super::preset::PRESETS;
 use super::report::{BF16_FLOOR, BF16_FLOOR_OF_EXPERTS};
 use crate::backend::ops::Loss;
 use serde_json::{Map, Value, json};
@@ -11,6 +13,8 @@ use std::fmt::Write;
 
 /// At most this many steps are tabulated; longer runs are shown at even intervals.
 const MOST_ROWS: u64 = 1000;
+/// Schedules of which the floor counts.
+const WHOLE: [&str; 2] = ["depth", "withdrawn"];
 /// Lines of the table in the text form.
 const TEXT_ROWS: usize = 26;
 
@@ -23,13 +27,12 @@ pub fn explain(config: &Config, steps: u64) -> Value {
         config.steps = steps.max(1);
         config.mark("steps", Origin::Given);
     }
-    let document = config.to_json();
     let knobs: Vec<_> = KNOBS
         .iter()
-        .map(|path| {
-            let value = document.pointer(&format!("/{}", path.replace('.', "/"))).unwrap_or(&Value::Null);
+        .map(|knob| {
+            let path = knob.path;
             let source = config.origin(path).map_or(String::new(), |origin| origin.to_string());
-            json!({"knob": path, "value": value, "source": source})
+            json!({"knob": path, "value": (knob.show)(&config), "source": source})
         })
         .collect();
     let (notes, schedules) = (notes(&config), schedules(&config));
@@ -41,9 +44,15 @@ fn notes(config: &Config) -> Vec<String> {
     let mut notes =
         vec!["losses are at temperature 1, divergences over the whole shared vocabulary or, where the teacher gives its most \
               likely ids, over those and a tail, whatever sampling says".to_string()];
-    if config.student_turns.kind == Some(Loss::SampledReverseKl) && config.max_staleness > 0 {
-        notes.push("sampled-reverse-kl is of what an older revision drew where episodes lag (max_staleness)".into());
+    if matches!(config.student_turns.kind, Some(Loss::SampledReverseKl | Loss::K2)) && config.max_staleness > 0 {
+        let name = config.student_turns.name();
+        notes.push(format!("{name} is of what an older revision drew where episodes lag (max_staleness)"));
     }
+    for knob in KNOBS.iter().filter(|knob| knob.experimental && config.origin(knob.path) != Some(Origin::Default)) {
+        notes.push(format!("{} is experimental: no paper stands behind it", knob.path));
+    }
+    let preset = PRESETS.iter().filter(|preset| Some(preset.name) == config.preset);
+    notes.extend(preset.flat_map(|preset| preset.notes).map(|note| note.to_string()));
     if config.normaliser == Normaliser::TokenMean {
         notes.push("token-mean divides by all trained tokens of the batch, of all losses together".into());
     }
@@ -57,17 +66,14 @@ fn notes(config: &Config) -> Vec<String> {
 }
 
 fn schedules(config: &Config) -> Value {
+    let others = config.schedules();
     let mut columns = vec!["step", "learning_rate"];
-    if matches!(config.actor, ActorPolicy::Bernoulli { .. }) {
-        columns.push("beta");
-    }
-    if config.depth.is_some() {
-        columns.push("depth");
-    }
-    let value = |column: &str, step| match column {
-        "learning_rate" => config.optimizer.learning_rate_at(step, config.steps),
-        "beta" => config.beta_at(step),
-        _ => f64::from(config.depth_at(step)),
+    columns.extend(others.iter().map(|(name, _)| *name));
+    let value = |column: &str, step| match others.iter().find(|(name, _)| *name == column) {
+        None => config.optimizer.learning_rate_at(step, config.steps),
+        // Turns are whole.
+        Some((name, schedule)) if WHOLE.contains(name) => schedule.value(step, config.steps).floor(),
+        Some((_, schedule)) => schedule.value(step, config.steps),
     };
     let stride = config.steps.div_ceil(MOST_ROWS) as usize;
     let steps: Vec<u64> = (0..config.steps).step_by(stride).collect();
@@ -207,7 +213,7 @@ mod tests {
         let text = explain_text(&Config::preset("guided-opd").unwrap(), 250);
         let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
         assert_eq!(lines[0], ["preset", "guided-opd"]);
-        assert!(KNOBS.iter().all(|knob| lines.iter().any(|line| line.first() == Some(knob))), "{text}");
+        assert!(KNOBS.iter().all(|knob| lines.iter().any(|line| line.first() == Some(&knob.path))), "{text}");
         for row in [["50", "1.000e-6", "0.854"], ["100", "1.000e-6", "0.500"], ["150", "1.000e-6", "0.146"]] {
             assert!(lines.iter().any(|line| *line == row), "{text}");
         }

@@ -1,15 +1,15 @@
 //! The values that knobs take, each with the words that stand for it in a document. What the knobs
-//! are and how a document sets them stands in [`config`](super::config).
+//! are stands in [`knob_table`](super::knob_table).
 #![forbid(unsafe_code)]
 
-use super::document::{fields, join, word};
+use super::document::{bad, fields, integer, join, number, word};
 use super::schedule::Schedule;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
 use serde_json::{Value, json};
 
 /// Over what the loss is averaged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Normaliser {
     /// Every trained token of the batch counts the same.
     TokenMean,
@@ -17,13 +17,78 @@ pub enum Normaliser {
     SequenceMean,
     /// Every trained turn of the batch counts the same, within it every token.
     TurnMean,
+    /// So much of the turn mean, the rest of the token mean.
+    Blend(Schedule),
+    /// Every trained token counts the same: one over this, however many there are.
+    Fixed(f64),
 }
 
-pub(super) const NORMALISERS: &[(&str, Normaliser)] = &[
-    ("token-mean", Normaliser::TokenMean),
-    ("sequence-mean", Normaliser::SequenceMean),
-    ("turn-mean", Normaliser::TurnMean),
-];
+impl Normaliser {
+    /// The normaliser written at `path` of a document.
+    pub(super) fn from_json(value: &Value, path: &str) -> Result<Normaliser> {
+        let known = [
+            ("token-mean", Normaliser::TokenMean),
+            ("sequence-mean", Normaliser::SequenceMean),
+            ("turn-mean", Normaliser::TurnMean),
+        ];
+        let Value::Object(map) = value else { return word(value, path, &known) };
+        let map = if map.len() == 1 { fields(value, path, &["blend", "fixed"])? } else { map };
+        let wanted = "token-mean, sequence-mean, turn-mean, {\"blend\": share of turns} or {\"fixed\": tokens}";
+        let (key, inner) = map.iter().next().filter(|_| map.len() == 1).ok_or_else(|| bad(value, path, wanted))?;
+        let path = join(path, key);
+        match key.as_str() {
+            "blend" => Ok(Normaliser::Blend(Schedule::within(inner, &path, 0.0, 1.0)?)),
+            _ => number(inner, &path, "a number from 1 to 1e12", |x| (1.0..=1e12).contains(&x)).map(Normaliser::Fixed),
+        }
+    }
+
+    /// The form that is read.
+    pub(super) fn to_json(self) -> Value {
+        match self {
+            Normaliser::TokenMean => json!("token-mean"),
+            Normaliser::SequenceMean => json!("sequence-mean"),
+            Normaliser::TurnMean => json!("turn-mean"),
+            Normaliser::Blend(share) => json!({"blend": share.to_json()}),
+            Normaliser::Fixed(tokens) => json!({"fixed": tokens}),
+        }
+    }
+}
+
+/// Whose tokens are averaged together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the batch.
+    Batch,
+    /// Each actor's by themselves, so that the losses of actors are averages that are added.
+    Actor,
+}
+
+pub(super) const SCOPES: &[(&str, Scope)] = &[("batch", Scope::Batch), ("actor", Scope::Actor)];
+
+/// Which turns of an episode are learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LearnTurns {
+    /// All that carry loss.
+    All,
+    /// Of those the last.
+    Last,
+}
+
+pub(super) const LEARN_TURNS: &[(&str, LearnTurns)] = &[("all", LearnTurns::All), ("last", LearnTurns::Last)];
+
+/// What becomes of turns that `max_tokens` or the context cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncated {
+    /// They are learnt like others.
+    Learn,
+    /// They carry no loss.
+    Mask,
+    /// Their episodes are not learnt.
+    Drop,
+}
+
+pub(super) const TRUNCATED: &[(&str, Truncated)] =
+    &[("learn", Truncated::Learn), ("mask", Truncated::Mask), ("drop", Truncated::Drop)];
 
 /// Which trajectories are learnt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,25 +121,73 @@ pub enum ActorPolicy {
         /// The teacher's probability, within 0 to 1.
         beta: Schedule,
     },
+    /// The student, and from turn K on the teacher; K is drawn evenly for each episode.
+    Switch {
+        /// The least K.
+        from: u32,
+        /// The largest.
+        to: u32,
+    },
+    /// The episode's demonstration to the turn before its last, less so many as are withdrawn; then the student.
+    Prefix {
+        /// Turns that the student plays beyond the last.
+        withdrawn: Schedule,
+    },
+    /// Each episode wholly replayed or wholly the student's, drawn with this probability of a replay.
+    Mixture {
+        /// Within 0 to 1.
+        replay: Schedule,
+    },
 }
+
+/// A policy's name and the keys that it has besides.
+const POLICIES: &[(&str, &[&str])] = &[
+    ("student", &[]),
+    ("teacher", &[]),
+    ("replay", &[]),
+    ("bernoulli", &["beta"]),
+    ("switch", &["from", "to"]),
+    ("prefix", &["withdrawn"]),
+    ("mixture", &["replay"]),
+];
 
 impl ActorPolicy {
     /// The policy written at `path` of a document.
     pub(super) fn from_json(value: &Value, path: &str) -> Result<ActorPolicy> {
-        let map = fields(value, path, &["kind", "beta"])?;
-        let known = [("student", 0), ("teacher", 1), ("replay", 2), ("bernoulli", 3)];
-        let kind = word(map.get("kind").unwrap_or(&Value::Null), &join(path, "kind"), &known)?;
-        let beta_path = join(path, "beta");
-        match (kind, map.get("beta")) {
-            (0, None) => Ok(ActorPolicy::Student),
-            (1, None) => Ok(ActorPolicy::Teacher),
-            (2, None) => Ok(ActorPolicy::Replay),
-            (3, Some(beta)) => Ok(ActorPolicy::Bernoulli { beta: Schedule::within(beta, &beta_path, 0.0, 1.0)? }),
-            (_, None) => Err(Error::new(Fault::BadValue, format!("{beta_path} is missing"))),
-            (_, Some(_)) => {
-                Err(Error::new(Fault::BadValue, format!("{beta_path} has meaning only with kind bernoulli")))
-            }
+        let mut known: Vec<&str> = vec!["kind"];
+        known.extend(POLICIES.iter().flat_map(|(_, keys)| *keys));
+        let map = fields(value, path, &known)?;
+        let kinds: Vec<_> = POLICIES.iter().map(|(name, keys)| (*name, (*name, *keys))).collect();
+        let (kind, keys) = word(map.get("kind").unwrap_or(&Value::Null), &join(path, "kind"), &kinds)?;
+        if let Some(key) = map.keys().find(|key| *key != "kind" && !keys.contains(&key.as_str())) {
+            let owner = POLICIES.iter().find(|(_, keys)| keys.contains(&key.as_str())).map_or("", |(name, _)| name);
+            let why = format!("{} has meaning only with kind {owner}", join(path, key));
+            return Err(Error::new(Fault::BadValue, why));
         }
+        let need = |key: &str| {
+            let missing = || Error::new(Fault::BadValue, format!("{} is missing", join(path, key)));
+            map.get(key).map(|value| (value, join(path, key))).ok_or_else(missing)
+        };
+        let schedule = |key: &str, high: f64| {
+            let (value, path) = need(key)?;
+            Schedule::within(value, &path, 0.0, high)
+        };
+        let turn = |key: &str, low: u64| {
+            let (value, path) = need(key)?;
+            Ok::<_, Error>(integer(value, &path, low, 1_000_000)? as u32)
+        };
+        Ok(match kind {
+            "student" => ActorPolicy::Student,
+            "teacher" => ActorPolicy::Teacher,
+            "replay" => ActorPolicy::Replay,
+            "bernoulli" => ActorPolicy::Bernoulli { beta: schedule("beta", 1.0)? },
+            "switch" => {
+                let from = turn("from", 0)?;
+                ActorPolicy::Switch { from, to: turn("to", u64::from(from))? }
+            }
+            "prefix" => ActorPolicy::Prefix { withdrawn: schedule("withdrawn", 1_000_000.0)? },
+            _ => ActorPolicy::Mixture { replay: schedule("replay", 1.0)? },
+        })
     }
 
     /// The form that is read.
@@ -84,6 +197,9 @@ impl ActorPolicy {
             ActorPolicy::Teacher => json!({"kind": "teacher"}),
             ActorPolicy::Replay => json!({"kind": "replay"}),
             ActorPolicy::Bernoulli { beta } => json!({"kind": "bernoulli", "beta": beta.to_json()}),
+            ActorPolicy::Switch { from, to } => json!({"kind": "switch", "from": from, "to": to}),
+            ActorPolicy::Prefix { withdrawn } => json!({"kind": "prefix", "withdrawn": withdrawn.to_json()}),
+            ActorPolicy::Mixture { replay } => json!({"kind": "mixture", "replay": replay.to_json()}),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! logits beyond have probability 0 and no gradient, so padding is neither taught nor unlearnt.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -21,8 +22,9 @@ use super::packing::{Packing, last_loss};
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
+use super::weighing::targets;
 use super::workspace::{Finished, Scores, Workspace, leave_out};
-use crate::backend::ops::{self, AdamW, RowLoss};
+use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss};
 use crate::backend::{Compute, Device, host};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{Passed, backward_while, head_backward};
@@ -193,6 +195,7 @@ impl Task<'_> {
         rows.extend(of_members);
         workspace.dhidden.reserve_rows(ids.len())?;
         ops::fill(device, &mut workspace.dhidden, 0.0, ids.len());
+        let turn_log_ratios = self.turn_log_ratios(workspace, finished, &rows, go_on)?;
         // One output projection a chunk: a teacher may have moved on between two episodes.
         let teacher_of = |t: &TokenLoss| finished[t.trajectory].scores.as_ref().map(Scores::weights);
         let runs = rows.chunk_by(|(_, a), (_, b)| teacher_of(a) == teacher_of(b));
@@ -204,10 +207,9 @@ impl Task<'_> {
             head_forward(model, self.weights, &mut workspace.logits, &workspace.hidden, n)?;
             leave_out(&mut workspace.logits, self.vocabulary, n);
             sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.logits);
-            let targets: Vec<i32> =
-                chunk.iter().map(|(_, t)| finished[t.trajectory].trajectory.ids()[t.position]).collect();
+            let targets = targets(finished, chunk);
             let logprobs = ops::logprobs_of(device, &workspace.logits, &targets, n)?;
-            for ((_, t), logprob) in chunk.iter().zip(logprobs) {
+            for ((_, t), &logprob) in chunk.iter().zip(&logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
                 if sampled_here && Some(trajectory.heading.revision) == self.revision {
@@ -216,14 +218,24 @@ impl Task<'_> {
             }
             let teacher = (self.teacher, self.config.tail);
             let teachers = workspace.fill_teacher_rows(teacher, self.vocabulary, finished, chunk)?;
-            let specs: Vec<RowLoss> = chunk
-                .iter()
-                .zip(&targets)
-                .map(|((_, t), &target)| RowLoss { kind: t.kind, weight: t.weight as f32, target })
-                .collect();
+            let said = match chunk.iter().any(|(_, t)| t.kind.is_sampled()) {
+                true => workspace.teacher_logprobs(device, teachers, &targets, n)?,
+                false => Vec::new(),
+            };
+            let spec = |(i, (_, t)): (usize, &(usize, &TokenLoss))| {
+                let mut spec = RowLoss::new(t.kind, t.weight as f32, targets[i]);
+                if t.kind.is_sampled() {
+                    let turn_log_ratio = turn_log_ratios.get(&(t.trajectory, t.turn)).copied().unwrap_or(0.0);
+                    let logprob = finished[t.trajectory].trajectory.logprobs()[t.position];
+                    let drawn = Drawn { logprob, turn_log_ratio, teacher: t.teacher, rest: t.rest };
+                    spec.worth = ops::worth(t.kind, logprobs[i], said[i], &drawn).unwrap_or_default();
+                }
+                spec
+            };
+            let specs: Vec<RowLoss> = chunk.iter().enumerate().map(spec).collect();
             let values = workspace.divergences(device, teachers, &specs, n)?;
-            for ((_, t), value) in chunk.iter().zip(values) {
-                tally.add(t, value as f64);
+            for (((_, t), value), spec) in chunk.iter().zip(values).zip(&specs) {
+                tally.add(t, value as f64, t.kind.is_sampled().then_some(&spec.worth));
             }
             ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
             let operands = (&workspace.logits, &workspace.hidden);
@@ -233,5 +245,35 @@ impl Task<'_> {
         let (activations, caches) = (&mut workspace.activations, caches.as_mut_slice());
         let passed = Passed { activations, caches, ids: &ids, spans: &spans, adapter: self.adapter };
         backward_while(model, self.weights, gradients, passed, &workspace.dhidden, &mut workspace.scratch, go_on)
+    }
+
+    /// The mean of ln r over the tokens of each turn whose loss weighs by it, of rows that were just passed. All of a turn
+    /// must be known before any of it is differentiated, so its output projection is computed twice.
+    fn turn_log_ratios(
+        &self,
+        workspace: &mut Workspace,
+        finished: &[&Finished],
+        rows: &[(usize, &TokenLoss)],
+        go_on: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<BTreeMap<(usize, usize), f64>> {
+        let asks = |t: &TokenLoss| matches!(t.kind, Loss::PolicyGradient(settings) if settings.ratio == Ratio::Turn);
+        let mut rows_of_turns = host::with_room(rows.iter().filter(|(_, t)| asks(t)).count())?;
+        rows_of_turns.extend(rows.iter().filter(|(_, t)| asks(t)).copied());
+        let device = &self.student.device;
+        let mut sums: BTreeMap<(usize, usize), (f64, f64)> = BTreeMap::new();
+        for chunk in rows_of_turns.chunks(LOSS_ROWS) {
+            go_on()?;
+            let at: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
+            ops::gather_rows(device, &mut workspace.hidden, &workspace.activations.hidden, &at);
+            head_forward(self.student, self.weights, &mut workspace.logits, &workspace.hidden, at.len())?;
+            leave_out(&mut workspace.logits, self.vocabulary, at.len());
+            let logprobs = ops::logprobs_of(device, &workspace.logits, &targets(finished, chunk), at.len())?;
+            for ((_, t), now) in chunk.iter().zip(logprobs) {
+                let then = finished[t.trajectory].trajectory.logprobs()[t.position];
+                let sum = sums.entry((t.trajectory, t.turn)).or_default();
+                *sum = (sum.0 + f64::from(now) - f64::from(then), sum.1 + 1.0);
+            }
+        }
+        Ok(sums.into_iter().map(|(turn, (sum, n))| (turn, sum / n)).collect())
     }
 }

@@ -1,14 +1,16 @@
 //! Distillation: who acts in a turn, what is recorded, and which loss each token carries.
 //!
-//! In reading order: [`schedule`] moves a knob over the run; [`config`] holds all knobs, [`knobs`] their
-//! values and [`preset`] the published methods; [`policy`] decides which [`actor`] acts; [`trajectory`]
-//! records an episode; [`batch`] turns trajectories into loss weights; [`explain`] says what a run will do.
+//! In reading order: [`schedule`] moves a knob over the run; [`config`] holds all knobs, [`knob_table`] writes each once, [`knobs`]
+//! and [`advantage`] have their values, [`preset`] the published methods and [`settings`] reads them; [`policy`] decides which
+//! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
+//! trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
 //! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 pub mod actor;
+pub mod advantage;
 pub mod batch;
 mod build;
 pub mod checkpoint;
@@ -18,6 +20,7 @@ mod document;
 mod ended;
 pub mod episode;
 pub mod explain;
+pub mod knob_table;
 pub mod knobs;
 pub mod learner;
 mod lora;
@@ -25,18 +28,22 @@ mod packing;
 pub mod policy;
 pub mod preset;
 pub mod report;
+pub mod rewards;
 mod room;
 pub mod schedule;
 mod scoring;
+pub mod settings;
 pub mod spec;
 pub mod teacher;
 pub mod teacher_queue;
 mod trained;
 pub mod trajectory;
 pub mod turn_loss;
+pub mod turn_weights;
 mod unpublished;
 pub mod update;
 mod update_kl;
+mod weighing;
 pub mod workspace;
 
 pub use actor::Actor;

@@ -11,7 +11,10 @@ use super::actor::Actor;
 use super::config::Config;
 use super::knobs::ActorPolicy;
 use crate::error::{Error, Fault, Result};
-use crate::random::{Stream, uniform};
+use crate::random::{Stream, below, uniform};
+
+/// Stands for the turn in the key of a draw that is the episode's.
+const OF_THE_EPISODE: u64 = u64::MAX;
 
 /// Why a decision fell as it did. The numbers are stable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +36,8 @@ pub enum Reason {
     ReplayEnded = 7,
     /// The episode's turn cap is reached.
     TurnCap = 8,
+    /// The teacher's turn, but its tokens until the next update are spent.
+    TeacherSpent = 9,
 }
 
 impl Reason {
@@ -47,6 +52,9 @@ impl Reason {
             Reason::TeacherNotAble => "it is the teacher's turn, but there is no teacher, so the student acts",
             Reason::ReplayEnded => "the demonstration has no action for this turn",
             Reason::TurnCap => "the episode's turn cap is reached",
+            Reason::TeacherSpent => {
+                "it is the teacher's turn, but its tokens until the next update are spent, so the student acts"
+            }
         }
     }
 }
@@ -68,6 +76,10 @@ pub struct DecideInput {
     pub has_teacher: bool,
     /// Whether a demonstration has an action for this turn.
     pub replay_available: bool,
+    /// Turns of the stored demonstration; 0 without one.
+    pub demonstration: u32,
+    /// Whether the teacher may say no more until the next update.
+    pub teacher_spent: bool,
     /// The actor that the host asks for.
     pub asked: Option<Actor>,
     /// Turn cap of the episode.
@@ -127,6 +139,27 @@ pub fn decide(config: &Config, input: &DecideInput) -> Result<Decision> {
             let key = [input.seed, input.episode, u64::from(input.turn), input.step];
             (uniform(Stream::Actor, &key) < probability, Reason::Curriculum)
         }
+        ActorPolicy::Switch { from, to } => {
+            // One draw an episode, by a key that no turn has.
+            let key = [input.seed, input.episode, OF_THE_EPISODE, input.step];
+            let turn = u64::from(from) + below(Stream::Actor, &key, u64::from(to - from) + 1);
+            (u64::from(input.turn) >= turn, Reason::Curriculum)
+        }
+        ActorPolicy::Prefix { withdrawn } => {
+            let withdrawn = withdrawn.value(input.step, config.steps) as u32;
+            let replayed = input.demonstration.saturating_sub(1).saturating_sub(withdrawn);
+            let actor = if input.turn < replayed { Actor::Replay } else { Actor::Student };
+            return Ok(act(actor, Reason::Curriculum));
+        }
+        ActorPolicy::Mixture { replay } => {
+            let key = [input.seed, input.episode, OF_THE_EPISODE, input.step];
+            let share = replay.value(input.step, config.steps) as f32;
+            match (uniform(Stream::Actor, &key) < share, input.replay_available) {
+                (true, true) => return Ok(act(Actor::Replay, Reason::Curriculum)),
+                (true, false) => return Ok(stop(Reason::ReplayEnded)),
+                (false, _) => (false, Reason::Curriculum),
+            }
+        }
         ActorPolicy::Replay if input.replay_available => return Ok(act(Actor::Replay, Reason::Method)),
         ActorPolicy::Replay if input.has_teacher && config.teacher_turns.kind.is_some() => {
             return Ok(act(Actor::Teacher, Reason::ReplayEnded));
@@ -135,6 +168,7 @@ pub fn decide(config: &Config, input: &DecideInput) -> Result<Decision> {
     };
     Ok(match (wants_teacher, input.has_teacher) {
         (false, _) => act(Actor::Student, reason),
+        (true, true) if input.teacher_spent => act(Actor::Student, Reason::TeacherSpent),
         (true, true) => act(Actor::Teacher, reason),
         (true, false) => act(Actor::Student, Reason::TeacherNotAble),
     })
@@ -164,6 +198,8 @@ mod tests {
         evaluation: false,
         has_teacher: true,
         replay_available: false,
+        demonstration: 0,
+        teacher_spent: false,
         asked: None,
         max_turns: 30,
     };

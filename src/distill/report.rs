@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::actor::Actor;
 use super::batch::{BatchPlan, TokenLoss};
 use super::trajectory::Trajectory;
-use crate::backend::ops::Loss;
+use crate::backend::ops::{Loss, Surrogate, Worth};
 
 /// One update in numbers. Losses in nats per token.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -21,8 +21,19 @@ pub struct Report {
     pub jsd: Option<f64>,
     /// Mean cross-entropy likewise.
     pub cross_entropy: Option<f64>,
-    /// Mean of ln p - ln q of what the student said likewise: an estimate of the reverse KL, which may be negative.
+    /// Mean of ln p - ln q over the tokens that the student drew and the teacher scored for a sampled loss (sampled-reverse-kl, k2,
+    /// weighted-k3, policy-gradient): an estimate of the reverse KL, which may be negative.
     pub sampled_reverse_kl: Option<f64>,
+    /// Mean of ln p - ln q squared over 2 likewise, of the tokens that carry k2.
+    pub k2: Option<f64>,
+    /// Mean importance-weighted k3 likewise.
+    pub weighted_k3: Option<f64>,
+    /// What policy gradients weighed; None without such a token.
+    pub policy_gradient: Option<PolicyGradientReport>,
+    /// Mean weight of the turns that turn_weights weighs; None where none is.
+    pub turn_weight: Option<f64>,
+    /// Groups whose rewards are compared; None where none are.
+    pub groups: Option<GroupReport>,
     /// Mean loss of the trained tokens by turn index, whichever it is; None where no token is.
     pub loss_by_turn: Vec<Option<f64>>,
     /// Episodes in the batch.
@@ -51,6 +62,10 @@ pub struct Report {
     pub stale: usize,
     /// Episodes dropped by the filter.
     pub filtered: usize,
+    /// Episodes dropped because a turn was cut off.
+    pub truncated: usize,
+    /// Episodes dropped because an action stands too often in a row.
+    pub repetitive: usize,
     /// Episodes that the teacher could not score, so that the update does without them.
     pub set_aside: Vec<SetAside>,
     /// Student tokens whose log-prob of the rollout was compared with the training forward's.
@@ -91,6 +106,36 @@ impl Report {
     }
 }
 
+/// What policy gradients weighed, over the tokens that carry one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct PolicyGradientReport {
+    /// Mean of -phi A.
+    pub loss: f64,
+    /// Mean advantage.
+    pub advantage: f64,
+    /// The least.
+    pub least_advantage: f64,
+    /// The largest.
+    pub largest_advantage: f64,
+    /// Mean importance ratio.
+    pub ratio: f64,
+    /// The largest.
+    pub largest_ratio: f64,
+    /// Share of tokens whose gradient a clip holds.
+    pub clipped: f64,
+}
+
+/// The groups of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct GroupReport {
+    /// Groups.
+    pub groups: usize,
+    /// Those of one episode, whose reward comes to 0.
+    pub alone: usize,
+    /// Those in which all got the same, so that their rewards say nothing.
+    pub level: usize,
+}
+
 /// An episode that an update does without.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SetAside {
@@ -109,9 +154,11 @@ pub(super) struct Tally {
     jsd: (f64, usize),
     cross_entropy: (f64, usize),
     sampled_reverse_kl: (f64, usize),
+    k2: (f64, usize),
+    weighted_k3: (f64, usize),
+    /// sums of loss, advantage, ratio and clips; extremes
+    policy_gradient: (PolicyGradientReport, usize),
     by_turn: Vec<(f64, usize)>,
-    /// turn index by trajectory and position
-    turns: Vec<Vec<(usize, usize)>>,
 }
 
 impl Tally {
@@ -123,6 +170,10 @@ impl Tally {
             trained_tokens: batch.tokens.len(),
             stale: batch.n_stale,
             filtered: batch.n_filtered,
+            truncated: batch.n_truncated,
+            repetitive: batch.n_repetitive,
+            turn_weight: batch.mean_turn_weight,
+            groups: batch.groups.map(|(groups, alone, level)| GroupReport { groups, alone, level }),
             ..Report::default()
         };
         for t in trajectories {
@@ -137,7 +188,6 @@ impl Tally {
                 *tokens += turn.range.len();
             }
         }
-        let ends = |t: &&Trajectory| t.turns().iter().enumerate().map(|(i, turn)| (turn.range.end, i)).collect();
         Tally {
             report,
             reverse_kl: (0.0, 0),
@@ -145,24 +195,48 @@ impl Tally {
             jsd: (0.0, 0),
             cross_entropy: (0.0, 0),
             sampled_reverse_kl: (0.0, 0),
+            k2: (0.0, 0),
+            weighted_k3: (0.0, 0),
+            policy_gradient: (PolicyGradientReport::default(), 0),
             by_turn: Vec::new(),
-            turns: trajectories.iter().map(ends).collect(),
         }
     }
 
-    /// A trained token's unweighted loss.
-    pub(super) fn add(&mut self, token: &TokenLoss, value: f64) {
+    /// A trained token's unweighted loss, and what a sampled one is made of.
+    pub(super) fn add(&mut self, token: &TokenLoss, value: f64, worth: Option<&Worth>) {
         self.report.loss += token.weight * value;
-        let sum = match token.kind {
-            Loss::ReverseKl => &mut self.reverse_kl,
-            Loss::ForwardKl => &mut self.forward_kl,
-            Loss::JensenShannon(_) => &mut self.jsd,
-            Loss::CrossEntropy => &mut self.cross_entropy,
-            Loss::SampledReverseKl => &mut self.sampled_reverse_kl,
-        };
-        *sum = (sum.0 + value, sum.1 + 1);
-        let ends = &self.turns[token.trajectory];
-        let turn = ends.partition_point(|(end, _)| *end <= token.position);
+        let count = |sum: &mut (f64, usize), value: f64| *sum = (sum.0 + value, sum.1 + 1);
+        if let Some(gap) = worth.and_then(|worth| worth.gap) {
+            count(&mut self.sampled_reverse_kl, f64::from(gap));
+        }
+        match token.kind {
+            Loss::ReverseKl => count(&mut self.reverse_kl, value),
+            Loss::ForwardKl => count(&mut self.forward_kl, value),
+            Loss::JensenShannon(_) => count(&mut self.jsd, value),
+            Loss::CrossEntropy => count(&mut self.cross_entropy, value),
+            Loss::K2 => count(&mut self.k2, value),
+            Loss::WeightedK3 => count(&mut self.weighted_k3, value),
+            // Its value is the gap.
+            Loss::SampledReverseKl => {}
+            Loss::PolicyGradient(_) => {
+                let Surrogate { ratio, advantage, clipped } = worth.and_then(|w| w.surrogate).unwrap_or_default();
+                let (sums, n) = &mut self.policy_gradient;
+                let extremes = match *n {
+                    0 => (advantage, advantage, ratio),
+                    _ => {
+                        let least = sums.least_advantage.min(advantage);
+                        (least, sums.largest_advantage.max(advantage), sums.largest_ratio.max(ratio))
+                    }
+                };
+                (sums.least_advantage, sums.largest_advantage, sums.largest_ratio) = extremes;
+                sums.loss += value;
+                sums.advantage += advantage;
+                sums.ratio += ratio;
+                sums.clipped += f64::from(u8::from(clipped));
+                *n += 1;
+            }
+        }
+        let turn = token.turn;
         if self.by_turn.len() <= turn {
             self.by_turn.resize(turn + 1, (0.0, 0));
         }
@@ -187,6 +261,23 @@ impl Tally {
         self.report.jsd = mean(self.jsd);
         self.report.cross_entropy = mean(self.cross_entropy);
         self.report.sampled_reverse_kl = mean(self.sampled_reverse_kl);
+        self.report.k2 = mean(self.k2);
+        self.report.weighted_k3 = mean(self.weighted_k3);
+        let (sums, n) = self.policy_gradient;
+        let share = |sum: f64| sum / n as f64;
+        self.report.policy_gradient = (n > 0).then(|| PolicyGradientReport {
+            loss: share(sums.loss),
+            advantage: share(sums.advantage),
+            ratio: share(sums.ratio),
+            clipped: share(sums.clipped),
+            ..sums
+        });
+        if let Some(GroupReport { alone, .. }) = self.report.groups.filter(|groups| groups.alone > 0) {
+            self.report.warnings.push(format!(
+                "{alone} groups have one episode, whose reward comes to 0: give as many episodes of one task or group to a batch as \
+                 reward.group says"
+            ));
+        }
         self.report.loss_by_turn = self.by_turn.into_iter().map(mean).collect();
         self.report.gradient_norm = gradient_norm;
         self.report.seconds = seconds;

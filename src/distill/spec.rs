@@ -3,7 +3,8 @@
 //!
 //! | key | meaning | default |
 //! |---|---|---|
-//! | `task` | the host's name of the task, for traces | empty |
+//! | `task` | the host's name of the task, for traces and groups | empty |
+//! | `group` | the host's name of the episodes with which its rewards are compared | those of its task |
 //! | `episode` | identity, the key of its draws | the distiller counts |
 //! | `evaluation` | the student alone acts, nothing is learnt | false |
 //! | `max_turns` | turn cap | the settings' |
@@ -15,6 +16,10 @@
 //! with.
 #![forbid(unsafe_code)]
 
+use super::advantage::Baseline;
+use super::batch::takes_rewards;
+use super::config::Config;
+use super::knobs::ActorPolicy;
 use crate::error::{Error, Fault, Result};
 use crate::text::request::take;
 use crate::text::{ChatTemplate, Json, RenderOptions};
@@ -24,6 +29,8 @@ use crate::text::{ChatTemplate, Json, RenderOptions};
 pub struct EpisodeSpec {
     /// The host's name of the task.
     pub task: String,
+    /// The host's name of its group; empty: its task's.
+    pub group: String,
     /// Identity; None: the next number.
     pub episode: Option<u64>,
     /// Whether it is an evaluation.
@@ -36,7 +43,7 @@ pub struct EpisodeSpec {
     pub prompt: RenderOptions,
 }
 
-const KNOWN: &str = "task, episode, evaluation, max_turns, demonstration, tools, documents, chat_template, \
+const KNOWN: &str = "task, group, episode, evaluation, max_turns, demonstration, tools, documents, chat_template, \
                      chat_template_kwargs";
 /// Keys of a chat request that an episode answers itself.
 const OWN: [&str; 2] = ["add_generation_prompt", "continue_final_message"];
@@ -60,6 +67,10 @@ impl EpisodeSpec {
             match key.as_str() {
                 "task" => match value.as_str() {
                     Some(task) => spec.task = task.to_string(),
+                    None => return bad(key, "a text", value),
+                },
+                "group" => match value.as_str() {
+                    Some(group) => spec.group = group.to_string(),
                     None => return bad(key, "a text", value),
                 },
                 "episode" => match number(value) {
@@ -86,6 +97,28 @@ impl EpisodeSpec {
             }
         }
         Ok(spec)
+    }
+}
+
+impl EpisodeSpec {
+    /// Refuses an episode that lacks what the settings build on. [`Fault::BadValue`].
+    pub(super) fn check(&self, config: &Config) -> Result<()> {
+        let lacking = |why: &str| Err(Error::new(Fault::BadValue, why));
+        if self.evaluation {
+            return Ok(());
+        }
+        if let (ActorPolicy::Prefix { .. }, None) = (config.actor, &self.demonstration) {
+            return lacking(
+                "demonstration: wanted a list of texts, found none: actor prefix replays the first of its turns",
+            );
+        }
+        let compares = takes_rewards(config) && config.reward.baseline != Baseline::None;
+        if compares && self.task.is_empty() && self.group.is_empty() {
+            return lacking(
+                "group: wanted a group or a task, found none: reward.baseline compares the episodes of one",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -153,11 +186,11 @@ mod tests {
 
     #[test]
     fn every_key_is_read() {
-        let text = r#"{"task": "t", "episode": 7, "evaluation": true, "max_turns": 3, "demonstration": ["a", "b"]}"#;
+        let text = r#"{"task": "t", "group": "g", "episode": 7, "evaluation": true, "max_turns": 3, "demonstration": ["a", "b"]}"#;
         let spec = EpisodeSpec::from_json(text, None).unwrap();
         let demonstration = Some(vec!["a".to_string(), "b".to_string()]);
         assert_eq!((spec.task.as_str(), spec.episode, spec.evaluation, spec.max_turns), ("t", Some(7), true, Some(3)));
-        assert_eq!(spec.demonstration, demonstration);
+        assert_eq!((spec.demonstration, spec.group.as_str()), (demonstration, "g"));
         let none = EpisodeSpec::from_json("{}", None).unwrap();
         assert!(none.prompt.tools.is_none() && none.prompt.variables.is_empty() && none.episode.is_none());
     }
@@ -169,6 +202,7 @@ mod tests {
             ("[]", Fault::BadValue),
             (r#"{"taks": 1}"#, Fault::UnknownKey),
             (r#"{"task": 1}"#, Fault::BadValue),
+            (r#"{"group": 1}"#, Fault::BadValue),
             (r#"{"episode": -1}"#, Fault::BadValue),
             (r#"{"evaluation": 1}"#, Fault::BadValue),
             (r#"{"max_turns": 0}"#, Fault::BadValue),

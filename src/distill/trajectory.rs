@@ -34,6 +34,8 @@ pub struct Turn {
     pub loss: TurnLoss,
     /// Whether its tokens carry that loss.
     pub train: bool,
+    /// Whether it ended for want of room, at `max_tokens` or the end of the context.
+    pub truncated: bool,
 }
 
 /// An action as an actor hands it over.
@@ -47,6 +49,8 @@ pub struct Action<'a> {
     pub logprobs: &'a [f32],
     /// Log-probs of the distribution sampled from; empty likewise.
     pub sampled_logprobs: &'a [f32],
+    /// Whether it ended for want of room.
+    pub truncated: bool,
 }
 
 /// How an episode ended.
@@ -67,12 +71,21 @@ pub struct Heading {
     pub step: u64,
     /// The host's name of the task.
     pub task: String,
+    /// The host's name of the episodes with which its rewards are compared; empty: those of its task.
+    pub group: String,
     /// Seed of its draws.
     pub seed: u64,
     /// Revision of the student that acts; the oldest one if the host rebased the episode.
     pub revision: u64,
     /// Evaluation episodes are never trained on.
     pub evaluation: bool,
+}
+
+impl Heading {
+    /// Of which group it is: the named one, or its task's.
+    pub fn group(&self) -> &str {
+        if self.group.is_empty() { &self.task } else { &self.group }
+    }
 }
 
 /// The record of one episode.
@@ -149,6 +162,7 @@ impl Trajectory {
             reward: None,
             loss,
             train: decision.train_on_this && loss.kind.is_some(),
+            truncated: action.truncated,
         });
         Ok(self.turns.len() - 1)
     }
@@ -218,6 +232,7 @@ impl Trajectory {
             "episode": heading.episode,
             "step": heading.step,
             "task": heading.task,
+            "group": heading.group(),
             "seed": heading.seed,
             "revision": heading.revision,
             "evaluation": heading.evaluation,
@@ -272,6 +287,7 @@ fn turn_json(turn: &Turn) -> Value {
         "kernel": turn.loss.name(),
         "weight": turn.loss.weight,
         "train": turn.train,
+        "truncated": turn.truncated,
     })
 }
 
@@ -288,7 +304,15 @@ mod tests {
     use super::*;
 
     fn heading() -> Heading {
-        Heading { episode: 7, step: 3, task: "mug".to_string(), seed: 42, revision: 5, evaluation: false }
+        Heading {
+            episode: 7,
+            step: 3,
+            task: "mug".into(),
+            group: String::new(),
+            seed: 42,
+            revision: 5,
+            evaluation: false,
+        }
     }
 
     fn decision(train_on_this: bool) -> Decision {
@@ -299,7 +323,7 @@ mod tests {
     const LOSS: TurnLoss = TurnLoss { kind: Some(crate::backend::ops::Loss::ReverseKl), weight: 1.0 };
 
     fn student<'a>(ids: &'a [i32], logprobs: &'a [f32]) -> Action<'a> {
-        Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs }
+        Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs, truncated: false }
     }
 
     fn begun() -> Trajectory {
@@ -321,7 +345,7 @@ mod tests {
         let mut t = begun();
         t.add_turn(&student(&[3, 4], &[-0.5, -1.5]), &decision(true), LOSS).unwrap();
         t.add_context(&[5], Source::Glue).unwrap();
-        let replay = Action { actor: Actor::Replay, ids: &[6], logprobs: &[], sampled_logprobs: &[] };
+        let replay = Action { actor: Actor::Replay, ids: &[6], logprobs: &[], sampled_logprobs: &[], truncated: false };
         assert_eq!(t.add_turn(&replay, &decision(false), LOSS).unwrap(), 1);
         use Source::*;
         assert_eq!(t.ids(), [1, 2, 3, 4, 5, 6]);
@@ -359,7 +383,8 @@ mod tests {
     fn logprobs_of_another_length_are_refused() {
         assert_eq!(refused(&mut begun(), &student(&[3, 4], &[-1.0])), Fault::BadLength);
         assert_eq!(refused(&mut begun(), &student(&[3], &[])), Fault::BadLength);
-        let teacher = Action { actor: Actor::Teacher, ids: &[3, 4], logprobs: &[], sampled_logprobs: &[-1.0] };
+        let teacher =
+            Action { actor: Actor::Teacher, ids: &[3, 4], logprobs: &[], sampled_logprobs: &[-1.0], truncated: false };
         assert_eq!(refused(&mut begun(), &teacher), Fault::BadLength);
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::document::{bad, fields, join, name_of, number, word};
 use super::knobs::Sampling;
-use crate::backend::ops::{Loss, Needs, Tail};
+use crate::backend::ops::{AdvantageShape, Clip, Loss, Needs, PolicyGradient, Ratio, Reference, Tail};
 use crate::error::{Error, Fault, Result};
 
 /// The loss of one actor's turns.
@@ -25,7 +25,20 @@ const LOSSES: &[(&str, Option<Loss>)] = &[
     ("jsd", Some(Loss::JensenShannon(0.5))),
     ("cross-entropy", Some(Loss::CrossEntropy)),
     ("sampled-reverse-kl", Some(Loss::SampledReverseKl)),
+    ("k2", Some(Loss::K2)),
+    ("weighted-k3", Some(Loss::WeightedK3)),
+    ("policy-gradient", Some(Loss::PolicyGradient(UNSET))),
 ];
+
+/// A policy gradient whose settings are still to be read.
+const UNSET: PolicyGradient = PolicyGradient {
+    asks_teacher: true,
+    reference: Reference::Frozen,
+    shape: AdvantageShape::Identity,
+    ratio: Ratio::None,
+    clip: Clip::None,
+    dual_clip: 0.0,
+};
 
 /// What is known under a name and is not what the name promises.
 const REFUSED: &[(&str, &str)] = &[
@@ -37,7 +50,7 @@ const REFUSED: &[(&str, &str)] = &[
     (
         "k3",
         "the gradient of q/p - 1 - ln(q/p) at the sampled token is that of the forward KL, so it is no reverse KL; use \
-         sampled-reverse-kl, or reverse-kl where the teacher gives distributions",
+         weighted-k3, which differentiates the ratio too, sampled-reverse-kl, or reverse-kl where the teacher gives distributions",
     ),
     (
         "top-k-policy-gradient",
@@ -57,6 +70,7 @@ impl TurnLoss {
     pub fn name(self) -> &'static str {
         match self.kind {
             Some(Loss::JensenShannon(_)) => "jsd",
+            Some(Loss::PolicyGradient(_)) => "policy-gradient",
             kind => name_of(kind, LOSSES),
         }
     }
@@ -71,14 +85,13 @@ impl TurnLoss {
         self.needs() != Needs::Nothing
     }
 
-    /// The form that is read.
-    pub(super) fn to_json(self) -> Value {
-        let kernel = match self.kind {
+    /// The kernel's form that is read.
+    pub(super) fn kernel_to_json(self) -> Value {
+        match self.kind {
             // As it was written: an f32 has no more digits than that.
             Some(Loss::JensenShannon(share)) => json!({"jsd": share.to_string().parse::<f64>().unwrap_or(0.5)}),
             _ => json!(self.name()),
-        };
-        json!({"kernel": kernel, "weight": self.weight})
+        }
     }
 
     /// Takes the kernel written at `path`.
@@ -102,10 +115,13 @@ impl TurnLoss {
     /// Refuses a loss of sampled tokens where the student's draws are not those of its distribution.
     pub(super) fn check_of_student(self, sampling: Sampling) -> Result<()> {
         let is_whole = (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0);
-        match self.kind {
-            Some(Loss::SampledReverseKl) if !is_whole => {
-                let why = "student_turns.kernel: sampled-reverse-kl is an average over what the student draws at temperature 1 \
-                           without cuts, and sampling says otherwise; use reverse-kl, or sampling.temperature 1, top_k 0, top_p 1";
+        match self.kind.filter(|kind| kind.is_sampled()) {
+            Some(_) if !is_whole => {
+                let why = format!(
+                    "student_turns.kernel: {} is an average over what the student draws at temperature 1 without cuts, and \
+                     sampling says otherwise; use reverse-kl, or sampling.temperature 1, top_k 0, top_p 1",
+                    self.name()
+                );
                 Err(Error::new(Fault::UnsupportedMethod, why))
             }
             _ => Ok(()),
@@ -114,11 +130,12 @@ impl TurnLoss {
 
     /// Refuses a loss of sampled tokens where nothing is sampled from the student.
     pub(super) fn check_of_others(self, path: &str) -> Result<()> {
-        match self.kind {
-            Some(Loss::SampledReverseKl) => {
+        match self.kind.filter(|kind| kind.is_sampled()) {
+            Some(_) => {
                 let why = format!(
-                    "{path}.kernel: sampled-reverse-kl is an average over what the student draws, and these turns are not \
-                     drawn from it; use reverse-kl, forward-kl, jsd or cross-entropy"
+                    "{path}.kernel: {} is an average over what the student draws, and these turns are not drawn from it; use \
+                     reverse-kl, forward-kl, jsd or cross-entropy",
+                    self.name()
                 );
                 Err(Error::new(Fault::UnsupportedMethod, why))
             }

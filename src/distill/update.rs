@@ -99,6 +99,7 @@ impl Distiller {
         let mut state = self.0.state.lock();
         state.step += 1;
         state.totals.updates += 1;
+        state.teacher_said = 0;
         drop((state, learning));
         let (rate, steps) = (settings.optimizer.learning_rate_at(step, settings.steps), settings.steps);
         let (seconds, bound) = (begun.elapsed().as_secs_f64(), settings.max_update_kl);

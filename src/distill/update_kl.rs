@@ -157,7 +157,7 @@ impl Sample {
 /// The mean KL(before, after) of rows of logits [rows, V], in nats. `after` is spent.
 pub(super) fn mean_kl(device: &Device, before: &Tensor, mut after: Tensor) -> Result<f64> {
     let n = after.extent(0);
-    let rows = vec![RowLoss { kind: Loss::ForwardKl, weight: 0.0, target: 0 }; n];
+    let rows = vec![RowLoss::new(Loss::ForwardKl, 0.0, 0); n];
     let values = ops::divergence_forward_backward(device, &mut after, TeacherRows::Logits(before), &rows, n)?;
     Ok(values.iter().map(|&kl| f64::from(kl)).sum::<f64>() / n.max(1) as f64)
 }
@@ -173,8 +173,21 @@ mod tests {
     use super::*;
     use crate::text::source::Source;
 
+    fn token(trajectory: usize, position: usize) -> TokenLoss {
+        let kind = Loss::ReverseKl;
+        TokenLoss { trajectory, turn: 0, position, kind, weight: 1.0, teacher: 1.0, rest: 0.0 }
+    }
+
     fn of_length(n: usize) -> Finished {
-        let heading = Heading { episode: 0, step: 0, task: String::new(), seed: 0, revision: 1, evaluation: false };
+        let heading = Heading {
+            episode: 0,
+            step: 0,
+            task: String::new(),
+            group: String::new(),
+            seed: 0,
+            revision: 1,
+            evaluation: false,
+        };
         let mut trajectory = Trajectory::new(heading);
         trajectory.add_context(&vec![0; n], Source::Host).unwrap();
         Finished { trajectory, scores: None }
@@ -182,9 +195,7 @@ mod tests {
 
     /// The sample of trajectories whose trained tokens stand at these positions.
     fn sample(trained: &[Vec<usize>]) -> Sample {
-        let token =
-            |trajectory, &position: &usize| TokenLoss { trajectory, position, kind: Loss::ReverseKl, weight: 1.0 };
-        let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |p| token(i, p))).collect();
+        let tokens = trained.iter().enumerate().flat_map(|(i, list)| list.iter().map(move |&p| token(i, p))).collect();
         let finished: Vec<Finished> = trained.iter().map(|list| of_length(list.last().unwrap() + 1)).collect();
         let batch = BatchPlan { tokens, ..Default::default() };
         Sample::of(&finished.iter().collect::<Vec<_>>(), &batch, (100_000, 100_000), 64)
@@ -221,8 +232,7 @@ mod tests {
         // Asked for few, or none.
         let finished: Vec<Finished> = (0..20).map(|_| of_length(101)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
-        let kind = Loss::ReverseKl;
-        let tokens = (0..20).map(|trajectory| TokenLoss { trajectory, position: 10, kind, weight: 1.0 }).collect();
+        let tokens = (0..20).map(|trajectory| token(trajectory, 10)).collect();
         let batch = BatchPlan { tokens, ..Default::default() };
         assert_eq!(lengths(&Sample::of(&finished, &batch, (1000, 100), 6)).len(), 6);
         assert!(Sample::of(&finished, &batch, (1000, 100), 0).is_empty());
@@ -230,7 +240,7 @@ mod tests {
 
     #[test]
     fn no_more_is_fed_than_the_build_takes_at_once() {
-        let tokens = |trajectory| TokenLoss { trajectory, position: 60, kind: Loss::ReverseKl, weight: 1.0 };
+        let tokens = |trajectory| token(trajectory, 60);
         let finished: Vec<Finished> = (0..40).map(|_| of_length(61)).collect();
         let finished: Vec<&Finished> = finished.iter().collect();
         let batch = BatchPlan { tokens: (0..40).map(tokens).collect(), ..Default::default() };

@@ -184,12 +184,32 @@ impl Workspace {
         rows: &[RowLoss],
         n: usize,
     ) -> Result<Vec<f32>> {
+        // Not by `teacher_rows`: the logits are borrowed beside them.
         let teacher = match (teachers, &self.teacher_side) {
             (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
             (TeachersRows::Said, _) => TeacherRows::TopK(&self.said),
             _ => TeacherRows::None,
         };
         ops::divergence_forward_backward(device, &mut self.logits, teacher, rows, n)
+    }
+
+    /// The teacher's log-probs of `targets`, from the rows of a chunk that were filled.
+    pub(super) fn teacher_logprobs(
+        &self,
+        device: &Device,
+        teachers: TeachersRows,
+        targets: &[i32],
+        n: usize,
+    ) -> Result<Vec<f32>> {
+        ops::teacher_logprobs(device, self.teacher_rows(teachers), targets, n)
+    }
+
+    fn teacher_rows(&self, teachers: TeachersRows) -> TeacherRows<'_> {
+        match (teachers, &self.teacher_side) {
+            (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
+            (TeachersRows::Said, _) => TeacherRows::TopK(&self.said),
+            _ => TeacherRows::None,
+        }
     }
 
     /// Fills the teacher's rows of a chunk.

@@ -56,6 +56,8 @@ pub const SQUIRE_REASON_TEACHER_NOT_ABLE: i32 = 6;
 pub const SQUIRE_REASON_REPLAY_ENDED: i32 = 7;
 /// reason: the episode's turn cap is reached.
 pub const SQUIRE_REASON_TURN_CAP: i32 = 8;
+/// reason: the teacher's turn, but its tokens until the next update are spent, so the student acts.
+pub const SQUIRE_REASON_TEACHER_SPENT: i32 = 9;
 
 /// Of squire_episode_outcome: reward is given.
 pub const SQUIRE_OUTCOME_HAS_REWARD: u32 = 1;
@@ -128,6 +130,7 @@ impl squire_decision {
                 Reason::TeacherNotAble => SQUIRE_REASON_TEACHER_NOT_ABLE,
                 Reason::ReplayEnded => SQUIRE_REASON_REPLAY_ENDED,
                 Reason::TurnCap => SQUIRE_REASON_TURN_CAP,
+                Reason::TeacherSpent => SQUIRE_REASON_TEACHER_SPENT,
             },
             train_on_this: i32::from(decision.train_on_this),
             turn: episode.turn(),

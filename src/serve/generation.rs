@@ -174,6 +174,11 @@ impl Ending {
     pub(crate) fn failed(&self) -> bool {
         self.0.failed()
     }
+
+    /// Whether it ended for want of room: `max_tokens` or the context.
+    pub(crate) fn was_cut_off(&self) -> bool {
+        self.0.was_cut_off()
+    }
 }
 
 impl Drop for Generation {

@@ -99,6 +99,12 @@ impl Outbox {
         self.state.lock().end.as_ref().is_some_and(|end| end.finish == Finish::Failed)
     }
 
+    /// Whether it ended for want of room: `max_tokens` or the context.
+    pub(super) fn was_cut_off(&self) -> bool {
+        let end = |end: &End| matches!(end.finish, Finish::Length | Finish::ContextFull);
+        self.state.lock().end.as_ref().is_some_and(end)
+    }
+
     /// Waits until something is there, or `deadline` is past.
     pub(super) fn wait(&self, deadline: Option<Instant>) {
         let mut state = self.state.lock();

@@ -6,9 +6,7 @@
 //! JSD(b) = b KL(p_t, m) + (1 - b) KL(p_s, m) with m = b p_t + (1 - b) p_s, gradient (1 - b) p_s (ln(p_s / m) - KL(p_s, m)):
 //! the generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649), as trl writes it;
 //! cross entropy = -ln p_s[target], gradient p_s - 1[target];
-//! sampled reverse KL = ln p_s[target] - ln p_t[target], which is the reverse KL on average over targets that p_s draws, and
-//! its gradient is that of the mean: (ln p_s[target] - ln p_t[target]) (1[target] - p_s), the bracket not differentiated. (That
-//! of the value itself is zero on average: it teaches nothing.)
+//! a sampled token's loss, which `sampled` computes from log-probs: its factor times p_s - 1[target].
 //!
 //! A teacher of which only its k most likely ids are known is compared over k + 1 events (`topk_divergence`).
 //!
@@ -32,6 +30,15 @@ pub enum TeacherRows<'a> {
     Logits(&'a Tensor),
     /// Its most likely ids, none maybe, and the log-prob of the token that stands there.
     TopK(&'a TopK),
+}
+
+/// The teacher's log-probs of the `targets` of the first `n` rows. Rows whose loss asks for none may say anything.
+pub fn teacher_logprobs(device: &Device, teacher: TeacherRows, targets: &[i32], n: usize) -> Result<Vec<f32>> {
+    match teacher {
+        TeacherRows::Logits(logits) => logprobs_of(device, logits, targets, n),
+        TeacherRows::TopK(topk) => host::collected(topk.targets()[..n].iter().copied()),
+        TeacherRows::None => host::collected(std::iter::repeat_n(0.0, n)),
+    }
 }
 
 /// Returns the loss of each of the first `n` rows, in nats and without its weight, and overwrites the student's
@@ -67,9 +74,11 @@ pub fn divergence_forward_backward(
     for (i, fact) in facts.iter_mut().enumerate().filter(|(_, f)| !f.spec.kind.compares()) {
         let above = logits.f32()[i * v + fact.spec.target as usize] as f64 - student_sums[i].largest as f64;
         fact.loss = (student_sums[i].ln_sum - above) as f32;
+        if fact.spec.kind.is_sampled() {
+            fact.loss = fact.spec.worth.loss;
+            fact.spec.weight *= fact.spec.worth.factor;
+        }
     }
-    let logprob = |i: usize, fact: &Row| student_sums[i].logprob(logits.f32()[i * v + fact.spec.target as usize]);
-    sampled(device, teacher, &mut facts, logprob, n)?;
     let mut of_known = Vec::new();
     match teacher {
         _ if compared.is_empty() => {}
@@ -108,40 +117,6 @@ pub fn divergence_forward_backward(
     let gradients = logits.f32_mut();
     of_known.iter().for_each(|&(at, gradient)| gradients[at] = gradient);
     host::collected(facts.iter().map(|f| f.loss))
-}
-
-/// What rows of a sampled loss are worth, and their factor with it. `logprob` is the student's, of row i's target.
-fn sampled(
-    device: &Device,
-    teacher: TeacherRows,
-    facts: &mut [Row],
-    logprob: impl Fn(usize, &Row) -> f32,
-    n: usize,
-) -> Result<()> {
-    if !facts.iter().any(|fact| fact.spec.kind == Loss::SampledReverseKl) {
-        return Ok(());
-    }
-    let computed;
-    let theirs = match teacher {
-        TeacherRows::Logits(t) => {
-            // Rows of other losses may have no target; their log-prob is not read.
-            let target = |fact: &Row| if fact.spec.kind.compares() { 0 } else { fact.spec.target };
-            let ids: Vec<i32> = host::collected(facts.iter().map(target))?;
-            computed = logprobs_of(device, t, &ids, n)?;
-            &computed[..]
-        }
-        TeacherRows::TopK(topk) => topk.targets(),
-        TeacherRows::None => panic!("rows compare log-probs, and the teacher has none"),
-    };
-    assert!(theirs.len() >= n, "{} log-probs of the teacher's for {n} rows", theirs.len());
-    let of_kind = |(_, (fact, _)): &(usize, (&mut Row, &f32))| fact.spec.kind == Loss::SampledReverseKl;
-    for (i, (fact, &q)) in facts.iter_mut().zip(theirs).enumerate().filter(of_kind) {
-        // Infinite only of logits beyond f32.
-        fact.loss = logprob(i, fact).max(-1e30) - q.max(-1e30);
-        // The gradient of -ln p, times how much more likely the teacher finds the token.
-        fact.spec.weight *= -fact.loss;
-    }
-    Ok(())
 }
 
 /// One of the two distributions of a row.
@@ -303,7 +278,8 @@ impl Kernel for Gradients<'_> {
                         let (of_p, _) = over_mixture::<V>(a.sub(b).sub(shift), share);
                         p.mul(of_p.mul(V::splat(1.0 - share)).sub(slope))
                     }
-                    Loss::CrossEntropy | Loss::SampledReverseKl => p,
+                    // Of what stands there: the gradient of -ln p, with its factor in the weight.
+                    _ => p,
                 };
                 // Adding zero makes a -0 +0.
                 gradient.mul(weight).add(V::zero()).store_rounded(x.add(i), n, false);
@@ -320,6 +296,7 @@ impl Kernel for Gradients<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::claims::*;
+    use super::super::sampled::{Drawn, worth};
     use super::*;
     use Loss::{CrossEntropy, ForwardKl, JensenShannon, ReverseKl, SampledReverseKl};
 
@@ -360,8 +337,22 @@ mod tests {
                 s.iter().zip(&t).map(|(&s, &t)| b * to(t, s, t) + (1.0 - b) * to(s, s, t)).sum()
             }
             CrossEntropy => -s[target],
-            SampledReverseKl => s[target] - t[target],
+            _ => s[target] - t[target],
         }
+    }
+
+    /// Rows with the worth of what is sampled.
+    fn specs(student: &Tensor, teacher: &Tensor, rows: &[(Loss, f32, usize)]) -> Vec<RowLoss> {
+        let targets: Vec<i32> = rows.iter().map(|row| row.2 as i32).collect();
+        let n = rows.len();
+        let ours = logprobs_of(&device(), student, &targets, n).unwrap();
+        let theirs = teacher_logprobs(&device(), TeacherRows::Logits(teacher), &targets, n).unwrap();
+        let of = |i: usize| {
+            let (kind, weight, target) = rows[i];
+            let worth = worth(kind, ours[i], theirs[i], &Drawn::default()).unwrap_or_default();
+            RowLoss { worth, ..RowLoss::new(kind, weight, target as i32) }
+        };
+        (0..n).map(of).collect()
     }
 
     fn gradient(kind: Loss, x: &[f64], t: &[f64], target: usize) -> Vec<f64> {
@@ -378,7 +369,7 @@ mod tests {
             JensenShannon(b) => s[i].exp() * (slope(i, f64::from(b)) - mean),
             CrossEntropy => s[i].exp() - (i == target) as u8 as f64,
             // Of ln p, times what is not differentiated.
-            SampledReverseKl => value * ((i == target) as u8 as f64 - s[i].exp()),
+            _ => value * ((i == target) as u8 as f64 - s[i].exp()),
         };
         (0..x.len()).map(at).collect()
     }
@@ -409,9 +400,8 @@ mod tests {
             let weights = [1.0f32, 0.25, -2.0, 0.0, 3.0, 1.0, -0.5, 2.0, 1.0];
             let n = kinds.len();
             let (student, teacher) = (logits(1, n + 1, v), logits(2, n, v));
-            let rows: Vec<RowLoss> = (0..n)
-                .map(|i| RowLoss { kind: kinds[i], weight: weights[i], target: ((v - 1) / (i + 1)) as i32 })
-                .collect();
+            let rows: Vec<_> = (0..n).map(|i| (kinds[i], weights[i], (v - 1) / (i + 1))).collect();
+            let rows = specs(&student, &teacher, &rows);
             let mut judge: Option<(Vec<f32>, Vec<f32>)> = None;
             for device in devices() {
                 let mut x = copy(&student);
@@ -441,9 +431,8 @@ mod tests {
     fn a_student_equal_to_its_teacher_has_zero_loss_and_zero_gradient_to_the_bit() {
         for v in VOCABULARIES {
             let teacher = logits(3, 4, v);
-            let row = |kind, weight| RowLoss { kind, weight, target: 0 };
-            let rows =
-                [row(ReverseKl, 1.0), row(ForwardKl, 0.5), row(JensenShannon(0.3), -3.0), row(SampledReverseKl, -1.0)];
+            let rows = [(ReverseKl, 1.0), (ForwardKl, 0.5), (JensenShannon(0.3), -3.0), (SampledReverseKl, -1.0)];
+            let rows = specs(&teacher, &teacher, &rows.map(|(kind, weight)| (kind, weight, 0)));
             for device in devices() {
                 let mut x = copy(&teacher);
                 let losses =
@@ -460,8 +449,8 @@ mod tests {
             let (student, teacher) = (logits(6, 5, v), logits(7, 5, v));
             let kinds = [ReverseKl, ForwardKl, CrossEntropy, JensenShannon(0.5), SampledReverseKl];
             let weights = [1.0, -0.5, 2.0, 3.0, 0.25];
-            let rows: Vec<RowLoss> =
-                kinds.iter().zip(weights).map(|(&kind, weight)| RowLoss { kind, weight, target: 7 }).collect();
+            let rows: Vec<_> = kinds.iter().zip(weights).map(|(&kind, weight)| (kind, weight, 7)).collect();
+            let rows = specs(&student, &teacher, &rows);
             let wider = |t: &Tensor| {
                 let rows = t.f32().chunks_exact(v).flat_map(|row| {
                     row.iter().copied().chain(std::iter::repeat_n(f32::NEG_INFINITY, more)).collect::<Vec<_>>()
@@ -492,7 +481,7 @@ mod tests {
         let near: Vec<f32> = teacher.f32().iter().zip(random(5, &[2, v]).f32()).map(|(t, e)| t + 1e-2 * e).collect();
         let student = Tensor::from_f32(&[2, v], &near).unwrap();
         for kind in [ReverseKl, ForwardKl, JensenShannon(0.5), JensenShannon(0.05)] {
-            let rows = [RowLoss { kind, weight: 1.0, target: 0 }; 2];
+            let rows = [RowLoss::new(kind, 1.0, 0); 2];
             let mut x = copy(&student);
             let got = divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &rows, 2).unwrap();
             for (i, &got) in got.iter().enumerate() {
@@ -506,34 +495,6 @@ mod tests {
     }
 
     #[test]
-    fn the_sampled_gradient_is_the_reverse_kls_on_average_over_what_the_student_draws() {
-        // Every token of a vocabulary of seven, each as often as the student draws it.
-        let v = 7;
-        let (student, teacher) = (logits(8, 1, v), logits(9, 1, v));
-        let drawn = |kind: Loss, target: usize, weight: f32| {
-            let mut x = copy(&student);
-            let row = RowLoss { kind, weight, target: target as i32 };
-            let value =
-                divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &[row], 1).unwrap();
-            (f64::from(value[0]), wide(&x))
-        };
-        let (exact, gradient) = drawn(ReverseKl, 0, 1.0);
-        let p: Vec<f64> = log_softmax(&wide(&student)).iter().map(|x| x.exp()).collect();
-        let (mut mean, mut mean_gradient) = (0.0, vec![0.0; v]);
-        for (target, p) in p.iter().enumerate() {
-            let (value, of_one) = drawn(SampledReverseKl, target, 1.0);
-            mean += p * value;
-            mean_gradient.iter_mut().zip(of_one).for_each(|(sum, g)| *sum += p * g);
-        }
-        assert!((mean - exact).abs() < 1e-6, "{mean}, {exact}");
-        assert!(
-            mean_gradient.iter().zip(&gradient).all(|(a, b)| (a - b).abs() < 1e-6),
-            "{mean_gradient:?} {gradient:?}"
-        );
-        assert!(gradient.iter().any(|g| g.abs() > 0.05));
-    }
-
-    #[test]
     fn extreme_but_finite_logits_never_give_a_nan() {
         let wild = [3e38f32, -3e38, 1e4, -1e4, 0.0, 88.0, -104.0, 1e30];
         for shift in 0..wild.len() {
@@ -543,7 +504,7 @@ mod tests {
                 for (s, t) in [(wild, turned), (turned, [3e38; 8]), ([-3e38; 8], turned)] {
                     let mut x = Tensor::from_f32(&[1, 8], &s).unwrap();
                     let teacher = Tensor::from_f32(&[1, 8], &t).unwrap();
-                    let row = RowLoss { kind, weight: 1.0, target: 2 };
+                    let row = specs(&x, &teacher, &[(kind, 1.0, 2)])[0];
                     let loss = divergence_forward_backward(&device(), &mut x, TeacherRows::Logits(&teacher), &[row], 1)
                         .unwrap();
                     assert!(!loss[0].is_nan() && x.f32().iter().all(|g| !g.is_nan()), "{kind:?} {s:?} {t:?}");
@@ -556,7 +517,7 @@ mod tests {
     fn cross_entropy_needs_no_teacher() {
         let student = logits(6, 1, 30);
         let mut x = copy(&student);
-        let row = RowLoss { kind: CrossEntropy, weight: 1.0, target: 29 };
+        let row = RowLoss::new(CrossEntropy, 1.0, 29);
         let got = divergence_forward_backward(&device(), &mut x, TeacherRows::None, &[row], 1).unwrap();
         assert!((got[0] as f64 - loss(CrossEntropy, &wide(&student), &[0.0; 30], 29)).abs() < 1e-6);
     }

@@ -1,4 +1,7 @@
-//! The losses of a token by name, and what each asks of a teacher. Their formulas stand in `divergence`.
+//! The losses of a token by name, and what each asks of a teacher. Their formulas stand in `divergence`, those of sampled tokens
+//! in `sampled`.
+
+use super::surrogate::{PolicyGradient, Worth};
 
 /// A loss of one token; q is the teacher, p the student, both at temperature 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,6 +16,12 @@ pub enum Loss {
     CrossEntropy,
     /// ln p - ln q of the token that stands there, which p has drawn, nats per token.
     SampledReverseKl,
+    /// (ln p - ln q)^2 / 2 of the token that stands there, which p has drawn.
+    K2,
+    /// r (q/p - 1 - ln(q/p)) of the token that stands there, which p has drawn; r: its probability over what it was then.
+    WeightedK3,
+    /// -phi(r) A of the token that stands there, which p has drawn, A its advantage.
+    PolicyGradient(PolicyGradient),
 }
 
 /// What a loss asks of a teacher.
@@ -31,7 +40,9 @@ impl Loss {
     pub fn needs(self) -> Needs {
         match self {
             Loss::CrossEntropy => Needs::Nothing,
-            Loss::SampledReverseKl => Needs::Logprob,
+            Loss::SampledReverseKl | Loss::K2 | Loss::WeightedK3 => Needs::Logprob,
+            Loss::PolicyGradient(settings) if settings.asks_teacher => Needs::Logprob,
+            Loss::PolicyGradient(_) => Needs::Nothing,
             Loss::ReverseKl | Loss::ForwardKl | Loss::JensenShannon(_) => Needs::Distribution,
         }
     }
@@ -39,6 +50,11 @@ impl Loss {
     /// Whether it asks for a teacher at all.
     pub fn needs_teacher(self) -> bool {
         self.needs() != Needs::Nothing
+    }
+
+    /// Whether it is of tokens that the student drew.
+    pub fn is_sampled(self) -> bool {
+        matches!(self, Loss::SampledReverseKl | Loss::K2 | Loss::WeightedK3 | Loss::PolicyGradient(_))
     }
 
     /// Whether it compares distributions.
@@ -56,4 +72,13 @@ pub struct RowLoss {
     pub weight: f32,
     /// The token that stands there; not read by what compares distributions.
     pub target: i32,
+    /// What a sampled token's loss comes to; not read by others.
+    pub worth: Worth,
+}
+
+impl RowLoss {
+    /// A loss that is not of sampled tokens.
+    pub fn new(kind: Loss, weight: f32, target: i32) -> RowLoss {
+        RowLoss { kind, weight, target, worth: Worth::default() }
+    }
 }

@@ -32,7 +32,9 @@ mod rmsnorm;
 mod rope;
 mod rows;
 mod sample;
+mod sampled;
 mod split;
+mod surrogate;
 mod swiglu;
 mod topk_divergence;
 
@@ -41,7 +43,7 @@ pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendLayer, AttendScratch, attend_forward};
 pub use attention::{KeysValues, PageLayer, Span, attention_forward, attention_scratch_bytes, kv_append};
 pub use attention_backward::{AttentionGradients, attention_backward, attention_backward_scratch_bytes};
-pub use divergence::{TeacherRows, divergence_forward_backward};
+pub use divergence::{TeacherRows, divergence_forward_backward, teacher_logprobs};
 pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
 pub use experts::{
@@ -68,6 +70,8 @@ pub use rope::{
 };
 pub use rows::{copy_rows, fill, read_rows, scatter_rows};
 pub use sample::{Sampled, sample_scratch_bytes, sample_token};
+pub use sampled::{Drawn, worth};
+pub use surrogate::{Clip, PolicyGradient, Ratio, Reference, Shape as AdvantageShape, Surrogate, Worth};
 pub use swiglu::{FfnWeights, GateUp, gate_up_forward, swiglu_backward, swiglu_forward};
 
 pub use topk_divergence::{Tail, TopK};

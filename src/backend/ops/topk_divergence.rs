@@ -193,7 +193,8 @@ fn term(kind: Loss, p: f64, q: f64) -> (f64, f64) {
             let ours = (1.0 - share) * of_p * of_p_m;
             (share * of_q * of_q_m + ours, ours)
         }
-        Loss::CrossEntropy | Loss::SampledReverseKl => (0.0, 0.0),
+        // They do not compare distributions.
+        _ => (0.0, 0.0),
     }
 }
 
@@ -201,6 +202,7 @@ fn term(kind: Loss, p: f64, q: f64) -> (f64, f64) {
 mod tests {
     use super::super::claims::*;
     use super::super::divergence::{TeacherRows, divergence_forward_backward};
+    use super::super::sampled::{Drawn, worth};
     use super::*;
     use crate::backend::Tensor;
     use Loss::{CrossEntropy, ForwardKl, JensenShannon, ReverseKl, SampledReverseKl};
@@ -273,7 +275,7 @@ mod tests {
                     let mut topk = TopK::new(k, tail);
                     topk.push(&ids, &logprobs, -1.0).unwrap();
                     let mut x = Tensor::from_f32(&[1, v], student.f32()).unwrap();
-                    let row = RowLoss { kind, weight: 0.5, target: 0 };
+                    let row = RowLoss::new(kind, 0.5, 0);
                     let teacher = TeacherRows::TopK(&topk);
                     let got = divergence_forward_backward(&device(), &mut x, teacher, &[row], 1).unwrap()[0] as f64;
                     let by_definition = |x: &[f64]| wanted(kind, tail, x, &ids, &logprobs);
@@ -296,7 +298,7 @@ mod tests {
         let v = 40;
         for kind in KINDS {
             let (student, teacher) = (logits(1, 1, v), logits(2, 1, v));
-            let row = RowLoss { kind, weight: 1.0, target: 0 };
+            let row = RowLoss::new(kind, 1.0, 0);
             let of = |teacher: TeacherRows| {
                 let mut x = Tensor::from_f32(&[1, v], student.f32()).unwrap();
                 let loss = divergence_forward_backward(&device(), &mut x, teacher, &[row], 1).unwrap()[0];
@@ -322,7 +324,9 @@ mod tests {
         let (v, k) = (5000, 8);
         let kinds = [ReverseKl, CrossEntropy, JensenShannon(0.5), SampledReverseKl, ForwardKl];
         let (student, teacher) = (logits(3, 5, v), logits(4, 5, v));
-        let rows: Vec<RowLoss> = kinds.iter().map(|&kind| RowLoss { kind, weight: 1.5, target: 4321 }).collect();
+        let mut rows: Vec<RowLoss> = kinds.iter().map(|&kind| RowLoss::new(kind, 1.5, 4321)).collect();
+        let own = log_softmax(&wide(&student)[3 * v..4 * v])[4321];
+        rows[3].worth = worth(SampledReverseKl, own as f32, -2.5, &Drawn::default()).unwrap();
         let side = |which: &[usize]| {
             let mut topk = TopK::new(k, Tail::Bucket);
             for &i in which {
@@ -352,7 +356,6 @@ mod tests {
                 assert_same_bits("its loss", &loss, &losses[i..=i]);
                 assert_same_bits("its gradient", alone.f32(), &x.f32()[i * v..][..v]);
             }
-            let own = log_softmax(&wide(&student)[3 * v..4 * v])[4321];
             assert!((f64::from(losses[3]) - (own + 2.5)).abs() < 1e-5, "by the teacher's own log-prob");
         }
     }
@@ -366,7 +369,7 @@ mod tests {
         let mut topk = TopK::new(2, Tail::Bucket);
         topk.push(&[3, 4], &[0.475f32.ln(), 0.475f32.ln()], -1.0).unwrap();
         let mut logits = Tensor::from_f32(&[1, v], &x).unwrap();
-        let row = RowLoss { kind: ForwardKl, weight: 1.0, target: 0 };
+        let row = RowLoss::new(ForwardKl, 1.0, 0);
         let loss = divergence_forward_backward(&device(), &mut logits, TeacherRows::TopK(&topk), &[row], 1).unwrap()[0];
         let outside: f64 =
             wide(&logits).iter().enumerate().filter(|(id, _)| ![3, 4].contains(id)).map(|(_, g)| g).sum();
@@ -387,7 +390,7 @@ mod tests {
                         let logprobs: [f32; 2] = if certain { [0.0, -3e38] } else { [-0.7, -0.7] };
                         topk.push(&[1, 2], &logprobs, 0.0).unwrap();
                         let mut x = Tensor::from_f32(&[1, 4], &student).unwrap();
-                        let row = RowLoss { kind, weight: 1.0, target: 0 };
+                        let row = RowLoss::new(kind, 1.0, 0);
                         let teacher = TeacherRows::TopK(&topk);
                         let loss = divergence_forward_backward(&device(), &mut x, teacher, &[row], 1).unwrap()[0];
                         let all = x.f32();
