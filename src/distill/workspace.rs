@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::batch::TokenLoss;
 use super::room::Fitted;
-use super::teacher_queue::Said;
+use super::teacher_request::Said;
 use super::trajectory::Trajectory;
 use crate::backend::ops::{self, RowLoss, Tail, TeacherRows, TopK};
 use crate::backend::{Device, Tensor};
