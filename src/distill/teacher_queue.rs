@@ -7,6 +7,8 @@
 //! Deadlines run while a build waits: from when a request was taken, or where nobody took it, from when the queue last moved. One
 //! that is past is withdrawn, its episode is set aside, and it is asked anew for the next build. Nothing here has a thread of its
 //! own.
+//!
+//! Closed, a queue takes no more requests, for ever: whoever waits for one, on either side, is told so at once.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -42,6 +44,7 @@ struct State {
     waiting: VecDeque<u64>,
     open: HashMap<u64, Open>,
     done: VecDeque<(u64, Done)>,
+    closed: bool,
 }
 
 struct Open {
@@ -60,6 +63,14 @@ enum Done {
     Failed,
     TooLate,
     Withdrawn,
+    Closed,
+}
+
+fn closed() -> Error {
+    Error::new(
+        Fault::TeacherClosed,
+        "the teacher is closed: it takes no more requests; make another, and a distiller of it",
+    )
 }
 
 impl State {
@@ -82,6 +93,7 @@ impl State {
             Some(Done::Failed) => "it was said to have failed already",
             Some(Done::TooLate) => "its deadline passed, and the episode does without it",
             Some(Done::Withdrawn) => "nobody wants the answer any more: its episode was thrown away",
+            Some(Done::Closed) => "the teacher was closed before anybody took it",
             None => "it ended long ago",
         };
         Error::new(Fault::TeacherRequest, format!("request {number}: {why}"))
@@ -104,11 +116,32 @@ impl TeacherQueue {
         self.0.state.lock().waiting.len()
     }
 
-    /// Takes up to `most` requests, in the order in which they were asked; none where none comes within `timeout`.
+    /// Whether it takes no more requests.
+    pub fn is_closed(&self) -> bool {
+        self.0.state.lock().closed
+    }
+
+    /// Takes no more requests from now on. Those that wait are refused, and whoever waits for one has none; those that were
+    /// taken may still be answered. A second time it does nothing.
+    pub fn close(&self) {
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        for number in std::mem::take(&mut state.waiting) {
+            if let Some(open) = state.end(number, Done::Closed) {
+                // Whoever waits may be gone.
+                let _ = open.answer.send(Err(closed()));
+            }
+        }
+        drop(state);
+        self.0.asked.notify_all();
+    }
+
+    /// Takes up to `most` requests, in the order in which they were asked; none where none comes within `timeout`, or it is
+    /// closed.
     pub fn next(&self, most: usize, timeout: Duration) -> Vec<Arc<Request>> {
         let until = Instant::now() + timeout.min(Duration::from_secs(86_400));
         let mut state = self.0.state.lock();
-        while state.waiting.is_empty() {
+        while state.waiting.is_empty() && !state.closed {
             if self.0.asked.wait_until(&mut state, until) {
                 break;
             }
@@ -160,13 +193,16 @@ impl TeacherQueue {
         }
     }
 
-    /// Asks for the log-probs of the tokens at some positions, ascending and none 0.
+    /// Asks for the log-probs of the tokens at some positions, ascending and none 0. Errors: `TeacherClosed`.
     pub(super) fn ask(&self, episode: u64, ids: &[i32], positions: &[usize], vocabulary: usize) -> Result<Ask> {
         let (from, end) = (positions.first().copied().unwrap_or(1), positions.last().map_or(1, |last| last + 1));
         let (answer, said) = bounded(1);
         let ids = host::collected(ids[..end].iter().copied())?;
         let positions = Arc::new(host::collected(positions.iter().copied())?);
         let mut state = self.0.state.lock();
+        if state.closed {
+            return Err(closed());
+        }
         state.last += 1;
         let number = state.last;
         let top_k = (self.0.options.top_k as usize).min(vocabulary);

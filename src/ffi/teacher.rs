@@ -137,7 +137,8 @@ pub unsafe extern "C" fn squire_teacher_release(teacher: *mut squire_teacher) {
 }
 
 /// Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
-/// SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+/// SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day); SQUIRE_END,
+/// and *out NULL, at once where the teacher is closed, and for ever after. What is
 /// taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_teacher_next(
@@ -156,7 +157,7 @@ pub unsafe extern "C" fn squire_teacher_next(
             }
             let requests = teacher.next(most, Duration::from_millis(timeout_ms));
             if requests.is_empty() {
-                return Ok(Err(Outcome::Timeout));
+                return Ok(Err(if teacher.is_closed() { Outcome::End } else { Outcome::Timeout }));
             }
             Ok(Ok(Batch { requests, deadline_ms: teacher.options().deadline.as_millis() as u64 }))
         })
@@ -249,6 +250,23 @@ pub unsafe extern "C" fn squire_teacher_fail(
         guard(err, |call| {
             let teacher = call.shared(teacher)?;
             teacher.fail(number, input::text(why, why_len, "why")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Closes the teacher, for good: everybody who waits in squire_teacher_next returns at once with SQUIRE_END, requests that
+/// nobody took are refused, and so is whatever is asked from now on, with SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where a build
+/// would have waited. Requests that were taken may still be answered. A second time it does nothing. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_close(
+    teacher: *mut squire_teacher,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            call.shared(teacher)?.close();
             Ok(Outcome::Done)
         })
     }

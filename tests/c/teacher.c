@@ -76,6 +76,14 @@ static void *answering(void *user) {
   return NULL;
 }
 
+/* Waits for a request that never comes, until the teacher is closed. */
+static void *waiting(void *user) {
+  squire_teacher_batch *batch = NULL;
+  squire_error *err = NULL;
+  CHECK(squire_teacher_next(user, 1, 3600000, &batch, &err) == SQUIRE_END && batch == NULL && err == NULL);
+  return NULL;
+}
+
 static void play(squire_distiller *distiller) {
   const int32_t seen[] = {1, 2, 3, 4};
   squire_episode *episode = NULL;
@@ -114,7 +122,7 @@ int main(int argc, char **argv) {
   squire_distiller *distiller = NULL;
   squire_update *update = NULL;
   squire_text *report = NULL;
-  pthread_t thread;
+  pthread_t thread, waiters[2];
   squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
   squire_model_options_init(&mo, sizeof mo);
   mo.path = argv[1];
@@ -143,6 +151,27 @@ int main(int argc, char **argv) {
   const char *text = squire_text_data(report, &n);
   CHECK(strstr(text, "\"episodes\":2") != NULL && strstr(text, "the server said 500") != NULL);
   DONE(squire_update_apply(distiller, update, &err));
+
+  /* Closed, it wakes who waits, and refuses who asks. */
+  while (squire_teacher_next(teacher, 9, 0, &none, &err) == SQUIRE_OK) { /* what failed is asked anew */
+    squire_teacher_batch_release(none);
+  }
+  for (int i = 0; i < 2; i++) {
+    CHECK(pthread_create(&waiters[i], NULL, waiting, teacher) == 0);
+  }
+  DONE(squire_teacher_close(teacher, &err));
+  DONE(squire_teacher_close(teacher, &err));
+  for (int i = 0; i < 2; i++) {
+    CHECK(pthread_join(waiters[i], NULL) == 0);
+  }
+  CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_END && none == NULL && err == NULL);
+  squire_update_release(update);
+  update = NULL;
+  uint64_t thrown_away = 0;
+  DONE(squire_distiller_discard(distiller, &thrown_away, &err));
+  play(distiller);
+  REFUSED(squire_update_build(distiller, 0, NULL, NULL, NULL, &update, &err), SQUIRE_E_TEACHER,
+          SQUIRE_DETAIL_TEACHER_CLOSED);
 
   squire_text_release(report);
   squire_update_release(update);
