@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 6 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 7 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -229,6 +229,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
 #define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The teacher failed. */
 #define SQUIRE_DETAIL_TEACHER_SILENT 1702 /* The host's teacher did not answer in time. */
+#define SQUIRE_DETAIL_TEACHER_CLOSED 1703 /* The host closed its teacher. */
 #define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss, a gradient, or the logits of a row are not finite. */
 #define SQUIRE_DETAIL_UPDATE_TOO_FAR 1810 /* An applied update moved the student further than the settings let be published. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */
@@ -970,11 +971,13 @@ squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint6
  * NULL. Any thread. */
 squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
 
-/* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
+/* Where the run stands, as a JSON object: distiller (its number, of which the process has no other), step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
  * could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
  * Any thread. */
-squire_status squire_distiller_metrics(const squire_distiller *distiller, squire_text **out, squire_error **err);
+squire_status squire_distiller_metrics(const squire_distiller *distiller,
+                                       squire_text **out,
+                                       squire_error **err);
 
 /* Drops the distiller; its episodes and updates keep it. NULL is allowed. Any thread, also inside a callback. */
 void squire_distiller_release(squire_distiller *distiller);
@@ -998,7 +1001,7 @@ typedef struct {
   int32_t top_k;
   /* Its number, by which it is answered. */
   uint64_t number;
-  /* Identity of the episode whose ids these are. */
+  /* Identity of the episode whose ids these are, among those of its distiller. */
   uint64_t episode;
   /* The whole text so far. Lives as long as the batch. */
   const int32_t *ids;
@@ -1010,6 +1013,12 @@ typedef struct {
   size_t vocabulary;
   /* Milliseconds from squire_teacher_next on in which the answer is wanted. */
   uint64_t deadline_ms;
+  /* The number of the distiller that asks, as squire_distiller_metrics tells it. Since 0.7, as all that follows. */
+  uint64_t distiller;
+  /* Updates that were applied when the episode began. */
+  uint64_t step;
+  /* The student's revision that acts in it. */
+  uint64_t revision;
 } squire_teacher_request;
 
 /* Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
@@ -1035,7 +1044,8 @@ squire_teacher *squire_teacher_retain(squire_teacher *teacher);
 void squire_teacher_release(squire_teacher *teacher);
 
 /* Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
- * SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+ * SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day); SQUIRE_END,
+ * and *out NULL, at once where the teacher is closed, and for ever after. What is
  * taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once. */
 squire_status squire_teacher_next(squire_teacher *teacher,
                                   size_t most,
@@ -1075,6 +1085,12 @@ squire_status squire_teacher_fail(squire_teacher *teacher,
                                   const char *why,
                                   size_t why_len,
                                   squire_error **err);
+
+/* Closes the teacher, for good: everybody who waits in squire_teacher_next returns at once with SQUIRE_END, requests that
+ * nobody took are refused, and so is whatever is asked from now on, with SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where a build
+ * would have waited. Requests that were taken may still be answered. A second time it does nothing. Any thread. */
+squire_status squire_teacher_close(squire_teacher *teacher,
+                                   squire_error **err);
 
 /* Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
  * or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its

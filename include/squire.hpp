@@ -599,6 +599,13 @@ inline void fail(const teacher_handle &teacher, std::uint64_t number, std::strin
   call([&](auto err) { return squire_teacher_fail(teacher.get(), number, why.data(), why.size(), err); });
 }
 
+/* What a request's distiller is compared with. */
+inline std::uint64_t number(const distiller_handle &distiller) {
+  std::uint64_t n = 0;
+  call([&](auto err) { return squire_distiller_number(distiller.get(), &n, err); });
+  return n;
+}
+
 inline distiller_handle create_distiller(const model_handle &student, const teacher_handle &teacher,
                                          std::string_view settings_json) {
   return make<distiller_handle>([&](auto out, auto err) {

@@ -16,9 +16,9 @@ use answering::*;
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
-use squire::distill::{Actor, Distiller, EpisodeSpec, QueueOptions, Reply, Request, Teacher, TeacherQueue, Update};
+use squire::distill::{Actor, Asker, Distiller, EpisodeSpec, QueueOptions, Reply, Teacher, Update};
 use squire::error::{Error, Fault};
-use squire::serve::{Cancel, ServedModel, Session};
+use squire::serve::{Cancel, Session};
 use squire::text::source::Source;
 
 fn try_build(d: &Distiller) -> Result<Update, Error> {
@@ -446,4 +446,30 @@ fn a_teacher_that_is_closed_wakes_who_waits_and_refuses_who_asks() {
     let e = queue.reply(taken.number + 1, answer(&model, &taken).reply()).unwrap_err();
     assert!(e.fault() == Fault::TeacherRequest && e.message().contains("closed before anybody took it"), "{e}");
     assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn distillers_that_share_a_teacher_are_told_apart() {
+    let document = || json!({"preset": "opd", "batch_episodes": 2, "kept_revisions": 4});
+    let (one, queue, model) = taught(json!({"top_k": 3}), document());
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let other = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document())).unwrap();
+    assert_ne!(one.number(), other.number());
+    play(&one, 2, 1);
+    assert_eq!(answer_all(&queue, &model), 2);
+    update(&one);
+    play(&other, 2, 1);
+    play(&one, 1, 1);
+    let requests = queue.next(9, SHORT);
+    let told: Vec<_> = requests.iter().map(|r| r.asker).collect();
+    let asker = |distiller: &Distiller, episode, step, revision| Asker {
+        distiller: distiller.number(),
+        episode,
+        step,
+        revision,
+    };
+    // Both have an episode 0 and 1.
+    assert_eq!(told, [asker(&other, 0, 0, 1), asker(&other, 1, 0, 1), asker(&one, 2, 1, 2)]);
+    requests.iter().for_each(|r| queue.reply(r.number, answer(&model, r).reply()).unwrap());
+    assert_eq!((build(&other).report().episodes, build(&one).report().episodes), (2, 1));
 }

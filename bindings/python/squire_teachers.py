@@ -139,7 +139,7 @@ def check(server, ids, k=0):
 class Request(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("top_k", c.c_int32), ("number", c.c_uint64), ("episode", c.c_uint64),
                 ("ids", c.POINTER(c.c_int32)), ("n_ids", c.c_size_t), ("start", c.c_size_t), ("vocabulary", c.c_size_t),
-                ("deadline_ms", c.c_uint64)]
+                ("deadline_ms", c.c_uint64), ("distiller", c.c_uint64), ("step", c.c_uint64), ("revision", c.c_uint64)]
 
 
 class Answering:

@@ -4,6 +4,7 @@
 //! (one optimiser step on the masters), publish (new sessions and episodes get the new weights).
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
@@ -26,11 +27,16 @@ use crate::model::{Adapter, Parameters, Weights};
 use crate::serve::{Counted, Level, Reserved, Revision, ServedModel};
 use crate::sync::Mutex;
 
+/// Distillers of this process so far.
+static MADE: AtomicU64 = AtomicU64::new(0);
+
 /// A distiller. Cheap to clone; clones are the same distiller.
 #[derive(Clone)]
 pub struct Distiller(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
+    /// of which the process has no other
+    number: u64,
     pub(super) student: ServedModel,
     pub(super) teacher: Option<Teacher>,
     pub(super) config: Config,
@@ -115,6 +121,7 @@ impl Distiller {
         Room { config: &config, model: student.model(), base, adapter, teacher: local, host }.least()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
+            number: MADE.fetch_add(1, Ordering::Relaxed) + 1,
             student: student.clone(),
             config,
             vocabulary: local.map_or(usize::MAX, rows).min(rows(student)),
@@ -135,6 +142,11 @@ impl Distiller {
                 reserved,
             }),
         })))
+    }
+
+    /// Its number, from 1, of which the process has no other: what tells apart the distillers that share a teacher.
+    pub fn number(&self) -> u64 {
+        self.0.number
     }
 
     /// The student.

@@ -508,7 +508,7 @@ impl Episode {
         let asked = match self.distiller.teacher_queue() {
             Some(queue) if !trajectory.heading.evaluation => {
                 let engine = self.distiller.student().engine();
-                Scoring::queue(queue, engine, &trajectory, self.distiller.vocabulary())?
+                Scoring::queue(queue, engine, (self.distiller.number(), &trajectory), self.distiller.vocabulary())?
             }
             _ => None,
         };

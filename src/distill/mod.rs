@@ -51,5 +51,5 @@ pub use report::Report;
 pub use spec::EpisodeSpec;
 pub use teacher::Teacher;
 pub use teacher_queue::TeacherQueue;
-pub use teacher_request::{Reply, Request};
+pub use teacher_request::{Asker, Reply, Request};
 pub use update::Update;

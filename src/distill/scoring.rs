@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::teacher_queue::{Ask, TeacherQueue};
-use super::trajectory::Trajectory;
+use super::teacher_request::Asker;
+use super::trajectory::{Heading, Trajectory};
 use super::workspace::Scores;
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
@@ -35,17 +36,18 @@ impl Scoring {
     pub(super) fn queue(
         queue: &TeacherQueue,
         engine: &Engine,
-        trajectory: &Trajectory,
+        (distiller, trajectory): (u64, &Trajectory),
         vocabulary: usize,
     ) -> Result<Option<Scoring>> {
         let turns = || trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
         let mut positions = host::with_room(turns().map(|turn| turn.range.len()).sum())?;
         positions.extend(turns().flat_map(|turn| turn.range.clone()));
         let Some(last) = positions.last() else { return Ok(None) };
+        let Heading { episode, step, revision, .. } = trajectory.heading;
         let mut asked = Asked {
             queue: queue.clone(),
             engine: engine.clone(),
-            episode: trajectory.heading.episode,
+            asker: Asker { distiller, episode, step, revision },
             ids: host::collected(trajectory.ids()[..=*last].iter().copied())?,
             positions,
             vocabulary,
@@ -93,7 +95,7 @@ pub(super) struct Asked {
     queue: TeacherQueue,
     /// the student's
     engine: Engine,
-    episode: u64,
+    asker: Asker,
     ids: Vec<i32>,
     positions: Vec<usize>,
     vocabulary: usize,
@@ -104,7 +106,7 @@ pub(super) struct Asked {
 impl Asked {
     fn start(&mut self) -> Result<()> {
         if self.ask.is_none() {
-            self.ask = Some(self.queue.ask(self.episode, &self.ids, &self.positions, self.vocabulary)?);
+            self.ask = Some(self.queue.ask(self.asker, &self.ids, &self.positions, self.vocabulary)?);
         }
         Ok(())
     }

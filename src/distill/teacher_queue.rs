@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::queue_options::QueueOptions;
-use super::teacher_request::{Reply, Request, Said, said};
+use super::teacher_request::{Asker, Reply, Request, Said, said};
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
 use crate::sync::{Condvar, Mutex};
@@ -194,7 +194,7 @@ impl TeacherQueue {
     }
 
     /// Asks for the log-probs of the tokens at some positions, ascending and none 0. Errors: `TeacherClosed`.
-    pub(super) fn ask(&self, episode: u64, ids: &[i32], positions: &[usize], vocabulary: usize) -> Result<Ask> {
+    pub(super) fn ask(&self, asker: Asker, ids: &[i32], positions: &[usize], vocabulary: usize) -> Result<Ask> {
         let (from, end) = (positions.first().copied().unwrap_or(1), positions.last().map_or(1, |last| last + 1));
         let (answer, said) = bounded(1);
         let ids = host::collected(ids[..end].iter().copied())?;
@@ -206,7 +206,7 @@ impl TeacherQueue {
         state.last += 1;
         let number = state.last;
         let top_k = (self.0.options.top_k as usize).min(vocabulary);
-        let request = Arc::new(Request { number, episode, ids, from, top_k, vocabulary });
+        let request = Arc::new(Request { number, asker, ids, from, top_k, vocabulary });
         state.open.insert(number, Open { request, positions, answer, asked: Instant::now(), taken: None });
         state.waiting.push_back(number);
         drop(state);

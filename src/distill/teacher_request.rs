@@ -12,13 +12,26 @@ const SLACK: f64 = 1e-2;
 /// No softmax says less; servers have numbers like -9999 for what they do not know.
 const LEAST: f32 = -1000.0;
 
+/// Who asks a teacher. Several distillers may share one, and number their episodes each for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The distiller's number, of which the process has no other.
+    pub distiller: u64,
+    /// Identity of the episode in it.
+    pub episode: u64,
+    /// Updates that were applied when the episode began.
+    pub step: u64,
+    /// The student's revision that acts in it.
+    pub revision: u64,
+}
+
 /// What a teacher is asked: the log-probs of `ids[from..]`, each given all ids before it.
 #[derive(Debug)]
 pub struct Request {
     /// Its number, by which it is answered.
     pub number: u64,
     /// Whose ids these are.
-    pub episode: u64,
+    pub asker: Asker,
     /// The whole text so far.
     pub ids: Vec<i32>,
     /// The first id that is asked about, at least 1.

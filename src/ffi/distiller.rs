@@ -231,6 +231,24 @@ pub unsafe extern "C" fn squire_distiller_discard(
     }
 }
 
+/// The distiller's number, from 1, of which the process has no other: a teacher that several distillers share is told it with
+/// each request. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_number(
+    distiller: *const squire_distiller,
+    number: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let (distiller, slot) = (call.shared(distiller)?, Slot::required(number, "number")?);
+            slot.set(distiller.number());
+            Ok(Outcome::Done)
+        })
+    }
+}
+
 /// Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
 /// evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
 /// could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.

@@ -12,6 +12,7 @@ struct answering {
   squire_teacher *teacher;
   int answered, failed;
   size_t refused;
+  uint64_t distiller; /* who asked last */
 };
 
 /* Answers as if every id were as likely as every other, after it has tried what must be refused. */
@@ -63,6 +64,8 @@ static void *answering(void *user) {
     }
     CHECK(status == SQUIRE_OK);
     for (size_t i = 0; squire_teacher_batch_request(batch, i, &r, &err) == SQUIRE_OK; i++) {
+      CHECK(r.distiller > 0 && r.step == 0 && r.revision == 1);
+      a->distiller = r.distiller;
       if (r.episode == 1) { /* one of them it cannot score */
         DONE(squire_teacher_fail(a->teacher, r.number, TEXT("the server said 500"), &err));
         a->failed++;
@@ -138,7 +141,7 @@ int main(int argc, char **argv) {
   DONE(squire_distiller_create_taught(model, teacher, TEXT(settings), &distiller, &err));
   CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_TIMEOUT && none == NULL && err == NULL);
 
-  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0};
+  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0, 0};
   CHECK(pthread_create(&thread, NULL, answering, &a) == 0);
   for (int i = 0; i < EPISODES; i++) {
     play(distiller);
@@ -151,6 +154,9 @@ int main(int argc, char **argv) {
   const char *text = squire_text_data(report, &n);
   CHECK(strstr(text, "\"episodes\":2") != NULL && strstr(text, "the server said 500") != NULL);
   DONE(squire_update_apply(distiller, update, &err));
+  uint64_t number = 0;
+  DONE(squire_distiller_number(distiller, &number, &err));
+  CHECK(number > 0 && number == a.distiller);
 
   /* Closed, it wakes who waits, and refuses who asks. */
   while (squire_teacher_next(teacher, 9, 0, &none, &err) == SQUIRE_OK) { /* what failed is asked anew */

@@ -43,7 +43,7 @@ static void a_student_serves_and_learns(char **argv) {
   const squire::update_handle update = squire::build(distiller);
   CHECK(squire::view(squire::report(update)).find("\"trained_tokens\":8") != std::string_view::npos);
   squire::apply(distiller, update);
-  CHECK(squire::publish(distiller) == 2 && squire::revision(student) == 2);
+  CHECK(squire::publish(distiller) == 2 && squire::revision(student) == 2 && squire::number(distiller) > 0);
 
   const squire::cancel stop;
   stop.set();
@@ -89,6 +89,13 @@ static void every_section_is_wrapped(char **argv) {
     caught = true;
   }
   CHECK(caught);
+
+  const squire::teacher_handle teacher = squire::create_teacher(R"({"vocabulary": "the-students"})");
+  squire::teacher_batch_handle batch;
+  CHECK(squire::next(teacher, 1, 0, batch) == SQUIRE_TIMEOUT && !batch);
+  std::thread closing([&] { squire::close(squire::share(teacher)); });
+  CHECK(squire::next(teacher, 1, 3600000, batch) == SQUIRE_END && !batch);
+  closing.join();
 
   CHECK(squire::view(squire::info(chat)).find("\"generation_defaults\"") != std::string_view::npos);
   CHECK(squire::sizes(student).vocabulary == 259 && squire::sizes(student).tokenizer_ids == 0);
