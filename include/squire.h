@@ -967,17 +967,39 @@ squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *re
  * refused all the same. Any thread. */
 squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
 
+/* Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
+ * teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
+ * teaches noise. check_json: {"ids": [...]}, {"text": "..."} or {"tokens": 64}; {}: 64 tokens that the student says after its own
+ * template (SQUIRE_E_TEMPLATE where it has none), drawn as the settings draw. The report is a JSON object: ids, positions,
+ * middle, top_k; again and in_parts, each with the largest and mean difference of the log-probs of what stands there, top_largest
+ * and top_mean of the likeliest ids, and share, what it is of the signal; signal (largest, mean), what teacher and student lie
+ * apart; warnings, a list of texts, which the log has too. A model has 0 in again and in_parts. Keys may be added. Nothing of the
+ * run changes. Blocks. A teacher of the host's is asked with an episode of UINT64_MAX, and answers within timeout_ms
+ * (0: its deadline_ms; at most a day) or it is SQUIRE_E_TEACHER, as where it fails or is closed. cancel may be NULL.
+ * SQUIRE_E_ARGUMENT without a teacher, for fewer than 3 ids, or for ids that are none. Any thread. */
+squire_status squire_distiller_check_teacher(const squire_distiller *distiller,
+                                             const char *check_json,
+                                             size_t check_len,
+                                             uint64_t timeout_ms,
+                                             const squire_cancel *cancel,
+                                             squire_text **out,
+                                             squire_error **err);
+
 /* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
  * NULL. Any thread. */
 squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
 
-/* Where the run stands, as a JSON object: distiller (its number, of which the process has no other), step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
+/* The distiller's number, from 1, of which the process has no other: a teacher that several distillers share is told it with
+ * each request. Any thread. */
+squire_status squire_distiller_number(const squire_distiller *distiller,
+                                      uint64_t *number,
+                                      squire_error **err);
+
+/* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
  * could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
  * Any thread. */
-squire_status squire_distiller_metrics(const squire_distiller *distiller,
-                                       squire_text **out,
-                                       squire_error **err);
+squire_status squire_distiller_metrics(const squire_distiller *distiller, squire_text **out, squire_error **err);
 
 /* Drops the distiller; its episodes and updates keep it. NULL is allowed. Any thread, also inside a callback. */
 void squire_distiller_release(squire_distiller *distiller);
@@ -1001,7 +1023,7 @@ typedef struct {
   int32_t top_k;
   /* Its number, by which it is answered. */
   uint64_t number;
-  /* Identity of the episode whose ids these are, among those of its distiller. */
+  /* Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher. */
   uint64_t episode;
   /* The whole text so far. Lives as long as the batch. */
   const int32_t *ids;
@@ -1013,7 +1035,7 @@ typedef struct {
   size_t vocabulary;
   /* Milliseconds from squire_teacher_next on in which the answer is wanted. */
   uint64_t deadline_ms;
-  /* The number of the distiller that asks, as squire_distiller_metrics tells it. Since 0.7, as all that follows. */
+  /* The number of the distiller that asks, as squire_distiller_number tells it. Since 0.7, as all that follows. */
   uint64_t distiller;
   /* Updates that were applied when the episode began. */
   uint64_t step;

@@ -599,6 +599,16 @@ inline void fail(const teacher_handle &teacher, std::uint64_t number, std::strin
   call([&](auto err) { return squire_teacher_fail(teacher.get(), number, why.data(), why.size(), err); });
 }
 
+/* Whether the teacher says the same twice, as JSON; empty where it was stopped. 0: as long as the teacher's deadline. */
+inline text_handle check_teacher(const distiller_handle &distiller, std::string_view check_json = "{}",
+                                 std::uint64_t timeout_ms = 0, const cancel *stop = nullptr) {
+  squire_cancel *flag = stop ? stop->get() : nullptr;
+  return make<text_handle>([&](auto out, auto err) {
+    return squire_distiller_check_teacher(distiller.get(), check_json.data(), check_json.size(), timeout_ms, flag, out,
+                                          err);
+  });
+}
+
 /* What a request's distiller is compared with. */
 inline std::uint64_t number(const distiller_handle &distiller) {
   std::uint64_t n = 0;

@@ -141,6 +141,8 @@ def main():
         # An honest one teaches.
         teacher, distiller = taught()
         with Answering(squire.lib, teacher, of, threads=2):
+            found = distiller.check_teacher(ids=ids)
+            assert found["again"]["share"] == found["in_parts"]["share"] == 0 and not found["warnings"], found
             play(distiller, 3)
             reports[kind] = distiller.update()
         assert reports[kind]["episodes"] == 3 and not reports[kind]["set_aside"], reports[kind]

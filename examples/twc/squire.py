@@ -193,6 +193,10 @@ class Distiller(Object):
             self.step += 1
             return Document.read("update_report", update)
 
+    def check_teacher(self, timeout_ms=0, **text):
+        """Whether the teacher says the same twice; `text` is one of ids, text and tokens."""
+        return Document.read("distiller_check_teacher", self, *document(text), c.c_uint64(timeout_ms), None)
+
     def publish(self):
         """From now on new episodes are played by what was learnt."""
         call("distiller_publish", self, None)

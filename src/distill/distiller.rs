@@ -159,6 +159,11 @@ impl Distiller {
         self.0.teacher.as_ref().and_then(Teacher::model)
     }
 
+    /// The teacher, if it has one.
+    pub(super) fn any_teacher(&self) -> Option<&Teacher> {
+        self.0.teacher.as_ref()
+    }
+
     /// The queue of the host's teacher, if it has one.
     pub(super) fn teacher_queue(&self) -> Option<&TeacherQueue> {
         match &self.0.teacher {

@@ -5,7 +5,7 @@
 //! records an episode; [`batch`] turns trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
 //! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
-//! revision and `update_kl` measures it, [`checkpoint`] survives a crash.
+//! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 pub mod actor;
@@ -31,6 +31,7 @@ pub mod schedule;
 mod scoring;
 pub mod spec;
 pub mod teacher;
+pub mod teacher_check;
 pub mod teacher_queue;
 pub mod teacher_request;
 mod trained;
@@ -50,6 +51,7 @@ pub use queue_options::QueueOptions;
 pub use report::Report;
 pub use spec::EpisodeSpec;
 pub use teacher::Teacher;
+pub use teacher_check::CheckText;
 pub use teacher_queue::TeacherQueue;
 pub use teacher_request::{Asker, Reply, Request};
 pub use update::Update;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::teacher_queue::{Ask, TeacherQueue};
-use super::teacher_request::Asker;
+use super::teacher_request::{Asker, Said};
 use super::trajectory::{Heading, Trajectory};
 use super::workspace::Scores;
 use crate::backend::host;
@@ -16,7 +16,7 @@ use crate::serve::{Cancel, Engine, Session};
 use crate::text::source::Source;
 
 /// How long whoever waits for a teacher waits before it looks whether it should go on.
-const SLICE: Duration = Duration::from_millis(20);
+pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 /// A teacher at work on one episode.
 pub(super) enum Scoring {
@@ -44,15 +44,8 @@ impl Scoring {
         positions.extend(turns().flat_map(|turn| turn.range.clone()));
         let Some(last) = positions.last() else { return Ok(None) };
         let Heading { episode, step, revision, .. } = trajectory.heading;
-        let mut asked = Asked {
-            queue: queue.clone(),
-            engine: engine.clone(),
-            asker: Asker { distiller, episode, step, revision },
-            ids: host::collected(trajectory.ids()[..=*last].iter().copied())?,
-            positions,
-            vocabulary,
-            ask: None,
-        };
+        let asker = Asker { distiller, episode, step, revision };
+        let mut asked = Asked::new(queue, engine, asker, &trajectory.ids()[..=*last], positions, vocabulary)?;
         // Refused now, it is asked again when an update is built.
         let _ = asked.start();
         Ok(Some(Scoring::Queue(asked)))
@@ -71,7 +64,7 @@ impl Scoring {
     pub(super) fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
         match self {
             Scoring::Local(local) => local.scores(progress),
-            Scoring::Queue(asked) => asked.scores(since, progress),
+            Scoring::Queue(asked) => asked.said(since, progress).map(Scores::Said),
         }
     }
 
@@ -104,14 +97,29 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn start(&mut self) -> Result<()> {
+    /// Nobody is asked yet. `engine`: the student's, which is stepped meanwhile where its caller drives it.
+    pub(super) fn new(
+        queue: &TeacherQueue,
+        engine: &Engine,
+        asker: Asker,
+        ids: &[i32],
+        positions: Vec<usize>,
+        vocabulary: usize,
+    ) -> Result<Asked> {
+        let (queue, engine, ids) = (queue.clone(), engine.clone(), host::collected(ids.iter().copied())?);
+        Ok(Asked { queue, engine, asker, ids, positions, vocabulary, ask: None })
+    }
+
+    /// Asks, where nobody is asked yet.
+    pub(super) fn start(&mut self) -> Result<()> {
         if self.ask.is_none() {
             self.ask = Some(self.queue.ask(self.asker, &self.ids, &self.positions, self.vocabulary)?);
         }
         Ok(())
     }
 
-    fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
+    /// Waits for the answer, as [`Scoring::scores`].
+    pub(super) fn said(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Said> {
         self.start()?;
         let missing = || Error::new(Fault::TeacherFailed, "nobody was asked");
         let ask = self.ask.take().ok_or_else(missing)?;
@@ -119,7 +127,7 @@ impl Asked {
             // Where the caller drives the engine, sessions go on meanwhile.
             let is_at_work = self.engine.is_caller_driven() && self.engine.step()?;
             match ask.wait(if is_at_work { Duration::ZERO } else { SLICE }, since)? {
-                Some(said) => return Ok(Scores::Said(said)),
+                Some(said) => return Ok(said),
                 None if progress() => {}
                 None => {
                     self.ask = Some(ask);

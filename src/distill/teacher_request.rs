@@ -12,12 +12,15 @@ const SLACK: f64 = 1e-2;
 /// No softmax says less; servers have numbers like -9999 for what they do not know.
 const LEAST: f32 = -1000.0;
 
+/// The episode of what is asked for no episode's sake: a check of the teacher.
+pub const NO_EPISODE: u64 = u64::MAX;
+
 /// Who asks a teacher. Several distillers may share one, and number their episodes each for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// The distiller's number, of which the process has no other.
     pub distiller: u64,
-    /// Identity of the episode in it.
+    /// Identity of the episode in it; [`NO_EPISODE`] for none.
     pub episode: u64,
     /// Updates that were applied when the episode began.
     pub step: u64,

@@ -1,7 +1,9 @@
 //! Distillers: a student that learns, the model that teaches it, and the settings as one JSON document.
 
 use std::ffi::c_char;
+use std::time::Duration;
 
+use super::cancel::squire_cancel;
 use super::error::squire_error;
 use super::guard::{Call, Outcome, guard, guard_out};
 use super::handle::{self, Object};
@@ -11,7 +13,7 @@ use super::output::Slot;
 use super::status::squire_status;
 use super::text::{CText, squire_text};
 use crate::distill::explain::explain;
-use crate::distill::{Config, Distiller};
+use crate::distill::{CheckText, Config, Distiller};
 use crate::error::Result;
 use crate::serve::ServedModel;
 
@@ -208,6 +210,38 @@ pub unsafe extern "C" fn squire_distiller_publish_anyway(
             let revision = Slot::optional(revision, "revision")?;
             revision.set(distiller.publish_anyway()?);
             Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
+/// teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
+/// teaches noise. check_json: {"ids": [...]}, {"text": "..."} or {"tokens": 64}; {}: 64 tokens that the student says after its own
+/// template (SQUIRE_E_TEMPLATE where it has none), drawn as the settings draw. The report is a JSON object: ids, positions,
+/// middle, top_k; again and in_parts, each with the largest and mean difference of the log-probs of what stands there, top_largest
+/// and top_mean of the likeliest ids, and share, what it is of the signal; signal (largest, mean), what teacher and student lie
+/// apart; warnings, a list of texts, which the log has too. A model has 0 in again and in_parts. Keys may be added. Nothing of the
+/// run changes. Blocks. A teacher of the host's is asked with an episode of UINT64_MAX, and answers within timeout_ms
+/// (0: its deadline_ms; at most a day) or it is SQUIRE_E_TEACHER, as where it fails or is closed. cancel may be NULL.
+/// SQUIRE_E_ARGUMENT without a teacher, for fewer than 3 ids, or for ids that are none. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_check_teacher(
+    distiller: *const squire_distiller,
+    check_json: *const c_char,
+    check_len: usize,
+    timeout_ms: u64,
+    cancel: *const squire_cancel,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let distiller = call.shared(distiller)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            let text = CheckText::from_json(input::text(check_json, check_len, "check_json")?)?;
+            let timeout = Duration::from_millis(timeout_ms.min(86_400_000));
+            Ok(CText::new(&distiller.check_teacher(&text, timeout, &cancel)?.to_string()))
         })
     }
 }

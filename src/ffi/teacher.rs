@@ -58,7 +58,7 @@ pub struct squire_teacher_request {
     pub top_k: i32,
     /// Its number, by which it is answered.
     pub number: u64,
-    /// Identity of the episode whose ids these are, among those of its distiller.
+    /// Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher.
     pub episode: u64,
     /// The whole text so far. Lives as long as the batch.
     pub ids: *const i32,

@@ -141,6 +141,18 @@ int main(int argc, char **argv) {
   DONE(squire_distiller_create_taught(model, teacher, TEXT(settings), &distiller, &err));
   CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_TIMEOUT && none == NULL && err == NULL);
 
+  /* A check that nobody answers, and one that is stopped. */
+  squire_cancel *cancel = squire_cancel_create();
+  REFUSED(squire_distiller_check_teacher(distiller, TEXT("{\"ids\": [1, 2, 3, 4]}"), 30, cancel, &report, &err),
+          SQUIRE_E_TEACHER, SQUIRE_DETAIL_TEACHER_SILENT);
+  REFUSED(squire_distiller_check_teacher(distiller, TEXT("{}"), 30, NULL, &report, &err), SQUIRE_E_TEMPLATE,
+          SQUIRE_DETAIL_NO_TEMPLATE);
+  squire_cancel_set(cancel);
+  CHECK(squire_distiller_check_teacher(distiller, TEXT("{\"ids\": [1, 2, 3, 4]}"), 0, cancel, &report, &err) ==
+            SQUIRE_CANCELLED &&
+        report == NULL && err == NULL);
+  squire_cancel_release(cancel);
+
   struct answering a = {squire_teacher_retain(teacher), 0, 0, 0, 0};
   CHECK(pthread_create(&thread, NULL, answering, &a) == 0);
   for (int i = 0; i < EPISODES; i++) {

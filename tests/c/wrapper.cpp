@@ -31,6 +31,8 @@ static void a_student_serves_and_learns(char **argv) {
 
   const squire::model_handle student = squire::load_model(engine, argv[1]), teacher = squire::load_model(engine, argv[2]);
   const squire::distiller_handle distiller = squire::create_distiller(student, teacher, R"({"preset": "opd"})");
+  const auto checked = squire::check_teacher(distiller, R"({"ids": [5, 6, 7, 8, 9]})");
+  CHECK(squire::view(checked).find("\"warnings\":[]") != std::string_view::npos);
   const squire::episode_handle episode = squire::begin(distiller);
   squire::observe(episode, squire::ids{5, 6, 7});
   generation.temperature = SQUIRE_GEN_UNSET; // a training rollout samples as the settings say
