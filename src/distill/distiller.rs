@@ -110,7 +110,7 @@ impl Distiller {
                 return Err(Error::new(Fault::BadOption, why));
             }
             None => {}
-            Some(Teacher::Local(teacher)) => check_teacher(student, teacher)?,
+            Some(Teacher::Local(teacher)) => check_model(student, teacher)?,
             Some(Teacher::Queue(queue)) => check_vocabulary(student, queue)?,
         }
         teacher.as_ref().map_or(Ok(()), |teacher| teacher.check(&config))?;
@@ -382,11 +382,12 @@ fn check_vocabulary(student: &ServedModel, queue: &TeacherQueue) -> Result<()> {
     }
 }
 
-/// Whether a teacher can teach the student: the same meaning for every id, room for its episodes, one engine.
+/// Whether a model can teach the student: the same meaning for every id, room for its episodes. Its engine may be another,
+/// with threads, kernels and budgets of its own: results depend on none of them.
 ///
 /// Losses compare distributions over one vocabulary. Where the tokenizers agree the tables may differ in rows: those
 /// beyond the shorter one are padding, which no id of the tokenizer has, and training leaves them out on both sides.
-fn check_teacher(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
+fn check_model(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
     let (s, t) = (student.config().vocab_size, teacher.config().vocab_size);
     let agree = match (student.tokenizer(), teacher.tokenizer()) {
         (Ok(s), Ok(t)) => Some(s.fingerprint() == t.fingerprint()),
@@ -414,9 +415,6 @@ fn check_teacher(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
         let (s, t) = (student.model().max_context(), teacher.model().max_context());
         let why = format!("the student's context holds {s} tokens, the teacher's {t}; load the teacher with as many");
         return Err(Error::new(Fault::BadOption, why));
-    }
-    if !student.engine().is(teacher.engine()) {
-        return Err(Error::new(Fault::ForeignHandle, "student and teacher must be loaded by one engine"));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A teacher at work on one episode that ended: a local one computes in the rounds of whoever else is running, the host's is
-//! asked through its queue.
+//! A teacher at work on one episode that ended: a local one computes in the rounds of its engine, which may be the student's or
+//! another, and the host's is asked through its queue. Who waits for it keeps going whichever engine is driven by its caller.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -27,9 +27,9 @@ pub(super) enum Scoring {
 }
 
 impl Scoring {
-    /// Asks a model to compute all pending ids of its timeline.
-    pub(super) fn local(teacher: Session, next: Source) -> Scoring {
-        Scoring::Local(Local::start(teacher, next))
+    /// Asks a model to compute all pending ids of its timeline. `engine`: the student's.
+    pub(super) fn local(engine: &Engine, teacher: Session, next: Source) -> Scoring {
+        Scoring::Local(Local::start(engine.clone(), teacher, next))
     }
 
     /// Asks the host's teacher for the tokens of a record that carry a loss which needs it; None where there is none.
@@ -140,6 +140,8 @@ impl Asked {
 
 /// A local teacher at work on one episode.
 pub(super) struct Local {
+    /// the student's
+    engine: Engine,
     teacher: Session,
     /// who wrote the token that follows the teacher's timeline
     next: Source,
@@ -149,8 +151,8 @@ pub(super) struct Local {
 }
 
 impl Local {
-    fn start(teacher: Session, next: Source) -> Local {
-        let mut scoring = Local { teacher, next, cancel: Cancel::default(), answer: None };
+    fn start(engine: Engine, teacher: Session, next: Source) -> Local {
+        let mut scoring = Local { engine, teacher, next, cancel: Cancel::default(), answer: None };
         // Refused now, it is asked again when an update is built.
         scoring.answer = scoring.teacher.start_prefill(&scoring.cancel, Some(next)).ok();
         scoring
@@ -160,27 +162,42 @@ impl Local {
     /// computes on for whoever asks next.
     fn scores(&mut self, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
         if self.answer.is_none() {
-            self.answer = Some(self.teacher.start_prefill(&self.cancel, Some(self.next))?);
+            let asked = self.teacher.start_prefill(&self.cancel, Some(self.next));
+            self.answer = Some(asked.map_err(|e| self.of_teacher(e))?);
         }
         while let Some(answer) = &self.answer {
-            match self.wait_a_moment(answer) {
+            // Where the caller drives the student's engine, and that is another, its sessions go on meanwhile.
+            let own_steps = self.is_elsewhere() && self.engine.is_caller_driven();
+            let is_at_work = own_steps && self.engine.step()?;
+            match self.wait_a_moment(answer, if is_at_work { Duration::ZERO } else { SLICE }) {
                 Ok(None) if progress() => {}
                 Ok(None) => return Err(cancelled()),
                 Ok(Some(told)) => {
                     self.answer = None;
-                    told?;
+                    told.map_err(|e| self.of_teacher(e))?;
                 }
                 Err(e) => {
                     self.answer = None;
-                    return Err(e);
+                    return Err(self.of_teacher(e));
                 }
             }
         }
-        Ok(Scores::Hidden { hidden: self.teacher.take_hidden()?, revision: self.teacher.revision() })
+        let hidden = self.teacher.take_hidden().map_err(|e| self.of_teacher(e))?;
+        Ok(Scores::Hidden { hidden, revision: self.teacher.revision() })
     }
 
-    /// The answer, None where it is still to come. Steps the engine where the caller drives it.
-    fn wait_a_moment(&self, answer: &Receiver<Result<()>>) -> Result<Option<Result<()>>> {
+    /// Whether the teacher's engine is not the student's.
+    fn is_elsewhere(&self) -> bool {
+        !self.teacher.model().engine().is(&self.engine)
+    }
+
+    /// Tells whose engine it was, whose memory was short say, where there are two.
+    fn of_teacher(&self, e: Error) -> Error {
+        if self.is_elsewhere() { e.within("the teacher's engine") } else { e }
+    }
+
+    /// The answer, None where it is still to come. Steps the teacher's engine where the caller drives it.
+    fn wait_a_moment(&self, answer: &Receiver<Result<()>>, slice: Duration) -> Result<Option<Result<()>>> {
         let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the teacher was done");
         let engine = self.teacher.model().engine();
         if engine.is_caller_driven() {
@@ -190,7 +207,7 @@ impl Local {
                 Err(TryRecvError::Empty) => engine.step().map(|_| None),
             };
         }
-        match answer.recv_timeout(SLICE) {
+        match answer.recv_timeout(slice) {
             Ok(answer) => Ok(Some(answer)),
             Err(RecvTimeoutError::Disconnected) => Err(stopped()),
             Err(RecvTimeoutError::Timeout) => Ok(None),

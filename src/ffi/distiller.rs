@@ -17,7 +17,7 @@ use crate::distill::{CheckText, Config, Distiller};
 use crate::error::Result;
 use crate::serve::ServedModel;
 
-/// A student that learns while it works. Its teacher is a model of the same engine, so no object stands between, or one in the
+/// A student that learns while it works. Its teacher is a model, of the same engine or another, or one in the
 /// host's own code (squire_distiller_create_taught). Freed by squire_distiller_release.
 pub struct squire_distiller {
     _opaque: [u8; 0],
@@ -74,7 +74,9 @@ pub unsafe extern "C" fn squire_distiller_explain(
 /// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
 /// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
-/// free of the engine's host_budget, cannot hold an update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread.
+/// free of the engine's host_budget, cannot hold an update of one token. The models may come from
+/// two engines, each with its own threads, budgets and log: the teacher's weights and its side of the episodes are paid by its own,
+/// the update by the student's, and where a caller drives either, the calls that wait step it. The distiller keeps them alive. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_create(
     student: *mut squire_model,
