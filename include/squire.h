@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 6 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 7 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -229,6 +229,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_DEVICE_LOST 1601 /* The device is gone for this process; release the engine. */
 #define SQUIRE_DETAIL_TEACHER_FAILED 1701 /* The teacher failed. */
 #define SQUIRE_DETAIL_TEACHER_SILENT 1702 /* The host's teacher did not answer in time. */
+#define SQUIRE_DETAIL_TEACHER_CLOSED 1703 /* The host closed its teacher. */
 #define SQUIRE_DETAIL_NOT_FINITE 1801 /* The loss, a gradient, or the logits of a row are not finite. */
 #define SQUIRE_DETAIL_UPDATE_TOO_FAR 1810 /* An applied update moved the student further than the settings let be published. */
 #define SQUIRE_DETAIL_POISONED 1901 /* The object was poisoned by an earlier panic. */
@@ -893,7 +894,7 @@ squire_status squire_score(squire_session *session,
 
 /* ---- distiller ------------------------------------------------------------------------------------------- */
 
-/* A student that learns while it works. Its teacher is a model of the same engine, so no object stands between, or one in the
+/* A student that learns while it works. Its teacher is a model, of the same engine or another, or one in the
  * host's own code (squire_distiller_create_taught). Freed by squire_distiller_release. */
 typedef struct squire_distiller squire_distiller;
 
@@ -912,7 +913,9 @@ squire_status squire_distiller_explain(const char *settings_json,
  * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
  * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
  * padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
- * free of the engine's host_budget, cannot hold an update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread. */
+ * free of the engine's host_budget, cannot hold an update of one token. The models may come from
+ * two engines, each with its own threads, budgets and log: the teacher's weights and its side of the episodes are paid by its own,
+ * the update by the student's, and where a caller drives either, the calls that wait step it. The distiller keeps them alive. Any thread. */
 squire_status squire_distiller_create(squire_model *student,
                                       squire_model *teacher,
                                       const char *settings_json,
@@ -966,9 +969,33 @@ squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *re
  * refused all the same. Any thread. */
 squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
 
+/* Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
+ * teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
+ * teaches noise. check_json: {"ids": [...]}, {"text": "..."} or {"tokens": 64}; {}: 64 tokens that the student says after its own
+ * template (SQUIRE_E_TEMPLATE where it has none), drawn as the settings draw. The report is a JSON object: ids, positions,
+ * middle, top_k; again and in_parts, each with the largest and mean difference of the log-probs of what stands there, top_largest
+ * and top_mean of the likeliest ids, and share, what it is of the signal; signal (largest, mean), what teacher and student lie
+ * apart; warnings, a list of texts, which the log has too. A model has 0 in again and in_parts. Keys may be added. Nothing of the
+ * run changes. Blocks. A teacher of the host's is asked with an episode of UINT64_MAX, and answers within timeout_ms
+ * (0: its deadline_ms; at most a day) or it is SQUIRE_E_TEACHER, as where it fails or is closed. cancel may be NULL.
+ * SQUIRE_E_ARGUMENT without a teacher, for fewer than 3 ids, or for ids that are none. Any thread. */
+squire_status squire_distiller_check_teacher(const squire_distiller *distiller,
+                                             const char *check_json,
+                                             size_t check_len,
+                                             uint64_t timeout_ms,
+                                             const squire_cancel *cancel,
+                                             squire_text **out,
+                                             squire_error **err);
+
 /* Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
  * NULL. Any thread. */
 squire_status squire_distiller_discard(squire_distiller *distiller, uint64_t *thrown_away, squire_error **err);
+
+/* The distiller's number, from 1, of which the process has no other: a teacher that several distillers share is told it with
+ * each request. Any thread. */
+squire_status squire_distiller_number(const squire_distiller *distiller,
+                                      uint64_t *number,
+                                      squire_error **err);
 
 /* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
@@ -998,7 +1025,7 @@ typedef struct {
   int32_t top_k;
   /* Its number, by which it is answered. */
   uint64_t number;
-  /* Identity of the episode whose ids these are. */
+  /* Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher. */
   uint64_t episode;
   /* The whole text so far. Lives as long as the batch. */
   const int32_t *ids;
@@ -1010,6 +1037,12 @@ typedef struct {
   size_t vocabulary;
   /* Milliseconds from squire_teacher_next on in which the answer is wanted. */
   uint64_t deadline_ms;
+  /* The number of the distiller that asks, as squire_distiller_number tells it. Since 0.7, as all that follows. */
+  uint64_t distiller;
+  /* Updates that were applied when the episode began. */
+  uint64_t step;
+  /* The student's revision that acts in it. */
+  uint64_t revision;
 } squire_teacher_request;
 
 /* Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
@@ -1035,7 +1068,8 @@ squire_teacher *squire_teacher_retain(squire_teacher *teacher);
 void squire_teacher_release(squire_teacher *teacher);
 
 /* Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
- * SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+ * SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day); SQUIRE_END,
+ * and *out NULL, at once where the teacher is closed, and for ever after. What is
  * taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once. */
 squire_status squire_teacher_next(squire_teacher *teacher,
                                   size_t most,
@@ -1075,6 +1109,12 @@ squire_status squire_teacher_fail(squire_teacher *teacher,
                                   const char *why,
                                   size_t why_len,
                                   squire_error **err);
+
+/* Closes the teacher, for good: everybody who waits in squire_teacher_next returns at once with SQUIRE_END, requests that
+ * nobody took are refused, and so is whatever is asked from now on, with SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where a build
+ * would have waited. Requests that were taken may still be answered. A second time it does nothing. Any thread. */
+squire_status squire_teacher_close(squire_teacher *teacher,
+                                   squire_error **err);
 
 /* Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
  * or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its

@@ -557,10 +557,20 @@ inline teacher_handle share(const teacher_handle &teacher) {
   return teacher_handle(squire_teacher_retain(teacher.get()));
 }
 
-/* Requests that wait, at most so many; an empty handle where none comes in time. */
-inline teacher_batch_handle next(const teacher_handle &teacher, std::size_t most, std::uint64_t timeout_ms) {
-  return make<teacher_batch_handle>(
-      [&](auto out, auto err) { return squire_teacher_next(teacher.get(), most, timeout_ms, out, err); });
+/* Requests that wait, at most so many, go into batch: SQUIRE_OK. SQUIRE_TIMEOUT, and an empty batch, where none comes in
+ * time; SQUIRE_END, and an empty batch, once the teacher is closed. */
+inline squire_status next(const teacher_handle &teacher, std::size_t most, std::uint64_t timeout_ms,
+                          teacher_batch_handle &batch) {
+  squire_status status = SQUIRE_OK;
+  batch = make<teacher_batch_handle>([&](auto out, auto err) {
+    return status = squire_teacher_next(teacher.get(), most, timeout_ms, out, err);
+  });
+  return status;
+}
+
+/* Wakes everybody who waits for requests: there are no more, and what is asked from now on is refused. */
+inline void close(const teacher_handle &teacher) {
+  call([&](auto err) { return squire_teacher_close(teacher.get(), err); });
 }
 
 /* Request i of a batch, if it has as many; its ids live as long as the batch. */
@@ -587,6 +597,23 @@ inline void reply(const teacher_handle &teacher, std::uint64_t number, const std
 
 inline void fail(const teacher_handle &teacher, std::uint64_t number, std::string_view why) {
   call([&](auto err) { return squire_teacher_fail(teacher.get(), number, why.data(), why.size(), err); });
+}
+
+/* Whether the teacher says the same twice, as JSON; empty where it was stopped. 0: as long as the teacher's deadline. */
+inline text_handle check_teacher(const distiller_handle &distiller, std::string_view check_json = "{}",
+                                 std::uint64_t timeout_ms = 0, const cancel *stop = nullptr) {
+  squire_cancel *flag = stop ? stop->get() : nullptr;
+  return make<text_handle>([&](auto out, auto err) {
+    return squire_distiller_check_teacher(distiller.get(), check_json.data(), check_json.size(), timeout_ms, flag, out,
+                                          err);
+  });
+}
+
+/* What a request's distiller is compared with. */
+inline std::uint64_t number(const distiller_handle &distiller) {
+  std::uint64_t n = 0;
+  call([&](auto err) { return squire_distiller_number(distiller.get(), &n, err); });
+  return n;
 }
 
 inline distiller_handle create_distiller(const model_handle &student, const teacher_handle &teacher,

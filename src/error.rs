@@ -277,6 +277,8 @@ faults! {
     TeacherFailed = 1701 => Teacher,
     /// The host's teacher did not answer in time.
     TeacherSilent = 1702 => Teacher,
+    /// The host closed its teacher.
+    TeacherClosed = 1703 => Teacher,
     /// The loss, a gradient, or the logits of a row are not finite.
     NotFinite = 1801 => Diverged,
     /// An applied update moved the student further than the settings let be published.

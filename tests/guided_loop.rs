@@ -477,8 +477,9 @@ fn models_that_do_not_belong_together_are_refused() {
     assert_eq!(fault(Distiller::new(&student, Some(&other_words), opd())), Fault::TeacherVocabulary);
     let shorter = engines[0].random_model(tiny.clone(), Dtype::F32, 2, CONTEXT - 1).unwrap();
     assert_eq!(fault(Distiller::new(&student, Some(&shorter), opd())), Fault::BadOption);
+    // Of another engine is no reason.
     let elsewhere = model(&engines[1], &tiny, 2);
-    assert_eq!(fault(Distiller::new(&student, Some(&elsewhere), opd())), Fault::ForeignHandle);
+    assert!(Distiller::new(&student, Some(&elsewhere), opd()).is_ok());
     assert_eq!(fault(Distiller::new(&student, None, opd())), Fault::BadOption);
     let d = Distiller::new(&student, None, settings(json!({"preset": "sft"}))).unwrap();
     Seat::new(&d, EpisodeSpec::default()).play(2);

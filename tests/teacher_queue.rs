@@ -1,5 +1,7 @@
 //! A teacher in the host's own code: it is asked through a queue, and what it says counts only where it fits.
 
+#[path = "support/answering.rs"]
+mod answering;
 #[path = "support/folders.rs"]
 #[allow(dead_code)]
 mod folders;
@@ -10,64 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use answering::*;
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
-use squire::distill::{Actor, Distiller, EpisodeSpec, QueueOptions, Reply, Request, Teacher, TeacherQueue, Update};
+use squire::distill::{Actor, Asker, Distiller, EpisodeSpec, QueueOptions, Reply, Teacher, Update};
 use squire::error::{Error, Fault};
-use squire::serve::{Cancel, ServedModel, Session};
+use squire::serve::{Cancel, Session};
 use squire::text::source::Source;
-
-const SHORT: Duration = Duration::from_millis(5);
-
-fn queue(options: Value) -> TeacherQueue {
-    let mut document = json!({"vocabulary": "the-students"});
-    options.as_object().unwrap().iter().for_each(|(key, value)| document[key] = value.clone());
-    TeacherQueue::new(QueueOptions::from_json(&document.to_string()).unwrap())
-}
-
-/// A distiller whose teacher is the host's, that teacher, and the model that it answers from.
-fn taught(options: Value, document: Value) -> (Distiller, TeacherQueue, ServedModel) {
-    let (student, teacher) = pair(Kind::Dense, Compute::F32);
-    let queue = queue(options);
-    let d = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document)).unwrap();
-    (d, queue, teacher)
-}
-
-/// An answer with its own memory.
-struct Answer {
-    ids: Vec<i32>,
-    logprobs: Vec<f32>,
-    top_ids: Vec<i32>,
-    top_logprobs: Vec<f32>,
-}
-
-impl Answer {
-    fn reply(&self) -> Reply<'_> {
-        let Answer { ids, logprobs, top_ids, top_logprobs } = self;
-        Reply { ids, logprobs, top_ids, top_logprobs }
-    }
-}
-
-/// What a model says to a request.
-fn answer(model: &ServedModel, request: &Request) -> Answer {
-    let session = Session::new(model).unwrap();
-    session.append(&request.ids[..request.from], Source::Host).unwrap();
-    let ids = request.ids[request.from..].to_vec();
-    let rows = session.score(&ids, request.top_k, &Cancel::default()).unwrap();
-    Answer {
-        logprobs: rows.iter().map(|row| row.logprob).collect(),
-        top_ids: rows.iter().flat_map(|row| row.top.iter().map(|(id, _)| *id)).collect(),
-        top_logprobs: rows.iter().flat_map(|row| row.top.iter().map(|(_, logprob)| *logprob)).collect(),
-        ids,
-    }
-}
-
-fn answer_all(queue: &TeacherQueue, model: &ServedModel) -> usize {
-    let requests = queue.next(1000, SHORT);
-    requests.iter().for_each(|r| queue.reply(r.number, answer(model, r).reply()).unwrap());
-    requests.len()
-}
 
 fn try_build(d: &Distiller) -> Result<Update, Error> {
     d.build(0, &Cancel::default(), &mut |_, _| true)
@@ -453,4 +405,71 @@ fn names_that_promise_what_they_do_not_hold_are_refused_with_the_reason() {
         let document = json!({"student_turns": {"kernel": wrong}});
         assert!(Config::from_value(&document).is_err(), "{document}");
     }
+}
+
+#[test]
+fn a_teacher_that_is_closed_wakes_who_waits_and_refuses_who_asks() {
+    let (d, queue, model) =
+        taught(json!({"top_k": 3, "deadline_ms": 600_000}), json!({"preset": "opd", "batch_episodes": 3}));
+    let closed = |e: &Error| e.fault() == Fault::TeacherClosed && e.message().contains("the teacher is closed");
+    let begun = Instant::now();
+    thread::scope(|s| {
+        let waiters: Vec<_> = (0..3).map(|_| s.spawn(|| queue.next(1, Duration::from_secs(600)).len())).collect();
+        thread::sleep(Duration::from_millis(20));
+        queue.close();
+        waiters.into_iter().for_each(|waiter| assert_eq!(waiter.join().unwrap(), 0));
+    });
+    assert!(begun.elapsed() < Duration::from_secs(10) && queue.is_closed());
+    queue.close();
+    // An episode ends all the same; a build is refused and waits for nothing.
+    play(&d, 1, 1);
+    let e = try_build(&d).err().unwrap();
+    assert!(closed(&e) && e.message().starts_with("episode 0: "), "{e}");
+    assert_eq!((d.n_waiting(), queue.n_waiting()), (1, 0));
+
+    // Of three requests one is taken, and answered later; those that nobody took are refused with the build under way.
+    let (d, queue, _) =
+        taught(json!({"top_k": 3, "deadline_ms": 600_000}), json!({"preset": "opd", "batch_episodes": 3}));
+    play(&d, 3, 1);
+    let taken = queue.next(1, SHORT).pop().unwrap();
+    let update = thread::scope(|s| {
+        s.spawn(|| {
+            thread::sleep(Duration::from_millis(50));
+            queue.close();
+            thread::sleep(Duration::from_millis(50));
+            queue.reply(taken.number, answer(&model, &taken).reply()).unwrap();
+        });
+        try_build(&d).unwrap()
+    });
+    assert_eq!((update.report().episodes, update.report().set_aside.len(), d.n_set_aside()), (1, 2, 2));
+    assert!(update.report().set_aside.iter().all(|s| s.reason.contains("the teacher is closed")));
+    let e = queue.reply(taken.number + 1, answer(&model, &taken).reply()).unwrap_err();
+    assert!(e.fault() == Fault::TeacherRequest && e.message().contains("closed before anybody took it"), "{e}");
+    assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn distillers_that_share_a_teacher_are_told_apart() {
+    let document = || json!({"preset": "opd", "batch_episodes": 2, "kept_revisions": 4});
+    let (one, queue, model) = taught(json!({"top_k": 3}), document());
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let other = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document())).unwrap();
+    assert_ne!(one.number(), other.number());
+    play(&one, 2, 1);
+    assert_eq!(answer_all(&queue, &model), 2);
+    update(&one);
+    play(&other, 2, 1);
+    play(&one, 1, 1);
+    let requests = queue.next(9, SHORT);
+    let told: Vec<_> = requests.iter().map(|r| r.asker).collect();
+    let asker = |distiller: &Distiller, episode, step, revision| Asker {
+        distiller: distiller.number(),
+        episode,
+        step,
+        revision,
+    };
+    // Both have an episode 0 and 1.
+    assert_eq!(told, [asker(&other, 0, 0, 1), asker(&other, 1, 0, 1), asker(&one, 2, 1, 2)]);
+    requests.iter().for_each(|r| queue.reply(r.number, answer(&model, r).reply()).unwrap());
+    assert_eq!((build(&other).report().episodes, build(&one).report().episodes), (2, 1));
 }

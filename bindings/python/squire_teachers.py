@@ -2,7 +2,7 @@
 
     teacher = ...                              # a squire_teacher*, made by squire_teacher_create with top_k 32, say
     with Answering(library, teacher, Vllm("http://127.0.0.1:8000", "Qwen/Qwen3-30B-A3B"), threads=8):
-        ...                                    # play, build, apply, publish
+        ...                                    # play, build, apply, publish; then the teacher is closed
 
 Ids go to the server and never text, at temperature 1 on raw logits; what comes back must be of the very ids that were sent, or
 the request is told to have failed, with the reason. Nothing here needs a package. vLLM is to be started with --max-logprobs of
@@ -15,7 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 
-OK, TIMEOUT = 0, 2  # of squire_status
+END, TIMEOUT = 1, 2  # of squire_status
 
 
 class Failed(Exception):
@@ -139,20 +139,22 @@ def check(server, ids, k=0):
 class Request(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("top_k", c.c_int32), ("number", c.c_uint64), ("episode", c.c_uint64),
                 ("ids", c.POINTER(c.c_int32)), ("n_ids", c.c_size_t), ("start", c.c_size_t), ("vocabulary", c.c_size_t),
-                ("deadline_ms", c.c_uint64)]
+                ("deadline_ms", c.c_uint64), ("distiller", c.c_uint64), ("step", c.c_uint64), ("revision", c.c_uint64)]
 
 
 class Answering:
-    """Threads that answer a teacher's requests from a server, until the block ends. `library` is a ctypes.CDLL of squire or its
-    path, `teacher` a squire_teacher*. `log`, if given, hears of what failed; it is called on those threads."""
+    """Threads that answer a teacher's requests from a server, until the block ends or somebody closes the teacher. `library` is
+    a ctypes.CDLL of squire or its path, `teacher` a squire_teacher*. `log`, if given, hears of what failed; it is called on those
+    threads. The block's end closes the teacher, so that what is asked later is refused at once; with close=False it stays open,
+    for another block."""
 
-    def __init__(self, library, teacher, server, threads=4, log=None):
+    def __init__(self, library, teacher, server, threads=4, log=None, close=True):
         self.library = library if isinstance(library, c.CDLL) else c.CDLL(library)
         self.library.squire_error_message.restype = c.c_char_p
         self.library.squire_teacher_retain.restype = c.c_void_p
         # A plain number would be cut to 32 bits.
         self.teacher = c.c_void_p(teacher) if isinstance(teacher, int) else teacher
-        self.server, self.log = server, log or (lambda line: None)
+        self.server, self.log, self.close = server, log or (lambda line: None), close
         self.stopping = threading.Event()
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
 
@@ -164,6 +166,8 @@ class Answering:
 
     def __exit__(self, *_):
         self.stopping.set()
+        if self.close:
+            self._call("close", self.held)
         for thread in self.threads:
             thread.join()
         self.library.squire_teacher_release(self.held)
@@ -180,9 +184,13 @@ class Answering:
     def _run(self):
         request = Request()
         self.library.squire_teacher_request_init(c.byref(request), c.c_size_t(c.sizeof(request)))
+        # Nothing but a close wakes a thread that waits.
+        wait = c.c_uint64(3_600_000 if self.close else 100)
         while not self.stopping.is_set():
             batch = c.c_void_p()
-            status = self._call("next", self.held, c.c_size_t(1), c.c_uint64(100), c.byref(batch))
+            status = self._call("next", self.held, c.c_size_t(1), wait, c.byref(batch))
+            if status == END:
+                return
             if status == TIMEOUT:
                 continue
             try:

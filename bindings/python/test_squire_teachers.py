@@ -141,9 +141,26 @@ def main():
         # An honest one teaches.
         teacher, distiller = taught()
         with Answering(squire.lib, teacher, of, threads=2):
+            found = distiller.check_teacher(ids=ids)
+            assert found["again"]["share"] == found["in_parts"]["share"] == 0 and not found["warnings"], found
             play(distiller, 3)
             reports[kind] = distiller.update()
         assert reports[kind]["episodes"] == 3 and not reports[kind]["set_aside"], reports[kind]
+        # The block closed it, which its threads did not wait for: what is asked now is refused and not waited for.
+        play(distiller, 1)
+        begun = time.monotonic()
+        try:
+            distiller.update()
+            raise AssertionError("a closed teacher answered")
+        except squire.Error as e:
+            assert e.status == -17 and "the teacher is closed" in str(e) and time.monotonic() - begun < 5, str(e)
+        # One that is to stay open is answered by the next block.
+        teacher, distiller = taught()
+        with Answering(squire.lib, teacher, of, close=False):
+            pass
+        with Answering(squire.lib, teacher, of):
+            play(distiller, 1)
+            assert distiller.update()["episodes"] == 1
 
         # One that is not: the reason is told, and the episodes wait for a better one.
         faults = {

@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 6  # of the header that this file was written from
+ABI = 0 << 16 | 7  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -192,6 +192,10 @@ class Distiller(Object):
             call("update_apply", self, update)
             self.step += 1
             return Document.read("update_report", update)
+
+    def check_teacher(self, timeout_ms=0, **text):
+        """Whether the teacher says the same twice; `text` is one of ids, text and tokens."""
+        return Document.read("distiller_check_teacher", self, *document(text), c.c_uint64(timeout_ms), None)
 
     def publish(self):
         """From now on new episodes are played by what was learnt."""

@@ -52,6 +52,14 @@ impl Device {
         }
     }
 
+    /// Calls `f`, which computes on `other`, as work that gives way to that one's rounds and keeps none waiting here.
+    pub fn working_on<T>(&self, other: &Device, f: impl FnOnce() -> T) -> T {
+        match (self, other) {
+            (Device::Cpu(own), Device::Cpu(other)) => own.working_on(other, f),
+            _ => f(),
+        }
+    }
+
     /// How long such work may keep a round waiting at a time; None: until it is done.
     pub fn set_slice(&self, slice: Option<Duration>) {
         if let Device::Cpu(cpu) = self {

@@ -4,6 +4,7 @@
 //! (one optimiser step on the masters), publish (new sessions and episodes get the new weights).
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
@@ -11,10 +12,11 @@ use serde_json::{Value, json};
 use super::config::Config;
 use super::ended::{Ended, Waiting};
 use super::learner::Learner;
+use super::queue_options::Vocabulary;
 use super::room::{Fitted, Room};
 use super::spec::EpisodeSpec;
 use super::teacher::Teacher;
-use super::teacher_queue::{TeacherQueue, Vocabulary};
+use super::teacher_queue::TeacherQueue;
 use super::trained;
 use super::trajectory::Heading;
 use super::unpublished::Unpublished;
@@ -25,11 +27,16 @@ use crate::model::{Adapter, Parameters, Weights};
 use crate::serve::{Counted, Level, Reserved, Revision, ServedModel};
 use crate::sync::Mutex;
 
+/// Distillers of this process so far.
+static MADE: AtomicU64 = AtomicU64::new(0);
+
 /// A distiller. Cheap to clone; clones are the same distiller.
 #[derive(Clone)]
 pub struct Distiller(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
+    /// of which the process has no other
+    number: u64,
     pub(super) student: ServedModel,
     pub(super) teacher: Option<Teacher>,
     pub(super) config: Config,
@@ -107,7 +114,7 @@ impl Distiller {
                 return Err(Error::new(Fault::BadOption, why));
             }
             None => {}
-            Some(Teacher::Local(teacher)) => check_teacher(student, teacher)?,
+            Some(Teacher::Local(teacher)) => check_model(student, teacher)?,
             Some(Teacher::Queue(queue)) => check_vocabulary(student, queue)?,
         }
         teacher.as_ref().map_or(Ok(()), |teacher| teacher.check(&config))?;
@@ -118,6 +125,7 @@ impl Distiller {
         Room { config: &config, model: student.model(), base, adapter, teacher: local, host }.least()?;
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
+            number: MADE.fetch_add(1, Ordering::Relaxed) + 1,
             student: student.clone(),
             config,
             vocabulary: local.map_or(usize::MAX, rows).min(rows(student)),
@@ -142,6 +150,11 @@ impl Distiller {
         })))
     }
 
+    /// Its number, from 1, of which the process has no other: what tells apart the distillers that share a teacher.
+    pub fn number(&self) -> u64 {
+        self.0.number
+    }
+
     /// The student.
     pub fn student(&self) -> &ServedModel {
         &self.0.student
@@ -150,6 +163,11 @@ impl Distiller {
     /// The teacher, if it is a model.
     pub fn teacher(&self) -> Option<&ServedModel> {
         self.0.teacher.as_ref().and_then(Teacher::model)
+    }
+
+    /// The teacher, if it has one.
+    pub(super) fn any_teacher(&self) -> Option<&Teacher> {
+        self.0.teacher.as_ref()
     }
 
     /// The queue of the host's teacher, if it has one.
@@ -386,11 +404,12 @@ fn check_vocabulary(student: &ServedModel, queue: &TeacherQueue) -> Result<()> {
     }
 }
 
-/// Whether a teacher can teach the student: the same meaning for every id, room for its episodes, one engine.
+/// Whether a model can teach the student: the same meaning for every id, room for its episodes. Its engine may be another,
+/// with threads, kernels and budgets of its own: results depend on none of them.
 ///
 /// Losses compare distributions over one vocabulary. Where the tokenizers agree the tables may differ in rows: those
 /// beyond the shorter one are padding, which no id of the tokenizer has, and training leaves them out on both sides.
-fn check_teacher(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
+fn check_model(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
     let (s, t) = (student.config().vocab_size, teacher.config().vocab_size);
     let agree = match (student.tokenizer(), teacher.tokenizer()) {
         (Ok(s), Ok(t)) => Some(s.fingerprint() == t.fingerprint()),
@@ -418,9 +437,6 @@ fn check_teacher(student: &ServedModel, teacher: &ServedModel) -> Result<()> {
         let (s, t) = (student.model().max_context(), teacher.model().max_context());
         let why = format!("the student's context holds {s} tokens, the teacher's {t}; load the teacher with as many");
         return Err(Error::new(Fault::BadOption, why));
-    }
-    if !student.engine().is(teacher.engine()) {
-        return Err(Error::new(Fault::ForeignHandle, "student and teacher must be loaded by one engine"));
     }
     Ok(())
 }

@@ -520,10 +520,10 @@ impl Episode {
             _ => None,
         };
         // Refused, the episode has not ended.
+        let engine = self.distiller.student().engine();
         let asked = match self.distiller.teacher_queue() {
             Some(queue) if !trajectory.heading.evaluation => {
-                let engine = self.distiller.student().engine();
-                Scoring::queue(queue, engine, &trajectory, self.distiller.vocabulary())?
+                Scoring::queue(queue, engine, (self.distiller.number(), &trajectory), self.distiller.vocabulary())?
             }
             _ => None,
         };
@@ -531,7 +531,7 @@ impl Episode {
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
         let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
-        let scoring = asked.or_else(|| teacher.zip(next).map(|(teacher, next)| Scoring::local(teacher, next)));
+        let scoring = asked.or_else(|| teacher.zip(next).map(|(teacher, next)| Scoring::local(engine, teacher, next)));
         self.distiller.ended(Ended::Waiting { trajectory, scoring });
         Ok(())
     }

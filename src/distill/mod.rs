@@ -6,7 +6,7 @@
 //! trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
 //! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
-//! revision and `update_kl` measures it, [`checkpoint`] survives a crash.
+//! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 pub mod actor;
@@ -27,6 +27,7 @@ mod lora;
 mod packing;
 pub mod policy;
 pub mod preset;
+pub mod queue_options;
 pub mod report;
 pub mod rewards;
 mod room;
@@ -35,7 +36,9 @@ mod scoring;
 pub mod settings;
 pub mod spec;
 pub mod teacher;
+pub mod teacher_check;
 pub mod teacher_queue;
+pub mod teacher_request;
 mod trained;
 pub mod trajectory;
 pub mod turn_loss;
@@ -51,8 +54,11 @@ pub use config::Config;
 pub use distiller::Distiller;
 pub use episode::{Episode, Replay};
 pub use policy::{Decision, Reason};
+pub use queue_options::QueueOptions;
 pub use report::Report;
 pub use spec::EpisodeSpec;
 pub use teacher::Teacher;
-pub use teacher_queue::{QueueOptions, Reply, Request, TeacherQueue};
+pub use teacher_check::CheckText;
+pub use teacher_queue::TeacherQueue;
+pub use teacher_request::{Asker, Reply, Request};
 pub use update::Update;

@@ -1,5 +1,5 @@
-//! A teacher at work on one episode that ended: a local one computes in the rounds of whoever else is running, the host's is
-//! asked through its queue.
+//! A teacher at work on one episode that ended: a local one computes in the rounds of its engine, which may be the student's or
+//! another, and the host's is asked through its queue. Who waits for it keeps going whichever engine is driven by its caller.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::teacher_queue::{Ask, TeacherQueue};
-use super::trajectory::Trajectory;
+use super::teacher_request::{Asker, Said};
+use super::trajectory::{Heading, Trajectory};
 use super::workspace::Scores;
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
@@ -15,7 +16,7 @@ use crate::serve::{Cancel, Engine, Session};
 use crate::text::source::Source;
 
 /// How long whoever waits for a teacher waits before it looks whether it should go on.
-const SLICE: Duration = Duration::from_millis(20);
+pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 /// A teacher at work on one episode.
 pub(super) enum Scoring {
@@ -26,31 +27,25 @@ pub(super) enum Scoring {
 }
 
 impl Scoring {
-    /// Asks a model to compute all pending ids of its timeline.
-    pub(super) fn local(teacher: Session, next: Source) -> Scoring {
-        Scoring::Local(Local::start(teacher, next))
+    /// Asks a model to compute all pending ids of its timeline. `engine`: the student's.
+    pub(super) fn local(engine: &Engine, teacher: Session, next: Source) -> Scoring {
+        Scoring::Local(Local::start(engine.clone(), teacher, next))
     }
 
     /// Asks the host's teacher for the tokens of a record that carry a loss which needs it; None where there is none.
     pub(super) fn queue(
         queue: &TeacherQueue,
         engine: &Engine,
-        trajectory: &Trajectory,
+        (distiller, trajectory): (u64, &Trajectory),
         vocabulary: usize,
     ) -> Result<Option<Scoring>> {
         let turns = || trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
         let mut positions = host::with_room(turns().map(|turn| turn.range.len()).sum())?;
         positions.extend(turns().flat_map(|turn| turn.range.clone()));
         let Some(last) = positions.last() else { return Ok(None) };
-        let mut asked = Asked {
-            queue: queue.clone(),
-            engine: engine.clone(),
-            episode: trajectory.heading.episode,
-            ids: host::collected(trajectory.ids()[..=*last].iter().copied())?,
-            positions,
-            vocabulary,
-            ask: None,
-        };
+        let Heading { episode, step, revision, .. } = trajectory.heading;
+        let asker = Asker { distiller, episode, step, revision };
+        let mut asked = Asked::new(queue, engine, asker, &trajectory.ids()[..=*last], positions, vocabulary)?;
         // Refused now, it is asked again when an update is built.
         let _ = asked.start();
         Ok(Some(Scoring::Queue(asked)))
@@ -69,7 +64,7 @@ impl Scoring {
     pub(super) fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
         match self {
             Scoring::Local(local) => local.scores(progress),
-            Scoring::Queue(asked) => asked.scores(since, progress),
+            Scoring::Queue(asked) => asked.said(since, progress).map(Scores::Said),
         }
     }
 
@@ -93,7 +88,7 @@ pub(super) struct Asked {
     queue: TeacherQueue,
     /// the student's
     engine: Engine,
-    episode: u64,
+    asker: Asker,
     ids: Vec<i32>,
     positions: Vec<usize>,
     vocabulary: usize,
@@ -102,14 +97,29 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn start(&mut self) -> Result<()> {
+    /// Nobody is asked yet. `engine`: the student's, which is stepped meanwhile where its caller drives it.
+    pub(super) fn new(
+        queue: &TeacherQueue,
+        engine: &Engine,
+        asker: Asker,
+        ids: &[i32],
+        positions: Vec<usize>,
+        vocabulary: usize,
+    ) -> Result<Asked> {
+        let (queue, engine, ids) = (queue.clone(), engine.clone(), host::collected(ids.iter().copied())?);
+        Ok(Asked { queue, engine, asker, ids, positions, vocabulary, ask: None })
+    }
+
+    /// Asks, where nobody is asked yet.
+    pub(super) fn start(&mut self) -> Result<()> {
         if self.ask.is_none() {
-            self.ask = Some(self.queue.ask(self.episode, &self.ids, &self.positions, self.vocabulary)?);
+            self.ask = Some(self.queue.ask(self.asker, &self.ids, &self.positions, self.vocabulary)?);
         }
         Ok(())
     }
 
-    fn scores(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
+    /// Waits for the answer, as [`Scoring::scores`].
+    pub(super) fn said(&mut self, since: Instant, progress: &mut dyn FnMut() -> bool) -> Result<Said> {
         self.start()?;
         let missing = || Error::new(Fault::TeacherFailed, "nobody was asked");
         let ask = self.ask.take().ok_or_else(missing)?;
@@ -117,7 +127,7 @@ impl Asked {
             // Where the caller drives the engine, sessions go on meanwhile.
             let is_at_work = self.engine.is_caller_driven() && self.engine.step()?;
             match ask.wait(if is_at_work { Duration::ZERO } else { SLICE }, since)? {
-                Some(said) => return Ok(Scores::Said(said)),
+                Some(said) => return Ok(said),
                 None if progress() => {}
                 None => {
                     self.ask = Some(ask);
@@ -130,6 +140,8 @@ impl Asked {
 
 /// A local teacher at work on one episode.
 pub(super) struct Local {
+    /// the student's
+    engine: Engine,
     teacher: Session,
     /// who wrote the token that follows the teacher's timeline
     next: Source,
@@ -139,8 +151,8 @@ pub(super) struct Local {
 }
 
 impl Local {
-    fn start(teacher: Session, next: Source) -> Local {
-        let mut scoring = Local { teacher, next, cancel: Cancel::default(), answer: None };
+    fn start(engine: Engine, teacher: Session, next: Source) -> Local {
+        let mut scoring = Local { engine, teacher, next, cancel: Cancel::default(), answer: None };
         // Refused now, it is asked again when an update is built.
         scoring.answer = scoring.teacher.start_prefill(&scoring.cancel, Some(next)).ok();
         scoring
@@ -150,27 +162,42 @@ impl Local {
     /// computes on for whoever asks next.
     fn scores(&mut self, progress: &mut dyn FnMut() -> bool) -> Result<Scores> {
         if self.answer.is_none() {
-            self.answer = Some(self.teacher.start_prefill(&self.cancel, Some(self.next))?);
+            let asked = self.teacher.start_prefill(&self.cancel, Some(self.next));
+            self.answer = Some(asked.map_err(|e| self.of_teacher(e))?);
         }
         while let Some(answer) = &self.answer {
-            match self.wait_a_moment(answer) {
+            // Where the caller drives the student's engine, and that is another, its sessions go on meanwhile.
+            let own_steps = self.is_elsewhere() && self.engine.is_caller_driven();
+            let is_at_work = own_steps && self.engine.step()?;
+            match self.wait_a_moment(answer, if is_at_work { Duration::ZERO } else { SLICE }) {
                 Ok(None) if progress() => {}
                 Ok(None) => return Err(cancelled()),
                 Ok(Some(told)) => {
                     self.answer = None;
-                    told?;
+                    told.map_err(|e| self.of_teacher(e))?;
                 }
                 Err(e) => {
                     self.answer = None;
-                    return Err(e);
+                    return Err(self.of_teacher(e));
                 }
             }
         }
-        Ok(Scores::Hidden { hidden: self.teacher.take_hidden()?, revision: self.teacher.revision() })
+        let hidden = self.teacher.take_hidden().map_err(|e| self.of_teacher(e))?;
+        Ok(Scores::Hidden { hidden, revision: self.teacher.revision() })
     }
 
-    /// The answer, None where it is still to come. Steps the engine where the caller drives it.
-    fn wait_a_moment(&self, answer: &Receiver<Result<()>>) -> Result<Option<Result<()>>> {
+    /// Whether the teacher's engine is not the student's.
+    fn is_elsewhere(&self) -> bool {
+        !self.teacher.model().engine().is(&self.engine)
+    }
+
+    /// Tells whose engine it was, whose memory was short say, where there are two.
+    fn of_teacher(&self, e: Error) -> Error {
+        if self.is_elsewhere() { e.within("the teacher's engine") } else { e }
+    }
+
+    /// The answer, None where it is still to come. Steps the teacher's engine where the caller drives it.
+    fn wait_a_moment(&self, answer: &Receiver<Result<()>>, slice: Duration) -> Result<Option<Result<()>>> {
         let stopped = || Error::new(Fault::EngineStopped, "the engine stopped before the teacher was done");
         let engine = self.teacher.model().engine();
         if engine.is_caller_driven() {
@@ -180,7 +207,7 @@ impl Local {
                 Err(TryRecvError::Empty) => engine.step().map(|_| None),
             };
         }
-        match answer.recv_timeout(SLICE) {
+        match answer.recv_timeout(slice) {
             Ok(answer) => Ok(Some(answer)),
             Err(RecvTimeoutError::Disconnected) => Err(stopped()),
             Err(RecvTimeoutError::Timeout) => Ok(None),

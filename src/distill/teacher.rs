@@ -1,4 +1,4 @@
-//! Who teaches: a model beside the student, which acts and is exact over the vocabulary, or the host's own code behind a
+//! Who teaches: a model beside the student, in its engine or another, which acts and is exact over the vocabulary, or the host's own code behind a
 //! queue, which scores.
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use crate::serve::ServedModel;
 /// A teacher.
 #[derive(Clone)]
 pub enum Teacher {
-    /// A model of the student's engine.
+    /// A model of the student's engine or of another.
     Local(ServedModel),
     /// The host's code.
     Queue(TeacherQueue),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::batch::TokenLoss;
 use super::room::Fitted;
-use super::teacher_queue::Said;
+use super::teacher_request::Said;
 use super::trajectory::Trajectory;
 use crate::backend::ops::{self, RowLoss, Tail, TeacherRows, TopK};
 use crate::backend::{Device, Tensor};
@@ -71,6 +71,8 @@ pub(super) fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
 
 /// Buffers of a build, kept from one to the next.
 pub struct Workspace {
+    /// the student's
+    device: Device,
     pub(super) pool: Arc<KvPool>,
     pub(super) activations: Activations,
     pub(super) scratch: BackwardScratch,
@@ -121,6 +123,7 @@ impl Workspace {
             }
         };
         Ok(Workspace {
+            device: model.device.clone(),
             pool: KvPool::new(&model.device, model.page_shape(), u64::MAX),
             activations: Activations::for_training(model)?,
             scratch: BackwardScratch::new(model)?,
@@ -252,7 +255,10 @@ impl Workspace {
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
         if let Some(weights) = weights {
-            head_forward(teacher.model(), weights, &mut side.logits, &side.hidden, chunk.len())?;
+            let (model, n) = (teacher.model(), chunk.len());
+            // The teacher's engine may be another, with rounds of its own.
+            let head = || head_forward(model, weights, &mut side.logits, &side.hidden, n);
+            self.device.working_on(&model.device, head)?;
             if let Some(other) = &mut side.in_students_rows {
                 let (to, from) = (other.extent(1), side.logits.extent(1));
                 let rows = other.f32_mut().chunks_exact_mut(to).zip(side.logits.f32().chunks_exact(from));

@@ -1,7 +1,9 @@
 //! Distillers: a student that learns, the model that teaches it, and the settings as one JSON document.
 
 use std::ffi::c_char;
+use std::time::Duration;
 
+use super::cancel::squire_cancel;
 use super::error::squire_error;
 use super::guard::{Call, Outcome, guard, guard_out};
 use super::handle::{self, Object};
@@ -11,11 +13,11 @@ use super::output::Slot;
 use super::status::squire_status;
 use super::text::{CText, squire_text};
 use crate::distill::explain::explain;
-use crate::distill::{Config, Distiller};
+use crate::distill::{CheckText, Config, Distiller};
 use crate::error::Result;
 use crate::serve::ServedModel;
 
-/// A student that learns while it works. Its teacher is a model of the same engine, so no object stands between, or one in the
+/// A student that learns while it works. Its teacher is a model, of the same engine or another, or one in the
 /// host's own code (squire_distiller_create_taught). Freed by squire_distiller_release.
 pub struct squire_distiller {
     _opaque: [u8; 0],
@@ -72,7 +74,9 @@ pub unsafe extern "C" fn squire_distiller_explain(
 /// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
 /// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
-/// free of the engine's host_budget, cannot hold an update of one token. Both models must come from one engine. The distiller keeps them alive. Any thread.
+/// free of the engine's host_budget, cannot hold an update of one token. The models may come from
+/// two engines, each with its own threads, budgets and log: the teacher's weights and its side of the episodes are paid by its own,
+/// the update by the student's, and where a caller drives either, the calls that wait step it. The distiller keeps them alive. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_create(
     student: *mut squire_model,
@@ -212,6 +216,38 @@ pub unsafe extern "C" fn squire_distiller_publish_anyway(
     }
 }
 
+/// Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
+/// teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
+/// teaches noise. check_json: {"ids": [...]}, {"text": "..."} or {"tokens": 64}; {}: 64 tokens that the student says after its own
+/// template (SQUIRE_E_TEMPLATE where it has none), drawn as the settings draw. The report is a JSON object: ids, positions,
+/// middle, top_k; again and in_parts, each with the largest and mean difference of the log-probs of what stands there, top_largest
+/// and top_mean of the likeliest ids, and share, what it is of the signal; signal (largest, mean), what teacher and student lie
+/// apart; warnings, a list of texts, which the log has too. A model has 0 in again and in_parts. Keys may be added. Nothing of the
+/// run changes. Blocks. A teacher of the host's is asked with an episode of UINT64_MAX, and answers within timeout_ms
+/// (0: its deadline_ms; at most a day) or it is SQUIRE_E_TEACHER, as where it fails or is closed. cancel may be NULL.
+/// SQUIRE_E_ARGUMENT without a teacher, for fewer than 3 ids, or for ids that are none. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_check_teacher(
+    distiller: *const squire_distiller,
+    check_json: *const c_char,
+    check_len: usize,
+    timeout_ms: u64,
+    cancel: *const squire_cancel,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let distiller = call.shared(distiller)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            let text = CheckText::from_json(input::text(check_json, check_len, "check_json")?)?;
+            let timeout = Duration::from_millis(timeout_ms.min(86_400_000));
+            Ok(CText::new(&distiller.check_teacher(&text, timeout, &cancel)?.to_string()))
+        })
+    }
+}
+
 /// Throws away all ended episodes that wait for an update or are set aside; how many goes to *thrown_away unless that is
 /// NULL. Any thread.
 #[unsafe(no_mangle)]
@@ -226,6 +262,24 @@ pub unsafe extern "C" fn squire_distiller_discard(
             let distiller = call.subject(distiller)?;
             let thrown_away = Slot::optional(thrown_away, "thrown_away")?;
             thrown_away.set(distiller.discard() as u64);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The distiller's number, from 1, of which the process has no other: a teacher that several distillers share is told it with
+/// each request. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_number(
+    distiller: *const squire_distiller,
+    number: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let (distiller, slot) = (call.shared(distiller)?, Slot::required(number, "number")?);
+            slot.set(distiller.number());
             Ok(Outcome::Done)
         })
     }

@@ -1,6 +1,7 @@
 //! A teacher in the host's own code: requests come out of a queue, answers go back, on any thread and over any transport.
 
 use std::ffi::c_char;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub struct squire_teacher_request {
     pub top_k: i32,
     /// Its number, by which it is answered.
     pub number: u64,
-    /// Identity of the episode whose ids these are.
+    /// Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher.
     pub episode: u64,
     /// The whole text so far. Lives as long as the batch.
     pub ids: *const i32,
@@ -69,12 +70,18 @@ pub struct squire_teacher_request {
     pub vocabulary: usize,
     /// Milliseconds from squire_teacher_next on in which the answer is wanted.
     pub deadline_ms: u64,
+    /// The number of the distiller that asks, as squire_distiller_number tells it. Since 0.7, as all that follows.
+    pub distiller: u64,
+    /// Updates that were applied when the episode began.
+    pub step: u64,
+    /// The student's revision that acts in it.
+    pub revision: u64,
 }
 
 // SAFETY: numbers and a pointer; the sizes are checked where the header is compiled.
 unsafe impl Versioned for squire_teacher_request {
     const NAME: &'static str = "squire_teacher_request";
-    const FIRST_SIZE: usize = size_of::<squire_teacher_request>();
+    const FIRST_SIZE: usize = offset_of!(squire_teacher_request, distiller);
 
     fn defaults() -> squire_teacher_request {
         squire_teacher_request {
@@ -87,6 +94,9 @@ unsafe impl Versioned for squire_teacher_request {
             from: 0,
             vocabulary: 0,
             deadline_ms: 0,
+            distiller: 0,
+            step: 0,
+            revision: 0,
         }
     }
 }
@@ -137,7 +147,8 @@ pub unsafe extern "C" fn squire_teacher_release(teacher: *mut squire_teacher) {
 }
 
 /// Takes up to most requests that wait, in the order in which they were asked, each once. Blocks until there is one:
-/// SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day). What is
+/// SQUIRE_TIMEOUT, and *out NULL, where none comes within timeout_ms (0: looks and does not wait; at most a day); SQUIRE_END,
+/// and *out NULL, at once where the teacher is closed, and for ever after. What is
 /// taken must be answered, or it runs out. SQUIRE_E_ARGUMENT for a most of 0. Any thread, any number of them at once.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_teacher_next(
@@ -156,7 +167,7 @@ pub unsafe extern "C" fn squire_teacher_next(
             }
             let requests = teacher.next(most, Duration::from_millis(timeout_ms));
             if requests.is_empty() {
-                return Ok(Err(Outcome::Timeout));
+                return Ok(Err(if teacher.is_closed() { Outcome::End } else { Outcome::Timeout }));
             }
             Ok(Ok(Batch { requests, deadline_ms: teacher.options().deadline.as_millis() as u64 }))
         })
@@ -179,13 +190,16 @@ pub unsafe extern "C" fn squire_teacher_batch_request(
             filled.set(squire_teacher_request {
                 top_k: of.top_k as i32,
                 number: of.number,
-                episode: of.episode,
+                episode: of.asker.episode,
                 // It stands as long as the host's batch, which holds the request.
                 ids: of.ids.as_ptr(),
                 n_ids: of.ids.len(),
                 from: of.from,
                 vocabulary: of.vocabulary,
                 deadline_ms: batch.deadline_ms,
+                distiller: of.asker.distiller,
+                step: of.asker.step,
+                revision: of.asker.revision,
                 ..squire_teacher_request::defaults()
             });
             Ok(Outcome::Done)
@@ -249,6 +263,23 @@ pub unsafe extern "C" fn squire_teacher_fail(
         guard(err, |call| {
             let teacher = call.shared(teacher)?;
             teacher.fail(number, input::text(why, why_len, "why")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Closes the teacher, for good: everybody who waits in squire_teacher_next returns at once with SQUIRE_END, requests that
+/// nobody took are refused, and so is whatever is asked from now on, with SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where a build
+/// would have waited. Requests that were taken may still be answered. A second time it does nothing. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_close(
+    teacher: *mut squire_teacher,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            call.shared(teacher)?.close();
             Ok(Outcome::Done)
         })
     }

@@ -12,6 +12,7 @@ struct answering {
   squire_teacher *teacher;
   int answered, failed;
   size_t refused;
+  uint64_t distiller; /* who asked last */
 };
 
 /* Answers as if every id were as likely as every other, after it has tried what must be refused. */
@@ -63,6 +64,8 @@ static void *answering(void *user) {
     }
     CHECK(status == SQUIRE_OK);
     for (size_t i = 0; squire_teacher_batch_request(batch, i, &r, &err) == SQUIRE_OK; i++) {
+      CHECK(r.distiller > 0 && r.step == 0 && r.revision == 1);
+      a->distiller = r.distiller;
       if (r.episode == 1) { /* one of them it cannot score */
         DONE(squire_teacher_fail(a->teacher, r.number, TEXT("the server said 500"), &err));
         a->failed++;
@@ -73,6 +76,14 @@ static void *answering(void *user) {
     squire_teacher_batch_release(batch);
     batch = NULL;
   }
+  return NULL;
+}
+
+/* Waits for a request that never comes, until the teacher is closed. */
+static void *waiting(void *user) {
+  squire_teacher_batch *batch = NULL;
+  squire_error *err = NULL;
+  CHECK(squire_teacher_next(user, 1, 3600000, &batch, &err) == SQUIRE_END && batch == NULL && err == NULL);
   return NULL;
 }
 
@@ -114,7 +125,7 @@ int main(int argc, char **argv) {
   squire_distiller *distiller = NULL;
   squire_update *update = NULL;
   squire_text *report = NULL;
-  pthread_t thread;
+  pthread_t thread, waiters[2];
   squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
   squire_model_options_init(&mo, sizeof mo);
   mo.path = argv[1];
@@ -130,7 +141,19 @@ int main(int argc, char **argv) {
   DONE(squire_distiller_create_taught(model, teacher, TEXT(settings), &distiller, &err));
   CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_TIMEOUT && none == NULL && err == NULL);
 
-  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0};
+  /* A check that nobody answers, and one that is stopped. */
+  squire_cancel *cancel = squire_cancel_create();
+  REFUSED(squire_distiller_check_teacher(distiller, TEXT("{\"ids\": [1, 2, 3, 4]}"), 30, cancel, &report, &err),
+          SQUIRE_E_TEACHER, SQUIRE_DETAIL_TEACHER_SILENT);
+  REFUSED(squire_distiller_check_teacher(distiller, TEXT("{}"), 30, NULL, &report, &err), SQUIRE_E_TEMPLATE,
+          SQUIRE_DETAIL_NO_TEMPLATE);
+  squire_cancel_set(cancel);
+  CHECK(squire_distiller_check_teacher(distiller, TEXT("{\"ids\": [1, 2, 3, 4]}"), 0, cancel, &report, &err) ==
+            SQUIRE_CANCELLED &&
+        report == NULL && err == NULL);
+  squire_cancel_release(cancel);
+
+  struct answering a = {squire_teacher_retain(teacher), 0, 0, 0, 0};
   CHECK(pthread_create(&thread, NULL, answering, &a) == 0);
   for (int i = 0; i < EPISODES; i++) {
     play(distiller);
@@ -143,6 +166,30 @@ int main(int argc, char **argv) {
   const char *text = squire_text_data(report, &n);
   CHECK(strstr(text, "\"episodes\":2") != NULL && strstr(text, "the server said 500") != NULL);
   DONE(squire_update_apply(distiller, update, &err));
+  uint64_t number = 0;
+  DONE(squire_distiller_number(distiller, &number, &err));
+  CHECK(number > 0 && number == a.distiller);
+
+  /* Closed, it wakes who waits, and refuses who asks. */
+  while (squire_teacher_next(teacher, 9, 0, &none, &err) == SQUIRE_OK) { /* what failed is asked anew */
+    squire_teacher_batch_release(none);
+  }
+  for (int i = 0; i < 2; i++) {
+    CHECK(pthread_create(&waiters[i], NULL, waiting, teacher) == 0);
+  }
+  DONE(squire_teacher_close(teacher, &err));
+  DONE(squire_teacher_close(teacher, &err));
+  for (int i = 0; i < 2; i++) {
+    CHECK(pthread_join(waiters[i], NULL) == 0);
+  }
+  CHECK(squire_teacher_next(teacher, 1, 0, &none, &err) == SQUIRE_END && none == NULL && err == NULL);
+  squire_update_release(update);
+  update = NULL;
+  uint64_t thrown_away = 0;
+  DONE(squire_distiller_discard(distiller, &thrown_away, &err));
+  play(distiller);
+  REFUSED(squire_update_build(distiller, 0, NULL, NULL, NULL, &update, &err), SQUIRE_E_TEACHER,
+          SQUIRE_DETAIL_TEACHER_CLOSED);
 
   squire_text_release(report);
   squire_update_release(update);

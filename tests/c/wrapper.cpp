@@ -31,6 +31,8 @@ static void a_student_serves_and_learns(char **argv) {
 
   const squire::model_handle student = squire::load_model(engine, argv[1]), teacher = squire::load_model(engine, argv[2]);
   const squire::distiller_handle distiller = squire::create_distiller(student, teacher, R"({"preset": "opd"})");
+  const auto checked = squire::check_teacher(distiller, R"({"ids": [5, 6, 7, 8, 9]})");
+  CHECK(squire::view(checked).find("\"warnings\":[]") != std::string_view::npos);
   const squire::episode_handle episode = squire::begin(distiller);
   squire::observe(episode, squire::ids{5, 6, 7});
   generation.temperature = SQUIRE_GEN_UNSET; // a training rollout samples as the settings say
@@ -43,7 +45,7 @@ static void a_student_serves_and_learns(char **argv) {
   const squire::update_handle update = squire::build(distiller);
   CHECK(squire::view(squire::report(update)).find("\"trained_tokens\":8") != std::string_view::npos);
   squire::apply(distiller, update);
-  CHECK(squire::publish(distiller) == 2 && squire::revision(student) == 2);
+  CHECK(squire::publish(distiller) == 2 && squire::revision(student) == 2 && squire::number(distiller) > 0);
 
   const squire::cancel stop;
   stop.set();
@@ -89,6 +91,13 @@ static void every_section_is_wrapped(char **argv) {
     caught = true;
   }
   CHECK(caught);
+
+  const squire::teacher_handle teacher = squire::create_teacher(R"({"vocabulary": "the-students"})");
+  squire::teacher_batch_handle batch;
+  CHECK(squire::next(teacher, 1, 0, batch) == SQUIRE_TIMEOUT && !batch);
+  std::thread closing([&] { squire::close(squire::share(teacher)); });
+  CHECK(squire::next(teacher, 1, 3600000, batch) == SQUIRE_END && !batch);
+  closing.join();
 
   CHECK(squire::view(squire::info(chat)).find("\"generation_defaults\"") != std::string_view::npos);
   CHECK(squire::sizes(student).vocabulary == 259 && squire::sizes(student).tokenizer_ids == 0);

@@ -194,6 +194,18 @@ impl Cpu {
         self.pool.at_rest(f)
     }
 
+    /// Calls `f` as work that waits for the rounds of `other`, where that is another device; a thread that is at such work
+    /// here is at rest meanwhile.
+    pub fn working_on<T>(&self, other: &Cpu, f: impl FnOnce() -> T) -> T {
+        if Arc::ptr_eq(&self.pool, &other.pool) {
+            return f();
+        }
+        self.at_rest(|| {
+            let _waits = other.work_that_waits();
+            f()
+        })
+    }
+
     /// How long such work may keep a round waiting at a time; None: until it is done.
     pub fn set_slice(&self, slice: Option<Duration>) {
         self.pool.set_slice(slice);
@@ -405,5 +417,21 @@ mod tests {
                 Err(e) => assert_eq!(e.fault(), Fault::UnsupportedKernelSet),
             }
         }
+    }
+
+    #[test]
+    fn work_on_another_device_keeps_no_round_waiting_here_and_gives_way_there() {
+        let (own, other) = (Cpu::new(1, None).unwrap(), Cpu::new(1, None).unwrap());
+        // Work that has begun keeps rounds waiting for ever.
+        own.set_slice(None);
+        other.set_slice(Some(Duration::from_millis(1)));
+        let _work = own.work_that_waits();
+        own.pool.run(1, &|_| {});
+        let round_of = |cpu: &Cpu| std::thread::scope(|s| s.spawn(|| drop(cpu.round())).join().unwrap());
+        own.working_on(&other, || {
+            other.pool.run(1, &|_| {});
+            round_of(&own);
+            round_of(&other);
+        });
     }
 }
