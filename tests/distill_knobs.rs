@@ -255,7 +255,15 @@ fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
     let mut batch = Vec::new();
     for (episode, turns) in decisions(config, step, 5).chunks(config.max_turns as usize + 1).enumerate() {
         let (task, seed, evaluation) = (String::new(), config.seed, episode % 5 == 4);
-        let mut t = Trajectory::new(Heading { episode: episode as u64, step, task, seed, revision: 0, evaluation });
+        let mut t = Trajectory::new(Heading {
+            episode: episode as u64,
+            step,
+            task,
+            seed,
+            revision: 0,
+            evaluation,
+            forked_from: None,
+        });
         for (turn, decision) in turns.iter().enumerate() {
             let Some(actor) = decision.actor else { break };
             t.add_context(&[1, 2, 3], Source::Host).unwrap();

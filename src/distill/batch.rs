@@ -119,7 +119,8 @@ mod tests {
 
     /// A trajectory at `revision` with two context tokens before each turn; a turn is (tokens, loss, weight).
     fn trajectory(revision: u64, turns: &[(usize, Option<Loss>, f64)]) -> Trajectory {
-        let heading = Heading { episode: 1, step: 0, task: String::new(), seed: 1, revision, evaluation: false };
+        let (task, evaluation, forked_from) = (String::new(), false, None);
+        let heading = Heading { episode: 1, step: 0, task, seed: 1, revision, evaluation, forked_from };
         let mut t = Trajectory::new(heading);
         for &(n, kind, weight) in turns {
             t.add_context(&[9, 9], Source::Host).unwrap();

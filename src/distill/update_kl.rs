@@ -174,7 +174,8 @@ mod tests {
     use crate::text::source::Source;
 
     fn of_length(n: usize) -> Finished {
-        let heading = Heading { episode: 0, step: 0, task: String::new(), seed: 0, revision: 1, evaluation: false };
+        let (task, evaluation, forked_from) = (String::new(), false, None);
+        let heading = Heading { episode: 0, step: 0, task, seed: 0, revision: 1, evaluation, forked_from };
         let mut trajectory = Trajectory::new(heading);
         trajectory.add_context(&vec![0; n], Source::Host).unwrap();
         Finished { trajectory, scores: None }

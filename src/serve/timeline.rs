@@ -2,6 +2,8 @@
 //! cache of a prefix of them. The ids beyond the cache are pending: the next forward computes them.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
@@ -30,6 +32,15 @@ impl Token {
     }
 }
 
+/// A place in a timeline, at which it may be forked later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Tokens before it.
+    pub(crate) len: usize,
+    /// where an assistant turn began by then
+    turn_begun_at: Option<usize>,
+}
+
 /// Final hidden states of the rows that predict action tokens, kept for a teacher's scores.
 #[derive(Debug, Default)]
 pub struct Hidden {
@@ -37,6 +48,20 @@ pub struct Hidden {
     pub positions: Vec<usize>,
     /// [positions, C] f32
     pub rows: Vec<f32>,
+}
+
+impl Hidden {
+    /// A copy of the rows that predict these positions.
+    fn copied(&self, positions: Range<usize>) -> Result<Hidden> {
+        let before = |end: usize| self.positions.partition_point(|&p| p < end);
+        let (from, to) = (before(positions.start), before(positions.end));
+        let width = self.rows.len().checked_div(self.positions.len()).unwrap_or(0);
+        let of = "the hidden states of a fork";
+        Ok(Hidden {
+            positions: memory::copied(&self.positions[from..to], of)?,
+            rows: memory::copied(&self.rows[from * width..to * width], of)?,
+        })
+    }
 }
 
 /// The state of a session while it is idle, and of a job while it runs.
@@ -170,6 +195,29 @@ impl Timeline {
             turn_begun_at: self.turn_begun_at,
             n_computed: 0,
         })
+    }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { len: self.len(), turn_begun_at: self.turn_begun_at }
+    }
+
+    /// A fork that stands as this timeline stood at a mark, with the hidden states that were kept for positions from
+    /// `hidden_from` on. A timeline that does not reach the mark is forked as it is.
+    pub(super) fn fork_at(&self, at: Mark, hidden_from: usize) -> Result<Timeline> {
+        let len = at.len.min(self.len());
+        let mut fork = self.fork()?;
+        fork.truncate(len);
+        fork.turn_begun_at = at.turn_begun_at.filter(|&begun| begun <= len);
+        if let Some(hidden) = &self.hidden {
+            let hidden = hidden.copied(hidden_from.min(len + 1)..len + 1)?;
+            let says_what_follows = hidden.positions.last() == Some(&len);
+            (fork.hidden, fork.hidden_to) = (Some(hidden), self.hidden_to.min(len + 1));
+            if !says_what_follows {
+                // What followed here was no action, in the fork it may be one: then the row before it is wanted.
+                fork.forget_computed(len.saturating_sub(1));
+            }
+        }
+        Ok(fork)
     }
 }
 
