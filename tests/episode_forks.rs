@@ -15,7 +15,7 @@ use squire::distill::{
     Actor, Distiller, Episode, EpisodeSpec, ForkOptions, QueueOptions, Reason, Replay, Teacher, TeacherQueue,
 };
 use squire::error::{Fault, Status};
-use squire::serve::{Engine, EngineOptions};
+use squire::serve::{Cancel, Engine, EngineOptions};
 
 /// Shows what the world shows, whatever the episode's number is.
 fn show(episode: &Episode) {
@@ -284,6 +284,98 @@ fn nothing_is_computed_again_by_student_or_teacher() {
         let own = record.turns()[2].range.end;
         assert_eq!(rows(&d) - before, (own - said) as u64, "train_prefix {train_prefix}");
     }
+}
+
+#[test]
+fn what_is_computed_first_is_computed_once_for_all_forks() {
+    let (rounds, long) = (3, (0..40).map(|i| i % 60).collect::<Vec<i32>>());
+    for settings in [json!({"preset": "opd"}), half_guided()] {
+        let run = |first: bool| {
+            let d = plain(settings.clone());
+            let parent = d.begin(EpisodeSpec::default()).unwrap();
+            parent.observe_ids(&long).unwrap();
+            let before = rows(&d);
+            if first {
+                parent.prefill(&Cancel::default()).unwrap();
+                assert_eq!(rows(&d) - before, 2 * long.len() as u64, "student and teacher");
+                assert_eq!(parent.teacher_computed().unwrap(), long.len() as u64);
+                parent.prefill(&Cancel::default()).unwrap();
+                assert_eq!(rows(&d) - before, 2 * long.len() as u64, "nothing is pending");
+            }
+            let mut episodes: Vec<Episode> = (0..4).map(|_| parent.fork(ForkOptions::default()).unwrap()).collect();
+            episodes.push(parent);
+            for episode in &episodes {
+                answer(episode);
+                (1..rounds).for_each(|_| turn(episode));
+            }
+            let records: Vec<Trajectory> = episodes.iter().map(end).collect();
+            let built = build(&d);
+            (self::records(&records), bytes(built.gradients()), rows(&d) - before, records)
+        };
+        let (alone, shared) = (run(false), run(true));
+        assert!(alone.0 == shared.0 && alone.1 == shared.1, "nothing is said or learnt differently: {settings}");
+        if settings == half_guided() {
+            assert!(shared.2 < alone.2);
+            continue;
+        }
+        // Of the shared rows the last one is computed again by each student, which draws from it.
+        let own: usize = shared.3.iter().map(|t| t.turns().last().unwrap().range.end - 1 - long.len()).sum();
+        assert_eq!(shared.2, (2 * long.len() + 2 * own + shared.3.len()) as u64);
+    }
+}
+
+#[test]
+fn a_turn_behind_what_was_computed_first_is_learnt_whoever_takes_it() {
+    // The row before the turn is there already when it is known who speaks, and whether anybody does.
+    let run = |first: bool, more: bool, fork: bool| {
+        let d = plain(json!({"preset": "guided-opd"}));
+        let parent = begun(&d, 0, 1);
+        let prefill = || {
+            if first {
+                parent.prefill(&Cancel::default()).unwrap()
+            }
+        };
+        prefill();
+        show(&parent);
+        prefill();
+        let forked = parent.fork(called(0)).unwrap();
+        let episode = if fork { &forked } else { &parent };
+        if more {
+            episode.observe_ids(&[1, 2]).unwrap();
+        }
+        for actor in [Actor::Student, Actor::Teacher, Actor::Student] {
+            episode.override_actor(actor).unwrap();
+            episode.act(&options()).unwrap().collect().unwrap();
+            episode.outcome(None, true).unwrap();
+            show(episode);
+        }
+        end(episode);
+        bytes(build(&d).gradients())
+    };
+    for (more, fork) in [(false, false), (false, true), (true, false), (true, true)] {
+        assert!(run(true, more, fork) == run(false, more, fork), "{more} {fork}");
+    }
+}
+
+#[test]
+fn what_is_computed_first_may_be_cancelled_and_is_refused_out_of_order() {
+    let d = plain(json!({"preset": "opd"}));
+    let parent = d.begin(numbered(0)).unwrap();
+    parent.prefill(&Cancel::default()).unwrap();
+    show(&parent);
+    let set = Cancel::default();
+    set.set();
+    assert_eq!(fault(parent.prefill(&set)), Fault::Cancelled);
+    answer(&parent);
+    parent.observe_ids(&[1]).unwrap();
+    parent.override_actor(Actor::Replay).unwrap();
+    parent.replay(Replay::Ids(&[1, STOP])).unwrap();
+    assert_eq!(fault(parent.prefill(&Cancel::default())), Fault::OutOfOrder);
+    parent.outcome(None, true).unwrap();
+    end(&parent);
+    let e = parent.prefill(&Cancel::default()).unwrap_err();
+    assert!(e.fault() == Fault::OutOfOrder && e.message().contains("prefill before the end"), "{e}");
+    build(&d);
 }
 
 #[test]

@@ -589,7 +589,7 @@ fn record(
 }
 
 /// Gives a teacher's timeline what the student's has and it has not.
-fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
+pub(super) fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
     let tokens = student.tokens()?;
     teacher.append_tokens(&tokens[teacher.len()?.min(tokens.len())..])
 }

@@ -2,8 +2,8 @@
 //! share a beginning.
 //!
 //! Timelines are forked, so pages of KV are shared until one writes into them, and the hidden states that the teacher has kept
-//! come along where the fork learns from them: nothing that was computed for the parent is computed again for the fork. What was not
-//! computed yet each computes for itself.
+//! come along where the fork learns from them: nothing that was computed for the parent is computed again for the fork. What
+//! was not computed yet each computes for itself, unless the parent is told to compute it first ([`Episode::prefill`]).
 //!
 //! | key | meaning | default |
 //! |---|---|---|
@@ -19,10 +19,12 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::document::{bad, fields, integer};
-use super::episode::{Episode, Phase, Sessions, State, out_of_order};
+use super::episode::{Episode, Phase, Sessions, State, catch_up, out_of_order};
 use super::trajectory::Heading;
 use crate::error::{Error, Fault, Result};
+use crate::serve::Cancel;
 use crate::sync::Mutex;
+use crate::text::source::Source;
 
 /// What a fork has of its own.
 #[derive(Clone, Debug, Default)]
@@ -76,14 +78,7 @@ impl Episode {
     /// generation runs; `BadValue` for a turn that is not reached yet; `SessionBudget`.
     pub fn fork(&self, options: ForkOptions) -> Result<Episode> {
         let mut state = self.state.lock();
-        match state.phase()? {
-            Phase::Open | Phase::Observed | Phase::Decided(_) => {}
-            Phase::Ended => {
-                let why = "fork is out of order: the episode has ended and holds no pages; fork before the end";
-                return Err(Error::new(Fault::OutOfOrder, why));
-            }
-            phase => return Err(out_of_order("fork", phase)),
-        }
+        check_between_turns(&mut state, "fork")?;
         let (state, turn) = (&*state, options.turn.unwrap_or(state.turn));
         if turn > state.turn {
             let why = format!("turn: wanted one that the episode has reached, 0 to {}, found {turn}", state.turn);
@@ -119,6 +114,41 @@ impl Episode {
             teacher_computed: 0,
         };
         Ok(Episode { distiller: self.distiller.clone(), state: Mutex::new(fork) })
+    }
+
+    /// Computes what stands in the episode, so that forks made afterwards share it: the student's side, and the teacher's where
+    /// the settings ask for a teacher. Blocks. Cancelled, it keeps what is computed already.
+    ///
+    /// Errors: `OutOfOrder` and `SessionBusy` as [`Episode::fork`]; `KvBudget` where the pages do not fit; `Cancelled`.
+    pub fn prefill(&self, cancel: &Cancel) -> Result<()> {
+        let mut state = self.state.lock();
+        check_between_turns(&mut state, "prefill")?;
+        let Sessions { student, teacher } = state.sessions()?;
+        let mut answers = Vec::new();
+        if let Some(teacher) = teacher.as_ref().filter(|_| self.distiller.config().needs_teacher()) {
+            catch_up(teacher, student)?;
+            // Whether an action follows is not known yet: the last row's hidden state is kept as if one did.
+            answers.push(teacher.start_prefill(cancel, Some(Source::Student))?);
+        }
+        answers.push(student.start_prefill(cancel, None)?);
+        // Whoever asks meanwhile is told that it is busy.
+        drop(state);
+        let engine = self.distiller.student().engine();
+        let ends: Vec<Result<()>> = answers.into_iter().map(|answer| engine.wait(&answer)?).collect();
+        ends.into_iter().collect()
+    }
+}
+
+/// Refuses what is done between two turns only.
+fn check_between_turns(state: &mut State, call: &str) -> Result<()> {
+    match state.phase()? {
+        Phase::Open | Phase::Observed | Phase::Decided(_) => Ok(()),
+        Phase::Ended => {
+            let why =
+                format!("{call} is out of order: the episode has ended and holds no pages; {call} before the end");
+            Err(Error::new(Fault::OutOfOrder, why))
+        }
+        phase => Err(out_of_order(call, phase)),
     }
 }
 

@@ -231,3 +231,61 @@ pub(super) fn check_ids(ids: &[i32], vocab_size: usize) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Device;
+    use crate::backend::cpu::Cpu;
+    use crate::backend::page::PageShape;
+    use crate::model::KvPool;
+    use crate::tensor::Dtype;
+
+    /// Ids 0 to 6 of the host, of which all but the last are computed, with the hidden states kept for positions 3, 4 and 6.
+    fn timeline() -> Timeline {
+        let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, dtype: Dtype::F32 };
+        let pool = KvPool::new(&Device::Cpu(Cpu::new(1, None).unwrap()), shape, u64::MAX);
+        let mut t = Timeline::new(crate::model::KvCache::new(&pool));
+        t.append(&[0, 1, 2, 3, 4, 5, 6], Source::Host, 10, 10).unwrap();
+        t.begin_to_keep_hidden();
+        t.kv.reserve(6).unwrap();
+        t.kv.advance(6);
+        t.keep_hidden([3, 4, 6], vec![3.0, 3.5, 4.0, 4.5, 6.0, 6.5], 6);
+        t
+    }
+
+    fn kept(t: &Timeline) -> (Vec<usize>, Vec<f32>) {
+        let hidden = t.hidden.as_ref().unwrap();
+        (hidden.positions.clone(), hidden.rows.clone())
+    }
+
+    #[test]
+    fn a_fork_at_a_mark_has_the_hidden_states_that_were_kept_by_then() {
+        let t = timeline();
+        let at = |len| Mark { len, turn_begun_at: None };
+        let fork = t.fork_at(at(4), 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), fork.n_computed), (4, 4, 0));
+        assert_eq!(kept(&fork), (vec![3, 4], vec![3.0, 3.5, 4.0, 4.5]));
+        assert!(!fork.keeps_hidden(4) && fork.keeps_hidden(5));
+        assert_eq!(kept(&t.fork_at(at(4), 4).unwrap()), (vec![4], vec![4.0, 4.5]), "of what follows alone");
+        assert_eq!(kept(&t.fork_at(at(4), 9).unwrap()).0, Vec::<usize>::new());
+        // Further than it reaches.
+        let fork = t.fork_at(at(9), 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), kept(&fork).0), (7, 6, vec![3, 4, 6]));
+        assert_eq!(kept(&t).0, [3, 4, 6]);
+    }
+
+    #[test]
+    fn a_row_whose_hidden_state_may_be_wanted_after_all_is_computed_again() {
+        let t = timeline();
+        // What followed position 4 was said by the host.
+        let fork = t.fork_at(Mark { len: 5, turn_begun_at: None }, 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), kept(&fork).0), (5, 4, vec![3, 4]));
+        assert!(!fork.keeps_hidden(4) && fork.keeps_hidden(5));
+        // Also where nothing is computed any more.
+        let mut t = timeline();
+        t.give_up_pages();
+        let fork = t.fork_at(Mark { len: 5, turn_begun_at: None }, 0).unwrap();
+        assert!(fork.kv.is_empty() && !fork.keeps_hidden(4) && fork.keeps_hidden(5));
+    }
+}
