@@ -660,6 +660,12 @@ inline episode_handle fork(const episode_handle &episode, std::string_view fork_
   });
 }
 
+/* Computes what stands in the episode, so that forks share it. Whether it came to its end. */
+inline bool prefill(const episode_handle &episode, const cancel *stop = nullptr) {
+  return call([&](auto err) { return squire_episode_prefill(episode.get(), stop ? stop->get() : nullptr, err); }) ==
+         SQUIRE_OK;
+}
+
 inline void observe(const episode_handle &episode, std::string_view messages_json) {
   call([&](auto err) {
     return squire_episode_observe(episode.get(), messages_json.data(), messages_json.size(), nullptr, err);

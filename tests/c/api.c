@@ -559,6 +559,7 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   squire_gen_release(gen);
   OUT_OF_ORDER(squire_episode_decide(episode, &d, &err));
   OUT_OF_ORDER(squire_episode_fork(episode, NULL, 0, &fork, &err)); /* before outcome */
+  OUT_OF_ORDER(squire_episode_prefill(episode, NULL, &err));
   REFUSED(squire_episode_outcome(episode, 0, 4, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   const double infinite = 1e308 * 10;
   REFUSED(squire_episode_outcome(episode, infinite, SQUIRE_OUTCOME_HAS_REWARD, &err), SQUIRE_E_ARGUMENT,
@@ -641,6 +642,14 @@ static void episodes_are_forked(squire_model *student, squire_model *teacher) {
   DONE(squire_distiller_create(student, teacher, TEXT(settings), &distiller, &err));
   squire_episode *episode = begin(distiller, "{\"episode\": 4}");
   DONE(squire_episode_observe_ids(episode, ARRAY(prompt), &err));
+  squire_cancel *cancel = squire_cancel_create();
+  DONE(squire_episode_prefill(episode, cancel, &err));
+  DONE(squire_episode_prefill(episode, NULL, &err)); /* nothing is left */
+  squire_cancel_set(cancel);
+  DONE(squire_episode_observe_ids(episode, ARRAY(prompt), &err));
+  squire_error *stopped = NULL;
+  CHECK(squire_episode_prefill(episode, cancel, &stopped) == SQUIRE_CANCELLED && stopped == NULL);
+  squire_cancel_release(cancel);
   take_turn(episode, said, logprobs, 5);
   DONE(squire_episode_observe_ids(episode, ARRAY(next), &err));
   REFUSED(squire_episode_fork(episode, TEXT("{\"turn\": 2}"), forks, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_VALUE);
