@@ -1201,6 +1201,31 @@ squire_status squire_episode_begin(squire_distiller *distiller,
                                    squire_episode **out,
                                    squire_error **err);
 
+/* Forks an episode at a turn: *out is a new episode that stands where this one stands between two turns, or stood before
+ * the turn that is asked for, with what was observed for it; who acts is decided anew. fork_json: {"episode": its number,
+ * the key of its draws (the next), "turn": the first turn of its own, counted from 0 (the present one), "train_prefix":
+ * whether the turns before carry loss in it too (false: they are learnt from this episode alone), "demonstration": texts
+ * from turn 0 on, and "max_turns" (this episode's)}, all optional; NULL with length 0 is {}. Task, step, revision, options
+ * of prompts, and whether it is an evaluation are this episode's; its trace says where it was forked. Computes nothing,
+ * and nothing that was computed is computed again: pages of KV are shared until one writes (squire_episode_prefill
+ * computes first). Takes as many sessions as squire_episode_begin. Neither needs the other afterwards. SQUIRE_E_STATE
+ * while a turn is said or waits for its outcome, and after the end; SQUIRE_E_BUSY while a generation runs;
+ * SQUIRE_E_ARGUMENT for unknown keys or values and a turn that is not reached yet; SQUIRE_E_BUDGET if max_sessions exist.
+ * Any thread. */
+squire_status squire_episode_fork(const squire_episode *episode,
+                                  const char *fork_json,
+                                  size_t fork_len,
+                                  squire_episode **out,
+                                  squire_error **err);
+
+/* Computes what stands in the episode, so that forks made afterwards share it: the student's side, and the teacher's where the
+ * settings ask for a teacher. Blocks. cancel (may be NULL) stops it with SQUIRE_CANCELLED between two chunks, and what is
+ * computed by then stays. Nothing to compute is no failure. SQUIRE_E_STATE and SQUIRE_E_BUSY as squire_episode_fork,
+ * SQUIRE_E_BUDGET if the KV budget runs out. Any thread. */
+squire_status squire_episode_prefill(squire_episode *episode,
+                                     const squire_cancel *cancel,
+                                     squire_error **err);
+
 /* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
  * list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
  * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
@@ -1280,11 +1305,13 @@ squire_status squire_episode_outcome(squire_episode *episode, double reward, uin
  * of whoever else runs. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread. */
 squire_status squire_episode_end(squire_episode *episode, double score, int32_t success, squire_error **err);
 
-/* The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, score, success, turns (actor,
- * start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the calls that are expected now), and
- * arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be added. SQUIRE_E_BUSY while a
- * generation runs. Any thread. */
-squire_status squire_episode_trace(const squire_episode *episode, squire_text **out, squire_error **err);
+/* The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
+ * null), score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the
+ * calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
+ * added. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_episode_trace(const squire_episode *episode,
+                                   squire_text **out,
+                                   squire_error **err);
 
 /* Frees the episode; without squire_episode_end it is thrown away. Its generation may go on. NULL is allowed. Any thread,
  * also inside a callback. */

@@ -680,6 +680,19 @@ inline episode_handle begin(const distiller_handle &distiller, std::string_view 
   });
 }
 
+/* An episode that stands where this one stands, or stood before the turn that fork_json asks for. */
+inline episode_handle fork(const episode_handle &episode, std::string_view fork_json = "{}") {
+  return make<episode_handle>([&](auto out, auto err) {
+    return squire_episode_fork(episode.get(), fork_json.data(), fork_json.size(), out, err);
+  });
+}
+
+/* Computes what stands in the episode, so that forks share it. Whether it came to its end. */
+inline bool prefill(const episode_handle &episode, const cancel *stop = nullptr) {
+  return call([&](auto err) { return squire_episode_prefill(episode.get(), stop ? stop->get() : nullptr, err); }) ==
+         SQUIRE_OK;
+}
+
 inline void observe(const episode_handle &episode, std::string_view messages_json) {
   call([&](auto err) {
     return squire_episode_observe(episode.get(), messages_json.data(), messages_json.size(), nullptr, err);

@@ -59,8 +59,16 @@ fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
     for (episode, turns) in decisions(config, step, 5).chunks(config.max_turns as usize + 1).enumerate() {
         let (task, seed, evaluation) = ("task".to_string(), config.seed, episode % 5 == 4);
         let group = String::new();
-        let mut t =
-            Trajectory::new(Heading { episode: episode as u64, step, task, group, seed, revision: 0, evaluation });
+        let mut t = Trajectory::new(Heading {
+            episode: episode as u64,
+            step,
+            task,
+            group,
+            seed,
+            revision: 0,
+            evaluation,
+            forked_from: None,
+        });
         for (turn, decision) in turns.iter().enumerate() {
             let Some(actor) = decision.actor else { break };
             t.add_context(&[1, 2, 3], Source::Host).unwrap();
@@ -183,6 +191,7 @@ fn distillation_then_reinforcement_asks_no_teacher_once_it_has_switched() {
             seed: 1,
             revision: 0,
             evaluation: false,
+            forked_from: None,
         };
         let batch = [1.0, 3.0].map(|score| {
             let mut t = Trajectory::new(heading.clone());

@@ -7,7 +7,7 @@ mod folders;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use squire::distill::{Actor, Config, Distiller, Episode, EpisodeSpec, Replay};
+use squire::distill::{Actor, Config, Distiller, Episode, EpisodeSpec, ForkOptions, Replay};
 use squire::error::{Error, Fault};
 use squire::serve::{Engine, EngineOptions, GenerationOptions, LoadOptions, Next, ServedModel, Session};
 use squire::text::source::Source;
@@ -432,6 +432,105 @@ fn a_turn_that_was_cancelled_before_its_first_token_is_none_yet() {
     let prompt = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(rig.text(replayed.trajectory().unwrap().ids()), format!("{prompt}ok<|im_end|>"), "one prompt, not two");
     cancelled().end(0.0, None).unwrap();
+}
+
+/// A fork whose first own turn is this one.
+fn forked(episode: &Episode, turn: u32) -> Episode {
+    episode.fork(ForkOptions { turn: Some(turn), ..ForkOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_fork_at_any_turn_begins_it_as_its_parent_did() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    let show = |episode: &Episode, turn: usize| match turn {
+        // A prompt of its own, a turn that is left open.
+        0 => {
+            let shown = json!({"messages": user("one"), "enable_thinking": false});
+            episode.observe_json(&shown.to_string()).unwrap();
+        }
+        // Ids that close it not, ids that begin the turn themselves, and messages in two calls.
+        1 => drop(episode.observe_ids(&rig.ids(" and so on")).unwrap()),
+        2 => {
+            let shown = "\n<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\n";
+            episode.observe_ids(&rig.ids(shown)).unwrap();
+        }
+        _ => {
+            episode.observe(user("four")).unwrap();
+            episode.observe(user("more")).unwrap();
+        }
+    };
+    let say = |episode: &Episode| {
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(Replay::Ids(&rig.ids("ok"))).unwrap();
+        episode.outcome(None, true).unwrap();
+    };
+    let episode = rig.begin(&distiller, json!({}));
+    for turn in 0..4 {
+        show(&episode, turn);
+        say(&episode);
+    }
+    let wanted = rig.text(episode.trajectory().unwrap().ids());
+    assert!(wanted.contains("ok and so on<|im_end|>\n<|im_start|>assistant\nok"), "{wanted}");
+    for first in 0..4 {
+        let fork = forked(&episode, first);
+        say(&fork);
+        for turn in first as usize + 1..4 {
+            show(&fork, turn);
+            say(&fork);
+        }
+        assert_eq!(rig.text(fork.trajectory().unwrap().ids()), wanted, "turn {first}");
+        // More may be shown before the turn, in its prompt.
+        let fork = forked(&episode, first);
+        fork.observe(user("wait")).unwrap();
+        say(&fork);
+        let record = fork.trajectory().unwrap();
+        let text = rig.text(&record.ids()[..record.turns()[first as usize].range.end]);
+        let thought = if first == 0 { "<think>\n\n</think>\n\n" } else { "" };
+        let end = format!("<|im_start|>user\nwait<|im_end|>\n<|im_start|>assistant\n{thought}ok");
+        assert!(text.ends_with(&end), "turn {first}: {text}");
+    }
+}
+
+#[test]
+fn a_prompt_that_stands_is_no_part_of_a_fork() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let options = EngineOptions { n_threads: 1, caller_driven: true, ..EngineOptions::default() };
+    let engine = Engine::new(options).unwrap();
+    let model = engine.load(&rig._root.path().join("model"), LoadOptions::default()).unwrap();
+    let config = Config::from_json(r#"{"preset": "guided-opd"}"#).unwrap();
+    let distiller = Distiller::new(&model, Some(&model), config).unwrap();
+    for actor in [Actor::Student, Actor::Teacher] {
+        let episode = distiller.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(user("go")).unwrap();
+        episode.override_actor(actor).unwrap();
+        let generation = episode.act(&short()).unwrap();
+        generation.cancel();
+        assert!(generation.collect().unwrap().0.ids.is_empty(), "no step was taken before");
+        // Computed with it or not.
+        for prefilled in [false, true] {
+            if prefilled {
+                episode.prefill(&Default::default()).unwrap();
+            }
+            let fork = forked(&episode, 0);
+            fork.observe(user("wait")).unwrap();
+            fork.override_actor(Actor::Student).unwrap();
+            fork.act(&short()).unwrap().collect().unwrap();
+            fork.outcome(None, true).unwrap();
+            let record = fork.trajectory().unwrap();
+            let text = rig.text(&record.ids()[..record.turns()[0].range.start]);
+            let wanted = "<|im_start|>user\ngo<|im_end|>\n<|im_start|>user\nwait<|im_end|>\n<|im_start|>assistant\n";
+            assert_eq!(text, wanted, "one prompt, not two");
+            fork.end(1.0, None).unwrap();
+        }
+        episode.override_actor(Actor::Student).unwrap();
+        episode.act(&short()).unwrap().collect().unwrap();
+        episode.outcome(None, true).unwrap();
+        episode.end(1.0, None).unwrap();
+    }
+    // The teacher has scored all of it.
+    let update = distiller.build(6, &Default::default(), &mut |_, _| true).unwrap();
+    assert_eq!((update.report().trained_turns, distiller.n_set_aside()), (6, 0));
 }
 
 #[test]

@@ -217,6 +217,7 @@ mod tests {
             seed: 1,
             revision,
             evaluation: false,
+            forked_from: None,
         };
         let mut t = Trajectory::new(heading);
         for &(n, kind, weight) in turns {

@@ -63,6 +63,14 @@ impl State {
     fn n_waiting(&self) -> usize {
         self.ended.iter().filter(|waiting| waiting.set_aside.is_none()).count()
     }
+
+    /// The number that is asked for, or the next one of its kind.
+    fn number(&mut self, asked: Option<u64>, evaluation: bool) -> u64 {
+        let next = if evaluation { &mut self.next_evaluation } else { &mut self.next_episode };
+        let episode = asked.unwrap_or(*next);
+        *next = (*next).max(episode.saturating_add(1));
+        episode
+    }
 }
 
 /// Counts over the distiller's life.
@@ -237,20 +245,23 @@ impl Distiller {
         state.ended.len() - state.n_waiting()
     }
 
+    /// Numbers a fork of an episode.
+    pub(super) fn number_episode(&self, asked: Option<u64>, evaluation: bool) -> u64 {
+        self.0.state.lock().number(asked, evaluation)
+    }
+
     /// Numbers a new episode.
     pub(super) fn heading(&self, spec: &EpisodeSpec, revision: u64) -> Heading {
         let mut state = self.0.state.lock();
-        let next = if spec.evaluation { &mut state.next_evaluation } else { &mut state.next_episode };
-        let episode = spec.episode.unwrap_or(*next);
-        *next = (*next).max(episode.saturating_add(1));
         Heading {
-            episode,
+            episode: state.number(spec.episode, spec.evaluation),
             step: state.step,
             task: spec.task.clone(),
             group: spec.group.clone(),
             seed: self.0.config.seed,
             revision,
             evaluation: spec.evaluation,
+            forked_from: None,
         }
     }
 

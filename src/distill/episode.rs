@@ -5,6 +5,8 @@
 //! exact ids, so nothing sampled is tokenised again and a teacher computes each token once.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::actor::Actor;
@@ -19,7 +21,7 @@ use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Ending, Generation, GenerationOptions, Session, Token};
+use crate::serve::{Ending, Generation, GenerationOptions, Mark, Session, Token};
 use crate::sync::Mutex;
 use crate::text::source::Source;
 use crate::text::tokenizer::{Control, Room};
@@ -27,7 +29,7 @@ use crate::text::{Json, RenderOptions, Watch, unsaid};
 
 /// Where an episode stands: what happened last.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Phase {
+pub(super) enum Phase {
     /// It began, or a turn's outcome was given: an observation is due.
     Open,
     /// Something was observed: more of it, or the decision.
@@ -65,44 +67,55 @@ impl Phase {
 
 /// An episode. Dropped without an end, it is thrown away.
 pub struct Episode {
-    distiller: Distiller,
-    state: Mutex<State>,
+    pub(super) distiller: Distiller,
+    pub(super) state: Mutex<State>,
 }
 
-struct State {
-    phase: Phase,
-    trajectory: Trajectory,
+pub(super) struct State {
+    pub(super) phase: Phase,
+    pub(super) trajectory: Trajectory,
     /// None once the episode has ended: an ended episode holds no pages and no revision
-    sessions: Option<Sessions>,
+    pub(super) sessions: Option<Sessions>,
     /// where the turn under way starts, once its generation prompt stands
-    start: Option<usize>,
-    /// what the turn's messages and its generation prompt are rendered with, where something was observed for it
-    prompt: RenderOptions,
-    /// whether the last observation was ids, which may have begun the actor's turn already
-    observed_ids: bool,
+    pub(super) start: Option<usize>,
+    /// of each turn, as far as something was observed for it
+    pub(super) seen: Vec<Seen>,
     /// how the last generation ended
-    ending: Option<Ending>,
-    spec: EpisodeSpec,
-    max_turns: u32,
-    turn: u32,
+    pub(super) ending: Option<Ending>,
+    /// what prompts are rendered with unless a turn says otherwise
+    pub(super) prompt: Arc<RenderOptions>,
+    pub(super) demonstration: Option<Arc<Vec<String>>>,
+    pub(super) max_turns: u32,
+    pub(super) turn: u32,
     /// what the teacher had computed when the episode ended
-    teacher_computed: u64,
+    pub(super) teacher_computed: u64,
+}
+
+/// What an actor sees before its turn.
+#[derive(Clone)]
+pub(super) struct Seen {
+    /// the end of it, before the turn's generation prompt
+    pub(super) end: Mark,
+    /// what the turn's messages and its generation prompt are rendered with
+    prompt: Arc<RenderOptions>,
+    /// whether the last of it was ids, which may have begun the actor's turn already
+    by_ids: bool,
 }
 
 /// The sessions of those who can act.
-struct Sessions {
-    student: Session,
-    teacher: Option<Session>,
+pub(super) struct Sessions {
+    pub(super) student: Session,
+    pub(super) teacher: Option<Session>,
 }
 
 impl State {
-    fn sessions(&self) -> Result<&Sessions> {
+    pub(super) fn sessions(&self) -> Result<&Sessions> {
         self.sessions.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
     }
 
     /// The phase. A generation that ended before its first token leaves the turn to be acted still; one that failed later
     /// leaves what was said, to be gone on with or dropped.
-    fn phase(&mut self) -> Result<Phase> {
+    pub(super) fn phase(&mut self) -> Result<Phase> {
         if let Phase::Acting(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() == start {
@@ -127,9 +140,9 @@ impl State {
         }
         let student = &self.sessions()?.student;
         if student.model().template().is_ok()
-            && !(self.observed_ids && student.turn_is_begun(self.trajectory.ids().len(), &self.prompt)?)
+            && !(self.observed_ids() && student.turn_is_begun(self.trajectory.ids().len(), self.prompt())?)
         {
-            let prompt = RenderOptions { add_generation_prompt: true, ..self.prompt.clone() };
+            let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::clone(self.prompt()) };
             student.append_chat(Json::List(Vec::new()), &prompt)?;
         }
         let start = student.len()?;
@@ -139,8 +152,13 @@ impl State {
 
     /// What a turn's next messages are rendered with unless they say otherwise: what holds for the turn already, or for
     /// the episode.
-    fn prompt(&self) -> &RenderOptions {
-        if self.phase == Phase::Observed { &self.prompt } else { &self.spec.prompt }
+    fn prompt(&self) -> &Arc<RenderOptions> {
+        self.seen.get(self.turn as usize).map_or(&self.prompt, |seen| &seen.prompt)
+    }
+
+    /// Whether the turn's last observation was ids.
+    fn observed_ids(&self) -> bool {
+        self.seen.get(self.turn as usize).is_some_and(|seen| seen.by_ids)
     }
 
     /// Drops what was said in the turn under way; the generation prompt stays.
@@ -238,11 +256,11 @@ impl Episode {
             trajectory: Trajectory::new(heading),
             sessions: Some(Sessions { student, teacher }),
             start: None,
-            prompt: spec.prompt.clone(),
-            observed_ids: false,
+            seen: Vec::new(),
             ending: None,
+            prompt: Arc::new(spec.prompt),
+            demonstration: spec.demonstration.map(Arc::new),
             max_turns: spec.max_turns.unwrap_or(distiller.config().max_turns),
-            spec,
             turn: 0,
             teacher_computed: 0,
         };
@@ -282,12 +300,10 @@ impl Episode {
     /// The same until `watch` stops it: `Cancelled`, and the episode is as it was.
     pub fn observe_watched(&self, text: &str, watch: &Watch) -> Result<usize> {
         self.observe_by(false, |student, prompt| {
-            let (messages, mut prompt) = observation(text, &prompt, student.model().template().ok())?;
+            let (messages, prompt) = observation(text, &prompt, student.model().template().ok())?;
             // The watch is this call's; what else the turn is rendered with is not stopped by it.
-            let own = std::mem::replace(&mut prompt.watch, watch.clone());
-            let n = student.append_chat(messages, &prompt)?.len();
-            prompt.watch = own;
-            Ok((n, prompt))
+            let watched = RenderOptions { watch: watch.clone(), ..RenderOptions::clone(&prompt) };
+            Ok((student.append_chat(messages, &watched)?.len(), prompt))
         })
     }
 
@@ -304,15 +320,19 @@ impl Episode {
     fn observe_by(
         &self,
         by_ids: bool,
-        append: impl FnOnce(&Session, RenderOptions) -> Result<(usize, RenderOptions)>,
+        append: impl FnOnce(&Session, Arc<RenderOptions>) -> Result<(usize, Arc<RenderOptions>)>,
     ) -> Result<usize> {
         let mut state = self.state.lock();
         match state.phase_or_last() {
             Phase::Open | Phase::Observed => {}
             phase => return Err(out_of_order("observe", phase)),
         }
-        let (n, prompt) = append(&state.sessions()?.student, state.prompt().clone())?;
-        (state.phase, state.observed_ids, state.prompt) = (Phase::Observed, by_ids, prompt);
+        let student = &state.sessions()?.student;
+        let (n, prompt) = append(student, state.prompt().clone())?;
+        let (end, turn) = (student.mark()?, state.turn as usize);
+        state.seen.truncate(turn);
+        state.seen.push(Seen { end, prompt, by_ids });
+        state.phase = Phase::Observed;
         Ok(n)
     }
 
@@ -353,8 +373,8 @@ impl Episode {
             evaluation: heading.evaluation,
             has_teacher: state.sessions()?.teacher.is_some(),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
-            replay_available: state.spec.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
-            demonstration: state.spec.demonstration.as_ref().map_or(0, |d| d.len() as u32),
+            replay_available: state.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
+            demonstration: state.demonstration.as_ref().map_or(0, |d| d.len() as u32),
             teacher_spent: self.distiller.teacher_spent(),
             asked,
             max_turns: state.max_turns,
@@ -434,15 +454,14 @@ impl Episode {
             Replay::Stored => {
                 let none =
                     || Error::new(Fault::BadValue, "the episode's specification has no demonstration for this turn");
-                let text =
-                    state.spec.demonstration.as_ref().and_then(|d| d.get(state.turn as usize)).ok_or_else(none)?;
+                let text = state.demonstration.as_ref().and_then(|d| d.get(state.turn as usize)).ok_or_else(none)?;
                 stored = text.clone();
                 Replay::Text(&stored)
             }
             other => other,
         };
         let model = self.distiller.student();
-        let end = model.end_of_turn(&state.prompt)?;
+        let end = model.end_of_turn(state.prompt())?;
         // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
         let spoken = |text: &str| {
             let mut ids = Vec::new();
@@ -587,7 +606,7 @@ fn record(
 }
 
 /// Gives a teacher's timeline what the student's has and it has not.
-fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
+pub(super) fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
     let tokens = student.tokens()?;
     teacher.append_tokens(&tokens[teacher.len()?.min(tokens.len())..])
 }
@@ -607,6 +626,6 @@ fn fit_into(student: &Session, teacher: &Session, options: &mut GenerationOption
     Ok(())
 }
 
-fn out_of_order(call: &str, phase: Phase) -> Error {
+pub(super) fn out_of_order(call: &str, phase: Phase) -> Error {
     Error::new(Fault::OutOfOrder, format!("{call} is out of order; expected now: {}", phase.expected()))
 }

@@ -4,7 +4,7 @@
 //! and [`advantage`] have their values, [`preset`] the published methods and [`settings`] reads them; [`policy`] decides which
 //! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
 //! trajectories into loss weights; [`explain`] says what a run will do.
-//! Over these: [`episode`] runs the host's loop against sessions, [`learner`] builds and applies updates
+//! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`learner`] builds and applies updates
 //! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod document;
 mod ended;
 pub mod episode;
 pub mod explain;
+pub mod fork;
 pub mod knob_table;
 pub mod knobs;
 pub mod learner;
@@ -53,6 +54,7 @@ pub use actor::Actor;
 pub use config::Config;
 pub use distiller::Distiller;
 pub use episode::{Episode, Replay};
+pub use fork::ForkOptions;
 pub use policy::{Decision, Reason};
 pub use queue_options::QueueOptions;
 pub use report::Report;

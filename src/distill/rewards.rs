@@ -92,8 +92,16 @@ mod tests {
     /// An episode of a task with these rewards, a score and a verdict.
     fn episode(task: &str, group: &str, turns: &[Option<f64>], score: f64, success: Option<bool>) -> Trajectory {
         let (task, group) = (task.to_string(), group.to_string());
-        let mut t =
-            Trajectory::new(Heading { episode: 0, step: 0, task, group, seed: 0, revision: 0, evaluation: false });
+        let mut t = Trajectory::new(Heading {
+            episode: 0,
+            step: 0,
+            task,
+            group,
+            seed: 0,
+            revision: 0,
+            evaluation: false,
+            forked_from: None,
+        });
         for &reward in turns {
             t.add_context(&[1], Source::Host).unwrap();
             let (actor, ids, logprobs) = (Actor::Student, &[2][..], &[-1.0][..]);

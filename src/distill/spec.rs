@@ -16,6 +16,8 @@
 //! with.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use super::advantage::Baseline;
 use super::batch::takes_rewards;
 use super::config::Config;
@@ -128,13 +130,12 @@ impl EpisodeSpec {
 /// Errors: [`Fault::BadJson`], [`Fault::UnknownKey`], [`Fault::BadValue`].
 pub fn observation(
     text: &str,
-    prompt: &RenderOptions,
+    prompt: &Arc<RenderOptions>,
     template: Option<&ChatTemplate>,
-) -> Result<(Json, RenderOptions)> {
-    let mut options = prompt.clone();
+) -> Result<(Json, Arc<RenderOptions>)> {
     match Json::parse(text)? {
         Json::Object(fields) => {
-            let mut messages = None;
+            let (mut messages, mut options) = (None, RenderOptions::clone(prompt));
             for (key, value) in fields {
                 match key.as_str() {
                     "messages" => messages = Some(value),
@@ -142,9 +143,9 @@ pub fn observation(
                 }
             }
             let none = || Error::new(Fault::BadValue, "messages: wanted a list of {role, content}, found none");
-            Ok((messages.ok_or_else(none)?, options))
+            Ok((messages.ok_or_else(none)?, Arc::new(options)))
         }
-        messages => Ok((messages, options)),
+        messages => Ok((messages, prompt.clone())),
     }
 }
 
@@ -221,13 +222,14 @@ mod tests {
         let thinking = |on: bool| ("enable_thinking".to_string(), Json::Bool(on));
         let date = ("date".to_string(), Json::from("1 May"));
         assert_eq!(names(&spec.prompt), [thinking(false), date.clone()]);
-        let of = |text: &str| observation(text, &spec.prompt, Some(&template));
+        let prompt = Arc::new(spec.prompt);
+        let of = |text: &str| observation(text, &prompt, Some(&template));
         let (messages, options) = of(r#"[{"role": "user", "content": 1000000000000000000000}]"#).unwrap();
         assert!(matches!(messages, Json::List(list) if list.len() == 1));
         assert_eq!(names(&options), [thinking(false), date.clone()]);
         let turn = r#"{"messages": [], "tools": [], "chat_template_kwargs": {"enable_thinking": true}}"#;
         let (_, options) = of(turn).unwrap();
-        assert_eq!((names(&options), options.tools), (vec![date, thinking(true)], Some(Json::List(Vec::new()))));
+        assert_eq!((names(&options), &options.tools), (vec![date, thinking(true)], &Some(Json::List(Vec::new()))));
         for (text, fault) in [
             ("{", Fault::BadJson),
             ("{}", Fault::BadValue),

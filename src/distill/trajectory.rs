@@ -79,6 +79,8 @@ pub struct Heading {
     pub revision: u64,
     /// Evaluation episodes are never trained on.
     pub evaluation: bool,
+    /// The episode that it was forked from, and the turn, counted from 0, with which its own part begins.
+    pub forked_from: Option<(u64, u32)>,
 }
 
 impl Heading {
@@ -111,6 +113,22 @@ impl Trajectory {
             logprobs: Vec::new(),
             sampled_logprobs: Vec::new(),
             turns: Vec::new(),
+            outcome: None,
+        }
+    }
+
+    /// The record of a fork: a copy up to the end of the first `n_turns` turns, which carry loss as they do here where `train`
+    /// says so, and none otherwise.
+    pub fn fork(&self, heading: Heading, n_turns: usize, train: bool) -> Trajectory {
+        let turns = &self.turns[..n_turns.min(self.turns.len())];
+        let n = turns.last().map_or(0, |turn| turn.range.end);
+        Trajectory {
+            heading,
+            ids: self.ids[..n].to_vec(),
+            sources: self.sources[..n].to_vec(),
+            logprobs: self.logprobs[..n].to_vec(),
+            sampled_logprobs: self.sampled_logprobs[..n].to_vec(),
+            turns: turns.iter().map(|turn| Turn { train: turn.train && train, ..turn.clone() }).collect(),
             outcome: None,
         }
     }
@@ -236,6 +254,7 @@ impl Trajectory {
             "seed": heading.seed,
             "revision": heading.revision,
             "evaluation": heading.evaluation,
+            "forked_from": heading.forked_from.map(|(episode, turn)| json!({"episode": episode, "turn": turn})),
             "score": self.outcome.map(|outcome| outcome.score),
             "success": self.outcome.and_then(|outcome| outcome.success),
             "turns": turns,
@@ -312,6 +331,7 @@ mod tests {
             seed: 42,
             revision: 5,
             evaluation: false,
+            forked_from: None,
         }
     }
 

@@ -187,6 +187,7 @@ mod tests {
             seed: 0,
             revision: 1,
             evaluation: false,
+            forked_from: None,
         };
         let mut trajectory = Trajectory::new(heading);
         trajectory.add_context(&vec![0; n], Source::Host).unwrap();

@@ -14,7 +14,7 @@ use super::options::{self, Versioned};
 use super::output::Slot;
 use super::status::squire_status;
 use super::text::{CText, squire_text};
-use crate::distill::{Actor, Decision, Episode, EpisodeSpec, Reason, Replay};
+use crate::distill::{Actor, Decision, Episode, EpisodeSpec, ForkOptions, Reason, Replay};
 
 /// One run of the host's environment. Freed by squire_episode_release; without squire_episode_end it is thrown away.
 ///
@@ -172,6 +172,57 @@ pub unsafe extern "C" fn squire_episode_begin(
             let text = input::text(spec_json, spec_len, "spec_json")?;
             let spec = EpisodeSpec::from_json(text, distiller.student().template().ok())?;
             distiller.begin(spec)
+        })
+    }
+}
+
+/// Forks an episode at a turn: *out is a new episode that stands where this one stands between two turns, or stood before
+/// the turn that is asked for, with what was observed for it; who acts is decided anew. fork_json: {"episode": its number,
+/// the key of its draws (the next), "turn": the first turn of its own, counted from 0 (the present one), "train_prefix":
+/// whether the turns before carry loss in it too (false: they are learnt from this episode alone), "demonstration": texts
+/// from turn 0 on, and "max_turns" (this episode's)}, all optional; NULL with length 0 is {}. Task, step, revision, options
+/// of prompts, and whether it is an evaluation are this episode's; its trace says where it was forked. Computes nothing,
+/// and nothing that was computed is computed again: pages of KV are shared until one writes (squire_episode_prefill
+/// computes first). Takes as many sessions as squire_episode_begin. Neither needs the other afterwards. SQUIRE_E_STATE
+/// while a turn is said or waits for its outcome, and after the end; SQUIRE_E_BUSY while a generation runs;
+/// SQUIRE_E_ARGUMENT for unknown keys or values and a turn that is not reached yet; SQUIRE_E_BUDGET if max_sessions exist.
+/// Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_fork(
+    episode: *const squire_episode,
+    fork_json: *const c_char,
+    fork_len: usize,
+    out: *mut *mut squire_episode,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard_out(out, err, |call| {
+            let episode = call.shared(episode)?;
+            let text = input::text(fork_json, fork_len, "fork_json")?;
+            let options = if fork_json.is_null() { ForkOptions::default() } else { ForkOptions::from_json(text)? };
+            episode.fork(options)
+        })
+    }
+}
+
+/// Computes what stands in the episode, so that forks made afterwards share it: the student's side, and the teacher's where the
+/// settings ask for a teacher. Blocks. cancel (may be NULL) stops it with SQUIRE_CANCELLED between two chunks, and what is
+/// computed by then stays. Nothing to compute is no failure. SQUIRE_E_STATE and SQUIRE_E_BUSY as squire_episode_fork,
+/// SQUIRE_E_BUDGET if the KV budget runs out. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_prefill(
+    episode: *mut squire_episode,
+    cancel: *const squire_cancel,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            episode.prefill(&cancel)?;
+            Ok(Outcome::Done)
         })
     }
 }
@@ -408,10 +459,10 @@ pub unsafe extern "C" fn squire_episode_end(
     }
 }
 
-/// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, score, success, turns (actor,
-/// start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the calls that are expected now), and
-/// arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be added. SQUIRE_E_BUSY while a
-/// generation runs. Any thread.
+/// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
+/// null), score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the
+/// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
+/// added. SQUIRE_E_BUSY while a generation runs. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_trace(
     episode: *const squire_episode,

@@ -45,4 +45,5 @@ pub use outbox::Finish;
 pub use reserved::Reserved;
 pub use revision::{Bound, Counted, NAMED, Revision};
 pub use session::{Extent, MAX_SCORE_ENTRIES, Session};
+pub(crate) use timeline::Mark;
 pub use timeline::{Hidden, Token};

@@ -18,7 +18,7 @@ use super::model::ServedModel;
 use super::outbox::Outbox;
 use super::revision::Bound;
 use super::slot::{Out, Slot};
-use super::timeline::{Hidden, Timeline, Token, check_ids};
+use super::timeline::{Hidden, Mark, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
@@ -230,6 +230,19 @@ impl Session {
     /// A session with the same timeline on the same revision; the pages are shared until one writes.
     pub fn fork(&self) -> Result<Session> {
         let (timeline, revision) = self.slot.resting(|t, revision| Ok((t.fork()?, revision.clone())))?;
+        Session::with(&self.model, revision, timeline)
+    }
+
+    /// Where the timeline stands now, to be forked at when it has gone on.
+    pub(crate) fn mark(&self) -> Result<Mark> {
+        self.idle(|t| Ok(t.mark()))
+    }
+
+    /// The same as [`Session::fork`] of what stood at a mark, or as far as the timeline reaches. Hidden states that were kept
+    /// for positions from `hidden_from` on come along, and the fork keeps further ones.
+    pub(crate) fn fork_at(&self, at: Mark, hidden_from: usize) -> Result<Session> {
+        let fork = |t: &mut Timeline, revision: &mut Bound| Ok((t.fork_at(at, hidden_from)?, revision.clone()));
+        let (timeline, revision) = self.slot.resting(fork)?;
         Session::with(&self.model, revision, timeline)
     }
 

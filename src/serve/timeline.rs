@@ -2,6 +2,8 @@
 //! cache of a prefix of them. The ids beyond the cache are pending: the next forward computes them.
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
@@ -30,6 +32,15 @@ impl Token {
     }
 }
 
+/// A place in a timeline, at which it may be forked later.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    /// Tokens before it.
+    pub(crate) len: usize,
+    /// where an assistant turn began by then
+    turn_begun_at: Option<usize>,
+}
+
 /// Final hidden states of the rows that predict action tokens, kept for a teacher's scores.
 #[derive(Debug, Default)]
 pub struct Hidden {
@@ -37,6 +48,20 @@ pub struct Hidden {
     pub positions: Vec<usize>,
     /// [positions, C] f32
     pub rows: Vec<f32>,
+}
+
+impl Hidden {
+    /// A copy of the rows that predict these positions.
+    fn copied(&self, positions: Range<usize>) -> Result<Hidden> {
+        let before = |end: usize| self.positions.partition_point(|&p| p < end);
+        let (from, to) = (before(positions.start), before(positions.end));
+        let width = self.rows.len().checked_div(self.positions.len()).unwrap_or(0);
+        let of = "the hidden states of a fork";
+        Ok(Hidden {
+            positions: memory::copied(&self.positions[from..to], of)?,
+            rows: memory::copied(&self.rows[from * width..to * width], of)?,
+        })
+    }
 }
 
 /// The state of a session while it is idle, and of a job while it runs.
@@ -171,6 +196,29 @@ impl Timeline {
             n_computed: 0,
         })
     }
+
+    pub(super) fn mark(&self) -> Mark {
+        Mark { len: self.len(), turn_begun_at: self.turn_begun_at }
+    }
+
+    /// A fork that stands as this timeline stood at a mark, with the hidden states that were kept for positions from
+    /// `hidden_from` on. A timeline that does not reach the mark is forked as it is.
+    pub(super) fn fork_at(&self, at: Mark, hidden_from: usize) -> Result<Timeline> {
+        let len = at.len.min(self.len());
+        let mut fork = self.fork()?;
+        fork.truncate(len);
+        fork.turn_begun_at = at.turn_begun_at.filter(|&begun| begun <= len);
+        if let Some(hidden) = &self.hidden {
+            let hidden = hidden.copied(hidden_from.min(len + 1)..len + 1)?;
+            let says_what_follows = hidden.positions.last() == Some(&len);
+            (fork.hidden, fork.hidden_to) = (Some(hidden), self.hidden_to.min(len + 1));
+            if !says_what_follows {
+                // What followed here was no action, in the fork it may be one: then the row before it is wanted.
+                fork.forget_computed(len.saturating_sub(1));
+            }
+        }
+        Ok(fork)
+    }
 }
 
 /// Refuses ids outside the vocabulary.
@@ -181,5 +229,63 @@ pub(super) fn check_ids(ids: &[i32], vocab_size: usize) -> Result<()> {
             let why = format!("token id {} at {i} lies outside the vocabulary of {vocab_size}", ids[i]);
             Err(Error::new(Fault::IdOutOfRange, why))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Device;
+    use crate::backend::cpu::Cpu;
+    use crate::backend::page::PageShape;
+    use crate::model::KvPool;
+    use crate::tensor::Dtype;
+
+    /// Ids 0 to 6 of the host, of which all but the last are computed, with the hidden states kept for positions 3, 4 and 6.
+    fn timeline() -> Timeline {
+        let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, dtype: Dtype::F32 };
+        let pool = KvPool::new(&Device::Cpu(Cpu::new(1, None).unwrap()), shape, u64::MAX);
+        let mut t = Timeline::new(crate::model::KvCache::new(&pool));
+        t.append(&[0, 1, 2, 3, 4, 5, 6], Source::Host, 10, 10).unwrap();
+        t.begin_to_keep_hidden();
+        t.kv.reserve(6).unwrap();
+        t.kv.advance(6);
+        t.keep_hidden([3, 4, 6], vec![3.0, 3.5, 4.0, 4.5, 6.0, 6.5], 6);
+        t
+    }
+
+    fn kept(t: &Timeline) -> (Vec<usize>, Vec<f32>) {
+        let hidden = t.hidden.as_ref().unwrap();
+        (hidden.positions.clone(), hidden.rows.clone())
+    }
+
+    #[test]
+    fn a_fork_at_a_mark_has_the_hidden_states_that_were_kept_by_then() {
+        let t = timeline();
+        let at = |len| Mark { len, turn_begun_at: None };
+        let fork = t.fork_at(at(4), 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), fork.n_computed), (4, 4, 0));
+        assert_eq!(kept(&fork), (vec![3, 4], vec![3.0, 3.5, 4.0, 4.5]));
+        assert!(!fork.keeps_hidden(4) && fork.keeps_hidden(5));
+        assert_eq!(kept(&t.fork_at(at(4), 4).unwrap()), (vec![4], vec![4.0, 4.5]), "of what follows alone");
+        assert_eq!(kept(&t.fork_at(at(4), 9).unwrap()).0, Vec::<usize>::new());
+        // Further than it reaches.
+        let fork = t.fork_at(at(9), 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), kept(&fork).0), (7, 6, vec![3, 4, 6]));
+        assert_eq!(kept(&t).0, [3, 4, 6]);
+    }
+
+    #[test]
+    fn a_row_whose_hidden_state_may_be_wanted_after_all_is_computed_again() {
+        let t = timeline();
+        // What followed position 4 was said by the host.
+        let fork = t.fork_at(Mark { len: 5, turn_begun_at: None }, 0).unwrap();
+        assert_eq!((fork.len(), fork.kv.len(), kept(&fork).0), (5, 4, vec![3, 4]));
+        assert!(!fork.keeps_hidden(4) && fork.keeps_hidden(5));
+        // Also where nothing is computed any more.
+        let mut t = timeline();
+        t.give_up_pages();
+        let fork = t.fork_at(Mark { len: 5, turn_begun_at: None }, 0).unwrap();
+        assert!(fork.kv.is_empty() && !fork.keeps_hidden(4) && fork.keeps_hidden(5));
     }
 }

@@ -551,11 +551,15 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   REFUSED(squire_episode_outcome(episode, 0, 0, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
   REFUSED(squire_episode_end(episode, 0, 0, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
   REFUSED(squire_episode_trace(episode, &text, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
+  squire_episode *fork = NULL;
+  REFUSED(squire_episode_fork(episode, NULL, 0, &fork, &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
   int32_t sampled[64];
   float logprobs[64];
   CHECK(pull(gen, SQUIRE_FINISH_LENGTH, SQUIRE_ACTOR_STUDENT, sampled, logprobs, 64) == 64);
   squire_gen_release(gen);
   OUT_OF_ORDER(squire_episode_decide(episode, &d, &err));
+  OUT_OF_ORDER(squire_episode_fork(episode, NULL, 0, &fork, &err)); /* before outcome */
+  OUT_OF_ORDER(squire_episode_prefill(episode, NULL, &err));
   REFUSED(squire_episode_outcome(episode, 0, 4, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_OPTION);
   const double infinite = 1e308 * 10;
   REFUSED(squire_episode_outcome(episode, infinite, SQUIRE_OUTCOME_HAS_REWARD, &err), SQUIRE_E_ARGUMENT,
@@ -569,6 +573,8 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   DONE(squire_episode_end(episode, 1, -1, &err));
   OUT_OF_ORDER(squire_episode_end(episode, 1, -1, &err)); /* twice */
   OUT_OF_ORDER(squire_episode_observe_ids(episode, ARRAY(ids), &err));
+  OUT_OF_ORDER(squire_episode_fork(episode, NULL, 0, &fork, &err)); /* after the end */
+  CHECK(fork == NULL);
   DONE(squire_episode_trace(episode, &text, &err));
   CHECK(says(text, "\"reward\":0.5,\"kernel\":\"reverse-kl\",\"weight\":1.0,\"train\":false"));
   squire_episode_release(episode);
@@ -612,6 +618,68 @@ static int play(squire_distiller *distiller, const char *spec) {
   DONE(squire_episode_end(episode, 1, 1, &err));
   squire_episode_release(episode);
   return by_teacher;
+}
+
+/* A turn by whoever is decided to act; gives its first `room` ids. */
+static void take_turn(squire_episode *episode, int32_t *ids, float *logprobs, size_t room) {
+  const squire_decision d = decide(episode);
+  squire_gen_options o = trained((int32_t)room);
+  squire_gen *gen = NULL;
+  DONE(squire_episode_act(episode, &o, &gen, &err));
+  CHECK(pull(gen, SQUIRE_FINISH_LENGTH, d.actor, ids, logprobs, room) == room);
+  squire_gen_release(gen);
+  DONE(squire_episode_outcome(episode, 0, 0, &err));
+}
+
+static void episodes_are_forked(squire_model *student, squire_model *teacher) {
+  static const char settings[] = "{\"preset\": \"opd\", \"batch_episodes\": 8}";
+  const int32_t prompt[] = {10, 11, 12}, next[] = {20, 21};
+  int32_t said[5], again[5], other[5];
+  float logprobs[5], same[5];
+  squire_distiller *distiller = NULL;
+  squire_episode *forks[3] = {NULL, NULL, NULL};
+  squire_text *text = NULL;
+  DONE(squire_distiller_create(student, teacher, TEXT(settings), &distiller, &err));
+  squire_episode *episode = begin(distiller, "{\"episode\": 4}");
+  DONE(squire_episode_observe_ids(episode, ARRAY(prompt), &err));
+  squire_cancel *cancel = squire_cancel_create();
+  DONE(squire_episode_prefill(episode, cancel, &err));
+  DONE(squire_episode_prefill(episode, NULL, &err)); /* nothing is left */
+  squire_cancel_set(cancel);
+  DONE(squire_episode_observe_ids(episode, ARRAY(prompt), &err));
+  squire_error *stopped = NULL;
+  CHECK(squire_episode_prefill(episode, cancel, &stopped) == SQUIRE_CANCELLED && stopped == NULL);
+  squire_cancel_release(cancel);
+  take_turn(episode, said, logprobs, 5);
+  DONE(squire_episode_observe_ids(episode, ARRAY(next), &err));
+  REFUSED(squire_episode_fork(episode, TEXT("{\"turn\": 2}"), forks, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_VALUE);
+  REFUSED(squire_episode_fork(episode, TEXT("{\"turns\": 1}"), forks, &err), SQUIRE_E_ARGUMENT,
+          SQUIRE_DETAIL_UNKNOWN_KEY);
+  REFUSED(squire_episode_fork(episode, TEXT(""), forks, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_JSON);
+  CHECK(forks[0] == NULL && expects(episode, "observe, decide, or end"));
+  /* The next turn anew; the first one anew; and the first one as it was, under the parent's own number. */
+  DONE(squire_episode_fork(episode, NULL, 0, forks, &err));
+  DONE(squire_episode_fork(episode, TEXT("{\"turn\": 0, \"episode\": 9}"), forks + 1, &err));
+  DONE(squire_episode_fork(episode, TEXT("{\"turn\": 0, \"episode\": 4}"), forks + 2, &err));
+  squire_episode_release(episode); /* forks need no parent */
+  CHECK(decide(forks[0]).turn == 1 && decide(forks[0]).episode == 5 && decide(forks[1]).turn == 0);
+  take_turn(forks[0], other, same, 5);
+  take_turn(forks[1], other, same, 5);
+  take_turn(forks[2], again, same, 5);
+  CHECK(memcmp(said, again, sizeof said) == 0 && memcmp(logprobs, same, sizeof same) == 0);
+  CHECK(memcmp(said, other, sizeof said) != 0);
+  DONE(squire_episode_trace(forks[0], &text, &err));
+  CHECK(says(text, "\"forked_from\":{\"episode\":4,\"turn\":1}"));
+  for (int i = 0; i < 3; i++) {
+    DONE(squire_episode_end(forks[i], 1, 1, &err));
+    squire_episode_release(forks[i]);
+  }
+  squire_update *update = NULL;
+  DONE(squire_update_build(distiller, 0, NULL, NULL, NULL, &update, &err));
+  DONE(squire_update_report(update, &text, &err));
+  CHECK(says(text, "\"trained_tokens\":15,")); /* of each the turn that it took itself */
+  squire_update_release(update);
+  squire_distiller_release(distiller);
 }
 
 typedef struct {
@@ -858,6 +926,7 @@ int main(int argc, char **argv) {
     if (drives[i] == SQUIRE_DRIVE_CALLER) { /* where nothing runs by itself, it is known what runs */
       a_session_that_generates_is_busy(student);
       calls_out_of_order_change_nothing(student, teacher);
+      episodes_are_forked(student, teacher);
     }
     CHECK(metrics_say(engine, "\"sessions\":0"));
     squire_model_release(student);

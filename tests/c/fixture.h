@@ -29,6 +29,7 @@ static squire_decision a_squire_decision;
 static squire_teacher_request a_squire_teacher_request;
 
 static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_json = "{}", *const check_json = "{}", *const messages_json = "[]";
+static const char *const fork_json = "{}";
 static const char *const request_json = "{\"messages\": []}", *const text = "hello";
 static const char *const name = "a", *const adapter = "a", *const why = "because";
 static const char *const options_json = "{\"vocabulary\": \"the-students\"}";

@@ -41,6 +41,10 @@ static void a_student_serves_and_learns(char **argv) {
   const auto finish = squire::pull(squire::act(episode, generation), [&](const squire_event &e) { n += e.ids_len; });
   CHECK(finish == SQUIRE_FINISH_LENGTH && n == 8);
   squire::outcome(episode);
+  CHECK(squire::prefill(episode));
+  const squire::episode_handle next = squire::fork(episode), again = squire::fork(episode, R"({"turn": 0})");
+  CHECK(squire::view(squire::trace(next)).find(R"("forked_from":{"episode":0,"turn":1})") != std::string_view::npos);
+  CHECK(squire::decide(again).turn == 0 && squire::decide(again).episode == 2);
   squire::end(episode, 1, 1);
   const squire::update_handle update = squire::build(distiller);
   CHECK(squire::view(squire::report(update)).find("\"trained_tokens\":8") != std::string_view::npos);
