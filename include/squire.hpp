@@ -731,6 +731,14 @@ inline squire_decision decide(const episode_handle &episode) {
   return decision;
 }
 
+/* Whether the student's proposal stands, in `decision`; false where `stop` stopped it. */
+inline bool judge(const episode_handle &episode, squire_decision &decision, const cancel *stop = nullptr) {
+  decision = squire::decision();
+  return call([&](auto err) {
+           return squire_episode_judge(episode.get(), &decision, stop ? stop->get() : nullptr, err);
+         }) == SQUIRE_OK;
+}
+
 inline gen_handle act(const episode_handle &episode, const squire_gen_options &options = gen_options()) {
   return make<gen_handle>([&](auto out, auto err) { return squire_episode_act(episode.get(), &options, out, err); });
 }

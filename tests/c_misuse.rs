@@ -48,6 +48,7 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_episode_observe_until", "cancel"),
     ("squire_episode_observe_until", "added"),
     ("squire_episode_prefill", "cancel"),
+    ("squire_episode_judge", "cancel"),
     ("squire_episode_override", "decision"),
     ("squire_episode_act", "options"),
     ("squire_update_build", "cancel"),

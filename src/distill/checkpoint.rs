@@ -22,6 +22,7 @@ use super::knob_table::{KNOBS, OnResume};
 use super::learner::Learner;
 use super::teacher::Teacher;
 use super::trained;
+use super::uncertainty::Uncertainties;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
@@ -70,6 +71,11 @@ impl Distiller {
             "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
             "settings": self.config().to_json(),
         });
+        let uncertainties = self.uncertainties();
+        if uncertainties.values().next().is_some() {
+            // As bits: reading may lose a number's last one.
+            state["uncertainties"] = json!(uncertainties.values().map(f64::to_bits).collect::<Vec<_>>());
+        }
         if self.config().lora.is_some() {
             let current = student.current();
             let served = current.adapter().or(learning.begun.as_ref());
@@ -167,7 +173,7 @@ impl Distiller {
         let _floats = FloatEnv::scalars();
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
-        let State { document, counters, revision, published } = State::read(&newest)?;
+        let State { document, counters, revision, published, uncertainties } = State::read(&newest)?;
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
@@ -188,6 +194,7 @@ impl Distiller {
         // What was applied and not yet published is published by resuming.
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
+        distiller.set_uncertainties(uncertainties);
         learning.base = Arc::downgrade(&current.weights);
         learning.resumed = Some(document["settings"].clone());
         learning.learner = Some(learner);
@@ -289,6 +296,7 @@ struct State {
     counters: (u64, u64, u64),
     revision: u64,
     published: bool,
+    uncertainties: Uncertainties,
 }
 
 impl State {
@@ -314,7 +322,12 @@ impl State {
             return Err(form(format!("step {} in the folder of step {step}", counters.0)));
         }
         let published = document["published"].as_bool().ok_or_else(|| form("published is no truth value".into()))?;
-        Ok(State { document, counters, revision, published })
+        let bits = document.get("uncertainties").map_or(Some(Vec::new()), |list| {
+            list.as_array()?.iter().map(|x| x.as_u64().map(f64::from_bits).filter(|x| x.is_finite())).collect()
+        });
+        let uncertainties =
+            Uncertainties::of(bits.ok_or_else(|| form("uncertainties are no list of numbers' bits".into()))?);
+        Ok(State { document, counters, revision, published, uncertainties })
     }
 }
 

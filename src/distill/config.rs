@@ -4,7 +4,7 @@
 
 use super::actor::Actor;
 use super::advantage::{Advantage, Importance, Reward};
-use super::knobs::{ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Sampling, Scope, Truncated};
+use super::knobs::{ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Proposal, Sampling, Scope, Truncated};
 use super::schedule::Schedule;
 use super::turn_loss::TurnLoss;
 use super::turn_weights::TurnWeights;
@@ -158,6 +158,7 @@ impl Config {
             ActorPolicy::Bernoulli { beta } => schedules.push(("beta", beta)),
             ActorPolicy::Prefix { withdrawn } => schedules.push(("withdrawn", withdrawn)),
             ActorPolicy::Mixture { replay } => schedules.push(("replay", replay)),
+            ActorPolicy::Proposal(Proposal { rate, .. }) => schedules.push(("rate", rate)),
             _ => {}
         }
         schedules.extend(self.depth.map(|depth| ("depth", depth)));
@@ -173,7 +174,8 @@ impl Config {
 
     /// Whether the policy has the teacher act.
     pub fn lets_teacher_act(&self) -> bool {
-        matches!(self.actor, ActorPolicy::Teacher | ActorPolicy::Bernoulli { .. } | ActorPolicy::Switch { .. })
+        use ActorPolicy::{Bernoulli, Proposal, Switch, Teacher};
+        matches!(self.actor, Teacher | Bernoulli { .. } | Switch { .. } | Proposal(_))
     }
 
     /// Whether a run under these settings asks for a teacher: to act, or to score turns of an actor that the policy has.
@@ -193,7 +195,9 @@ impl Config {
             ActorPolicy::Student => &[Actor::Student],
             ActorPolicy::Teacher => &[Actor::Teacher],
             ActorPolicy::Replay => &[Actor::Replay, Actor::Teacher],
-            ActorPolicy::Bernoulli { .. } | ActorPolicy::Switch { .. } => &[Actor::Student, Actor::Teacher],
+            ActorPolicy::Bernoulli { .. } | ActorPolicy::Switch { .. } | ActorPolicy::Proposal(_) => {
+                &[Actor::Student, Actor::Teacher]
+            }
             ActorPolicy::Prefix { .. } | ActorPolicy::Mixture { .. } => &[Actor::Student, Actor::Replay],
         }
     }

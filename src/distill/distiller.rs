@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::ended::{Ended, Waiting};
+use super::knobs::Proposal;
 use super::learner::Learner;
 use super::queue_options::Vocabulary;
 use super::room::{Fitted, Room};
@@ -19,6 +20,7 @@ use super::teacher::Teacher;
 use super::teacher_queue::TeacherQueue;
 use super::trained;
 use super::trajectory::Heading;
+use super::uncertainty::Uncertainties;
 use super::unpublished::Unpublished;
 use super::workspace::Workspace;
 use crate::backend::cpu::FloatEnv;
@@ -57,6 +59,8 @@ pub(super) struct State {
     pub(super) totals: Totals,
     /// tokens that the teacher said in training since the last update
     pub(super) teacher_said: u64,
+    /// of the last proposals
+    pub(super) uncertainties: Uncertainties,
 }
 
 impl State {
@@ -145,6 +149,7 @@ impl Distiller {
                 ended: Vec::new(),
                 totals: Totals::default(),
                 teacher_said: 0,
+                uncertainties: Uncertainties::default(),
             }),
             learning: Mutex::new(Learning {
                 learner: None,
@@ -227,6 +232,11 @@ impl Distiller {
     pub(super) fn teacher_spent(&self) -> bool {
         let most = self.0.config.teacher_tokens;
         most > 0 && self.0.state.lock().teacher_said >= most
+    }
+
+    /// Whether a proposal is replaced, which stands in the window from then on.
+    pub(super) fn judge(&self, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
+        self.0.state.lock().uncertainties.judge(settings, rate, uncertainty)
     }
 
     /// Counts what the teacher said in a training turn.
@@ -387,6 +397,16 @@ impl Distiller {
                 Err(Error::new(Fault::OutOfOrder, why))
             }
         }
+    }
+
+    /// The window of proposals, as a checkpoint keeps it.
+    pub(super) fn uncertainties(&self) -> Uncertainties {
+        self.0.state.lock().uncertainties.clone()
+    }
+
+    /// Puts a checkpoint's window of proposals in place.
+    pub(super) fn set_uncertainties(&self, uncertainties: Uncertainties) {
+        self.0.state.lock().uncertainties = uncertainties;
     }
 
     /// Puts a checkpoint's counters in place.

@@ -13,7 +13,7 @@ use super::actor::Actor;
 use super::config::Config;
 use super::distiller::Distiller;
 use super::ended::Ended;
-use super::policy::{DecideInput, Decision, decide};
+use super::policy::{DecideInput, Decision, Reason, decide};
 use super::scoring::Scoring;
 use super::spec::{EpisodeSpec, observation};
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
@@ -57,6 +57,9 @@ impl Phase {
                 Some(_) => "act, override, or end",
                 None => "end",
             },
+            Phase::Acting(d) | Phase::Broken(d) if d.reason == Reason::Proposal => {
+                "judge, once the generation has ended, or act again where it was cancelled or failed"
+            }
             Phase::Acting(_) => "outcome, once the generation has ended, or act again where it was cancelled",
             Phase::Broken(_) => "act again, override, outcome of what was said before the failure, or end without it",
             Phase::Acted => "outcome",
@@ -162,7 +165,7 @@ impl State {
     }
 
     /// Drops what was said in the turn under way; the generation prompt stays.
-    fn discard_turn(&self) -> Result<()> {
+    pub(super) fn discard_turn(&self) -> Result<()> {
         let (Some(start), Sessions { student, teacher }) = (self.start, self.sessions()?) else { return Ok(()) };
         for actor in teacher.iter().chain([student]) {
             if actor.len()? > start {
@@ -173,7 +176,7 @@ impl State {
     }
 
     /// The timeline with what the actor has said in the turn under way, and where that starts.
-    fn timeline(&self) -> Result<(Vec<Token>, usize)> {
+    pub(super) fn timeline(&self) -> Result<(Vec<Token>, usize)> {
         let Sessions { student, teacher } = self.sessions()?;
         let mut tokens = student.tokens()?;
         let start = self.start.unwrap_or(tokens.len());
@@ -497,6 +500,9 @@ impl Episode {
     pub fn outcome(&self, reward: Option<f64>, executed: bool) -> Result<()> {
         let mut state = self.state.lock();
         match state.phase()? {
+            phase @ (Phase::Acting(d) | Phase::Broken(d)) if d.reason == Reason::Proposal => {
+                return Err(out_of_order("outcome", phase));
+            }
             Phase::Acting(decision) | Phase::Broken(decision) => {
                 state.write_down(decision, self.distiller.config())?;
                 let turn = state.trajectory.turns().last();

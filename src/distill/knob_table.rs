@@ -88,12 +88,14 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         path: "actor",
         takes: "{\"kind\": student, teacher, replay, bernoulli with \"beta\", switch with \"from\" and \"to\", prefix with \
-                \"withdrawn\", mixture with \"replay\"}",
+                \"withdrawn\", mixture with \"replay\", proposal with \"by\": teacher or student, \"rate\", \"window\", \"minimum\"}",
         default: r#"{"kind": "student"}"#,
         meaning: "Who acts. bernoulli: the teacher with probability beta, drawn a turn. switch: the student, and from turn K on \
                   the teacher, K drawn evenly from `from` to `to` an episode. prefix: of the episode's demonstration of L turns the \
                   first max(0, L - 1 - floor(withdrawn)) are replayed, then the student acts. mixture: an episode is replayed as a \
-                  whole with probability replay, else the student's. replay: where the demonstration has ended the teacher acts, if \
+                  whole with probability replay, else the student's. proposal: the student proposes every turn; of the proposals a share `rate`, \
+                  those that are the most uncertain by the last `window` (1000) once there are `minimum` (300), is replaced by the teacher's turn \
+                  (squire_episode_judge). replay: where the demonstration has ended the teacher acts, if \
                   its turns carry loss.",
         read: |c, v, p| set(&mut c.actor, ActorPolicy::from_json(v, p)),
         show: |c| c.actor.to_json(),

@@ -2,7 +2,7 @@
 //! are stands in [`knob_table`](super::knob_table).
 #![forbid(unsafe_code)]
 
-use super::document::{bad, fields, integer, join, number, word};
+use super::document::{bad, fields, integer, join, name_of, number, word};
 use super::schedule::Schedule;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
@@ -133,11 +133,37 @@ pub enum ActorPolicy {
         /// Turns that the student plays beyond the last.
         withdrawn: Schedule,
     },
+    /// The student proposes every turn; where a proposal is uncertain the teacher takes the turn in its place.
+    Proposal(Proposal),
     /// Each episode wholly replayed or wholly the student's, drawn with this probability of a replay.
     Mixture {
         /// Within 0 to 1.
         replay: Schedule,
     },
+}
+
+/// Whose uncertainty counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The teacher's of what the student said.
+    Teacher,
+    /// The student's own.
+    Student,
+}
+
+const BY: &[(&str, By)] = &[("teacher", By::Teacher), ("student", By::Student)];
+
+/// When a proposal is replaced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Proposal {
+    /// Whose uncertainty counts.
+    pub by: By,
+    /// Share of the turns that are replaced, within 0 to 1.
+    pub rate: Schedule,
+    /// Proposals before it by which one is judged.
+    pub window: u32,
+    /// As long as there are fewer none is replaced.
+    pub minimum: u32,
 }
 
 /// A policy's name and the keys that it has besides.
@@ -149,6 +175,7 @@ const POLICIES: &[(&str, &[&str])] = &[
     ("switch", &["from", "to"]),
     ("prefix", &["withdrawn"]),
     ("mixture", &["replay"]),
+    ("proposal", &["by", "rate", "window", "minimum"]),
 ];
 
 impl ActorPolicy {
@@ -186,7 +213,18 @@ impl ActorPolicy {
                 ActorPolicy::Switch { from, to: turn("to", u64::from(from))? }
             }
             "prefix" => ActorPolicy::Prefix { withdrawn: schedule("withdrawn", 1_000_000.0)? },
-            _ => ActorPolicy::Mixture { replay: schedule("replay", 1.0)? },
+            "mixture" => ActorPolicy::Mixture { replay: schedule("replay", 1.0)? },
+            _ => {
+                let (by, of_by) = need("by")?;
+                let by = word(by, &of_by, BY)?;
+                let count = |key: &str, default: u32, most: u32| match map.get(key) {
+                    None => Ok(default),
+                    Some(value) => integer(value, &join(path, key), 1, u64::from(most)).map(|n| n as u32),
+                };
+                let window = count("window", 1000, 10_000)?;
+                let minimum = count("minimum", 300.min(window), window)?;
+                ActorPolicy::Proposal(Proposal { by, rate: schedule("rate", 1.0)?, window, minimum })
+            }
         })
     }
 
@@ -200,6 +238,10 @@ impl ActorPolicy {
             ActorPolicy::Switch { from, to } => json!({"kind": "switch", "from": from, "to": to}),
             ActorPolicy::Prefix { withdrawn } => json!({"kind": "prefix", "withdrawn": withdrawn.to_json()}),
             ActorPolicy::Mixture { replay } => json!({"kind": "mixture", "replay": replay.to_json()}),
+            ActorPolicy::Proposal(Proposal { by, rate, window, minimum }) => {
+                let (by, rate) = (name_of(by, BY), rate.to_json());
+                json!({"kind": "proposal", "by": by, "rate": rate, "window": window, "minimum": minimum})
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! and [`advantage`] have their values, [`preset`] the published methods and [`settings`] reads them; [`policy`] decides which
 //! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
 //! trajectories into loss weights; [`explain`] says what a run will do.
-//! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`learner`] builds and applies updates
+//! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`proposal`] judges what a student proposed by its [`uncertainty`], [`learner`] builds and applies updates
 //! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
@@ -28,6 +28,7 @@ mod lora;
 mod packing;
 pub mod policy;
 pub mod preset;
+pub mod proposal;
 pub mod queue_options;
 pub mod report;
 pub mod rewards;
@@ -44,6 +45,7 @@ mod trained;
 pub mod trajectory;
 pub mod turn_loss;
 pub mod turn_weights;
+pub mod uncertainty;
 mod unpublished;
 pub mod update;
 mod update_kl;

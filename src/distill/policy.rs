@@ -38,6 +38,12 @@ pub enum Reason {
     TurnCap = 8,
     /// The teacher's turn, but its tokens until the next update are spent.
     TeacherSpent = 9,
+    /// The student proposes; what it said is judged before it counts.
+    Proposal = 10,
+    /// What the student proposed stands.
+    ProposalStands = 11,
+    /// What the student proposed is too uncertain, so the teacher takes the turn.
+    ProposalReplaced = 12,
 }
 
 impl Reason {
@@ -52,6 +58,9 @@ impl Reason {
             Reason::TeacherNotAble => "it is the teacher's turn, but there is no teacher, so the student acts",
             Reason::ReplayEnded => "the demonstration has no action for this turn",
             Reason::TurnCap => "the episode's turn cap is reached",
+            Reason::Proposal => "the student proposes, and what it says is judged",
+            Reason::ProposalStands => "what the student proposed stands",
+            Reason::ProposalReplaced => "what the student proposed is too uncertain, so the teacher takes the turn",
             Reason::TeacherSpent => {
                 "it is the teacher's turn, but its tokens until the next update are spent, so the student acts"
             }
@@ -160,6 +169,10 @@ pub fn decide(config: &Config, input: &DecideInput) -> Result<Decision> {
                 (false, _) => (false, Reason::Curriculum),
             }
         }
+        ActorPolicy::Proposal(_) if input.has_teacher && !input.teacher_spent => {
+            return Ok(act(Actor::Student, Reason::Proposal));
+        }
+        ActorPolicy::Proposal(_) => (true, Reason::Proposal),
         ActorPolicy::Replay if input.replay_available => return Ok(act(Actor::Replay, Reason::Method)),
         ActorPolicy::Replay if input.has_teacher && config.teacher_turns.kind.is_some() => {
             return Ok(act(Actor::Teacher, Reason::ReplayEnded));

@@ -261,6 +261,29 @@ pub const PRESETS: &[Preset] = &[
         ],
     },
     Preset {
+        name: "uopd",
+        what: "Uncertainty-gated guidance (the UOPD repository, github.com/onepounchman/UOPD): the student proposes every turn; the share of \
+               proposals that are the most surprising to the teacher, from 0.3 falling to 0.05 by step 120, is replaced by the teacher's turn, learnt by \
+               cross-entropy; the others by the sampled reverse KL without a clip.",
+        settings: r#"{
+            "actor": {
+                "kind": "proposal",
+                "by": "teacher",
+                "rate": {"start": 0.3, "end": 0.05, "shape": "linear", "begin": 0, "finish": 120, "clock": "step"}
+            },
+            "student_turns": {"kernel": "policy-gradient"},
+            "teacher_turns": {"kernel": "cross-entropy"},
+            "advantage": {"shape": {"clamp": 20}},
+            "ratio": {"of": "token"}
+        }"#,
+        notes: &[
+            "the window of 1,000 proposals and the least of 300 are the repository's; until then none is replaced",
+            "what is compared there is not stated in full: the log-ratio is held within 20 nats, and one mean over all tokens was chosen",
+            "the host asks squire_episode_judge after the student's turn; \"by\": \"student\" gates on the student's own uncertainty and is \
+             experimental",
+        ],
+    },
+    Preset {
         name: "sod",
         what: "SOD (arXiv 2605.07725): a policy gradient on w (ln q - ln p) plus the group's advantage, w falling where a turn diverges more \
                than the first.",

@@ -58,6 +58,12 @@ pub const SQUIRE_REASON_REPLAY_ENDED: i32 = 7;
 pub const SQUIRE_REASON_TURN_CAP: i32 = 8;
 /// reason: the teacher's turn, but its tokens until the next update are spent, so the student acts.
 pub const SQUIRE_REASON_TEACHER_SPENT: i32 = 9;
+/// reason: the student proposes; when it has spoken, squire_episode_judge says whether that stands.
+pub const SQUIRE_REASON_PROPOSAL: i32 = 10;
+/// reason: what the student proposed stands; the outcome is due.
+pub const SQUIRE_REASON_PROPOSAL_STANDS: i32 = 11;
+/// reason: what the student proposed was too uncertain and is dropped; the teacher acts in its place.
+pub const SQUIRE_REASON_PROPOSAL_REPLACED: i32 = 12;
 
 /// Of squire_episode_outcome: reward is given.
 pub const SQUIRE_OUTCOME_HAS_REWARD: u32 = 1;
@@ -131,6 +137,9 @@ impl squire_decision {
                 Reason::ReplayEnded => SQUIRE_REASON_REPLAY_ENDED,
                 Reason::TurnCap => SQUIRE_REASON_TURN_CAP,
                 Reason::TeacherSpent => SQUIRE_REASON_TEACHER_SPENT,
+                Reason::Proposal => SQUIRE_REASON_PROPOSAL,
+                Reason::ProposalStands => SQUIRE_REASON_PROPOSAL_STANDS,
+                Reason::ProposalReplaced => SQUIRE_REASON_PROPOSAL_REPLACED,
             },
             train_on_this: i32::from(decision.train_on_this),
             turn: episode.turn(),
@@ -410,6 +419,30 @@ pub unsafe extern "C" fn squire_episode_replay_stored(
     unsafe {
         guard(err, |call| {
             call.subject(episode)?.replay(Replay::Stored)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Says whether what the student proposed for this turn stands (settings with actor kind proposal), once it has spoken. decision
+/// is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
+/// answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
+/// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, SQUIRE_E_BUSY while the student
+/// speaks, SQUIRE_E_BUDGET if the KV budget runs out. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_judge(
+    episode: *mut squire_episode,
+    decision: *mut squire_decision,
+    cancel: *const squire_cancel,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let cancel = call.optional(cancel)?.map(|c| c.clone()).unwrap_or_default();
+            let to = options::fill(decision)?;
+            to.set(squire_decision::of(&episode, episode.judge(&cancel)?));
             Ok(Outcome::Done)
         })
     }
