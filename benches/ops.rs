@@ -1,5 +1,5 @@
 //! Times of single ops on two threads: at the shapes of Qwen3-0.6B, linear layers of one, eight and 512 rows, attention of
-//! one row over a context, and the choice of a token; at those of SmolLM2-135M, the products of a training step.
+//! one row over a context, the choice of a token, and of who acts in a turn; at those of SmolLM2-135M, the products of a training step.
 //!
 //! Rows of linear layers are given as elements, so the report's rate is rows a second; of a training step's products the
 //! elements are floating-point operations.
@@ -12,6 +12,8 @@ use squire::backend::cpu::Cpu;
 use squire::backend::ops::{self, Heads, Sampling, Span};
 use squire::backend::page::{PAGE, Page, PageShape};
 use squire::backend::{Compute, Device, Matrix, Tensor};
+use squire::distill::Config;
+use squire::distill::policy::{self, DecideInput};
 use squire::random::{Stream, uniform};
 use squire::tensor::Dtype;
 
@@ -129,5 +131,33 @@ fn sampler(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, training, attention, sampler);
+/// Who acts: of each kind of policy that draws or follows a schedule.
+fn decide(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decide");
+    for preset in ["opd", "guided-opd", "tcod-f2b", "tcod-b2f", "oec", "gkd", "uopd"] {
+        let config = Config::preset(preset).expect("a preset is read");
+        let mut input = DecideInput {
+            seed: 42,
+            episode: 7,
+            turn: 0,
+            step: 100,
+            evaluation: false,
+            has_teacher: true,
+            replay_available: true,
+            demonstration: 12,
+            teacher_spent: false,
+            asked: None,
+            max_turns: 30,
+        };
+        group.bench_function(preset, |b| {
+            b.iter(|| {
+                input.turn = (input.turn + 1) % 30;
+                black_box(policy::decide(&config, black_box(&input)).expect("a decision"))
+            })
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, linear, training, attention, sampler, decide);
 criterion_main!(benches);

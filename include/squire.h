@@ -1152,6 +1152,9 @@ squire_status squire_distiller_resume_taught(squire_model *student,
 #define SQUIRE_REASON_REPLAY_ENDED 7 /* reason: the demonstration has no action for this turn. */
 #define SQUIRE_REASON_TURN_CAP 8 /* reason: the episode's turn cap is reached. */
 #define SQUIRE_REASON_TEACHER_SPENT 9 /* reason: the teacher's turn, but its tokens until the next update are spent, so the student acts. */
+#define SQUIRE_REASON_PROPOSAL 10 /* reason: the student proposes; when it has spoken, squire_episode_judge says whether that stands. */
+#define SQUIRE_REASON_PROPOSAL_STANDS 11 /* reason: what the student proposed stands; the outcome is due. */
+#define SQUIRE_REASON_PROPOSAL_REPLACED 12 /* reason: what the student proposed was too uncertain and is dropped; the teacher acts in its place. */
 #define SQUIRE_OUTCOME_HAS_REWARD 1 /* Of squire_episode_outcome: reward is given. */
 #define SQUIRE_OUTCOME_EXECUTED_OTHER 2 /* Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss. */
 
@@ -1294,6 +1297,16 @@ squire_status squire_episode_replay_text(squire_episode *episode,
 /* The same with this turn's action from the demonstration in the episode's specification. SQUIRE_E_ARGUMENT if it has
  * none. Any thread. */
 squire_status squire_episode_replay_stored(squire_episode *episode, squire_error **err);
+
+/* Says whether what the student proposed for this turn stands (settings with actor kind proposal), once it has spoken. decision
+ * is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
+ * answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
+ * SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, SQUIRE_E_BUSY while the student
+ * speaks, SQUIRE_E_BUDGET if the KV budget runs out. Any thread. */
+squire_status squire_episode_judge(squire_episode *episode,
+                                   squire_decision *decision,
+                                   const squire_cancel *cancel,
+                                   squire_error **err);
 
 /* Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be
  * finite; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,

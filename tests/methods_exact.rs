@@ -15,7 +15,7 @@ use squire::backend::Compute;
 use squire::backend::ops::Loss;
 use squire::distill::preset::PRESETS;
 use squire::distill::trajectory::Trajectory;
-use squire::distill::{Actor, Distiller, EpisodeSpec, Replay, Update};
+use squire::distill::{Actor, Distiller, EpisodeSpec, Reason, Replay, Update};
 use squire::serve::Cancel;
 use std::collections::HashMap;
 
@@ -39,13 +39,21 @@ fn play(d: &Distiller, n: usize) -> Vec<Trajectory> {
         let mut said = Vec::new();
         for turn in 0..3 {
             episode.observe_ids(&observation(i as u64, turn, &said)).unwrap();
-            match episode.decide().unwrap().actor {
+            let decision = episode.decide().unwrap();
+            match decision.actor {
                 None => break,
                 Some(Actor::Replay) => {
                     said = demonstration_of(i as u64, turn);
                     episode.replay(Replay::Ids(&said)).unwrap();
                 }
-                Some(_) => said = episode.act(&options()).unwrap().collect().unwrap().0.ids,
+                Some(_) => {
+                    said = episode.act(&options()).unwrap().collect().unwrap().0.ids;
+                    let judged =
+                        (decision.reason == Reason::Proposal).then(|| episode.judge(&Cancel::default()).unwrap());
+                    if judged.is_some_and(|judged| judged.actor == Some(Actor::Teacher)) {
+                        said = episode.act(&options()).unwrap().collect().unwrap().0.ids;
+                    }
+                }
             }
             episode.outcome(Some(reward(i, turn as usize)), true).unwrap();
         }
@@ -275,6 +283,16 @@ fn by_hand_of(name: &str, batch: &[Trajectory], all: &[Token]) -> Vec<Weighted> 
             let weighed = student.iter().zip(shares(&student, Mean::Turns, as_one));
             weighed.map(|(t, share)| (t.trajectory, t.position, (Hand::Factor(factor(t)), share))).collect()
         }
+        "uopd" => {
+            let both = of(&[Actor::Student, Actor::Teacher]);
+            let hand = |t: &Token| match t.actor {
+                Actor::Student => Hand::Factor(slope(t.now - t.then, gap(t).clamp(-20.0, 20.0), None, None)),
+                _ => Hand::Of(Loss::CrossEntropy),
+            };
+            assert!(both.len() > student.len() && student.len() > 10, "both act");
+            let weighed = both.iter().zip(shares(&both, Mean::Tokens, as_one));
+            weighed.map(|(t, share)| (t.trajectory, t.position, (hand(t), share))).collect()
+        }
         "guided-opd-sampled" | "student-retry" => {
             let both = of(&[Actor::Student, Actor::Teacher]);
             let hand = |t: &Token| match t.actor {
@@ -298,6 +316,7 @@ fn document(name: &str) -> Value {
         "guided-opd" | "guided-opd-sampled" | "dagger" => json!({"actor": {"kind": "bernoulli", "beta": 0.5}}),
         "tcod-f2b" | "tcod-code" => json!({"depth": 3}),
         "oec" => json!({"actor": {"kind": "switch", "from": 0, "to": 2}}),
+        "uopd" => json!({"actor": {"kind": "proposal", "by": "teacher", "rate": 0.5, "window": 20, "minimum": 4}}),
         "atod" | "grpo" | "skill-sd" | "opd-then-rl" | "turn-ppo" | "sod" => json!({"reward": {"group": 4}}),
         _ => json!({}),
     };

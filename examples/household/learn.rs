@@ -147,7 +147,7 @@ pub fn unseen(distiller: &Distiller, n: u64) -> Result<f64> {
     let mut won = Vec::new();
     for first in (0..n).step_by(50) {
         let games = (first..n.min(first + 50)).map(|seed| Game::new(Split::Unseen, EVALUATION + seed)).collect();
-        won.extend(play(distiller, games, Mode { evaluation: Some(COOL), random_turns: 0 })?);
+        won.extend(play(distiller, games, Mode { evaluation: Some(COOL), ..Mode::default() })?);
     }
     Ok(success(&won))
 }

@@ -6,6 +6,7 @@
 //! cargo run --release --example household                  the run
 //! cargo run --release --example household -- --json        the same; the last line is one JSON object
 //! cargo run --release --example household -- compare       beside OPD and imitation, from the same student
+//! cargo run --release --example household -- methods       every preset from the same student
 //! cargo run --release --example household -- measure       the shipped models alone
 //! cargo run --release --example household -- make-models F makes the shipped models again
 //! ```
@@ -15,6 +16,7 @@ mod compare;
 mod demos;
 mod expert;
 mod learn;
+mod methods;
 mod models;
 mod play;
 mod words;
@@ -77,6 +79,15 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
         seeds: Vec<u64>,
     },
+    /// Every preset from the same student, at the same updates, printed as it falls.
+    Methods {
+        /// Which (all, unless they are named).
+        #[arg(long, value_delimiter = ',')]
+        presets: Vec<String>,
+        /// Seeds of each.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+        seeds: Vec<u64>,
+    },
     /// The shipped models alone: at two temperatures, and after random turns.
     Measure,
     /// Makes the shipped teacher and student again.
@@ -105,6 +116,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         None => demonstrate(&engine, arguments),
         Some(Command::Compare { seeds }) => compare::compare(&engine, seeds, arguments.updates, arguments.games),
+        Some(Command::Methods { presets, seeds }) => {
+            methods::methods(&engine, presets, seeds, arguments.updates, arguments.games)
+        }
         Some(Command::Measure) => {
             for recipe in &models::RECIPES {
                 models::measure_all(&load(&engine, recipe.name)?, recipe.name)?;

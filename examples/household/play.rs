@@ -2,13 +2,14 @@
 //!
 //! The loop owns the environment. It shows squire what was seen, asks who acts, pulls the action's text
 //! from whoever generates it, and executes it. All games of a batch take their turns side by side, so
-//! that the engine decodes them in the same rounds.
+//! that the engine decodes them in the same rounds. What a method may ask of a host is here: turns of a demonstration, proposals
+//! that are judged, and forks in which the teacher labels what the student is about to do.
 #![forbid(unsafe_code)]
 
 use serde_json::json;
-use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Replay};
+use squire::distill::{Actor, Decision, Distiller, Episode, EpisodeSpec, ForkOptions, Reason, Replay};
 use squire::error::Result;
-use squire::serve::GenerationOptions;
+use squire::serve::{Cancel, GenerationOptions};
 
 use crate::demos;
 use crate::expert::random_action;
@@ -21,6 +22,8 @@ const MAX_ACTION_TOKENS: usize = 8;
 struct Seat {
     game: Game,
     episode: Episode,
+    /// actions to be replayed where the method says so
+    demonstration: Vec<String>,
     won: Option<bool>,
 }
 
@@ -31,22 +34,30 @@ pub struct Mode {
     pub evaluation: Option<f32>,
     /// Random turns that open each game; the player then has the usual number of turns.
     pub random_turns: usize,
+    /// Whether the teacher labels every turn that the student acts: a fork in which it acts is learnt beside it.
+    pub labels: bool,
 }
 
 /// Plays all games to their end; returns which were won, in order.
 pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<bool>> {
+    play_as(distiller, games.into_iter().map(|game| (game, EpisodeSpec::default())).collect(), mode)
+}
+
+/// The same with what each game's episode is to be beyond its task and its turns: a group, a demonstration.
+pub fn play_as(distiller: &Distiller, games: Vec<(Game, EpisodeSpec)>, mode: Mode) -> Result<Vec<bool>> {
     let mut seats = Vec::with_capacity(games.len());
-    for mut game in games {
+    for (mut game, spec) in games {
         game.max_turns += mode.random_turns;
         let spec = EpisodeSpec {
             task: game.task().to_string(),
             evaluation: mode.evaluation.is_some(),
             max_turns: Some((MAX_TURNS + mode.random_turns) as u32),
-            ..Default::default()
+            ..spec
         };
+        let demonstration = spec.demonstration.clone().unwrap_or_default();
         let episode = distiller.begin(spec)?;
         episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
-        seats.push(Seat { game, episode, won: None });
+        seats.push(Seat { game, episode, demonstration, won: None });
     }
     let mut options = GenerationOptions { max_tokens: MAX_ACTION_TOKENS, ..Default::default() };
     if let Some(temperature) = mode.evaluation {
@@ -54,28 +65,64 @@ pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<b
     }
     while seats.iter().any(|s| s.won.is_none()) {
         // First start everybody's turn, then wait for each: the engine decodes all of them together.
-        let mut acting = Vec::new();
+        let (mut acting, mut labels) = (Vec::new(), Vec::new());
         for (i, seat) in seats.iter_mut().enumerate().filter(|(_, s)| s.won.is_none()) {
             if seat.game.turns() < mode.random_turns {
                 seat.episode.override_actor(Actor::Replay)?;
                 let action = random_action(&seat.game, i as u64);
                 seat.episode.replay(Replay::Text(&action))?;
                 seat.execute(&action, false)?;
-            } else if seat.episode.decide()?.actor.is_some() {
-                acting.push((i, seat.episode.act(&options)?));
-            } else {
-                seat.end(false)?;
+                continue;
+            }
+            let decision = seat.episode.decide()?;
+            match decision.actor {
+                None => seat.end(false)?,
+                Some(Actor::Replay) => {
+                    let action = seat.demonstration[seat.game.turns()].clone();
+                    seat.episode.replay(Replay::Stored)?;
+                    seat.execute(&action, true)?;
+                }
+                Some(actor) => {
+                    if mode.labels && actor == Actor::Student {
+                        let fork = seat.episode.fork(ForkOptions::default())?;
+                        fork.override_actor(Actor::Teacher)?;
+                        let said = fork.act(&options)?;
+                        labels.push((fork, said));
+                    }
+                    acting.push((i, decision, seat.episode.act(&options)?));
+                }
             }
         }
-        for (i, generation) in acting {
+        let mut again = Vec::new();
+        for (i, decision, generation) in acting {
+            let (said, _) = generation.collect()?;
+            match seats[i].is_replaced(decision)? {
+                true => again.push((i, seats[i].episode.act(&options)?)),
+                false => seats[i].execute(&said.text, true)?,
+            }
+        }
+        for (i, generation) in again {
             let (said, _) = generation.collect()?;
             seats[i].execute(&said.text, true)?;
+        }
+        for (fork, generation) in labels {
+            generation.collect()?;
+            fork.outcome(None, true)?;
+            fork.end(0.0, None)?;
         }
     }
     Ok(seats.into_iter().map(|s| s.won == Some(true)).collect())
 }
 
 impl Seat {
+    /// Whether what the student said was a proposal, and the teacher takes the turn.
+    fn is_replaced(&self, decision: Decision) -> Result<bool> {
+        if decision.reason != Reason::Proposal {
+            return Ok(false);
+        }
+        Ok(self.episode.judge(&Cancel::default())?.actor == Some(Actor::Teacher))
+    }
+
     fn execute(&mut self, action: &str, learn: bool) -> Result<()> {
         let step = self.game.act(action);
         self.episode.outcome(None, learn)?;

@@ -64,10 +64,9 @@ fn uncertainty(state: &State, by: By, cancel: &Cancel) -> Result<f64> {
             let ids: Vec<i32> = said.iter().map(|token| token.id).collect();
             teacher.append_tokens(&tokens[teacher.len()?.min(start)..start])?;
             let scored = teacher.score(&ids, 0, cancel);
-            // Whoever takes the turn, the teacher's timeline gets it from there with who wrote it.
-            if teacher.len()? > start {
-                teacher.truncate(start)?;
-            }
+            // Whoever takes the turn, the teacher's timeline gets it with who wrote it. The row before predicts its first token,
+            // and its hidden state is kept when that is known to be an action's: it is computed again.
+            teacher.truncate(start.saturating_sub(1))?;
             scored?.into_iter().map(|row| row.logprob).collect()
         }
     };
