@@ -115,6 +115,45 @@ fn a_resumed_run_may_have_another_learning_rate_and_says_so() {
     assert_eq!(fault(other.save(folder.path())), Fault::CheckpointMismatch);
 }
 
+#[test]
+fn a_checkpoint_from_before_a_knob_there_was_is_resumed_and_one_with_a_knob_that_is_none_is_not() {
+    let (folder, at) = checkpoint();
+    let whole = state(folder.path());
+    let mut older = whole.clone();
+    let settings = older["settings"].as_object_mut().unwrap();
+    for knob in
+        ["advantage", "ratio", "reward", "turn_weights", "normaliser_scope", "learn_turns", "truncated", "max_repeats"]
+    {
+        settings.remove(knob).unwrap();
+    }
+    settings["optimizer"].as_object_mut().unwrap().remove("eps").unwrap();
+    fs::write(at.join("state.json"), older.to_string()).unwrap();
+    assert_eq!(resume(Kind::Dense, Compute::F32, folder.path()).step(), 1);
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    // What it had by default is not what this run is to have.
+    let mut other = document();
+    other["normaliser_scope"] = "actor".into();
+    let (fault, message) = refusal(&student, &teacher, other, folder.path());
+    assert!(
+        fault == Fault::CheckpointMismatch
+            && message.contains("normaliser_scope is \"batch\" there and \"actor\" here"),
+        "{message}"
+    );
+    for (object, key) in [("optimizer", "momentum"), ("advantage", "critic")] {
+        let mut later = whole.clone();
+        later["settings"][object][key] = 0.5.into();
+        fs::write(at.join("state.json"), later.to_string()).unwrap();
+        let (fault, message) = refusal(&student, &teacher, document(), folder.path());
+        let told = format!("{object}.{key} is 0.5 there and no knob here");
+        assert!(fault == Fault::CheckpointMismatch && message.contains(&told), "{message}");
+    }
+    let mut later = whole;
+    later["settings"]["critic"] = true.into();
+    fs::write(at.join("state.json"), later.to_string()).unwrap();
+    let (_, message) = refusal(&student, &teacher, document(), folder.path());
+    assert!(message.contains("critic is true there and no knob here"), "{message}");
+}
+
 /// The same with a rate that no checkpoint has.
 fn with_another_rate(document: &Value) -> Value {
     let mut other = document.clone();
@@ -382,10 +421,14 @@ fn another_run_s_checkpoint_is_not_removed() {
     let (folder, _) = checkpoint();
     let mut document = document();
     document["optimizer"]["weight_decay"] = 0.5.into();
-    let other = distiller(Kind::Dense, Compute::F32, document);
-    for _ in 0..2 {
-        one_update(&other);
-        assert_eq!(fault(other.save(folder.path())), Fault::CheckpointMismatch);
+    let mut longer = self::document();
+    longer["steps"] = 16.into();
+    for document in [document, longer] {
+        let other = distiller(Kind::Dense, Compute::F32, document);
+        for _ in 0..2 {
+            one_update(&other);
+            assert_eq!(fault(other.save(folder.path())), Fault::CheckpointMismatch);
+        }
     }
     assert_eq!(names(folder.path()), ["step-00000001"]);
     assert_eq!(resume(Kind::Dense, Compute::F32, folder.path()).step(), 1);

@@ -76,8 +76,8 @@ fn every_knob_can_be_given_and_is_kept() {
             "reward": 2.0, "constant": -0.5, "reference": "recomputed", "shape": {"clamp": 5.0}
         },
         "ratio": {"of": "turn", "clip": {"ppo": {"low": 0.2, "high": 0.28}}, "dual_clip": 3.0},
-        "reward": {"of": "return", "baseline": "group-mean", "group": 4, "eps": 1e-4, "discount": 0.95},
-        "turn_weights": {"rule": {"sod": 0.3}, "renormalise": true},
+        "reward": {"of": "return", "baseline": "group", "group": 4, "eps": 1e-4, "discount": 0.95},
+        "turn_weights": {"rule": "t-dur", "renormalise": true},
         "normaliser": {"blend": {"start": 0.0, "end": 1.0, "shape": "linear", "begin": 0.0, "finish": 1.0, "clock": "fraction"}},
         "normaliser_scope": "actor", "learn_turns": "last",
         "filter": "success", "truncated": "mask", "max_repeats": 3, "max_staleness": 0,

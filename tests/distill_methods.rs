@@ -343,6 +343,35 @@ fn settings_that_contradict_each_other_are_refused_by_name() {
             json!({"preset": "grpo", "reward": {"group": 1}}),
             "reward.group must be a whole number from 2 to 65536, found 1",
         ),
+        (
+            json!({"preset": "opd-sampled", "reward": {"of": "success"}}),
+            "reward.of: it has a meaning only where advantage.reward is above 0",
+        ),
+        (
+            json!({"preset": "grpo", "advantage": {"shape": {"clamp": 5}}}),
+            "advantage.shape: it has a meaning only where advantage.teacher is above 0",
+        ),
+        (
+            json!({"preset": "grpo", "reward": {"discount": 0.9}}),
+            "reward.discount: it has a meaning only where reward.of is return",
+        ),
+        (
+            json!({"preset": "grpo", "reward": {"baseline": "group-mean", "eps": 0.1}}),
+            "reward.eps: it has a meaning only where reward.baseline is group",
+        ),
+        (
+            json!({"preset": "grpo", "reward": {"baseline": "none", "group": 4}}),
+            "reward.group: it has a meaning only where reward.baseline compares",
+        ),
+        (
+            json!({"turn_weights": {"renormalise": true}}),
+            "turn_weights.renormalise: it has a meaning only where turn_weights.rule weighs",
+        ),
+        (
+            json!({"learn_turns": "last", "turn_weights": {"rule": "sod"}}),
+            "turn_weights.rule: it has a meaning only where more than the last turn is learnt",
+        ),
+        (json!({"teacher_tokens": 10}), "teacher_tokens: it has a meaning only where the actor lets the teacher act"),
         (json!({"actor": {"kind": "switch", "from": 3, "to": 2}}), "actor.to must be a whole number from 3"),
         (json!({"actor": {"kind": "prefix"}}), "actor.withdrawn is missing"),
         (json!({"actor": {"kind": "student", "from": 1}}), "actor.from has meaning only with kind switch"),
@@ -388,6 +417,19 @@ fn explain_says_where_a_source_is_silent_and_what_moves() {
         assert!(preset.notes.iter().all(|note| notes.contains(note)), "{}", preset.name);
         assert!(!preset.notes.is_empty() || preset.name == "opd", "{}", preset.name);
     }
+    let told = |document: Value, words: &str| {
+        let facts = explain(&config(document), 10);
+        facts["notes"].as_array().unwrap().iter().any(|note| note.as_str().unwrap().contains(words))
+    };
+    let own = |by: &str| json!({"preset": "uopd", "actor": {"kind": "proposal", "by": by, "rate": 0.3}});
+    assert!(
+        told(own("student"), "own uncertainty is experimental")
+            && !told(own("teacher"), "own uncertainty is experimental")
+    );
+    let gradient = |of: &str| json!({"student_turns": {"kernel": "policy-gradient"}, "ratio": {"of": of}});
+    assert!(told(gradient("none"), "without a ratio") && !told(gradient("token"), "without a ratio"));
+    let budget = json!({"preset": "guided-opd", "teacher_tokens": 100});
+    assert!(told(budget, "teacher_tokens is experimental"));
     let facts = explain(&Config::preset("atod").unwrap(), 150);
     assert_eq!(
         facts["schedules"]["columns"],

@@ -485,12 +485,16 @@ fn groups_that_say_nothing_are_told_of() {
     seats("good", &[0.0, 1.0]);
     let update = build(&d, 8);
     let groups = update.report().groups.unwrap();
-    assert_eq!((groups.groups, groups.alone, groups.level), (3, 1, 1));
+    assert_eq!((groups.groups, groups.alone, groups.uneven, groups.level), (3, 1, 3, 1));
     let told = update.report().policy_gradient.unwrap();
     let a = 0.5 / (0.5f64.sqrt() + 1e-6);
     assert!((told.largest_advantage - a).abs() < 1e-9 && (told.least_advantage + a).abs() < 1e-9);
     assert!(
-        update.report().warnings.iter().any(|w| w.starts_with("1 groups have one episode")),
+        update
+            .report()
+            .warnings
+            .iter()
+            .any(|w| w.starts_with("3 of 3 groups have not the episodes that reward.group says, 1 of them one")),
         "{:?}",
         update.report().warnings
     );

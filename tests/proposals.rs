@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Reason};
 use squire::error::Fault;
-use squire::serve::{Cancel, ServedModel};
+use squire::serve::{Cancel, Finish, ServedModel};
 
 fn gated(by: &str, rate: f64, minimum: u32) -> Value {
     let actor = json!({"kind": "proposal", "by": by, "rate": rate, "window": 8, "minimum": minimum});
@@ -139,6 +139,19 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     assert_eq!(fault(episode.judge(&cancel)), Fault::Cancelled);
     episode.judge(&Cancel::default()).unwrap();
 
+    // Cut short, it is finished before it is judged.
+    let episode = begun(&d, 5);
+    episode.decide().unwrap();
+    let generation = episode.act(&options()).unwrap();
+    generation.cancel();
+    let ended = generation.collect().unwrap().1;
+    if ended == Finish::Cancelled && episode.trajectory().unwrap().turns().len() == 1 {
+        refused(episode.judge(&Cancel::default()).unwrap_err(), "or act again where it was cancelled");
+        refused(episode.outcome(None, true).unwrap_err(), "judge");
+        speak(&episode);
+        episode.judge(&Cancel::default()).unwrap();
+    }
+
     // Evaluations and what the host overrides are nobody's proposals.
     let evaluation = d.begin(EpisodeSpec { evaluation: true, ..Default::default() }).unwrap();
     evaluation.observe_ids(&[1, 2, 3]).unwrap();
@@ -150,6 +163,34 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     assert_eq!(overridden.override_actor(Actor::Student).unwrap().reason, Reason::HostOverride);
     speak(&overridden);
     overridden.outcome(None, true).unwrap();
+}
+
+#[test]
+fn a_proposal_stands_where_the_teachers_tokens_are_spent() {
+    let mut document = gated("teacher", 1.0, 1);
+    document["teacher_tokens"] = 1.into();
+    let d = plain(document);
+    let judged = |number: u64| {
+        let episode = begun(&d, number);
+        let first = episode.decide().unwrap();
+        speak(&episode);
+        (first.reason, episode, number)
+    };
+    // Two are decided before the first of them has the teacher speak.
+    let (_, stands, _) = judged(0);
+    assert_eq!(stands.judge(&Cancel::default()).unwrap().reason, Reason::ProposalStands);
+    let ((reason, one, _), (_, other, _)) = (judged(1), judged(2));
+    assert_eq!(reason, Reason::Proposal);
+    assert_eq!(one.judge(&Cancel::default()).unwrap().reason, Reason::ProposalReplaced);
+    speak(&one);
+    one.outcome(None, true).unwrap();
+    for _ in 0..2 {
+        let stood = other.judge(&Cancel::default()).unwrap();
+        assert_eq!((stood.actor, stood.reason), (Some(Actor::Student), Reason::TeacherSpent));
+    }
+    other.outcome(None, true).unwrap();
+    // From then on nothing is proposed.
+    assert_eq!(judged(3).0, Reason::TeacherSpent);
 }
 
 #[test]

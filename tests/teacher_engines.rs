@@ -50,6 +50,22 @@ fn apart(of_student: impl FnOnce(&mut EngineOptions), of_teacher: impl FnOnce(&m
     distiller_of(&student(&one, Kind::Dense), &teacher(&other), opd())
 }
 
+#[test]
+fn what_stands_in_an_episode_is_computed_whoever_drives_either_engine() {
+    for driven in [[false, false], [true, false], [false, true], [true, true]] {
+        let d = apart(|o| o.caller_driven = driven[0], |o| o.caller_driven = driven[1]);
+        let teacher = d.teacher().unwrap().clone();
+        let e = d.begin(EpisodeSpec::default()).unwrap();
+        // Its turns are to be scored, so the teacher computes what stands before them too.
+        e.observe_ids(&(0..40).collect::<Vec<_>>()).unwrap();
+        let (told, heard) = std::sync::mpsc::channel();
+        thread::spawn(move || told.send(e.prefill(&Cancel::default()).map(|()| e.teacher_computed().unwrap())));
+        let computed = heard.recv_timeout(std::time::Duration::from_secs(60)).expect("nobody is waited for in vain");
+        assert_eq!(computed.unwrap(), 40, "{driven:?}");
+        drop(teacher);
+    }
+}
+
 fn gradients(update: &Update) -> Vec<(String, Vec<u8>)> {
     update.gradients().tensors().into_iter().map(|(name, t): (_, &Tensor)| (name, t.bytes().to_vec())).collect()
 }

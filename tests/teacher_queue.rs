@@ -443,6 +443,9 @@ fn a_teacher_that_is_closed_wakes_who_waits_and_refuses_who_asks() {
     });
     assert_eq!((update.report().episodes, update.report().set_aside.len(), d.n_set_aside()), (1, 2, 2));
     assert!(update.report().set_aside.iter().all(|s| s.reason.contains("the teacher is closed")));
+    // It answers nobody again, so nobody asks it again.
+    let e = d.build(0, &Cancel::default(), &mut |_, _| true).err().unwrap();
+    assert!(e.fault() == Fault::NothingToLearn && d.n_set_aside() == 2, "{e}");
     let e = queue.reply(taken.number + 1, answer(&model, &taken).reply()).unwrap_err();
     assert!(e.fault() == Fault::TeacherRequest && e.message().contains("closed before anybody took it"), "{e}");
     assert!(begun.elapsed() < Duration::from_secs(60));

@@ -20,7 +20,7 @@
 use super::actor::Actor;
 use super::config::Config;
 use super::knobs::{Filter, LearnTurns, Normaliser, Scope, Truncated};
-use super::rewards::{Rewards, rewards};
+use super::rewards::{GroupReport, rewards};
 use super::trajectory::{Trajectory, Turn};
 use crate::backend::host;
 use crate::backend::ops::Loss;
@@ -65,8 +65,8 @@ pub struct BatchPlan {
     pub n_truncated: usize,
     /// Trajectories dropped because an action stands too often in a row.
     pub n_repetitive: usize,
-    /// (groups, those of one episode, those in which all got the same), where rewards are compared.
-    pub groups: Option<(usize, usize, usize)>,
+    /// The groups whose rewards are compared, where there are any.
+    pub groups: Option<GroupReport>,
     /// The mean weight of the turns that are weighed.
     pub mean_turn_weight: Option<f64>,
 }
@@ -124,8 +124,7 @@ pub fn plan<T: Borrow<Trajectory>>(trajectories: &[T], config: &Config, revision
     }
     plan.n_trajectories = kept.len();
     let rewards = takes_rewards(config).then(|| rewards(&trajectories, &config.reward));
-    plan.groups =
-        rewards.as_ref().filter(|r| r.groups > 0).map(|Rewards { groups, alone, level, .. }| (*groups, *alone, *level));
+    plan.groups = rewards.as_ref().map(|r| r.report).filter(|report| report.groups > 0);
     host::reserve(&mut plan.tokens, counts.iter().map(|count| count.tokens).sum())?;
     for (index, turns, own) in kept {
         let trajectory = trajectories[index];

@@ -71,7 +71,10 @@ impl Distiller {
             "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
             "settings": self.config().to_json(),
         });
-        let uncertainties = self.uncertainties();
+        let (uncertainties, said) = (self.uncertainties(), self.teacher_has_said());
+        if said > 0 {
+            state["teacher_said"] = said.into();
+        }
         if uncertainties.values().next().is_some() {
             // As bits: reading may lose a number's last one.
             state["uncertainties"] = json!(uncertainties.values().map(f64::to_bits).collect::<Vec<_>>());
@@ -195,6 +198,7 @@ impl Distiller {
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
         distiller.set_uncertainties(uncertainties);
+        distiller.teacher_said(document["teacher_said"].as_u64().unwrap_or(0));
         learning.base = Arc::downgrade(&current.weights);
         learning.resumed = Some(document["settings"].clone());
         learning.learner = Some(learner);
@@ -237,8 +241,20 @@ fn check_settings(theirs: &Value, folder: &Path, config: &Config, resumed: Optio
     };
     let (ours, default) = (config.to_json(), Config::default());
     let object = theirs.as_object().ok_or_else(|| broken(folder, "settings is no object"))?;
-    if let Some((key, value)) = object.iter().find(|(key, _)| ours.get(key.as_str()).is_none()) {
-        return Err(refused(format!("{key} is {value:.80} there and null here")));
+    let is_object =
+        |key: &str| KNOBS.iter().any(|knob| knob.path.split_once('.').is_some_and(|(object, _)| object == key));
+    for (key, value) in object {
+        let unknown = |path: &str, value: &Value| refused(format!("{path} is {value:.80} there and no knob here"));
+        match value {
+            Value::Object(map) if is_object(key) => {
+                let paths = map.iter().map(|(inner, value)| (format!("{key}.{inner}"), value));
+                if let Some((path, value)) = paths.into_iter().find(|(path, _)| KNOBS.iter().all(|k| k.path != path)) {
+                    return Err(unknown(&path, value));
+                }
+            }
+            _ if ours.get(key.as_str()).is_none() => return Err(unknown(key, value)),
+            _ => {}
+        }
     }
     let mut changed = Vec::new();
     for knob in KNOBS {

@@ -189,6 +189,11 @@ impl Config {
         self.lets_teacher_act() || actors.iter().any(|&actor| self.loss_of(actor).needs_teacher())
     }
 
+    /// Whether an episode that began at step `step` asks for a teacher.
+    pub(super) fn asks_teacher_at(&self, step: u64) -> bool {
+        self.lets_teacher_act() || self.actors().iter().any(|&actor| self.loss_at(actor, step).needs_teacher())
+    }
+
     /// Who may act, as far as the policy goes.
     pub(super) fn actors(&self) -> &'static [Actor] {
         match self.actor {

@@ -234,14 +234,25 @@ impl Distiller {
         most > 0 && self.0.state.lock().teacher_said >= most
     }
 
-    /// Whether a proposal is replaced, which stands in the window from then on.
-    pub(super) fn judge(&self, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
-        self.0.state.lock().uncertainties.judge(settings, rate, uncertainty)
+    /// Whether a proposal is replaced.
+    pub(super) fn is_replaced(&self, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
+        self.0.state.lock().uncertainties.is_replaced(settings, rate, uncertainty)
+    }
+
+    /// Notes a proposal that was judged.
+    pub(super) fn was_judged(&self, settings: &Proposal, uncertainty: f64) {
+        self.0.state.lock().uncertainties.push(settings, uncertainty);
     }
 
     /// Counts what the teacher said in a training turn.
-    pub(super) fn teacher_said(&self, tokens: usize) {
-        self.0.state.lock().teacher_said += tokens as u64;
+    pub(super) fn teacher_said(&self, tokens: u64) {
+        let mut state = self.0.state.lock();
+        state.teacher_said = state.teacher_said.saturating_add(tokens);
+    }
+
+    /// Tokens that the teacher said in training since the last update.
+    pub(super) fn teacher_has_said(&self) -> u64 {
+        self.0.state.lock().teacher_said
     }
 
     /// Ended training episodes that wait for an update, without those that are set aside.

@@ -68,9 +68,9 @@ impl Waiting {
     }
 }
 
-/// Whether the same may succeed in a later build.
+/// Whether the same may succeed in a later build: a teacher that is closed answers nobody again.
 pub(super) fn may_succeed_later(e: &Error) -> bool {
-    lacked_memory(e) || e.status() == Status::Teacher
+    lacked_memory(e) || (e.status() == Status::Teacher && e.fault() != Fault::TeacherClosed)
 }
 
 /// Whether the same may succeed when others have given memory back.

@@ -57,8 +57,11 @@ impl Phase {
                 Some(_) => "act, override, or end",
                 None => "end",
             },
-            Phase::Acting(d) | Phase::Broken(d) if d.reason == Reason::Proposal => {
-                "judge, once the generation has ended, or act again where it was cancelled or failed"
+            Phase::Acting(d) if d.reason == Reason::Proposal => {
+                "judge, once the generation has ended, or act again where it was cancelled"
+            }
+            Phase::Broken(d) if d.reason == Reason::Proposal => {
+                "act again, override, or end without what was said before the failure"
             }
             Phase::Acting(_) => "outcome, once the generation has ended, or act again where it was cancelled",
             Phase::Broken(_) => "act again, override, outcome of what was said before the failure, or end without it",
@@ -186,6 +189,11 @@ impl State {
             tokens.extend_from_slice(&said[tokens.len().min(said.len())..]);
         }
         Ok((tokens, start))
+    }
+
+    /// Whether whoever speaks in the turn under way was stopped before it had finished.
+    pub(super) fn was_stopped(&self) -> bool {
+        self.ending.as_ref().is_some_and(Ending::was_stopped)
     }
 
     /// Whether the turn under way ended for want of room.
@@ -507,7 +515,7 @@ impl Episode {
                 state.write_down(decision, self.distiller.config())?;
                 let turn = state.trajectory.turns().last();
                 if let Some(turn) = turn.filter(|turn| turn.actor == Actor::Teacher) {
-                    self.distiller.teacher_said(turn.range.len());
+                    self.distiller.teacher_said(turn.range.len() as u64);
                 }
             }
             Phase::Acted => {}

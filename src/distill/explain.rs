@@ -4,10 +4,10 @@
 
 use super::config::{Config, Origin};
 use super::knob_table::KNOBS;
-use super::knobs::Normaliser;
+use super::knobs::{ActorPolicy, By, Normaliser};
 use super::preset::PRESETS;
 use super::report::{BF16_FLOOR, BF16_FLOOR_OF_EXPERTS};
-use crate::backend::ops::Loss;
+use crate::backend::ops::{Loss, Ratio};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -47,6 +47,15 @@ fn notes(config: &Config) -> Vec<String> {
     if matches!(config.student_turns.kind, Some(Loss::SampledReverseKl | Loss::K2)) && config.max_staleness > 0 {
         let name = config.student_turns.name();
         notes.push(format!("{name} is of what an older revision drew where episodes lag (max_staleness)"));
+    }
+    let has_no_ratio =
+        matches!(config.student_turns.kind, Some(Loss::PolicyGradient(_))) && config.ratio.of == Ratio::None;
+    if has_no_ratio && config.max_staleness > 0 {
+        notes.push("without a ratio a policy gradient takes what an older revision drew as its own where episodes lag (max_staleness)".into());
+    }
+    if matches!(config.actor, ActorPolicy::Proposal(proposal) if proposal.by == By::Student) {
+        notes
+            .push("actor: guidance by the student's own uncertainty is experimental: no paper stands behind it".into());
     }
     for knob in KNOBS.iter().filter(|knob| knob.experimental && config.origin(knob.path) != Some(Origin::Default)) {
         notes.push(format!("{} is experimental: no paper stands behind it", knob.path));

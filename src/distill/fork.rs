@@ -16,13 +16,14 @@
 
 use std::sync::Arc;
 
+use crossbeam::channel::Receiver;
 use serde_json::Value;
 
 use super::document::{bad, fields, integer};
 use super::episode::{Episode, Phase, Sessions, State, catch_up, out_of_order};
-use super::trajectory::Heading;
+use super::trajectory::{Heading, MOST_EPISODES};
 use crate::error::{Error, Fault, Result};
-use crate::serve::Cancel;
+use crate::serve::{Cancel, Engine, Session};
 use crate::sync::Mutex;
 use crate::text::source::Source;
 
@@ -60,7 +61,7 @@ impl ForkOptions {
         let key = "demonstration";
         let demonstration = map.get(key).map(|value| texts(value).ok_or_else(|| bad(value, key, "a list of texts")));
         Ok(ForkOptions {
-            episode: whole("episode", 0, u64::MAX)?,
+            episode: whole("episode", 0, MOST_EPISODES)?,
             turn: turns("turn", 0)?,
             train_prefix,
             demonstration: demonstration.transpose()?,
@@ -124,18 +125,24 @@ impl Episode {
         let mut state = self.state.lock();
         check_between_turns(&mut state, "prefill")?;
         let Sessions { student, teacher } = state.sessions()?;
-        let mut answers = Vec::new();
-        if let Some(teacher) = teacher.as_ref().filter(|_| self.distiller.config().needs_teacher()) {
+        let asks_teacher = self.distiller.config().asks_teacher_at(state.trajectory.heading.step);
+        let teacher = teacher.as_ref().filter(|_| asks_teacher);
+        if let Some(teacher) = teacher {
             catch_up(teacher, student)?;
-            // Whether an action follows is not known yet: the last row's hidden state is kept as if one did.
-            answers.push(teacher.start_prefill(cancel, Some(Source::Student))?);
         }
-        answers.push(student.start_prefill(cancel, None)?);
+        let of_teacher = |teacher: &Session| {
+            // Whether an action follows is not known yet: the last row's hidden state is kept as if one did.
+            Ok((teacher.model().engine().clone(), teacher.start_prefill(cancel, Some(Source::Student))?))
+        };
+        let own = (student.model().engine().clone(), student.start_prefill(cancel, None)?);
+        let theirs = teacher.map(of_teacher).transpose();
         // Whoever asks meanwhile is told that it is busy.
         drop(state);
-        let engine = self.distiller.student().engine();
-        let ends: Vec<Result<()>> = answers.into_iter().map(|answer| engine.wait(&answer)?).collect();
-        ends.into_iter().collect()
+        // Each is waited for on its own engine, which may be one that this call steps; what was begun is waited for also where
+        // the other was refused.
+        let ended = |(engine, answer): (Engine, Receiver<Result<()>>)| engine.wait(&answer)?;
+        let own = ended(own);
+        theirs?.map_or(Ok(()), ended).and(own)
     }
 }
 

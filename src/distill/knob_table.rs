@@ -71,10 +71,10 @@ pub const KNOBS: &[Knob] = &[
         path: "steps",
         takes: "a whole number from 1 to 1e9",
         default: "250",
-        meaning: "S, optimiser steps of the run; no update is built beyond. A resumed run may have more, not fewer.",
+        meaning: "S, optimiser steps of the run; no update is built beyond. Resumed, it may have more, not fewer, and schedules by the fraction go by the new number.",
         read: |c, v, p| set(&mut c.steps, integer(v, p, 1, 1_000_000_000)),
         show: |c| json!(c.steps),
-        ..FREE
+        ..RETUNED
     },
     Knob {
         path: "seed",
@@ -106,8 +106,8 @@ pub const KNOBS: &[Knob] = &[
         takes: "a whole number",
         default: "0",
         meaning: "Tokens that the teacher may say between two updates, over all episodes; where they are spent the student takes its \
-                  turns. A turn that has begun is finished. 0: no such budget. Which turn finds it spent depends on the order in which \
-                  episodes are played.",
+                  turns. A turn that is decided stays the teacher's. 0: no such budget. Which turn finds it spent depends on the order in \
+                  which episodes are played.",
         experimental: true,
         read: |c, v, p| set(&mut c.teacher_tokens, integer(v, p, 0, 1_000_000_000_000)),
         show: |c| json!(c.teacher_tokens),
@@ -287,7 +287,7 @@ pub const KNOBS: &[Knob] = &[
         path: "reward.group",
         takes: "a whole number from 2 to 65536",
         default: "8",
-        meaning: "Episodes of a group; batch_episodes must be a multiple of it, and the report tells of groups of another size.",
+        meaning: "Episodes of a group; batch_episodes must be a multiple of it, and the report counts and warns of groups of another size.",
         read: |c, v, p| set(&mut c.reward.group, small(v, p, 2, 65_536)),
         show: |c| json!(c.reward.group),
         ..KNOB

@@ -257,6 +257,7 @@ pub const PRESETS: &[Preset] = &[
         notes: &[
             "a label is a fork: where the student is to act, the host forks the episode, overrides the fork to the teacher, lets it act \
              and ends the fork, whose one turn is then learnt",
+            "labels are ended episodes: build with as many as wait, or batch_episodes leaves them to grow stale",
             "beta falls by update; the source's rounds are of 512 tasks and three epochs, so give \"units\" as many updates as a round has",
         ],
     },

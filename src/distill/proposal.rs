@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use super::actor::Actor;
-use super::episode::{Episode, Phase, Sessions, State, out_of_order};
+use super::episode::{Episode, Phase, out_of_order};
 use super::knobs::{ActorPolicy, By};
 use super::policy::{Decision, Reason};
 use crate::backend::cpu::FloatEnv;
@@ -17,15 +17,17 @@ use crate::serve::Cancel;
 impl Episode {
     /// Says whether what the student proposed for this turn stands, once it has spoken: the student's turn, whose outcome is
     /// due then, or the teacher's, which acts in its place while the proposal is dropped. Asked again it answers the same. Where the
-    /// teacher is the judge it computes the proposal, and the call blocks.
+    /// teacher is the judge it computes the proposal, and the call blocks; other calls find the teacher's side busy meanwhile. Where the
+    /// teacher's tokens are spent the proposal stands.
     ///
-    /// Errors: `OutOfOrder` where nothing was proposed; `SessionBusy` while the student speaks; what scoring fails with, and the
-    /// proposal may be judged again.
+    /// Errors: `OutOfOrder` where nothing was proposed, or the student was cancelled or failed before it had finished; `SessionBusy`
+    /// while the student speaks or another call judges; `NotFinite` where the judge's log-probs are no numbers; what scoring
+    /// fails with. The proposal may be judged again.
     pub fn judge(&self, cancel: &Cancel) -> Result<Decision> {
         let mut state = self.state.lock();
         let decision = match state.phase()? {
-            Phase::Acting(d) if d.reason == Reason::Proposal => d,
-            Phase::Acting(d) if d.reason == Reason::ProposalStands => return Ok(d),
+            Phase::Acting(d) if d.reason == Reason::Proposal && !state.was_stopped() => d,
+            Phase::Acting(d) if matches!(d.reason, Reason::ProposalStands | Reason::TeacherSpent) => return Ok(d),
             Phase::Decided(d) if d.reason == Reason::ProposalReplaced => return Ok(d),
             phase => return Err(out_of_order("judge", phase)),
         };
@@ -33,10 +35,42 @@ impl Episode {
         let ActorPolicy::Proposal(settings) = config.actor else {
             return Err(out_of_order("judge", Phase::Acting(decision)));
         };
-        let uncertainty = uncertainty(&state, settings.by, cancel)?;
+        if self.distiller.teacher_spent() {
+            let decision = Decision { reason: Reason::TeacherSpent, ..decision };
+            state.phase = Phase::Acting(decision);
+            return Ok(decision);
+        }
+        let (tokens, start) = state.timeline()?;
+        let said = &tokens[start..];
+        let logprobs: Vec<f32> = match settings.by {
+            By::Student => said.iter().map(|token| token.logprob).collect(),
+            By::Teacher => {
+                let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher to judge the proposal");
+                let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
+                let ids: Vec<i32> = said.iter().map(|token| token.id).collect();
+                teacher.append_tokens(&tokens[teacher.len()?.min(start)..start])?;
+                let (engine, answer) = (teacher.model().engine().clone(), teacher.start_score(&ids, 0, cancel)?);
+                drop(state);
+                let scored = engine.wait(&answer);
+                state = self.state.lock();
+                let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
+                // Whoever takes the turn, the teacher's timeline gets it with who wrote it. The row before predicts its first token,
+                // and its hidden state is kept when that is known to be an action's: it is computed again.
+                teacher.truncate(start.saturating_sub(1))?;
+                let rows = scored??;
+                let is_the_same =
+                    state.phase()? == Phase::Acting(decision) && state.timeline()?.0.len() == tokens.len();
+                if !is_the_same {
+                    let phase = state.phase()?;
+                    return Err(out_of_order("judge", phase));
+                }
+                rows.into_iter().map(|row| row.logprob).collect()
+            }
+        };
         let _floats = FloatEnv::scalars();
+        let uncertainty = mean_surprise(&logprobs)?;
         let rate = settings.rate.value(state.trajectory.heading.step, config.steps);
-        let is_replaced = self.distiller.judge(&settings, rate, uncertainty);
+        let is_replaced = self.distiller.is_replaced(&settings, rate, uncertainty);
         let loss = |actor| config.loss_of(actor).kind.is_some();
         let (actor, reason) = match is_replaced {
             true => (Actor::Teacher, Reason::ProposalReplaced),
@@ -46,30 +80,14 @@ impl Episode {
         if is_replaced {
             state.discard_turn()?;
         }
+        self.distiller.was_judged(&settings, uncertainty);
         state.phase = if is_replaced { Phase::Decided(decision) } else { Phase::Acting(decision) };
         Ok(decision)
     }
 }
 
-/// The mean -ln of the probabilities of what the student said in the turn under way.
-fn uncertainty(state: &State, by: By, cancel: &Cancel) -> Result<f64> {
-    let (tokens, start) = state.timeline()?;
-    let said = &tokens[start..];
-    let logprobs: Vec<f32> = match (by, state.sessions()?) {
-        (By::Student, _) => said.iter().map(|token| token.logprob).collect(),
-        (By::Teacher, Sessions { teacher: None, .. }) => {
-            return Err(Error::new(Fault::TeacherFailed, "the episode has no teacher to judge the proposal"));
-        }
-        (By::Teacher, Sessions { teacher: Some(teacher), .. }) => {
-            let ids: Vec<i32> = said.iter().map(|token| token.id).collect();
-            teacher.append_tokens(&tokens[teacher.len()?.min(start)..start])?;
-            let scored = teacher.score(&ids, 0, cancel);
-            // Whoever takes the turn, the teacher's timeline gets it with who wrote it. The row before predicts its first token,
-            // and its hidden state is kept when that is known to be an action's: it is computed again.
-            teacher.truncate(start.saturating_sub(1))?;
-            scored?.into_iter().map(|row| row.logprob).collect()
-        }
-    };
+/// The mean -ln of probabilities.
+fn mean_surprise(logprobs: &[f32]) -> Result<f64> {
     let sum: f64 = logprobs.iter().map(|&logprob| -f64::from(logprob)).sum();
     match sum / logprobs.len() as f64 {
         mean if mean.is_finite() => Ok(mean),

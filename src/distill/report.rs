@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::actor::Actor;
 use super::batch::{BatchPlan, TokenLoss};
+use super::rewards::GroupReport;
 use super::trajectory::Trajectory;
 use crate::backend::ops::{Loss, Surrogate, Worth};
 
@@ -125,17 +126,6 @@ pub struct PolicyGradientReport {
     pub clipped: f64,
 }
 
-/// The groups of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct GroupReport {
-    /// Groups.
-    pub groups: usize,
-    /// Those of one episode, whose reward comes to 0.
-    pub alone: usize,
-    /// Those in which all got the same, so that their rewards say nothing.
-    pub level: usize,
-}
-
 /// An episode that an update does without.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SetAside {
@@ -173,12 +163,13 @@ impl Tally {
             truncated: batch.n_truncated,
             repetitive: batch.n_repetitive,
             turn_weight: batch.mean_turn_weight,
-            groups: batch.groups.map(|(groups, alone, level)| GroupReport { groups, alone, level }),
+            groups: batch.groups,
             ..Report::default()
         };
         for t in trajectories {
             report.successes += usize::from(t.outcome().and_then(|o| o.success) == Some(true));
-            for turn in t.turns() {
+            // What a fork shares with its parent was said once.
+            for turn in &t.turns()[t.shared_turns()..] {
                 let (turns, tokens) = match turn.actor {
                     Actor::Student => (&mut report.student_turns, &mut report.student_tokens),
                     Actor::Teacher => (&mut report.teacher_turns, &mut report.teacher_tokens),
@@ -272,10 +263,10 @@ impl Tally {
             clipped: share(sums.clipped),
             ..sums
         });
-        if let Some(GroupReport { alone, .. }) = self.report.groups.filter(|groups| groups.alone > 0) {
+        if let Some(GroupReport { groups, alone, uneven, .. }) = self.report.groups.filter(|groups| groups.uneven > 0) {
             self.report.warnings.push(format!(
-                "{alone} groups have one episode, whose reward comes to 0: give as many episodes of one task or group to a batch as \
-                 reward.group says"
+                "{uneven} of {groups} groups have not the episodes that reward.group says, {alone} of them one, whose reward comes \
+                 to 0: give a batch as many of one task or group"
             ));
         }
         self.report.loss_by_turn = self.by_turn.into_iter().map(mean).collect();

@@ -4,31 +4,43 @@
 //! over later turns v >= u of discount^(v - u) r_v; rewards that the environment did not give are 0. Compared with its group
 //! (the episodes of one `group`, or of one task where none is named, whatever a filter makes of them, stale ones too) it is
 //! r - mean, or (r - mean) / (std + eps) as in GRPO (arXiv 2402.03300). Score and success give an episode one number; of
-//! rewards by turn the mean and deviation are over all turns of the group. The deviation is the sample's (n - 1). One episode
+//! rewards by turn the mean and deviation are over all turns of the group, those that a fork shares with its parent once. The deviation is the sample's (n - 1). One episode
 //! alone has nothing to be compared with: its reward comes to 0, and the report counts it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use super::advantage::{Baseline, Reward, RewardOf};
 use super::trajectory::Trajectory;
 
+/// The groups of a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct GroupReport {
+    /// Groups that are compared.
+    pub groups: usize,
+    /// Those of one episode, whose reward comes to 0.
+    pub alone: usize,
+    /// Those with more or fewer episodes than `reward.group` says, one alone among them.
+    pub uneven: usize,
+    /// Those in which all got the same, so that their rewards say nothing.
+    pub level: usize,
+}
+
 /// Rewards of a batch.
+#[derive(Default)]
 pub struct Rewards {
     /// By trajectory and turn.
     pub of_turns: Vec<Vec<f64>>,
-    /// Groups that are compared.
-    pub groups: usize,
-    /// Those with one episode.
-    pub alone: usize,
-    /// Those in which all got the same, so that their rewards say nothing.
-    pub level: usize,
+    /// What was compared with what.
+    pub report: GroupReport,
 }
 
 /// What the turns of a batch come to. Evaluations have no part in it.
 pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
     let mut of_turns: Vec<Vec<f64>> = trajectories.iter().map(|t| given(t, settings)).collect();
-    let mut told = Rewards { of_turns: Vec::new(), groups: 0, alone: 0, level: 0 };
+    let mut report = GroupReport::default();
     if settings.baseline != Baseline::None {
         let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (i, t) in trajectories.iter().enumerate().filter(|(_, t)| !t.heading.evaluation && !t.turns().is_empty()) {
@@ -36,7 +48,10 @@ pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
         }
         for members in groups.values() {
             let by_turn = matches!(settings.of, RewardOf::Turn | RewardOf::Return);
-            let values = |i: &usize| if by_turn { of_turns[*i].clone() } else { of_turns[*i][..1].to_vec() };
+            let values = |i: &usize| match by_turn {
+                true => of_turns[*i][own_from(trajectories[*i])..].to_vec(),
+                false => of_turns[*i][..1].to_vec(),
+            };
             let all: Vec<f64> = members.iter().flat_map(values).collect();
             let n = all.len() as f64;
             let mean = all.iter().sum::<f64>() / n;
@@ -46,9 +61,10 @@ pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
                 Baseline::Group if n > 1.0 => (squares / (n - 1.0)).sqrt() + settings.eps,
                 _ => 1.0,
             };
-            told.groups += 1;
-            told.alone += usize::from(members.len() == 1);
-            told.level += usize::from(members.len() > 1 && is_level);
+            report.groups += 1;
+            report.alone += usize::from(members.len() == 1);
+            report.uneven += usize::from(members.len() != settings.group as usize);
+            report.level += usize::from(members.len() > 1 && is_level);
             for &i in members {
                 // A mean of equal numbers may lie a bit beside them.
                 let against = |r: &mut f64| *r = if members.len() == 1 || is_level { 0.0 } else { (*r - mean) / scale };
@@ -56,8 +72,13 @@ pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
             }
         }
     }
-    told.of_turns = of_turns;
-    told
+    Rewards { of_turns, report }
+}
+
+/// The first turn that counts in a group's mean: what a fork shares with its parent counts there, unless both learn it.
+fn own_from(t: &Trajectory) -> usize {
+    let shared = t.shared_turns();
+    if t.turns()[..shared].iter().any(|turn| turn.train) { 0 } else { shared }
 }
 
 /// What the environment gave for each turn.
@@ -146,7 +167,7 @@ mod tests {
         ];
         let told = of(&batch, RewardOf::Score, Baseline::GroupMean);
         assert_eq!(told.of_turns, [[-3.0], [0.0], [0.0], [3.0]]);
-        assert_eq!((told.groups, told.alone, told.level), (2, 1, 0));
+        assert_eq!((told.report.groups, told.report.alone, told.report.uneven, told.report.level), (2, 1, 2, 0));
         let told = of(&batch, RewardOf::Score, Baseline::Group);
         assert!((told.of_turns[0][0] + 3.0 / (3.0 + 1e-6)).abs() < 1e-12, "{:?}", told.of_turns);
         assert_eq!((told.of_turns[1][0], told.of_turns[2][0]), (0.0, 0.0));
@@ -157,7 +178,7 @@ mod tests {
         let batch = [0.1, 0.1, 0.1].map(|score| episode("a", "", &[None, None], score, None));
         let told = of(&batch, RewardOf::Score, Baseline::Group);
         assert!(told.of_turns.iter().flatten().all(|r| *r == 0.0));
-        assert_eq!((told.groups, told.alone, told.level), (1, 0, 1));
+        assert_eq!((told.report.groups, told.report.alone, told.report.level), (1, 0, 1));
     }
 
     #[test]
@@ -168,11 +189,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_fork_shares_with_its_parent_counts_once() {
+        let fork = |own: f64| {
+            let mut t = episode("a", "", &[Some(10.0), Some(own)], 0.0, None);
+            t.heading.forked_from = Some((0, 1));
+            t
+        };
+        let batch = [episode("a", "", &[Some(10.0), Some(0.0)], 0.0, None), fork(1.0), fork(2.0), fork(3.0)];
+        let told = of(&batch, RewardOf::Turn, Baseline::GroupMean);
+        // The mean of 10, 0, 1, 2 and 3.
+        assert_eq!(told.of_turns[1], [10.0 - 3.2, 1.0 - 3.2]);
+    }
+
+    #[test]
     fn evaluations_and_episodes_without_a_turn_are_in_no_group() {
         let mut evaluation = episode("a", "", &[None], 100.0, None);
         evaluation.heading.evaluation = true;
         let batch = [episode("a", "", &[None], 1.0, None), evaluation, episode("a", "", &[], 50.0, None)];
         let told = of(&batch, RewardOf::Score, Baseline::GroupMean);
-        assert_eq!((told.groups, told.alone), (1, 1));
+        assert_eq!((told.report.groups, told.report.alone), (1, 1));
     }
 }

@@ -183,6 +183,7 @@ impl Config {
         self.student_turns.check_of_student(self.sampling)?;
         self.teacher_turns.check_of_others("teacher_turns")?;
         self.replay_turns.check_of_others("replay_turns")?;
+        self.check_that_knobs_count()?;
         self.check_policy_gradient()?;
         if self.turn_weights.rule != Rule::None && !self.loss_of(Actor::Student).needs_teacher() {
             return Err(contradiction(
@@ -200,25 +201,58 @@ impl Config {
         Ok(())
     }
 
+    /// Refuses a knob that was given and does nothing under the other settings. Spelling out a default is no contradiction, and
+    /// what a preset has for its own kernel may be left to stand where only a part of it is overridden.
+    fn check_that_knobs_count(&self) -> Result<()> {
+        let Advantage { teacher, reward, .. } = &self.advantage;
+        let is_gradient = matches!(self.student_turns.kind, Some(Loss::PolicyGradient(_)));
+        let (asks_teacher, takes_rewards) = (teacher.bounds() != (0.0, 0.0), reward.bounds() != (0.0, 0.0));
+        let Reward { of, baseline, .. } = self.reward;
+        let rule = self.turn_weights.rule;
+        // (paths that begin so, whether they count, where they do); the first that does not count is told.
+        let gradient = "student_turns.kernel is policy-gradient";
+        let by_first = matches!(rule, Rule::Sod(_) | Rule::GapRatio(_));
+        let rules: &[(&str, bool, &str)] = &[
+            ("advantage.", is_gradient, gradient),
+            ("ratio.", is_gradient, gradient),
+            ("reward.", is_gradient, gradient),
+            ("advantage.reference", asks_teacher, "advantage.teacher is above 0"),
+            ("advantage.shape", asks_teacher, "advantage.teacher is above 0"),
+            ("reward.", takes_rewards, "advantage.reward is above 0"),
+            ("reward.discount", of == RewardOf::Return, "reward.of is return"),
+            ("reward.eps", baseline == Baseline::Group, "reward.baseline is group"),
+            ("reward.group", baseline != Baseline::None, "reward.baseline compares"),
+            ("turn_weights.renormalise", rule != Rule::None, "turn_weights.rule weighs"),
+            (
+                "turn_weights.rule",
+                !by_first || self.learn_turns == LearnTurns::All,
+                "more than the last turn is learnt",
+            ),
+            ("teacher_tokens", self.lets_teacher_act(), "the actor lets the teacher act"),
+        ];
+        let default = Config::default();
+        for knob in KNOBS {
+            let of_it = rules
+                .iter()
+                .filter(|(path, ..)| knob.path == *path || (path.ends_with('.') && knob.path.starts_with(path)));
+            let Some((_, _, when)) = of_it.into_iter().find(|(_, counts, _)| !counts) else { continue };
+            let is_set = match self.origin(knob.path) {
+                None | Some(Origin::Default) => false,
+                Some(Origin::Preset(_)) => *when == gradient,
+                Some(Origin::Given) => true,
+            };
+            if is_set && (knob.show)(self) != (knob.show)(&default) {
+                return Err(contradiction(format!("{}: it has a meaning only where {when}", knob.path)));
+            }
+        }
+        Ok(())
+    }
+
     fn check_policy_gradient(&self) -> Result<()> {
         let Advantage { teacher, reward, constant, .. } = &self.advantage;
         let (asks_teacher, takes_rewards) = (teacher.bounds() != (0.0, 0.0), reward.bounds() != (0.0, 0.0));
         if !matches!(self.student_turns.kind, Some(Loss::PolicyGradient(_))) {
-            let set = |knob: &str| !matches!(self.origin(knob), None | Some(Origin::Default));
-            let of_it = KNOBS.iter().map(|knob| knob.path).filter(|path| {
-                path.starts_with("advantage.") || path.starts_with("ratio.") || path.starts_with("reward.")
-            });
-            // Spelling out what holds anyway is no contradiction.
-            let default = Config::default().to_json();
-            let own = self.to_json();
-            let at = |document: &Value, path: &str| document.pointer(&format!("/{}", path.replace('.', "/"))).cloned();
-            return match of_it.into_iter().find(|path| set(path) && at(&own, path) != at(&default, path)) {
-                None => Ok(()),
-                Some(path) => Err(contradiction(format!(
-                    "{path}: it has a meaning only where student_turns.kernel is policy-gradient, found {}",
-                    self.student_turns.name()
-                ))),
-            };
+            return Ok(());
         }
         if !asks_teacher && !takes_rewards && *constant == 0.0 {
             return Err(contradiction(
@@ -319,7 +353,7 @@ mod tests {
             writeln!(page, "| `{path}` | {} | `{default}` | {}{} |", cell(knob.takes), cell(knob.meaning), marks(knob))
                 .unwrap();
         }
-        page.push_str("\n## Presets\n\nEach is settings of the knobs above, nothing more; docs/methods.md has what they showed here beside their papers.\n");
+        page.push_str("\n## Presets\n\nEach is settings of the knobs above, nothing more; docs/methods.md has their formulas, recipes for hosts and what is not built.\n");
         for preset in PRESETS {
             writeln!(page, "\n### {}\n\n{}\n", preset.name, preset.what).unwrap();
             let config = Config::preset(preset.name).unwrap();

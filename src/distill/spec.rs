@@ -22,6 +22,7 @@ use super::advantage::Baseline;
 use super::batch::takes_rewards;
 use super::config::Config;
 use super::knobs::ActorPolicy;
+use super::trajectory::MOST_EPISODES;
 use crate::error::{Error, Fault, Result};
 use crate::text::request::take;
 use crate::text::{ChatTemplate, Json, RenderOptions};
@@ -75,9 +76,9 @@ impl EpisodeSpec {
                     Some(group) => spec.group = group.to_string(),
                     None => return bad(key, "a text", value),
                 },
-                "episode" => match number(value) {
+                "episode" => match number(value).filter(|&n| n <= MOST_EPISODES) {
                     Some(episode) => spec.episode = Some(episode),
-                    None => return bad(key, "a whole number of at least 0", value),
+                    None => return bad(key, "a whole number from 0, below 2^64 - 1", value),
                 },
                 "evaluation" => match value {
                     Json::Bool(evaluation) => spec.evaluation = *evaluation,
@@ -205,6 +206,7 @@ mod tests {
             (r#"{"task": 1}"#, Fault::BadValue),
             (r#"{"group": 1}"#, Fault::BadValue),
             (r#"{"episode": -1}"#, Fault::BadValue),
+            (r#"{"episode": 18446744073709551615}"#, Fault::BadValue),
             (r#"{"evaluation": 1}"#, Fault::BadValue),
             (r#"{"max_turns": 0}"#, Fault::BadValue),
             (r#"{"demonstration": ["a", 1]}"#, Fault::BadValue),

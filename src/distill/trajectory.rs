@@ -16,6 +16,12 @@ use crate::text::source::Source;
 use serde_json::{Value, json};
 use std::ops::Range;
 
+/// The largest number of an episode; the one beyond stands for none.
+pub const MOST_EPISODES: u64 = u64::MAX - 1;
+
+/// The largest reward or score, either way: the squares of many are numbers, and so are losses in 32 bits.
+const LARGEST_REWARD: f64 = 1e9;
+
 /// How far above 0 a log-prob may lie: another stack's rounding, not a probability above 1.
 const ROUNDING: f32 = 1e-3;
 
@@ -185,11 +191,10 @@ impl Trajectory {
         Ok(self.turns.len() - 1)
     }
 
-    /// Notes the reward of the last turn. [`Fault::OutOfOrder`] without a turn or after the end, [`Fault::BadValue`] if not finite.
+    /// Notes the reward of the last turn. [`Fault::OutOfOrder`] without a turn or after the end, [`Fault::BadValue`] if it is no
+    /// number within +-1e9.
     pub fn reward(&mut self, reward: f64) -> Result<()> {
-        if !reward.is_finite() {
-            return Err(Error::new(Fault::BadValue, format!("a reward must be finite, found {reward}")));
-        }
+        check_reward("reward", reward)?;
         self.last_turn()?.reward = Some(reward);
         Ok(())
     }
@@ -201,12 +206,10 @@ impl Trajectory {
         Ok(())
     }
 
-    /// Ends the episode. [`Fault::OutOfOrder`] a second time, [`Fault::BadValue`] if the score is not finite.
+    /// Ends the episode. [`Fault::OutOfOrder`] a second time, [`Fault::BadValue`] if the score is no number within +-1e9.
     pub fn end(&mut self, outcome: Outcome) -> Result<()> {
         self.check_open()?;
-        if !outcome.score.is_finite() {
-            return Err(Error::new(Fault::BadValue, format!("a score must be finite, found {}", outcome.score)));
-        }
+        check_reward("score", outcome.score)?;
         self.outcome = Some(outcome);
         Ok(())
     }
@@ -234,6 +237,11 @@ impl Trajectory {
     /// The turns, in order.
     pub fn turns(&self) -> &[Turn] {
         &self.turns
+    }
+
+    /// Turns that it shares with the episode from which it was forked.
+    pub fn shared_turns(&self) -> usize {
+        self.heading.forked_from.map_or(0, |(_, turn)| turn as usize).min(self.turns.len())
     }
 
     /// How it ended; `None` while it runs.
@@ -308,6 +316,14 @@ fn turn_json(turn: &Turn) -> Value {
         "train": turn.train,
         "truncated": turn.truncated,
     })
+}
+
+/// One that is larger would make the loss of its whole batch no number.
+fn check_reward(what: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value.abs() <= LARGEST_REWARD {
+        return Ok(());
+    }
+    Err(Error::new(Fault::BadValue, format!("a {what} must be a number from -1e9 to 1e9, found {value}")))
 }
 
 fn check_ids(ids: &[i32]) -> Result<()> {
@@ -427,9 +443,12 @@ mod tests {
         let mut t = begun();
         assert_eq!(t.reward(1.0).unwrap_err().message(), "episode 7 has no turn yet; act or replay first");
         t.add_turn(&student(&[3], &[-0.5]), &decision(true), LOSS).unwrap();
-        assert_eq!(t.reward(f64::NAN).unwrap_err().fault(), Fault::BadValue);
+        for x in [f64::NAN, f64::INFINITY, 1.1e9, -1e300] {
+            assert_eq!(t.reward(x).unwrap_err().fault(), Fault::BadValue);
+            let e = t.end(Outcome { score: x, success: None }).unwrap_err();
+            assert_eq!(e.message(), format!("a score must be a number from -1e9 to 1e9, found {x}"));
+        }
         let outcome = Outcome { score: 1.0, success: Some(true) };
-        assert_eq!(t.end(Outcome { score: f64::NAN, ..outcome }).unwrap_err().fault(), Fault::BadValue);
         t.end(outcome).unwrap();
         for result in [t.end(outcome), t.reward(1.0), t.executed_otherwise(), t.add_context(&[1], Source::Glue)] {
             assert_eq!(result.unwrap_err().fault(), Fault::OutOfOrder);

@@ -24,21 +24,24 @@ impl Uncertainties {
         self.0.iter().copied()
     }
 
-    /// Whether a proposal is to be replaced; from then on it stands in the window.
-    pub fn judge(&mut self, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
+    /// Whether a proposal is to be replaced.
+    pub fn is_replaced(&self, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
         let n = self.0.len();
-        let is_above = n >= settings.minimum as usize && n > 0 && rate > 0.0 && {
+        n >= settings.minimum as usize && n > 0 && rate > 0.0 && {
             let mut sorted: Vec<f64> = self.0.iter().copied().collect();
             sorted.sort_by(f64::total_cmp);
             let rank = ((1.0 - rate) * n as f64).ceil() as usize;
             // A rate of 1 replaces all.
             rank == 0 || uncertainty > sorted[rank.min(n) - 1]
-        };
+        }
+    }
+
+    /// Puts a proposal that was judged into the window.
+    pub fn push(&mut self, settings: &Proposal, uncertainty: f64) {
         self.0.push_back(uncertainty);
         while self.0.len() > settings.window as usize {
             self.0.pop_front();
         }
-        is_above
     }
 }
 
@@ -52,18 +55,25 @@ mod tests {
         Proposal { by: By::Student, rate: Schedule::fixed(0.5), window, minimum }
     }
 
+    /// Judges one, which stands in the window from then on.
+    fn judge(u: &mut Uncertainties, settings: &Proposal, rate: f64, uncertainty: f64) -> bool {
+        let is_replaced = u.is_replaced(settings, rate, uncertainty);
+        u.push(settings, uncertainty);
+        is_replaced
+    }
+
     #[test]
     fn what_lies_above_the_quantile_of_those_before_is_replaced() {
         let s = settings(4, 4);
         let mut u = Uncertainties::default();
         // Too few to be judged by.
-        assert!([1.0, 2.0, 3.0, 4.0].map(|x| u.judge(&s, 0.25, x)).iter().all(|replaced| !replaced));
+        assert!([1.0, 2.0, 3.0, 4.0].map(|x| judge(&mut u, &s, 0.25, x)).iter().all(|replaced| !replaced));
         // Of 1, 2, 3, 4 the three quarters' rank is 3.
-        assert!(!u.judge(&s, 0.25, 3.0) && u.values().collect::<Vec<_>>() == [2.0, 3.0, 4.0, 3.0]);
+        assert!(!judge(&mut u, &s, 0.25, 3.0) && u.values().collect::<Vec<_>>() == [2.0, 3.0, 4.0, 3.0]);
         // Of 2, 3, 3, 4 it is 3 again.
-        assert!(u.judge(&s, 0.25, 3.5) && u.values().collect::<Vec<_>>() == [3.0, 4.0, 3.0, 3.5]);
+        assert!(judge(&mut u, &s, 0.25, 3.5) && u.values().collect::<Vec<_>>() == [3.0, 4.0, 3.0, 3.5]);
         // A rate of nothing replaces nothing, one of everything all.
-        assert!(!u.judge(&s, 0.0, 100.0) && u.judge(&s, 1.0, 0.0));
+        assert!(!judge(&mut u, &s, 0.0, 100.0) && judge(&mut u, &s, 1.0, 0.0));
     }
 
     #[test]
@@ -71,7 +81,7 @@ mod tests {
         let s = settings(1000, 300);
         let mut u = Uncertainties::default();
         let draw = |i: u64| f64::from(crate::random::uniform(crate::random::Stream::World, &[i]));
-        let replaced = (0..10_300).filter(|&i| u.judge(&s, 0.3, draw(i) * draw(i + 1_000_000))).count();
+        let replaced = (0..10_300).filter(|&i| judge(&mut u, &s, 0.3, draw(i) * draw(i + 1_000_000))).count();
         // One standard deviation of the share is 0.0046, and the window's own as much again.
         assert!((replaced as f64 / 10_000.0 - 0.3).abs() < 0.03, "{replaced}");
     }

@@ -286,7 +286,8 @@ pub unsafe extern "C" fn squire_distiller_number(
 }
 
 /// Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
-/// evaluations, updates, thrown_away, waiting (ended episodes that no update took yet), set_aside (those that the teacher
+/// evaluations, updates, thrown_away, schedules (what else moves, by name, at this step), teacher_tokens (what the teacher said in
+/// training since the last update), waiting (ended episodes that no update took yet), set_aside (those that the teacher
 /// could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
 /// Any thread.
 #[unsafe(no_mangle)]

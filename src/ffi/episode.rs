@@ -161,9 +161,11 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
     unsafe { options::init(decision, size) }
 }
 
-/// Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
+/// Begins an episode on the student's current revision. spec_json: {"task", "group": the name of the episodes with which its rewards are
+/// compared (those of its task, where there is none), "episode", "evaluation", "max_turns",
 /// "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
-/// is rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the
+/// is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
+/// and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
 /// engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
 /// max_sessions exist. Any thread.
 #[unsafe(no_mangle)]
@@ -427,8 +429,9 @@ pub unsafe extern "C" fn squire_episode_replay_stored(
 /// Says whether what the student proposed for this turn stands (settings with actor kind proposal), once it has spoken. decision
 /// is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
 /// answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
-/// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, SQUIRE_E_BUSY while the student
-/// speaks, SQUIRE_E_BUDGET if the KV budget runs out. Any thread.
+/// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, or where the student was cancelled or failed before it had finished; SQUIRE_E_BUSY while the student
+/// speaks or another call judges, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
+/// runs out. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_judge(
     episode: *mut squire_episode,
@@ -448,8 +451,8 @@ pub unsafe extern "C" fn squire_episode_judge(
     }
 }
 
-/// Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be
-/// finite; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,
+/// Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be a
+/// number within +-1e9; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,
 /// SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_outcome(
@@ -471,7 +474,7 @@ pub unsafe extern "C" fn squire_episode_outcome(
     }
 }
 
-/// Ends the episode with the host's score, which must be finite, and verdict: success 1, failure 0, not known -1. A
+/// Ends the episode with the host's score, a number within +-1e9, and verdict: success 1, failure 0, not known -1. A
 /// training episode then waits for an update, and what the teacher has not computed of it yet is computed in the rounds
 /// of whoever else runs. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread.
 #[unsafe(no_mangle)]
@@ -493,7 +496,8 @@ pub unsafe extern "C" fn squire_episode_end(
 }
 
 /// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
-/// null), score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train), phase (the
+/// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
+/// it ended at max_tokens or the end of the context), phase (the
 /// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
 /// added. SQUIRE_E_BUSY while a generation runs. Any thread.
 #[unsafe(no_mangle)]

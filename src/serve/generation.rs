@@ -175,6 +175,11 @@ impl Ending {
         self.0.failed()
     }
 
+    /// Whether it was cancelled, or failed.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.0.was_stopped()
+    }
+
     /// Whether it ended for want of room: `max_tokens` or the context.
     pub(crate) fn was_cut_off(&self) -> bool {
         self.0.was_cut_off()

@@ -99,6 +99,12 @@ impl Outbox {
         self.state.lock().end.as_ref().is_some_and(|end| end.finish == Finish::Failed)
     }
 
+    /// Whether it was cancelled, or failed.
+    pub(super) fn was_stopped(&self) -> bool {
+        let end = |end: &End| matches!(end.finish, Finish::Cancelled | Finish::Failed);
+        self.state.lock().end.as_ref().is_some_and(end)
+    }
+
     /// Whether it ended for want of room: `max_tokens` or the context.
     pub(super) fn was_cut_off(&self) -> bool {
         let end = |end: &End| matches!(end.finish, Finish::Length | Finish::ContextFull);

@@ -355,6 +355,16 @@ impl Session {
     /// likeliest tokens there. Blocks. The session must not be empty. On an error the timeline is as before.
     /// `BadOption` if `ids` times `top_k` is more than [`MAX_SCORE_ENTRIES`].
     pub fn score(&self, ids: &[i32], top_k: usize, cancel: &Cancel) -> Result<Vec<ScoreRow>> {
+        self.wait(self.start_score(ids, top_k, cancel)?)?
+    }
+
+    /// The same without waiting: the answer is the engine's to give.
+    pub(crate) fn start_score(
+        &self,
+        ids: &[i32],
+        top_k: usize,
+        cancel: &Cancel,
+    ) -> Result<Receiver<Result<Vec<ScoreRow>>>> {
         let model = &self.model.0.model;
         if top_k > model.config.vocab_size {
             let why = format!("the {top_k} likeliest of {} tokens are wanted", model.config.vocab_size);
@@ -379,7 +389,7 @@ impl Session {
             t.forget_computed(from - 1);
             Ok(Work::Score { from, top_k, rows: memory::reserved(ids.len(), "the rows of a score")?, reply })
         })?;
-        self.wait(answer)?
+        Ok(answer)
     }
 
     /// Computes all pending ids, so that forks made afterwards share what was computed. Blocks. Cancelled, it keeps what
