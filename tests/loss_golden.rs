@@ -2,7 +2,6 @@
 //! TRL's own function (tests/golden/make_losses.py).
 
 #[path = "support/golden.rs"]
-#[allow(dead_code)]
 mod golden;
 
 use golden::{document, floats, ints};
@@ -92,10 +91,10 @@ fn every_loss_is_torchs_and_the_jensen_shannon_divergence_is_trls() {
         let tail = [("bucket", Tail::Bucket), ("renormalised", Tail::Renormalised), ("truncated", Tail::Truncated)];
         let tail = tail.iter().find(|(word, _)| name.ends_with(word)).map(|(_, tail)| *tail);
         let mut known = TopK::new(golden["k"].as_u64().unwrap() as usize, tail.unwrap_or(Tail::Bucket));
-        for i in 0..n {
+        for (i, said) in said.iter().enumerate() {
             let top = ops::top_k(&device, &theirs, i, golden["k"].as_u64().unwrap() as usize).unwrap();
             let (ids, logprobs): (Vec<i32>, Vec<f32>) = top.into_iter().unzip();
-            known.push(&ids, &logprobs, said[i]).unwrap();
+            known.push(&ids, &logprobs, *said).unwrap();
         }
         let side = if tail.is_some() { TeacherRows::TopK(&known) } else { TeacherRows::Logits(&theirs) };
         let mut x = tensor(&student);
