@@ -2,6 +2,7 @@
 import functools
 import json
 import math
+import subprocess
 import sys
 import threading
 import time
@@ -9,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "../../examples/twc"))
+HOUSEHOLD = HERE / "../../examples/household"
+sys.path[:0] = [str(HERE / "../../examples/twc"), str(HOUSEHOLD)]
+import queue_teacher
 import squire
 from squire_teachers import Answering, Failed, LlamaCpp, LlamaCppPython, SGLang, Vllm, check
 
@@ -185,6 +188,22 @@ def takes_text(address):
     Handler.fault = None
 
 
+def asks_another_process(library, folder, model):
+    """The household's teacher in a process of its own says what the model says here."""
+    command = [sys.executable, str(HOUSEHOLD / "queue_teacher.py"), library, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            of = SGLang(process.stdout.readline().strip(), timeout=20)
+            ids = [5, 6, 7, 8, 9, 10]
+            said, top = queue_teacher.score(model, ids, 3, TOP_K)
+            wanted = [(own[0], [(id, logprob) for logprob, id, _ in known]) for own, known in zip(said, top)]
+            assert of.score(ids, 3, TOP_K) == wanted, wanted
+            refused(of, [5], 1, 0, "HTTP 400")
+            refused(of, [5, VOCABULARY], 1, 0, "HTTP 400")
+        finally:
+            process.stdin.close()
+
+
 def main():
     global VOCABULARY
     library, folder = sys.argv[1:]
@@ -272,6 +291,7 @@ def main():
     for kind in SGLang, LlamaCpp:
         assert abs(reports[Vllm]["loss"] - reports[kind]["loss"]) < 1e-7, reports
     takes_text(address)
+    asks_another_process(library, folder, model)
     server.shutdown()
     try:
         Vllm("http://127.0.0.1:9", timeout=1).score([1, 2], 1, 0)
