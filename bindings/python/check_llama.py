@@ -185,8 +185,7 @@ def off_by(url, model, ids):
 
 def own(model, ids, start, k):
     """squire's own log-probs, as a server of squire_teachers gives them."""
-    said, top = score(model, ids, start, k)
-    return [(logprob, [(id, logprob) for logprob, id, _ in known]) for (logprob, _, _), known in zip(said, top)]
+    return [(logprob, list(zip(top, logprobs))) for logprob, top, logprobs in score(model, ids, start, k)]
 
 
 def report(server, k, pairs, seconds):

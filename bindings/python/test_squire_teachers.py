@@ -195,9 +195,11 @@ def asks_another_process(library, folder, model):
         try:
             of = SGLang(process.stdout.readline().strip(), timeout=20)
             ids = [5, 6, 7, 8, 9, 10]
-            said, top = queue_teacher.score(model, ids, 3, TOP_K)
-            wanted = [(own[0], [(id, logprob) for logprob, id, _ in known]) for own, known in zip(said, top)]
-            assert of.score(ids, 3, TOP_K) == wanted, wanted
+            # Nine digits are all of an f32's, which the queue takes.
+            f32 = lambda x: squire.c.c_float(x).value
+            found = [(f32(own), [(id, f32(logprob)) for id, logprob in known]) for own, known in of.score(ids, 3, TOP_K)]
+            rows = queue_teacher.score(model, ids, 3, TOP_K)
+            assert found == [(own, list(zip(top, logprobs))) for own, top, logprobs in rows], (found, rows)
             refused(of, [5], 1, 0, "HTTP 400")
             refused(of, [5, VOCABULARY], 1, 0, "HTTP 400")
         finally:

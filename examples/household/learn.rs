@@ -86,6 +86,8 @@ pub struct Plan {
     pub seed: u64,
     /// The rank of the adapter that is trained; None: all weights.
     pub lora: Option<u32>,
+    /// Games that are played side by side; None: all of an update.
+    pub seats: Option<usize>,
     /// Settings in place of the method's own, an object; {} for none.
     pub set: Value,
     /// Where checkpoints go; an interrupted run goes on from there.
@@ -131,7 +133,7 @@ pub fn learn(student: &ServedModel, teacher: &Teacher, plan: &Plan) -> Result<(D
             _ => play(
                 &distiller,
                 (first..first + BATCH).map(|seed| Game::new(Split::Train, seed)).collect(),
-                Mode::default(),
+                Mode { seats: plan.seats, ..Mode::default() },
             )?,
         };
         let mut update = distiller.build(0, &Cancel::default(), &mut |_, _| true)?;
@@ -160,7 +162,7 @@ pub fn unseen(distiller: &Distiller, n: u64) -> Result<f64> {
     let mut won = Vec::new();
     for first in (0..n).step_by(50) {
         let games = (first..n.min(first + 50)).map(|seed| Game::new(Split::Unseen, EVALUATION + seed)).collect();
-        won.extend(play(distiller, games, Mode { evaluation: Some(COOL), random_turns: 0 })?);
+        won.extend(play(distiller, games, Mode { evaluation: Some(COOL), ..Mode::default() })?);
     }
     Ok(success(&won))
 }

@@ -67,6 +67,9 @@ struct Arguments {
     /// Train an adapter of this rank (LoRA, alpha twice the rank) instead of all weights.
     #[arg(long)]
     lora: Option<u32>,
+    /// Games that are played side by side, instead of all of an update; as one ends, the next begins.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    seats: Option<u16>,
     /// Settings in place of the method's own, a JSON object of what differs.
     #[arg(long, default_value = "{}", value_parser = object)]
     set: Value,
@@ -164,6 +167,7 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
         updates,
         seed: arguments.seed,
         lora: arguments.lora,
+        seats: arguments.seats.map(usize::from),
         set: arguments.set.clone(),
         checkpoint: arguments.checkpoint.clone(),
         watch,

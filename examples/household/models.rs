@@ -130,7 +130,7 @@ pub fn measure(model: &ServedModel, split: Split, n: u64, temperature: f32, rand
     let mut won = Vec::new();
     for first in (0..n).step_by(64) {
         let games = (first..n.min(first + 64)).map(|seed| Game::new(split, EVALUATION + seed)).collect();
-        won.extend(play(&distiller, games, Mode { evaluation: None, random_turns })?);
+        won.extend(play(&distiller, games, Mode { random_turns, ..Mode::default() })?);
         distiller.discard();
     }
     Ok(success(&won))

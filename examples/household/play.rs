@@ -31,28 +31,27 @@ pub struct Mode {
     pub evaluation: Option<f32>,
     /// Random turns that open each game; the player then has the usual number of turns.
     pub random_turns: usize,
+    /// Games that are played side by side, so that a batch ends little by little; None: all of them.
+    pub seats: Option<usize>,
 }
 
 /// Plays all games to their end; returns which were won, in order.
 pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<bool>> {
     let mut seats = Vec::with_capacity(games.len());
-    for mut game in games {
-        game.max_turns += mode.random_turns;
-        let spec = EpisodeSpec {
-            task: game.task().to_string(),
-            evaluation: mode.evaluation.is_some(),
-            max_turns: Some((MAX_TURNS + mode.random_turns) as u32),
-            ..Default::default()
-        };
-        let episode = distiller.begin(spec)?;
-        episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
-        seats.push(Seat { game, episode, won: None });
-    }
+    let mut coming = games.into_iter();
     let mut options = GenerationOptions { max_tokens: MAX_ACTION_TOKENS, ..Default::default() };
     if let Some(temperature) = mode.evaluation {
         options.sampling.temperature = temperature;
     }
-    while seats.iter().any(|s| s.won.is_none()) {
+    loop {
+        let playing = seats.iter().filter(|s: &&Seat| s.won.is_none()).count();
+        let free = mode.seats.map_or(usize::MAX, |n| n - playing);
+        for game in coming.by_ref().take(free) {
+            seats.push(Seat::new(distiller, game, mode)?);
+        }
+        if seats.iter().all(|s| s.won.is_some()) {
+            break;
+        }
         // First start everybody's turn, then wait for each: the engine decodes all of them together.
         let mut acting = Vec::new();
         for (i, seat) in seats.iter_mut().enumerate().filter(|(_, s)| s.won.is_none()) {
@@ -76,6 +75,19 @@ pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<b
 }
 
 impl Seat {
+    fn new(distiller: &Distiller, mut game: Game, mode: Mode) -> Result<Seat> {
+        game.max_turns += mode.random_turns;
+        let spec = EpisodeSpec {
+            task: game.task().to_string(),
+            evaluation: mode.evaluation.is_some(),
+            max_turns: Some((MAX_TURNS + mode.random_turns) as u32),
+            ..Default::default()
+        };
+        let episode = distiller.begin(spec)?;
+        episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
+        Ok(Seat { game, episode, won: None })
+    }
+
     fn execute(&mut self, action: &str, learn: bool) -> Result<()> {
         let step = self.game.act(action);
         self.episode.outcome(None, learn)?;
