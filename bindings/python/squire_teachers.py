@@ -1,4 +1,4 @@
-"""Answers the requests of a squire teacher from a server that scores prompts: vLLM or SGLang.
+"""Answers the requests of a squire teacher from a server that scores text: vLLM, SGLang or llama.cpp.
 
     teacher = ...                              # a squire_teacher*, made by squire_teacher_create with top_k 32, say
     with Answering(library, teacher, Vllm("http://127.0.0.1:8000", "Qwen/Qwen3-30B-A3B"), threads=8):
@@ -6,7 +6,7 @@
 
 Ids go to the server and never text, at temperature 1 on raw logits; what comes back must be of the very ids that were sent, or
 the request is told to have failed, with the reason. Nothing here needs a package. vLLM is to be started with --max-logprobs of
-top_k at least and --logprobs-mode raw_logprobs.
+top_k at least and --logprobs-mode raw_logprobs. The one exception, which takes text, says so: LlamaCppPython.
 """
 import ctypes as c
 import http.client
@@ -99,6 +99,110 @@ class SGLang(Server):
             if id != ids[at]:
                 raise Failed(f"position {at}: id {id} was scored and not {ids[at]}")
             places.append((logprob, best(of, k, at)))
+        return places
+
+
+class LlamaCpp(Server):
+    """llama.cpp's own server, by its /completion. That tells log-probs of what it generates and of no prompt, so every place is a
+    request of its own: the ids before it are the prompt, which the server has in its cache but for the last, and the one id that it
+    generates is made to be the one that was said, by a bias. The log-probs are those of the raw logits, which no bias changes.
+
+    Of an id that is the beginning of a character it tells nothing. There the place is asked again, for its `wide` most likely ids,
+    and the request fails where the id is not among them."""
+
+    def __init__(self, *arguments, wide=4096, **options):
+        super().__init__(*arguments, **options)
+        self.wide = wide
+        self.whole = None  # an id of which it told something: no beginning of a character
+
+    def score(self, ids, start, k):
+        places = []
+        for at in range(start, len(ids)):
+            told = self._place(ids, at, ids[at], max(k, 1))
+            if told:
+                self.whole = ids[at]
+                logprob, of = told
+            else:
+                _, of = self._place(ids, at, self.whole, max(k, self.wide)) or (None, {})
+                logprob = of.get(ids[at])
+            if logprob is None:
+                raise Failed(f"position {at}: the server tells nothing of id {ids[at]}, which may be the beginning of a character, "
+                             f"and it is not among the {len(of)} most likely")
+            places.append((logprob, best(of, k, at)))
+        return places
+
+    def _place(self, ids, at, said, k):
+        """The log-prob of `said` (None: of whatever is most likely) after ids[:at], and the k most likely ids with theirs; or
+        None."""
+        answer = self.post("/completion", {
+            **({"model": self.model} if self.model else {}),
+            "prompt": ids[:at], "n_predict": 1, "n_probs": k, "post_sampling_probs": False, "return_tokens": True,
+            "logit_bias": [] if said is None else [[said, 1e6]], "samplers": ["top_k"], "top_k": 1, "temperature": 1.0,
+            # What stands in the cache as the same ids in other places is not the same.
+            "cache_prompt": True, "n_cache_reuse": 0,
+        })
+        with understood(at):
+            n, cut, tokens = answer["tokens_evaluated"], answer["truncated"], answer["tokens"]
+            entry = (answer.get("completion_probabilities") or [None])[0]
+        if n != at or cut:
+            raise Failed(f"position {at}: wanted the log-probs after {at} ids, the server read {n}{' and cut them' if cut else ''}")
+        if said is not None and tokens != [said]:
+            raise Failed(f"position {at}: ids {tokens} were scored and not {said}")
+        if entry is None:
+            return None
+        with understood(at):
+            id, logprob = int(entry["id"]), float(entry["logprob"])
+            of = {int(e["id"]): float(e["logprob"]) for e in entry["top_logprobs"]}
+        if said is not None and id != said:
+            raise Failed(f"position {at}: id {id} was scored and not {said}")
+        return logprob, of
+
+
+class LlamaCppPython(Server):
+    """llama-cpp-python's server (started with --logits_all true), by echo. It takes text and no ids: `text` is a function that
+    gives the text of ids, control tokens included, and what is scored are the ids that the server's own tokenizer makes of that
+    text, which must be the same. It answers with texts too, which several ids may share, so it is asked for the log-probs of
+    what was said alone: top_k is 0. And only for models that begin every text with an id of their own: without one, what that server
+    calls the log-prob of an id of the prompt is that of seeing it once more in the place after."""
+
+    def __init__(self, *arguments, text, **options):
+        super().__init__(*arguments, **options)
+        self.text = text
+
+    def _ids(self, text):
+        answer = self.post("/extras/tokenize", {"model": self.model, "input": text})
+        with understood():
+            return [int(id) for id in answer["tokens"]]
+
+    def score(self, ids, start, k):
+        if k:
+            raise Failed("llama-cpp-python's server names the most likely ids by their texts, which several may share: it can answer "
+                         "a teacher with top_k 0; llama.cpp's own server gives ids")
+        begin = self._ids("")
+        if len(begin) != 1:
+            raise Failed("llama-cpp-python's server gives the log-probs of a prompt one place off where the model begins no text with "
+                         "an id of its own; use llama.cpp's own server")
+        if ids[:1] != begin or begin[0] in ids[1:] or start < 2:
+            raise Failed(f"llama-cpp-python's server scores texts that begin with id {begin[0]}, from the second id after it on, and "
+                         "leaves that id out where it stands again")
+        text = self.text(ids[1:])
+        if self._ids(text) != ids:
+            raise Failed("the server's tokenizer makes other ids of the text than were to be scored")
+        answer = self.post("/v1/completions", {
+            "model": self.model, "prompt": text, "max_tokens": 1, "temperature": 1.0, "echo": True, "logprobs": 0,
+        })
+        with understood():
+            n, choice = answer["usage"]["prompt_tokens"], answer["choices"][0]
+            echoed, logprobs = choice["text"], choice["logprobs"]["token_logprobs"]
+        if n != len(ids) or not echoed.startswith(text):
+            raise Failed("the server scored another text than it was sent")
+        # All but the first, and perhaps the one that was generated.
+        if len(logprobs) not in (n - 1, n):
+            raise Failed(f"wanted the log-probs of {n - 1} ids, found {len(logprobs)}")
+        places = []
+        for at in range(start, n):
+            with understood(at):
+                places.append((float(logprobs[at - 1]), []))
         return places
 
 

@@ -1,6 +1,8 @@
 """squire_teachers against servers of its own, honest and not: test_squire_teachers.py LIBRARY MODEL_FOLDER"""
+import functools
 import json
 import math
+import subprocess
 import sys
 import threading
 import time
@@ -8,18 +10,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "../../examples/twc"))
+HOUSEHOLD = HERE / "../../examples/household"
+sys.path[:0] = [str(HERE / "../../examples/twc"), str(HOUSEHOLD)]
+import queue_teacher
 import squire
-from squire_teachers import Answering, Failed, SGLang, Vllm, check
+from squire_teachers import Answering, Failed, LlamaCpp, LlamaCppPython, SGLang, Vllm, check
 
 TOP_K = 3
 VOCABULARY = None
 
 
+@functools.cache
+def distribution(before):
+    weights = [1 + (id * 7 + before) % 5 for id in range(VOCABULARY)]
+    return [math.log(weight / sum(weights)) for weight in weights]
+
+
 def logprob(ids, at, id):
     """What the servers say: any distribution that depends on what stands before."""
-    weights = [1 + (id * 7 + sum(ids[:at])) % 5 for id in range(VOCABULARY)]
-    return math.log(weights[id] / sum(weights))
+    return distribution(sum(ids[:at]) % 5)[id]
 
 
 def ranked(ids, at):
@@ -27,8 +36,13 @@ def ranked(ids, at):
     return sorted(range(VOCABULARY), key=lambda id: -logprob(ids, at, id))
 
 
+def text(ids):
+    """What the ids mean to a server that takes text: a character each."""
+    return "".join(chr(0x4E00 + id) for id in ids)
+
+
 class Handler(BaseHTTPRequestHandler):
-    """Both dialects; `fault` names what is wrong with it."""
+    """All dialects; `fault` names what is wrong with it."""
     fault = None
 
     def do_POST(self):
@@ -42,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "stalls":
             time.sleep(5)
-        answer = self.vllm(asked, fault) if self.path == "/v1/completions" else self.sglang(asked, fault)
+        kind = {"/v1/completions": self.llama_python if "echo" in asked else self.vllm, "/generate": self.sglang,
+                "/completion": self.llama, "/extras/tokenize": self.tokenize}[self.path]
+        answer = kind(asked, fault)
         body = json.dumps(answer).encode()
         if fault == "garbage":
             body = b"<html>"
@@ -87,6 +103,39 @@ class Handler(BaseHTTPRequestHandler):
             said[-1][0] = None
         return {"meta_info": {"input_token_logprobs": said, "input_top_logprobs": top}}
 
+    def llama(self, asked, fault):
+        ids, k = asked["prompt"], asked["n_probs"]
+        assert asked["n_predict"] == 1 and not asked["post_sampling_probs"] and asked["top_k"] == 1 and k
+        at = len(ids)
+        known = ranked(ids, at)[:k]
+        said = asked["logit_bias"][0][0] if asked["logit_bias"] else known[0]
+        entry = lambda id: {"id": id, "logprob": logprob(ids, at, id)}
+        told = {**entry(said), "top_logprobs": [entry(id) for id in known]}
+        if fault == "lies":
+            told["logprob"] = 0.5
+        if fault == "other ids":
+            told["id"] ^= 1
+        if fault == "forgets":
+            told["logprob"] = None
+        # The real one tells nothing of what begins a character.
+        probabilities = [] if fault == "misses" or said % 5 == 2 else [told]
+        return {"tokens": [said], "tokens_evaluated": at - (fault == "shortens"), "truncated": fault == "cuts",
+                "completion_probabilities": probabilities}
+
+    def tokenize(self, asked, fault):
+        return {"tokens": ([] if fault == "no begin" else [0]) + [ord(c) - 0x4E00 for c in asked["input"]]}
+
+    def llama_python(self, asked, fault):
+        assert asked["temperature"] == 1.0 and asked["logprobs"] == 0 and asked["echo"] and asked["max_tokens"] == 1
+        ids = self.tokenize({"input": asked["prompt"]}, fault)["tokens"]
+        said = [None] + [logprob(ids, at, ids[at]) for at in range(2, len(ids))] + [-1.0]
+        if fault == "shortens":
+            del said[-2:]
+        if fault == "forgets":
+            said[-2] = None
+        n = len(ids) + (fault == "other ids")
+        return {"usage": {"prompt_tokens": n}, "choices": [{"text": asked["prompt"] + "x", "logprobs": {"token_logprobs": said}}]}
+
     def log_message(self, *_):
         pass
 
@@ -110,6 +159,53 @@ def play(distiller, n):
             episode.end(1, True)
 
 
+def refused(of, ids, start, k, reason):
+    try:
+        of.score(ids, start, k)
+        raise AssertionError(f"scored, though: {reason}")
+    except Failed as e:
+        assert reason in str(e), e
+
+
+def takes_text(address):
+    """llama-cpp-python's server: what is said after an id of its own, and nothing else."""
+    of = LlamaCppPython(address, text=text, timeout=3)
+    ids = [0, 6, 7, 8, 9, 10]
+    places = of.score(ids, 3, 0)
+    assert [own for own, _ in places] == [logprob(ids, at, ids[at]) for at in (3, 4, 5)], places
+    assert all(known == [] for _, known in places)
+    refused(of, ids, 3, 2, "top_k 0")
+    for wrong, start in ([1, 6, 7, 8], 2), ([0, 6, 0, 7], 2), (ids, 1):
+        refused(of, wrong, start, 0, "texts that begin with id 0")
+    refused(LlamaCppPython(address, text=lambda ids: text(ids[:-1]), timeout=3), ids, 3, 0, "makes other ids")
+    for fault, reason in {
+        "no begin": "one place off", "shortens": "wanted the log-probs of 5 ids", "forgets": "not as this kind",
+        "other ids": "scored another text", "500": "HTTP 500", "drops": "/extras/tokenize", "garbage": "not JSON",
+        "truncates": "not JSON",
+    }.items():
+        Handler.fault = fault
+        refused(of, ids, 3, 0, reason)
+    Handler.fault = None
+
+
+def asks_another_process(library, folder, model):
+    """The household's teacher in a process of its own says what the model says here."""
+    command = [sys.executable, str(HOUSEHOLD / "queue_teacher.py"), library, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            of = SGLang(process.stdout.readline().strip(), timeout=20)
+            ids = [5, 6, 7, 8, 9, 10]
+            # Nine digits are all of an f32's, which the queue takes.
+            f32 = lambda x: squire.c.c_float(x).value
+            found = [(f32(own), [(id, f32(logprob)) for id, logprob in known]) for own, known in of.score(ids, 3, TOP_K)]
+            rows = queue_teacher.score(model, ids, 3, TOP_K)
+            assert found == [(own, list(zip(top, logprobs))) for own, top, logprobs in rows], (found, rows)
+            refused(of, [5], 1, 0, "HTTP 400")
+            refused(of, [5, VOCABULARY], 1, 0, "HTTP 400")
+        finally:
+            process.stdin.close()
+
+
 def main():
     global VOCABULARY
     library, folder = sys.argv[1:]
@@ -127,7 +223,7 @@ def main():
         return teacher, squire.Distiller(model, settings, teacher)
 
     reports = {}
-    for kind in Vllm, SGLang:
+    for kind in Vllm, SGLang, LlamaCpp:
         of = kind(address, "a-model", timeout=3)
         ids = [5, 6, 7, 8, 9, 10]
         places = of.score(ids, 4, TOP_K)
@@ -169,6 +265,8 @@ def main():
         }
         if kind is Vllm:
             faults["misses"] = "no log-prob of id"
+        if kind is LlamaCpp:
+            faults |= {"misses": "tells nothing of id", "cuts": "cut them"}
         for fault, reason in faults.items():
             teacher, distiller = taught()
             lines = []
@@ -191,8 +289,11 @@ def main():
                     except squire.Error as e:
                         assert e.status == -17, (fault, str(e))
                 assert episodes == 2, fault
-    # Both say the same, so both teach the same.
-    assert abs(reports[Vllm]["loss"] - reports[SGLang]["loss"]) < 1e-7, reports
+    # All say the same, so all teach the same.
+    for kind in SGLang, LlamaCpp:
+        assert abs(reports[Vllm]["loss"] - reports[kind]["loss"]) < 1e-7, reports
+    takes_text(address)
+    asks_another_process(library, folder, model)
     server.shutdown()
     try:
         Vllm("http://127.0.0.1:9", timeout=1).score([1, 2], 1, 0)

@@ -4,7 +4,8 @@
 //! alternative also runs with as many updates as fit into the seconds that guided OPD took.
 #![forbid(unsafe_code)]
 
-use squire::distill::{Distiller, Report};
+use serde_json::json;
+use squire::distill::{Distiller, Report, Teacher};
 use squire::error::Result;
 use squire::serve::{Engine, LoadOptions};
 
@@ -41,11 +42,14 @@ pub fn compare(engine: &Engine, seeds: &[u64], updates: u64, games: u64) -> Resu
 }
 
 fn one(engine: &Engine, method: Method, updates: u64, seed: u64, games: u64) -> Result<(Learnt, f64)> {
-    let teacher = engine.load(&shipped("teacher"), LoadOptions::default())?;
+    let teacher = Teacher::Local(engine.load(&shipped("teacher"), LoadOptions::default())?);
     let student = engine.load(&shipped("student"), LoadOptions::default())?;
     let watch = |_: &Distiller, _: f64, _: &Report| {};
-    let (distiller, learnt) =
-        learn(&student, &teacher, &Plan { method, updates, seed, lora: None, checkpoint: None, watch })?;
+    let (distiller, learnt) = learn(
+        &student,
+        &teacher,
+        &Plan { method, updates, seed, lora: None, seats: None, set: json!({}), checkpoint: None, watch },
+    )?;
     Ok((learnt, unseen(&distiller, games)?))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use squire::distill::{Config, Distiller, Report};
+use squire::distill::{Config, Distiller, Report, Teacher};
 use squire::error::Result;
 use squire::serve::{Cancel, ServedModel};
 
@@ -86,6 +86,10 @@ pub struct Plan {
     pub seed: u64,
     /// The rank of the adapter that is trained; None: all weights.
     pub lora: Option<u32>,
+    /// Games that are played side by side; None: all of an update.
+    pub seats: Option<usize>,
+    /// Settings in place of the method's own, an object; {} for none.
+    pub set: Value,
     /// Where checkpoints go; an interrupted run goes on from there.
     pub checkpoint: Option<PathBuf>,
     /// Called after every update: the distiller, the share of training games won, the report.
@@ -102,19 +106,20 @@ pub struct Learnt {
 }
 
 /// Runs the plan: afterwards the student's current revision is the result.
-pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Result<(Distiller, Learnt)> {
+pub fn learn(student: &ServedModel, teacher: &Teacher, plan: &Plan) -> Result<(Distiller, Learnt)> {
     let mut settings = plan.method.settings(plan.updates, plan.seed);
     if let Some(rank) = plan.lora {
         settings["lora"] = json!({"rank": rank, "alpha": 2 * rank});
         settings["optimizer"]["learning_rate"]["start"] = json!(LORA_RATE);
         settings["optimizer"]["learning_rate"]["end"] = json!(LORA_RATE / 10.0);
     }
+    overlay(&mut settings, &plan.set);
     let config = Config::from_value(&settings)?;
     let distiller = match &plan.checkpoint {
         Some(folder) if Distiller::checkpoint(folder)?.is_some() => {
-            Distiller::resume(student, Some(teacher), config, folder)?
+            Distiller::resume_taught(student, Some(teacher.clone()), config, folder)?
         }
-        _ => Distiller::new(student, Some(teacher), config)?,
+        _ => Distiller::taught(student, Some(teacher.clone()), config)?,
     };
     let started = Instant::now();
     while distiller.step() < plan.updates {
@@ -128,7 +133,7 @@ pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Resul
             _ => play(
                 &distiller,
                 (first..first + BATCH).map(|seed| Game::new(Split::Train, seed)).collect(),
-                Mode::default(),
+                Mode { seats: plan.seats, ..Mode::default() },
             )?,
         };
         let mut update = distiller.build(0, &Cancel::default(), &mut |_, _| true)?;
@@ -140,6 +145,16 @@ pub fn learn(student: &ServedModel, teacher: &ServedModel, plan: &Plan) -> Resul
         }
     }
     Ok((distiller, Learnt { seconds: started.elapsed().as_secs_f64(), games: plan.updates * BATCH }))
+}
+
+/// Puts what an object says into another, key by key.
+fn overlay(settings: &mut Value, set: &Value) {
+    for (key, value) in set.as_object().into_iter().flatten() {
+        match &mut settings[key] {
+            of @ Value::Object(_) if value.is_object() => overlay(of, value),
+            of => *of = value.clone(),
+        }
+    }
 }
 
 /// Success of the student alone on the first `n` unseen games, at the evaluation temperature.

@@ -5,6 +5,8 @@
 //! ```text
 //! cargo run --release --example household                  the run
 //! cargo run --release --example household -- --json        the same; the last line is one JSON object
+//! cargo run --release --example household -- --method opd --student FOLDER --teacher-url http://127.0.0.1:PORT
+//!                                                          a teacher in another process (queue_teacher.py)
 //! cargo run --release --example household -- compare       beside OPD and imitation, from the same student
 //! cargo run --release --example household -- methods       every preset from the same student
 //! cargo run --release --example household -- measure       the shipped models alone
@@ -19,6 +21,7 @@ mod learn;
 mod methods;
 mod models;
 mod play;
+mod remote;
 mod words;
 mod world;
 
@@ -27,9 +30,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use squire::backend::Compute;
-use squire::distill::{Distiller, EpisodeSpec, Report};
+use squire::distill::{Distiller, EpisodeSpec, Report, Teacher};
 use squire::error::Result;
 use squire::serve::{Engine, EngineOptions, GenerationOptions, LoadOptions, ServedModel};
 
@@ -66,6 +69,19 @@ struct Arguments {
     /// Train an adapter of this rank (LoRA, alpha twice the rank) instead of all weights.
     #[arg(long)]
     lora: Option<u32>,
+    /// Games that are played side by side, instead of all of an update; as one ends, the next begins.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    seats: Option<u16>,
+    /// Settings in place of the method's own, a JSON object of what differs.
+    #[arg(long, default_value = "{}", value_parser = object)]
+    set: Value,
+    /// Begin with this student instead of the shipped one.
+    #[arg(long)]
+    student: Option<PathBuf>,
+    /// Ask the teacher at this address, which scores and does not act (queue_teacher.py), instead of the shipped one in this
+    /// process.
+    #[arg(long)]
+    teacher_url: Option<String>,
     /// Print one JSON object as the last line.
     #[arg(long)]
     json: bool,
@@ -98,6 +114,11 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+}
+
+fn object(text: &str) -> std::result::Result<Value, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if value.is_object() { Ok(value) } else { Err("wanted a JSON object".into()) }
 }
 
 fn main() -> ExitCode {
@@ -141,7 +162,12 @@ fn load(engine: &Engine, name: &str) -> Result<ServedModel> {
 /// The whole story once.
 fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
     let started = Instant::now();
-    let (teacher, student) = (load(engine, "teacher")?, load(engine, "student")?);
+    let teacher = load(engine, "teacher")?;
+    let student = match &arguments.student {
+        Some(folder) => engine.load(folder, LoadOptions::default())?,
+        None => load(engine, "student")?,
+    };
+    let remote = arguments.teacher_url.as_ref().map(|url| remote::Remote::new(url, 2)).transpose()?;
     let (n, updates) = (arguments.games, arguments.updates);
     let success_teacher = models::measure(&teacher, Split::Unseen, n, COOL, 0)?;
     println!("teacher on {n} unseen games: {:.1} %", 100.0 * success_teacher);
@@ -150,12 +176,25 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
     println!("student on {n} unseen games: {:.1} %\n", 100.0 * success_before);
     println!("{}, {updates} updates of {} games:", arguments.method.name(), learn::BATCH);
     println!("update  beta  won in training   KL (nats a token)  tokens: student  teacher  replayed");
-    let (method, seed, lora, checkpoint) =
-        (arguments.method, arguments.seed, arguments.lora, arguments.checkpoint.clone());
-    let (distiller, learnt) = learn(&student, &teacher, &Plan { method, updates, seed, lora, checkpoint, watch })?;
+    let plan = Plan {
+        method: arguments.method,
+        updates,
+        seed: arguments.seed,
+        lora: arguments.lora,
+        seats: arguments.seats.map(usize::from),
+        set: arguments.set.clone(),
+        checkpoint: arguments.checkpoint.clone(),
+        watch,
+    };
+    let asked = match &remote {
+        Some(remote) => Teacher::Queue(remote.queue.clone()),
+        None => Teacher::Local(teacher),
+    };
+    let (distiller, learnt) = learn(&student, &asked, &plan)?;
     let success_after = unseen(&distiller, n)?;
     println!(
-        "\nstudent on {n} unseen games: {:.1} % before, {:.1} % after",
+        "\nplayed and learnt for {:.1} s\nstudent on {n} unseen games: {:.1} % before, {:.1} % after",
+        learnt.seconds,
         100.0 * success_before,
         100.0 * success_after
     );
@@ -170,6 +209,7 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
             "success_teacher": success_teacher,
             "games": learnt.games,
             "updates": updates,
+            "learning_seconds": learnt.seconds,
             "seconds": started.elapsed().as_secs_f64(),
         });
         println!("{result}");

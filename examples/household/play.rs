@@ -36,6 +36,8 @@ pub struct Mode {
     pub random_turns: usize,
     /// Whether the teacher labels every turn that the student acts: a fork in which it acts is learnt beside it.
     pub labels: bool,
+    /// Games that are played side by side, so that a batch ends little by little; None: all of them.
+    pub seats: Option<usize>,
 }
 
 /// Plays all games to their end; returns which were won, in order.
@@ -46,24 +48,20 @@ pub fn play(distiller: &Distiller, games: Vec<Game>, mode: Mode) -> Result<Vec<b
 /// The same with what each game's episode is to be beyond its task and its turns: a group, a demonstration.
 pub fn play_as(distiller: &Distiller, games: Vec<(Game, EpisodeSpec)>, mode: Mode) -> Result<Vec<bool>> {
     let mut seats = Vec::with_capacity(games.len());
-    for (mut game, spec) in games {
-        game.max_turns += mode.random_turns;
-        let spec = EpisodeSpec {
-            task: game.task().to_string(),
-            evaluation: mode.evaluation.is_some(),
-            max_turns: Some((MAX_TURNS + mode.random_turns) as u32),
-            ..spec
-        };
-        let demonstration = spec.demonstration.clone().unwrap_or_default();
-        let episode = distiller.begin(spec)?;
-        episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
-        seats.push(Seat { game, episode, demonstration, won: None });
-    }
+    let mut coming = games.into_iter();
     let mut options = GenerationOptions { max_tokens: MAX_ACTION_TOKENS, ..Default::default() };
     if let Some(temperature) = mode.evaluation {
         options.sampling.temperature = temperature;
     }
-    while seats.iter().any(|s| s.won.is_none()) {
+    loop {
+        let playing = seats.iter().filter(|s: &&Seat| s.won.is_none()).count();
+        let free = mode.seats.map_or(usize::MAX, |n| n - playing);
+        for game in coming.by_ref().take(free) {
+            seats.push(Seat::new(distiller, game, mode)?);
+        }
+        if seats.iter().all(|s| s.won.is_some()) {
+            break;
+        }
         // First start everybody's turn, then wait for each: the engine decodes all of them together.
         let (mut acting, mut labels) = (Vec::new(), Vec::new());
         for (i, seat) in seats.iter_mut().enumerate().filter(|(_, s)| s.won.is_none()) {
@@ -115,6 +113,20 @@ pub fn play_as(distiller: &Distiller, games: Vec<(Game, EpisodeSpec)>, mode: Mod
 }
 
 impl Seat {
+    fn new(distiller: &Distiller, (mut game, spec): (Game, EpisodeSpec), mode: Mode) -> Result<Seat> {
+        game.max_turns += mode.random_turns;
+        let spec = EpisodeSpec {
+            task: game.task().to_string(),
+            evaluation: mode.evaluation.is_some(),
+            max_turns: Some((MAX_TURNS + mode.random_turns) as u32),
+            ..spec
+        };
+        let demonstration = spec.demonstration.clone().unwrap_or_default();
+        let episode = distiller.begin(spec)?;
+        episode.observe(json!([{"role": "user", "content": game.first_observation()}]))?;
+        Ok(Seat { game, episode, demonstration, won: None })
+    }
+
     /// Whether what the student said was a proposal, and the teacher takes the turn.
     fn is_replaced(&self, decision: Decision) -> Result<bool> {
         if decision.reason != Reason::Proposal {
