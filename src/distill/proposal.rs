@@ -62,11 +62,12 @@ fn uncertainty(state: &State, by: By, cancel: &Cancel) -> Result<f64> {
         }
         (By::Teacher, Sessions { teacher: Some(teacher), .. }) => {
             let ids: Vec<i32> = said.iter().map(|token| token.id).collect();
-            teacher.append_tokens(&tokens[teacher.len()?.min(start)..start])?;
+            let before = state.shown.tokens(&tokens[..start])?;
+            teacher.append_tokens(&before[teacher.len()?.min(before.len())..])?;
             let scored = teacher.score(&ids, 0, cancel);
             // Whoever takes the turn, the teacher's timeline gets it from there with who wrote it.
-            if teacher.len()? > start {
-                teacher.truncate(start)?;
+            if teacher.len()? > before.len() {
+                teacher.truncate(before.len())?;
             }
             scored?.into_iter().map(|row| row.logprob).collect()
         }
