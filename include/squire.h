@@ -1027,7 +1027,7 @@ typedef struct {
   uint64_t number;
   /* Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher. */
   uint64_t episode;
-  /* The whole text so far. Lives as long as the batch. */
+  /* The whole text so far as the teacher is to read it. Lives as long as the batch. */
   const int32_t *ids;
   /* How many. */
   size_t n_ids;
@@ -1152,6 +1152,9 @@ squire_status squire_distiller_resume_taught(squire_model *student,
 #define SQUIRE_REASON_REPLAY_ENDED 7 /* reason: the demonstration has no action for this turn. */
 #define SQUIRE_REASON_TURN_CAP 8 /* reason: the episode's turn cap is reached. */
 #define SQUIRE_REASON_TEACHER_SPENT 9 /* reason: the teacher's turn, but its tokens until the next update are spent, so the student acts. */
+#define SQUIRE_REASON_PROPOSAL 10 /* reason: the student proposes; when it has spoken, squire_episode_judge says whether that stands. */
+#define SQUIRE_REASON_PROPOSAL_STANDS 11 /* reason: what the student proposed stands; the outcome is due. */
+#define SQUIRE_REASON_PROPOSAL_REPLACED 12 /* reason: what the student proposed was too uncertain and is dropped; the teacher acts in its place. */
 #define SQUIRE_OUTCOME_HAS_REWARD 1 /* Of squire_episode_outcome: reward is given. */
 #define SQUIRE_OUTCOME_EXECUTED_OTHER 2 /* Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss. */
 
@@ -1191,7 +1194,7 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
- * "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
+ * "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
  * is rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the
  * engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
  * max_sessions exist. Any thread. */
@@ -1227,7 +1230,7 @@ squire_status squire_episode_prefill(squire_episode *episode,
                                      squire_error **err);
 
 /* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
- * list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
+ * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
  * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
  * say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
  * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
@@ -1252,6 +1255,17 @@ squire_status squire_episode_observe_ids(squire_episode *episode,
                                          const int32_t *ids,
                                          size_t ids_len,
                                          squire_error **err);
+
+/* The same where the teacher is to read other ids: teacher_ids in the place of ids, none of them shows it nothing. Both begin
+ * the actor's turn, with the same ids, or neither does: squire_episode_decide and _override refuse the rest with
+ * SQUIRE_E_ARGUMENT, and more may be observed then. Where nobody teaches, as in an evaluation, teacher_ids are not read.
+ * SQUIRE_E_CONTEXT_FULL where the teacher's context has no room. Any thread. */
+squire_status squire_episode_observe_view_ids(squire_episode *episode,
+                                              const int32_t *ids,
+                                              size_t ids_len,
+                                              const int32_t *teacher_ids,
+                                              size_t teacher_ids_len,
+                                              squire_error **err);
 
 /* Decides who acts: no model work, and the same answer for the same (seed, episode, turn, step); asked again before
  * anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed. Any thread. */
@@ -1294,6 +1308,16 @@ squire_status squire_episode_replay_text(squire_episode *episode,
 /* The same with this turn's action from the demonstration in the episode's specification. SQUIRE_E_ARGUMENT if it has
  * none. Any thread. */
 squire_status squire_episode_replay_stored(squire_episode *episode, squire_error **err);
+
+/* Says whether what the student proposed for this turn stands (settings with actor kind proposal), once it has spoken. decision
+ * is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
+ * answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
+ * SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, SQUIRE_E_BUSY while the student
+ * speaks, SQUIRE_E_BUDGET if the KV budget runs out. Any thread. */
+squire_status squire_episode_judge(squire_episode *episode,
+                                   squire_decision *decision,
+                                   const squire_cancel *cancel,
+                                   squire_error **err);
 
 /* Ends the turn, once its generation has ended. reward counts with SQUIRE_OUTCOME_HAS_REWARD in flags and must be
  * finite; SQUIRE_OUTCOME_EXECUTED_OTHER takes the turn out of the loss. SQUIRE_E_BUSY while the generation runs,
