@@ -1030,7 +1030,7 @@ typedef struct {
   uint64_t number;
   /* Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher. */
   uint64_t episode;
-  /* The whole text so far. Lives as long as the batch. */
+  /* The whole text so far as the teacher is to read it. Lives as long as the batch. */
   const int32_t *ids;
   /* How many. */
   size_t n_ids;
@@ -1235,7 +1235,7 @@ squire_status squire_episode_prefill(squire_episode *episode,
                                      squire_error **err);
 
 /* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
- * list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
+ * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
  * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
  * say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
  * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
@@ -1260,6 +1260,17 @@ squire_status squire_episode_observe_ids(squire_episode *episode,
                                          const int32_t *ids,
                                          size_t ids_len,
                                          squire_error **err);
+
+/* The same where the teacher is to read other ids: teacher_ids in the place of ids, none of them shows it nothing. Both begin
+ * the actor's turn, with the same ids, or neither does: squire_episode_decide and _override refuse the rest with
+ * SQUIRE_E_ARGUMENT, and more may be observed then. Where nobody teaches, as in an evaluation, teacher_ids are not read.
+ * SQUIRE_E_CONTEXT_FULL where the teacher's context has no room. Any thread. */
+squire_status squire_episode_observe_view_ids(squire_episode *episode,
+                                              const int32_t *ids,
+                                              size_t ids_len,
+                                              const int32_t *teacher_ids,
+                                              size_t teacher_ids_len,
+                                              squire_error **err);
 
 /* Decides who acts: no model work, and the same answer for the same (seed, episode, turn, step); asked again before
  * anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed. Any thread. */

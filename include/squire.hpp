@@ -711,6 +711,13 @@ inline void observe(const episode_handle &episode, const ids &tokens) {
   call([&](auto err) { return squire_episode_observe_ids(episode.get(), tokens.data(), tokens.size(), err); });
 }
 
+/* The same where the teacher is to read other ids in their place. */
+inline void observe(const episode_handle &episode, const ids &tokens, const ids &theirs) {
+  call([&](auto err) {
+    return squire_episode_observe_view_ids(episode.get(), tokens.data(), tokens.size(), theirs.data(), theirs.size(), err);
+  });
+}
+
 /* A decision with nothing in it. */
 inline squire_decision decision() noexcept {
   squire_decision d;

@@ -15,7 +15,8 @@ use super::distiller::Distiller;
 use super::ended::Ended;
 use super::policy::{DecideInput, Decision, Reason, decide};
 use super::scoring::Scoring;
-use super::spec::{EpisodeSpec, observation};
+use super::shown::Shown;
+use super::spec::EpisodeSpec;
 use super::trajectory::{Action, Heading, Outcome, Trajectory};
 use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Sampling;
@@ -86,6 +87,8 @@ pub(super) struct State {
     pub(super) start: Option<usize>,
     /// of each turn, as far as something was observed for it
     pub(super) seen: Vec<Seen>,
+    /// what the teacher was shown so far
+    pub(super) shown: Shown,
     /// how the last generation ended
     pub(super) ending: Option<Ending>,
     /// what prompts are rendered with unless a turn says otherwise
@@ -103,9 +106,11 @@ pub(super) struct Seen {
     /// the end of it, before the turn's generation prompt
     pub(super) end: Mark,
     /// what the turn's messages and its generation prompt are rendered with
-    prompt: Arc<RenderOptions>,
+    pub(super) prompt: Arc<RenderOptions>,
     /// whether the last of it was ids, which may have begun the actor's turn already
-    by_ids: bool,
+    pub(super) by_ids: bool,
+    /// what the teacher was shown by then
+    pub(super) shown: Shown,
 }
 
 /// The sessions of those who can act.
@@ -117,6 +122,10 @@ pub(super) struct Sessions {
 impl State {
     pub(super) fn sessions(&self) -> Result<&Sessions> {
         self.sessions.as_ref().ok_or_else(|| out_of_order("this", Phase::Ended))
+    }
+
+    pub(super) fn student(&self) -> Result<&Session> {
+        Ok(&self.sessions()?.student)
     }
 
     /// The phase. A generation that ended before its first token leaves the turn to be acted still; one that failed later
@@ -134,7 +143,7 @@ impl State {
     }
 
     /// The same for calls that are out of order while somebody speaks, which keeps the timeline busy.
-    fn phase_or_last(&mut self) -> Phase {
+    pub(super) fn phase_or_last(&mut self) -> Phase {
         self.phase().unwrap_or(self.phase)
     }
 
@@ -144,21 +153,27 @@ impl State {
         if let Some(start) = self.start {
             return Ok(start);
         }
-        let student = &self.sessions()?.student;
+        let student = self.student()?;
+        let mut prompts = None;
         if student.model().template().is_ok()
             && !(self.observed_ids() && student.turn_is_begun(self.trajectory.ids().len(), self.prompt())?)
         {
             let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::clone(self.prompt()) };
-            student.append_chat(Json::List(Vec::new()), &prompt)?;
+            let theirs = self.shown.prompt(student, &prompt)?;
+            prompts = Some((student.append_chat(Json::List(Vec::new()), &prompt)?, theirs));
         }
         let start = student.len()?;
+        if let Some((own, theirs)) = prompts {
+            self.shown.show(start, &own.iter().map(|token| token.id).collect::<Vec<_>>(), theirs);
+        }
+        self.shown.begin_turn(start);
         self.start = Some(start);
         Ok(start)
     }
 
     /// What a turn's next messages are rendered with unless they say otherwise: what holds for the turn already, or for
     /// the episode.
-    fn prompt(&self) -> &Arc<RenderOptions> {
+    pub(super) fn prompt(&self) -> &Arc<RenderOptions> {
         self.seen.get(self.turn as usize).map_or(&self.prompt, |seen| &seen.prompt)
     }
 
@@ -170,7 +185,8 @@ impl State {
     /// Drops what was said in the turn under way; the generation prompt stays.
     pub(super) fn discard_turn(&self) -> Result<()> {
         let (Some(start), Sessions { student, teacher }) = (self.start, self.sessions()?) else { return Ok(()) };
-        for actor in teacher.iter().chain([student]) {
+        let theirs = teacher.iter().map(|teacher| (teacher, self.shown.view.position(start)));
+        for (actor, start) in theirs.chain([(student, start)]) {
             if actor.len()? > start {
                 actor.truncate(start)?;
             }
@@ -185,8 +201,8 @@ impl State {
         let start = self.start.unwrap_or(tokens.len());
         let teacher_said = matches!(self.phase, Phase::Acting(d) | Phase::Broken(d) if d.actor == Some(Actor::Teacher));
         if let (true, Some(teacher)) = (teacher_said, teacher) {
-            let said = teacher.tokens()?;
-            tokens.extend_from_slice(&said[tokens.len().min(said.len())..]);
+            let (said, from) = (teacher.tokens()?, self.shown.view.position(tokens.len()));
+            tokens.extend_from_slice(&said[from.min(said.len())..]);
         }
         Ok((tokens, start))
     }
@@ -207,10 +223,10 @@ impl State {
         let Sessions { student, teacher } = self.sessions()?;
         student.append_tokens(&tokens[student.len()?..])?;
         if let Some(teacher) = teacher {
-            catch_up(teacher, student)?;
+            self.shown.catch_up(teacher, student)?;
         }
         let was_cut_off = self.was_cut_off();
-        record(&mut self.trajectory, &tokens, start, &decision, (config, was_cut_off))?;
+        record(&mut self.trajectory, (&tokens, start, &self.shown), &decision, (config, was_cut_off))?;
         (self.phase, self.start) = (Phase::Acted, None);
         Ok(())
     }
@@ -221,7 +237,7 @@ impl State {
         if let Phase::Acting(decision) | Phase::Broken(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
-                record(&mut trajectory, &tokens, start, &decision, (config, self.was_cut_off()))?;
+                record(&mut trajectory, (&tokens, start, &self.shown), &decision, (config, self.was_cut_off()))?;
             }
         }
         Ok(trajectory)
@@ -260,6 +276,7 @@ impl Episode {
             }
             _ => None,
         };
+        let shown = Shown::new(distiller, spec.evaluation, spec.teacher_prefix.clone())?;
         // Last, so that a begin that is refused takes no number: the draws of later episodes are keyed by theirs.
         let heading = distiller.heading(&spec, student.revision().number);
         let state = State {
@@ -268,6 +285,7 @@ impl Episode {
             sessions: Some(Sessions { student, teacher }),
             start: None,
             seen: Vec::new(),
+            shown,
             ending: None,
             prompt: Arc::new(spec.prompt),
             demonstration: spec.demonstration.map(Arc::new),
@@ -291,60 +309,6 @@ impl Episode {
     /// The turn that is decided or acted now, or is next, counted from 0.
     pub fn turn(&self) -> u32 {
         self.state.lock().turn
-    }
-
-    /// Shows messages (a list of `{role, content}`) to the actors, rendered with the episode's options. Computes nothing.
-    /// Returns the tokens added.
-    pub fn observe(&self, messages: impl Into<Json>) -> Result<usize> {
-        let messages = messages.into();
-        self.observe_by(false, |student, prompt| {
-            let n = student.append_chat(messages, &prompt)?.len();
-            Ok((n, prompt))
-        })
-    }
-
-    /// The same with a document as [`observation`] reads it: messages, and what this turn is rendered with besides.
-    pub fn observe_json(&self, text: &str) -> Result<usize> {
-        self.observe_watched(text, &Watch::default())
-    }
-
-    /// The same until `watch` stops it: `Cancelled`, and the episode is as it was.
-    pub fn observe_watched(&self, text: &str, watch: &Watch) -> Result<usize> {
-        self.observe_by(false, |student, prompt| {
-            let (messages, prompt) = observation(text, &prompt, student.model().template().ok())?;
-            // The watch is this call's; what else the turn is rendered with is not stopped by it.
-            let watched = RenderOptions { watch: watch.clone(), ..RenderOptions::clone(&prompt) };
-            Ok((student.append_chat(messages, &watched)?.len(), prompt))
-        })
-    }
-
-    /// The same with ids, for hosts that render for themselves. Ids that begin the actor's turn, as a rendering with
-    /// `add_generation_prompt` does, begin it: no generation prompt is added then.
-    pub fn observe_ids(&self, ids: &[i32]) -> Result<usize> {
-        if !self.heading().evaluation {
-            self.distiller.check_shared(ids)?;
-        }
-        self.observe_by(true, |student, prompt| student.append(ids, Source::Host).map(|()| (ids.len(), prompt)))
-    }
-
-    /// `append` is given what the turn is rendered with so far, and gives the tokens added and what it is from now on.
-    fn observe_by(
-        &self,
-        by_ids: bool,
-        append: impl FnOnce(&Session, Arc<RenderOptions>) -> Result<(usize, Arc<RenderOptions>)>,
-    ) -> Result<usize> {
-        let mut state = self.state.lock();
-        match state.phase_or_last() {
-            Phase::Open | Phase::Observed => {}
-            phase => return Err(out_of_order("observe", phase)),
-        }
-        let student = &state.sessions()?.student;
-        let (n, prompt) = append(student, state.prompt().clone())?;
-        let (end, turn) = (student.mark()?, state.turn as usize);
-        state.seen.truncate(turn);
-        state.seen.push(Seen { end, prompt, by_ids });
-        state.phase = Phase::Observed;
-        Ok(n)
     }
 
     /// Decides who acts. No model work; the same answer for the same (seed, episode, turn, step). Asked
@@ -391,6 +355,10 @@ impl Episode {
             max_turns: state.max_turns,
         };
         let decision = decide(self.distiller.config(), &input)?;
+        if decision.actor.is_some() && state.start.is_none() {
+            let seen = (state.trajectory.ids().len(), state.observed_ids());
+            state.shown.check_opening(state.student()?, seen, state.prompt())?;
+        }
         state.phase = Phase::Decided(decision);
         Ok(decision)
     }
@@ -435,12 +403,13 @@ impl Episode {
         let Sessions { student, teacher } = state.sessions()?;
         let actor = match teacher {
             Some(teacher) if teacher_acts => {
-                catch_up(teacher, student)?;
-                fit_into(student, teacher, &mut options)?;
+                state.shown.catch_up(teacher, student)?;
                 teacher
             }
             _ => student,
         };
+        state.shown.fit_both(student, (actor, teacher_acts), start, &mut options)?;
+        let start = if teacher_acts { state.shown.view.position(start) } else { start };
         if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
             let model_stops = actor.model().stop_ids().contains(&last.id) && !options.ignore_model_stops;
             if model_stops || options.stop_ids.contains(&last.id) {
@@ -499,7 +468,9 @@ impl Episode {
                 ids = spoken(left)?;
             }
         }
-        state.sessions()?.student.append(&ids, Source::Replay)?;
+        let student = state.student()?;
+        state.shown.check_room(student.len()?, ids.len())?;
+        student.append(&ids, Source::Replay)?;
         state.write_down(decision, self.distiller.config())
     }
 
@@ -547,7 +518,7 @@ impl Episode {
         let scored = trajectory.turns().iter().rfind(|t| t.train && t.loss.needs_teacher());
         let next = match (&state.sessions()?.teacher, scored) {
             (Some(teacher), Some(turn)) => {
-                teacher.truncate(turn.range.end - 1)?;
+                teacher.truncate(trajectory.view().position(turn.range.end - 1))?;
                 Some(turn.actor.source())
             }
             _ => None,
@@ -596,8 +567,7 @@ impl Episode {
 /// Adds to a record the context between its end and `start`, and the turn that stands from there on.
 fn record(
     trajectory: &mut Trajectory,
-    tokens: &[Token],
-    start: usize,
+    (tokens, start, shown): (&[Token], usize, &Shown),
     decision: &Decision,
     (config, was_cut_off): (&Config, bool),
 ) -> Result<()> {
@@ -616,27 +586,7 @@ fn record(
     let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs, truncated };
     let loss = config.loss_at(actor, trajectory.heading.step);
     trajectory.add_turn(&action, decision, loss)?;
-    Ok(())
-}
-
-/// Gives a teacher's timeline what the student's has and it has not.
-pub(super) fn catch_up(teacher: &Session, student: &Session) -> Result<()> {
-    let tokens = student.tokens()?;
-    teacher.append_tokens(&tokens[teacher.len()?.min(tokens.len())..])
-}
-
-/// Keeps a teacher's turn within the student's context, which may be the smaller one.
-fn fit_into(student: &Session, teacher: &Session, options: &mut GenerationOptions) -> Result<()> {
-    let (context, len) = (student.model().model().max_context(), teacher.len()?);
-    if context == teacher.model().model().max_context() {
-        return Ok(());
-    }
-    let room = context.saturating_sub(len);
-    if room == 0 {
-        let why = format!("the episode has {len} tokens and the student's context holds no more");
-        return Err(Error::new(Fault::ContextFull, why));
-    }
-    options.max_tokens = if options.max_tokens == 0 { room } else { options.max_tokens.min(room) };
+    trajectory.seen_as(shown.view.clone());
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crossbeam::channel::Receiver;
 use serde_json::Value;
 
 use super::document::{bad, fields, integer};
-use super::episode::{Episode, Phase, Sessions, State, catch_up, out_of_order};
+use super::episode::{Episode, Phase, Sessions, State, out_of_order};
 use super::trajectory::{Heading, MOST_EPISODES};
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Cancel, Engine, Session};
@@ -89,10 +89,12 @@ impl Episode {
         let Sessions { student, teacher } = state.sessions()?;
         // Nothing was observed for a turn that is only next.
         let end = state.seen.get(n_turns).map_or_else(|| student.mark(), |seen| Ok(seen.end))?;
-        let hidden_from = if options.train_prefix { 0 } else { end.len };
+        let shown = state.seen.get(n_turns).map_or(&state.shown, |seen| &seen.shown);
+        let theirs = end.moved_to(shown.view.position(end.len));
+        let hidden_from = |end: usize| if options.train_prefix { 0 } else { end };
         let sessions = Sessions {
-            student: student.fork_at(end, hidden_from)?,
-            teacher: teacher.as_ref().map(|teacher| teacher.fork_at(end, hidden_from)).transpose()?,
+            student: student.fork_at(end, hidden_from(end.len))?,
+            teacher: teacher.as_ref().map(|teacher| teacher.fork_at(theirs, hidden_from(theirs.len))).transpose()?,
         };
         // Last, so that a fork that is refused takes no number.
         let parent = &state.trajectory.heading;
@@ -107,6 +109,7 @@ impl Episode {
             sessions: Some(sessions),
             start: None,
             seen: state.seen.iter().take(n_turns + 1).cloned().collect(),
+            shown: shown.clone(),
             ending: None,
             prompt: state.prompt.clone(),
             demonstration: options.demonstration.map(Arc::new).or_else(|| state.demonstration.clone()),
@@ -128,7 +131,7 @@ impl Episode {
         let asks_teacher = self.distiller.config().asks_teacher_at(state.trajectory.heading.step);
         let teacher = teacher.as_ref().filter(|_| asks_teacher);
         if let Some(teacher) = teacher {
-            catch_up(teacher, student)?;
+            state.shown.catch_up(teacher, student)?;
         }
         let of_teacher = |teacher: &Session| {
             // Whether an action follows is not known yet: the last row's hidden state is kept as if one did.

@@ -48,7 +48,9 @@ impl Episode {
                 let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher to judge the proposal");
                 let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
                 let ids: Vec<i32> = said.iter().map(|token| token.id).collect();
-                teacher.append_tokens(&tokens[teacher.len()?.min(start)..start])?;
+                // What it reads may not be what the student read.
+                let before = state.shown.tokens(&tokens[..start])?;
+                teacher.append_tokens(&before[teacher.len()?.min(before.len())..])?;
                 let (engine, answer) = (teacher.model().engine().clone(), teacher.start_score(&ids, 0, cancel)?);
                 drop(state);
                 let scored = engine.wait(&answer);
@@ -56,7 +58,7 @@ impl Episode {
                 let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
                 // Whoever takes the turn, the teacher's timeline gets it with who wrote it. The row before predicts its first token,
                 // and its hidden state is kept when that is known to be an action's: it is computed again.
-                teacher.truncate(start.saturating_sub(1))?;
+                teacher.truncate(before.len().saturating_sub(1))?;
                 let rows = scored??;
                 let is_the_same =
                     state.phase()? == Phase::Acting(decision) && state.timeline()?.0.len() == tokens.len();

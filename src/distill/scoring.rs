@@ -32,7 +32,8 @@ impl Scoring {
         Scoring::Local(Local::start(engine.clone(), teacher, next))
     }
 
-    /// Asks the host's teacher for the tokens of a record that carry a loss which needs it; None where there is none.
+    /// Asks the host's teacher for the tokens of a record that carry a loss which needs it, as it is shown them; None where there
+    /// is none.
     pub(super) fn queue(
         queue: &TeacherQueue,
         engine: &Engine,
@@ -41,11 +42,12 @@ impl Scoring {
     ) -> Result<Option<Scoring>> {
         let turns = || trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
         let mut positions = host::with_room(turns().map(|turn| turn.range.len()).sum())?;
-        positions.extend(turns().flat_map(|turn| turn.range.clone()));
+        positions.extend(turns().flat_map(|turn| turn.range.clone().map(|at| trajectory.view().position(at))));
         let Some(last) = positions.last() else { return Ok(None) };
         let Heading { episode, step, revision, .. } = trajectory.heading;
         let asker = Asker { distiller, episode, step, revision };
-        let mut asked = Asked::new(queue, engine, asker, &trajectory.ids()[..=*last], positions, vocabulary)?;
+        let ids = &trajectory.teacher_ids()?[..=*last];
+        let mut asked = Asked::new(queue, engine, asker, ids, positions, vocabulary)?;
         // Refused now, it is asked again when an update is built.
         let _ = asked.start();
         Ok(Some(Scoring::Queue(asked)))

@@ -9,7 +9,11 @@
 //! | `evaluation` | the student alone acts, nothing is learnt | false |
 //! | `max_turns` | turn cap | the settings' |
 //! | `demonstration` | texts of actions to be replayed, one a turn | the host brings them |
+//! | `teacher_prefix` | messages that the teacher alone is shown, before everything else | none |
 //! | `tools`, `documents`, `chat_template`, `chat_template_kwargs` | what every prompt is rendered with, as in a chat request | none |
+//!
+//! A turn's messages may come with `teacher_messages`, which the teacher is shown in their place: an empty list shows it nothing.
+//! It makes no difference where nobody teaches.
 //!
 //! The last row may be given for a turn as well, with its messages; there it adds to, and wins over, the episode's, for
 //! the turn's further messages and its generation prompt too. So a student is trained under the prompts that it is served
@@ -42,12 +46,14 @@ pub struct EpisodeSpec {
     pub max_turns: Option<u32>,
     /// Actions to be replayed; None: the host brings them.
     pub demonstration: Option<Vec<String>>,
+    /// Messages that the teacher alone is shown, before everything else; None: it is shown what the student is.
+    pub teacher_prefix: Option<Vec<Json>>,
     /// What every prompt is rendered with.
     pub prompt: RenderOptions,
 }
 
-const KNOWN: &str = "task, group, episode, evaluation, max_turns, demonstration, tools, documents, chat_template, \
-                     chat_template_kwargs";
+const KNOWN: &str = "task, group, episode, evaluation, max_turns, demonstration, teacher_prefix, tools, documents, \
+                     chat_template, chat_template_kwargs";
 /// Keys of a chat request that an episode answers itself.
 const OWN: [&str; 2] = ["add_generation_prompt", "continue_final_message"];
 
@@ -96,6 +102,10 @@ impl EpisodeSpec {
                         _ => return bad(key, "a list of texts", value),
                     }
                 }
+                "teacher_prefix" => match value.as_list() {
+                    Some(messages) => spec.teacher_prefix = Some(messages.to_vec()),
+                    None => return bad(key, "a list of {role, content}", value),
+                },
                 _ => take_prompt(&mut spec.prompt, key, value, template)?,
             }
         }
@@ -125,28 +135,40 @@ impl EpisodeSpec {
     }
 }
 
-/// What a host shows before a turn: a list of messages, or an object of them with what this turn's prompt is rendered
-/// with over the episode's own (`prompt`). Returns the messages and the turn's options.
+/// What a host shows before a turn.
+#[derive(Debug)]
+pub struct Observation {
+    /// The student's messages, and the teacher's unless it has its own.
+    pub messages: Json,
+    /// What the teacher is shown in their place.
+    pub teacher_messages: Option<Json>,
+    /// What the turn's prompt is rendered with.
+    pub prompt: Arc<RenderOptions>,
+}
+
+/// Reads what a host shows before a turn: a list of messages, or an object of them with the teacher's own and what this turn's
+/// prompt is rendered with over the episode's (`prompt`).
 ///
 /// Errors: [`Fault::BadJson`], [`Fault::UnknownKey`], [`Fault::BadValue`].
-pub fn observation(
-    text: &str,
-    prompt: &Arc<RenderOptions>,
-    template: Option<&ChatTemplate>,
-) -> Result<(Json, Arc<RenderOptions>)> {
+pub fn observation(text: &str, prompt: &Arc<RenderOptions>, template: Option<&ChatTemplate>) -> Result<Observation> {
     match Json::parse(text)? {
         Json::Object(fields) => {
-            let (mut messages, mut options) = (None, RenderOptions::clone(prompt));
+            let (mut messages, mut teacher_messages, mut options) = (None, None, RenderOptions::clone(prompt));
             for (key, value) in fields {
                 match key.as_str() {
                     "messages" => messages = Some(value),
+                    "teacher_messages" if value.as_list().is_some() => teacher_messages = Some(value),
+                    "teacher_messages" => {
+                        let why = format!("{key}: wanted a list of {{role, content}}, found {}", shown(&value));
+                        return Err(Error::new(Fault::BadValue, why));
+                    }
                     _ => take_prompt(&mut options, &key, &value, template)?,
                 }
             }
             let none = || Error::new(Fault::BadValue, "messages: wanted a list of {role, content}, found none");
-            Ok((messages.ok_or_else(none)?, Arc::new(options)))
+            Ok(Observation { messages: messages.ok_or_else(none)?, teacher_messages, prompt: Arc::new(options) })
         }
-        messages => Ok((messages, prompt.clone())),
+        messages => Ok(Observation { messages, teacher_messages: None, prompt: prompt.clone() }),
     }
 }
 
@@ -210,6 +232,8 @@ mod tests {
             (r#"{"evaluation": 1}"#, Fault::BadValue),
             (r#"{"max_turns": 0}"#, Fault::BadValue),
             (r#"{"demonstration": ["a", 1]}"#, Fault::BadValue),
+            (r#"{"teacher_prefix": "a"}"#, Fault::BadValue),
+            (r#"{"teacher_messages": []}"#, Fault::UnknownKey),
         ] {
             assert_eq!(EpisodeSpec::from_json(text, None).unwrap_err().fault(), fault, "{text}");
         }
@@ -226,17 +250,22 @@ mod tests {
         assert_eq!(names(&spec.prompt), [thinking(false), date.clone()]);
         let prompt = Arc::new(spec.prompt);
         let of = |text: &str| observation(text, &prompt, Some(&template));
-        let (messages, options) = of(r#"[{"role": "user", "content": 1000000000000000000000}]"#).unwrap();
-        assert!(matches!(messages, Json::List(list) if list.len() == 1));
-        assert_eq!(names(&options), [thinking(false), date.clone()]);
+        let read = of(r#"[{"role": "user", "content": 1000000000000000000000}]"#).unwrap();
+        assert!(matches!(read.messages, Json::List(list) if list.len() == 1) && read.teacher_messages.is_none());
+        assert_eq!(names(&read.prompt), [thinking(false), date.clone()]);
         let turn = r#"{"messages": [], "tools": [], "chat_template_kwargs": {"enable_thinking": true}}"#;
-        let (_, options) = of(turn).unwrap();
+        let options = of(turn).unwrap().prompt;
+        let shown = of(r#"{"messages": [], "teacher_messages": [{"role": "user", "content": "x"}]}"#).unwrap();
+        assert!(shown.teacher_messages.unwrap().as_list().is_some_and(|list| list.len() == 1));
         assert_eq!((names(&options), &options.tools), (vec![date, thinking(true)], &Some(Json::List(Vec::new()))));
         for (text, fault) in [
             ("{", Fault::BadJson),
             ("{}", Fault::BadValue),
             (r#"{"messages": [], "enable_thinkng": true}"#, Fault::UnknownKey),
             (r#"{"messages": [], "tools": 1}"#, Fault::BadValue),
+            (r#"{"messages": [], "teacher_messages": {}}"#, Fault::BadValue),
+            (r#"{"teacher_messages": []}"#, Fault::BadValue),
+            (r#"{"messages": [], "teacher_prefix": []}"#, Fault::UnknownKey),
             (r#"{"messages": [], "add_generation_prompt": true}"#, Fault::BadValue),
             (r#"{"messages": [], "continue_final_message": true}"#, Fault::BadValue),
         ] {

@@ -35,7 +35,7 @@ pub struct Request {
     pub number: u64,
     /// Whose ids these are.
     pub asker: Asker,
-    /// The whole text so far.
+    /// The whole text so far as the teacher is to read it, which may be another than the student's.
     pub ids: Vec<i32>,
     /// The first id that is asked about, at least 1.
     pub from: usize,
@@ -61,7 +61,7 @@ pub struct Reply<'a> {
 /// What a teacher said of some tokens.
 #[derive(Debug)]
 pub struct Said {
-    /// Position of each token.
+    /// Position of each token in the text that was asked about.
     pub positions: Vec<usize>,
     /// Its log-prob.
     pub logprobs: Vec<f32>,

@@ -11,6 +11,7 @@
 use super::actor::Actor;
 use super::policy::Decision;
 use super::turn_loss::TurnLoss;
+use super::view::View;
 use crate::error::{Error, Fault, Result};
 use crate::text::source::Source;
 use serde_json::{Value, json};
@@ -106,6 +107,8 @@ pub struct Trajectory {
     logprobs: Vec<f32>,
     sampled_logprobs: Vec<f32>,
     turns: Vec<Turn>,
+    /// of what is recorded
+    view: View,
     outcome: Option<Outcome>,
 }
 
@@ -119,6 +122,7 @@ impl Trajectory {
             logprobs: Vec::new(),
             sampled_logprobs: Vec::new(),
             turns: Vec::new(),
+            view: View::default(),
             outcome: None,
         }
     }
@@ -135,6 +139,7 @@ impl Trajectory {
             logprobs: self.logprobs[..n].to_vec(),
             sampled_logprobs: self.sampled_logprobs[..n].to_vec(),
             turns: turns.iter().map(|turn| Turn { train: turn.train && train, ..turn.clone() }).collect(),
+            view: turns.last().map_or_else(View::default, |turn| self.view.before(turn.range.start)),
             outcome: None,
         }
     }
@@ -244,6 +249,21 @@ impl Trajectory {
         self.heading.forked_from.map_or(0, |(_, turn)| turn as usize).min(self.turns.len())
     }
 
+    /// What the teacher read where that is not what the student read.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Notes what the teacher read of what is recorded.
+    pub(super) fn seen_as(&mut self, view: View) {
+        self.view = view;
+    }
+
+    /// Token ids as the teacher read them: those of actions are the same, and stand where [`View::position`] says.
+    pub fn teacher_ids(&self) -> Result<Vec<i32>> {
+        self.view.woven(&self.ids, |id| id)
+    }
+
     /// How it ended; `None` while it runs.
     pub fn outcome(&self) -> Option<Outcome> {
         self.outcome
@@ -253,7 +273,7 @@ impl Trajectory {
     pub fn to_json(&self) -> Value {
         let heading = &self.heading;
         let sources: Vec<_> = self.sources.iter().map(|source| source.name()).collect();
-        let turns: Vec<_> = self.turns.iter().map(turn_json).collect();
+        let turns: Vec<_> = self.turns.iter().map(|turn| turn_json(turn, &self.view)).collect();
         json!({
             "episode": heading.episode,
             "step": heading.step,
@@ -266,6 +286,7 @@ impl Trajectory {
             "score": self.outcome.map(|outcome| outcome.score),
             "success": self.outcome.and_then(|outcome| outcome.success),
             "turns": turns,
+            "views": self.view.to_json(),
             "ids": self.ids,
             "sources": sources,
             "logprobs": self.logprobs,
@@ -302,7 +323,7 @@ impl Trajectory {
     }
 }
 
-fn turn_json(turn: &Turn) -> Value {
+fn turn_json(turn: &Turn, view: &View) -> Value {
     json!({
         "actor": turn.actor.name(),
         "start": turn.range.start,
@@ -315,6 +336,7 @@ fn turn_json(turn: &Turn) -> Value {
         "weight": turn.loss.weight,
         "train": turn.train,
         "truncated": turn.truncated,
+        "view": view.turn_json(turn.range.start),
     })
 }
 

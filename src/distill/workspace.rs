@@ -30,7 +30,7 @@ pub struct Finished {
 pub enum Scores {
     /// A model's hidden states: with its output projection they are exact over the vocabulary.
     Hidden {
-        /// Of the rows that predict action tokens; none where no loss asks for them.
+        /// Of the rows that predict action tokens, in the teacher's timeline; none where no loss asks for them.
         hidden: Hidden,
         /// The weights that computed them, to which the output projection belongs.
         revision: Bound,
@@ -230,8 +230,8 @@ impl Workspace {
             for (_, t) in chunk {
                 match (&finished[t.trajectory].scores, t.kind.needs_teacher()) {
                     (Some(Scores::Said(said)), true) => {
-                        let (at, k) =
-                            (said.positions.binary_search(&t.position).map_err(|_| not_scored(t))?, said.top_k);
+                        let position = position_of(finished, t);
+                        let (at, k) = (said.positions.binary_search(&position).map_err(|_| not_scored(t))?, said.top_k);
                         let (ids, logprobs) = (&said.top_ids[at * k..][..k], &said.top_logprobs[at * k..][..k]);
                         self.said.push(ids, logprobs, said.logprobs[at])?;
                     }
@@ -250,7 +250,7 @@ impl Workspace {
             let Some(Scores::Hidden { hidden: kept, revision }) = &finished[t.trajectory].scores else {
                 return Err(not_scored(t));
             };
-            let at = kept.positions.binary_search(&t.position).map_err(|_| not_scored(t))?;
+            let at = kept.positions.binary_search(&position_of(finished, t)).map_err(|_| not_scored(t))?;
             weights = Some(&revision.weights);
             side.hidden.f32_mut()[i * width..][..width].copy_from_slice(&kept.rows[at * width..][..width]);
         }
@@ -270,6 +270,11 @@ impl Workspace {
         }
         Ok(TeachersRows::Logits)
     }
+}
+
+/// Where a token stands in what the teacher read.
+fn position_of(finished: &[&Finished], token: &TokenLoss) -> usize {
+    finished[token.trajectory].trajectory.view().position(token.position)
 }
 
 fn not_scored(token: &TokenLoss) -> Error {

@@ -163,7 +163,7 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 
 /// Begins an episode on the student's current revision. spec_json: {"task", "group": the name of the episodes with which its rewards are
 /// compared (those of its task, where there is none), "episode", "evaluation", "max_turns",
-/// "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
+/// "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
 /// is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
 /// and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
 /// engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn squire_episode_prefill(
 }
 
 /// Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
-/// list, "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
+/// list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
 /// generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
 /// say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
 /// SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread.
@@ -293,6 +293,31 @@ pub unsafe extern "C" fn squire_episode_observe_ids(
         guard(err, |call| {
             let episode = call.subject(episode)?;
             episode.observe_ids(input::ids(ids, ids_len, "ids")?)?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// The same where the teacher is to read other ids: teacher_ids in the place of ids, none of them shows it nothing. Both begin
+/// the actor's turn, with the same ids, or neither does: squire_episode_decide and _override refuse the rest with
+/// SQUIRE_E_ARGUMENT, and more may be observed then. Where nobody teaches, as in an evaluation, teacher_ids are not read.
+/// SQUIRE_E_CONTEXT_FULL where the teacher's context has no room. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_episode_observe_view_ids(
+    episode: *mut squire_episode,
+    ids: *const i32,
+    ids_len: usize,
+    teacher_ids: *const i32,
+    teacher_ids_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let episode = call.subject(episode)?;
+            let (ids, theirs) =
+                (input::ids(ids, ids_len, "ids")?, input::ids(teacher_ids, teacher_ids_len, "teacher_ids")?);
+            episode.observe_ids_as(ids, theirs)?;
             Ok(Outcome::Done)
         })
     }

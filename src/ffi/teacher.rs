@@ -60,7 +60,7 @@ pub struct squire_teacher_request {
     pub number: u64,
     /// Identity of the episode whose ids these are, among those of its distiller; UINT64_MAX: of squire_distiller_check_teacher.
     pub episode: u64,
-    /// The whole text so far. Lives as long as the batch.
+    /// The whole text so far as the teacher is to read it. Lives as long as the batch.
     pub ids: *const i32,
     /// How many.
     pub n_ids: usize,

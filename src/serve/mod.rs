@@ -44,6 +44,7 @@ pub use options::{DeviceChoice, EngineOptions};
 pub use outbox::Finish;
 pub use reserved::Reserved;
 pub use revision::{Bound, Counted, NAMED, Revision};
+pub(crate) use session::turn_opening;
 pub use session::{Extent, MAX_SCORE_ENTRIES, Session};
-pub(crate) use timeline::Mark;
 pub use timeline::{Hidden, Token};
+pub(crate) use timeline::{Mark, after};

@@ -196,18 +196,8 @@ impl Session {
     /// model's template stands in it, at `from` or later, with whatever the template puts behind it (an empty thought), and no id that ends a
     /// turn follows.
     pub fn turn_is_begun(&self, from: usize, options: &RenderOptions) -> Result<bool> {
-        let (tokenizer, template) = (self.model.tokenizer()?, self.model.template()?);
-        let prompt = generation_prompt(tokenizer, template, options)?;
-        if prompt.is_empty() {
-            return Ok(false);
-        }
-        let control = prompt.iter().any(|&id| tokenizer.is_added(id));
         self.idle(|t| {
-            let begins = |at: &usize| t.ids[*at..].starts_with(&prompt);
-            let Some(at) = (from.min(t.len())..t.len()).rev().find(begins) else { return Ok(false) };
-            let behind = &t.ids[at + prompt.len()..];
-            // Without a token of its own a prompt is text that anybody may write: only the very end counts then.
-            let begun = if control { !behind.iter().any(|id| self.model.ends_turn(*id)) } else { behind.is_empty() };
+            let begun = turn_opening(&self.model, &t.ids, from, options)?.is_some();
             if begun {
                 t.turn_begun_at = Some(t.len());
             }
@@ -446,6 +436,29 @@ impl Session {
         engine.submit(Job::new(model, self.slot.clone(), revision, cancel.clone(), timeline, prepared))?;
         Ok(number)
     }
+}
+
+/// Where ids of the host's begin the assistant's turn that `ids` stand in, at `from` or later, by the template of a model; None
+/// where they do not.
+pub(crate) fn turn_opening(
+    model: &ServedModel,
+    ids: &[i32],
+    from: usize,
+    options: &RenderOptions,
+) -> Result<Option<usize>> {
+    let (tokenizer, template) = (model.tokenizer()?, model.template()?);
+    let prompt = generation_prompt(tokenizer, template, options)?;
+    let begins = |at: &usize| ids[*at..].starts_with(&prompt);
+    let at = (from.min(ids.len())..ids.len()).rev().find(begins).filter(|_| !prompt.is_empty());
+    let is_open = |at: &usize| {
+        let behind = &ids[at + prompt.len()..];
+        // Without a token of its own a prompt is text that anybody may write: only the very end counts then.
+        match prompt.iter().any(|&id| tokenizer.is_added(id)) {
+            true => !behind.iter().any(|id| model.ends_turn(*id)),
+            false => behind.is_empty(),
+        }
+    };
+    Ok(at.filter(is_open))
 }
 
 fn cancelled() -> Error {

@@ -41,6 +41,13 @@ pub(crate) struct Mark {
     turn_begun_at: Option<usize>,
 }
 
+impl Mark {
+    /// The same place in a timeline in which it has so many tokens before it.
+    pub(crate) fn moved_to(self, len: usize) -> Mark {
+        Mark { len, turn_begun_at: self.turn_begun_at }
+    }
+}
+
 /// Final hidden states of the rows that predict action tokens, kept for a teacher's scores.
 #[derive(Debug, Default)]
 pub struct Hidden {
@@ -133,14 +140,7 @@ impl Timeline {
 
     /// What a chat template finds before messages that are appended; `ends` are ids that end a turn.
     pub(super) fn after<'a>(&'a self, ends: &'a [i32]) -> After<'a> {
-        match self.tokens.last() {
-            None => After::Nothing,
-            Some(last) if last.source.is_action() || self.turn_begun_at.is_some() => {
-                let sampled = || self.tokens.iter().rposition(|t| !t.source.is_action()).map_or(0, |at| at + 1);
-                After::Turn { said: &self.ids[self.turn_begun_at.unwrap_or_else(sampled)..], ends }
-            }
-            Some(_) => After::Messages,
-        }
+        after(&self.tokens, &self.ids, self.turn_begun_at, ends)
     }
 
     /// Drops what was computed for positions from `len` on; the ids stay and become pending.
@@ -218,6 +218,18 @@ impl Timeline {
             }
         }
         Ok(fork)
+    }
+}
+
+/// What a chat template finds behind `tokens`, whose ids are `ids`; an assistant's turn began at `turn_begun_at`.
+pub(crate) fn after<'a>(tokens: &[Token], ids: &'a [i32], turn_begun_at: Option<usize>, ends: &'a [i32]) -> After<'a> {
+    match tokens.last() {
+        None => After::Nothing,
+        Some(last) if last.source.is_action() || turn_begun_at.is_some() => {
+            let sampled = || tokens.iter().rposition(|t| !t.source.is_action()).map_or(0, |at| at + 1);
+            After::Turn { said: &ids[turn_begun_at.unwrap_or_else(sampled)..], ends }
+        }
+        Some(_) => After::Messages,
     }
 }
 

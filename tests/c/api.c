@@ -774,6 +774,50 @@ static void a_guided_loop_learns_and_resumes(squire_model *student, squire_model
   squire_distiller_release(other);
 }
 
+/* The teacher reads something else than the student. */
+static void teachers_have_views(squire_engine *engine, squire_model *student, squire_model *teacher) {
+  const int32_t prompt[] = {10, 11, 12}, theirs[] = {30, 31, 10, 11, 12}, beyond[] = {1 << 20};
+  int32_t said[5];
+  float logprobs[5];
+  squire_distiller *distiller = NULL;
+  squire_text *text = NULL;
+  DONE(squire_distiller_create(student, teacher, TEXT("{\"preset\": \"opd\"}"), &distiller, &err));
+  squire_episode *episode = begin(distiller, "{}");
+  REFUSED(squire_episode_observe_view_ids(episode, ARRAY(prompt), ARRAY(beyond), &err), SQUIRE_E_ARGUMENT,
+          SQUIRE_DETAIL_ID_OUT_OF_RANGE);
+  DONE(squire_episode_observe_view_ids(episode, ARRAY(prompt), NULL, 0, &err));
+  squire_decision d;
+  squire_decision_init(&d, sizeof d);
+  REFUSED(squire_episode_decide(episode, &d, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_LENGTH); /* it was shown nothing */
+  DONE(squire_episode_observe_view_ids(episode, ARRAY(prompt), ARRAY(theirs), &err));
+  take_turn(episode, said, logprobs, 5);
+  DONE(squire_episode_end(episode, 1, 1, &err));
+  OUT_OF_ORDER(squire_episode_observe_view_ids(episode, ARRAY(prompt), ARRAY(theirs), &err));
+  DONE(squire_episode_trace(episode, &text, &err));
+  CHECK(says(text, "\"views\":[{\"start\":0,\"end\":3,\"ids\":[]},{\"start\":3,\"end\":6,\"ids\":[30,31,10,11,12]}]"));
+  DONE(squire_episode_trace(episode, &text, &err));
+  CHECK(says(text, "\"view\":{\"start\":5}"));
+  squire_episode_release(episode);
+  squire_update *update = build(distiller);
+  squire_update_release(update);
+  squire_distiller_release(distiller);
+
+  /* A skill for the teacher alone, by messages. */
+  squire_model *chat = load(engine, chat_folder, 0);
+  DONE(squire_distiller_create(chat, chat, TEXT("{\"preset\": \"skill-sd\"}"), &distiller, &err));
+  squire_episode *skilled =
+      begin(distiller, "{\"task\": \"t\", \"teacher_prefix\": [{\"role\": \"system\", \"content\": \"hello\"}]}");
+  DONE(squire_episode_observe(skilled,
+                              TEXT("{\"messages\": [{\"role\": \"user\", \"content\": \"w\"}], \"teacher_messages\": []}"),
+                              NULL, &err));
+  take_turn(skilled, said, logprobs, 5);
+  DONE(squire_episode_trace(skilled, &text, &err));
+  CHECK(says(text, "\"views\":[{\"start\":0,"));
+  squire_episode_release(skilled);
+  squire_distiller_release(distiller);
+  squire_model_release(chat);
+}
+
 static void demonstrations_are_replayed(squire_engine *engine) {
   squire_model *model = load(engine, chat_folder, 0);
   squire_distiller *distiller = NULL;
@@ -927,6 +971,7 @@ int main(int argc, char **argv) {
       a_session_that_generates_is_busy(student);
       calls_out_of_order_change_nothing(student, teacher);
       episodes_are_forked(student, teacher);
+      teachers_have_views(engine, student, teacher);
     }
     CHECK(metrics_say(engine, "\"sessions\":0"));
     squire_model_release(student);

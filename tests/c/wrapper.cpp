@@ -45,6 +45,7 @@ static void a_student_serves_and_learns(char **argv) {
   const squire::episode_handle next = squire::fork(episode), again = squire::fork(episode, R"({"turn": 0})");
   CHECK(squire::view(squire::trace(next)).find(R"("forked_from":{"episode":0,"turn":1})") != std::string_view::npos);
   CHECK(squire::decide(again).turn == 0 && squire::decide(again).episode == 2);
+  squire::observe(next, squire::ids{5, 6}, squire::ids{9, 9, 9, 5, 6}); // the teacher reads more
   squire::end(episode, 1, 1);
   const squire::update_handle update = squire::build(distiller);
   CHECK(squire::view(squire::report(update)).find("\"trained_tokens\":8") != std::string_view::npos);
