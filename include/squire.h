@@ -1198,7 +1198,7 @@ void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "group": the name of the episodes with which its rewards are
  * compared (those of its task, where there is none), "episode", "evaluation", "max_turns",
- * "demonstration": a list of texts, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
+ * "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
  * is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
  * and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
  * engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
