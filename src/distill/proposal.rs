@@ -65,9 +65,10 @@ fn uncertainty(state: &State, by: By, cancel: &Cancel) -> Result<f64> {
             let before = state.shown.tokens(&tokens[..start])?;
             teacher.append_tokens(&before[teacher.len()?.min(before.len())..])?;
             let scored = teacher.score(&ids, 0, cancel);
-            // Whoever takes the turn, the teacher's timeline gets it from there with who wrote it.
-            if teacher.len()? > before.len() {
-                teacher.truncate(before.len())?;
+            // Whoever takes the turn, the teacher's timeline gets it from there with who wrote it. The row before it goes too: it was
+            // computed when nobody knew that what follows is an action, and its hidden state was not kept.
+            if teacher.len()? >= before.len() {
+                teacher.truncate(before.len() - 1)?;
             }
             scored?.into_iter().map(|row| row.logprob).collect()
         }
