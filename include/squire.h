@@ -1194,10 +1194,11 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "episode", "evaluation", "max_turns",
- * "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
- * is rendered with, as in squire_chat_render}, all optional; {} for a training episode. Takes one session of the
- * engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
- * max_sessions exist. Any thread. */
+ * "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and
+ * "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt is rendered with, as in
+ * squire_chat_render}, all optional; {} for a training episode. Takes one session of the engine's, and one more if there is
+ * a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if max_sessions exist.
+ * Any thread. */
 squire_status squire_episode_begin(squire_distiller *distiller,
                                    const char *spec_json,
                                    size_t spec_len,
@@ -1230,10 +1231,11 @@ squire_status squire_episode_prefill(squire_episode *episode,
                                      squire_error **err);
 
 /* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
- * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
- * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
- * say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
- * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
+ * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents",
+ * "chat_template", "chat_template_kwargs": what this turn, its further messages and its generation prompt included, is
+ * rendered with over the episode's own}, rendered by the student's template; what they say never becomes control. *added,
+ * unless added is NULL, gets the number of tokens that the student reads. Computes nothing. SQUIRE_E_TEMPLATE without a
+ * template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_observe(squire_episode *episode,
                                      const char *messages_json,
                                      size_t messages_len,
