@@ -186,14 +186,7 @@ impl Shown {
             after => after,
         };
         let room = self.room(theirs.len()).unwrap_or(usize::MAX);
-        let ids = encode_append_within(model.tokenizer()?, model.template()?, after, messages, prompt, room)?;
-        match self.reader.and_then(|reader| ids.iter().find(|&&id| id as usize >= reader.vocabulary)) {
-            None => Ok(ids),
-            Some(id) => {
-                let why = format!("the tokenizer gave id {id}, which the teacher has no row for");
-                Err(Error::new(Fault::IdOutOfRange, why))
-            }
-        }
+        encode_append_within(model.tokenizer()?, model.template()?, after, messages, prompt, room)
     }
 
     /// Notes that messages came: for the teacher too, unless it was shown none of them.
