@@ -1235,10 +1235,11 @@ squire_status squire_episode_prefill(squire_episode *episode,
                                      squire_error **err);
 
 /* Shows messages to the actors: messages_json is a list of {"role", "content", ...}, or an object {"messages": that
- * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents", "chat_template", "chat_template_kwargs": what this turn, its further messages and its
- * generation prompt included, is rendered with over the episode's own}, rendered by the student's template; what they
- * say never becomes control. *added, unless added is NULL, gets the number of tokens. Computes nothing.
- * SQUIRE_E_TEMPLATE without a template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
+ * list, "teacher_messages": a list that the teacher is shown in its place (empty: nothing), "tools", "documents",
+ * "chat_template", "chat_template_kwargs": what this turn, its further messages and its generation prompt included, is
+ * rendered with over the episode's own}, rendered by the student's template; what they say never becomes control. *added,
+ * unless added is NULL, gets the number of tokens that the student reads. Computes nothing. SQUIRE_E_TEMPLATE without a
+ * template, SQUIRE_E_CONTEXT_FULL, SQUIRE_E_ARGUMENT, SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_observe(squire_episode *episode,
                                      const char *messages_json,
                                      size_t messages_len,

@@ -198,6 +198,23 @@ fn what_the_teacher_cannot_be_shown_is_refused_and_changes_nothing() {
     assert_eq!(students, text.concat());
 }
 
+#[test]
+fn a_prefix_or_a_generation_prompt_that_the_teacher_has_no_room_for_is_refused() {
+    let rig = rig();
+    let distiller = rig.distiller();
+    let episode = rig.begin(&distiller, json!({"teacher_prefix": user(&"far too long ".repeat(400))}));
+    refused(episode.observe(user("go")), Fault::ContextFull, "what the teacher is shown: ");
+    assert_eq!(episode.trace().unwrap()["phase"], json!("observe, or end"));
+    // The prompt is longer than the two tokens that are left of 2048.
+    let episode = rig.begin(&distiller, json!({}));
+    episode.observe_ids_as(&rig.ids(&of_user("go")), &[97; 2046]).unwrap();
+    episode.override_actor(Actor::Student).unwrap();
+    for _ in 0..2 {
+        refused(episode.act(&GenerationOptions::default()), Fault::ContextFull, "the teacher's generation prompt: ");
+    }
+    episode.end(0.0, None).unwrap();
+}
+
 fn say_after(episode: &Episode, text: &str) {
     episode.observe(user(text)).unwrap();
     say(episode, "x");

@@ -182,6 +182,20 @@ fn a_teacher_acts_from_what_it_read() {
 }
 
 #[test]
+fn what_a_proposal_is_replaced_by_follows_what_the_teacher_read() {
+    let actor = json!({"kind": "proposal", "by": "teacher", "rate": 0.5, "window": 4, "minimum": 1});
+    let document = json!({"preset": "guided-opd", "actor": actor});
+    let d = distiller(Kind::Dense, Compute::F32, document);
+    for shows in [Shows::Same, Shows::Less, Shows::More] {
+        let (tables, records) = played(&d, 4, shows);
+        let actors = |actor| records.iter().flat_map(|t| t.turns()).filter(|turn| turn.actor == actor).count();
+        assert!(actors(Actor::Student) > 0 && actors(Actor::Teacher) > 0, "some are replaced");
+        let by_hand = gradients_by_hand(d.student(), d.teacher().unwrap(), &tables, &records);
+        assert_near(build(&d).gradients(), &by_hand, 3e-5, &format!("{shows:?}"));
+    }
+}
+
+#[test]
 fn a_model_is_its_own_teacher_where_it_reads_something_else() {
     for kind in [Kind::Dense, Kind::Moe] {
         let engine = engine(Compute::F32);

@@ -328,7 +328,7 @@ pub const PRESETS: &[Preset] = &[
         }"#,
         notes: &[
             "the source's importance-weighted k3 has, token by token, the gradient of this policy gradient (docs/methods.md)",
-            "the teacher sees the skill where the host gives it a view of its own; without one it sees what the student sees",
+            "the teacher sees the skill where the host gives it one (teacher_prefix, teacher_messages); without one it sees what the student sees",
             "group size and clip are not stated: 8 and none were chosen",
         ],
     },
@@ -342,7 +342,7 @@ pub const PRESETS: &[Preset] = &[
             "sampling": {"temperature": 1, "top_p": 0.95}
         }"#,
         notes: &[
-            "the teacher sees the clean request where the host gives it a view of its own; without one it sees what the student sees",
+            "the teacher sees the clean request where the host gives it one (teacher_messages); without one it sees what the student sees",
         ],
     },
     Preset {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::distiller::Distiller;
 use super::view::View;
 use crate::error::{Error, Fault, Result};
+use crate::memory;
 use crate::serve::{GenerationOptions, Session, Token, after, turn_opening};
 use crate::text::source::Source;
 use crate::text::{After, Json, RenderOptions, encode_append_within};
@@ -38,15 +39,16 @@ struct Reader {
 impl Shown {
     /// Nothing yet. An evaluation has no teacher. Errors: `NoTemplate` where a prefix cannot be rendered.
     pub(super) fn new(distiller: &Distiller, evaluation: bool, prefix: Option<Vec<Json>>) -> Result<Shown> {
-        let prefix = prefix.filter(|messages| !messages.is_empty());
+        if distiller.any_teacher().is_none() || evaluation {
+            return Ok(Shown::default());
+        }
+        let prefix = prefix.filter(|messages| !messages.is_empty()).map(Arc::new);
         if prefix.is_some() {
             distiller.student().template().map_err(|e| e.within("teacher_prefix"))?;
         }
         let context = distiller.teacher().map(|teacher| teacher.model().max_context());
-        let reader = Reader { context, vocabulary: distiller.vocabulary() };
-        let is_read = distiller.any_teacher().is_some() && !evaluation;
-        let prefix = prefix.filter(|_| is_read).map(Arc::new);
-        Ok(Shown { reader: is_read.then_some(reader), prefix, ..Shown::default() })
+        let reader = Some(Reader { context, vocabulary: distiller.vocabulary() });
+        Ok(Shown { reader, prefix, ..Shown::default() })
     }
 
     /// Whether the teacher reads what the student reads, and will if nothing else is said.
@@ -176,21 +178,15 @@ impl Shown {
     fn rendered(&self, student: &Session, messages: Json, prompt: &RenderOptions) -> Result<Vec<i32>> {
         let model = student.model();
         let theirs = self.tokens(&student.tokens()?)?;
-        let ids: Vec<i32> = theirs.iter().map(|token| token.id).collect();
+        let mut ids = memory::reserved(theirs.len(), "the teacher's view")?;
+        ids.extend(theirs.iter().map(|token| token.id));
         let after = match after(&theirs, &ids, self.turn_begun_at, model.stop_ids()) {
             // A teacher that was shown nothing has no conversation that could begin: the prompt stands alone.
             After::Nothing if messages.as_list().is_some_and(<[Json]>::is_empty) => After::Messages,
             after => after,
         };
         let room = self.room(theirs.len()).unwrap_or(usize::MAX);
-        let ids = encode_append_within(model.tokenizer()?, model.template()?, after, messages, prompt, room)?;
-        match self.reader.and_then(|reader| ids.iter().find(|&&id| id as usize >= reader.vocabulary)) {
-            None => Ok(ids),
-            Some(id) => {
-                let why = format!("the tokenizer gave id {id}, which the teacher has no row for");
-                Err(Error::new(Fault::IdOutOfRange, why))
-            }
-        }
+        encode_append_within(model.tokenizer()?, model.template()?, after, messages, prompt, room)
     }
 
     /// Notes that messages came: for the teacher too, unless it was shown none of them.
@@ -227,7 +223,7 @@ impl Shown {
         }
         let refused = |fault, why: &str| Err(Error::new(fault, why));
         let (model, students) = (student.model(), student.tokens()?);
-        let theirs = self.view.woven(&students, |id| Token::given(id, Source::Host))?;
+        let theirs = self.tokens(&students)?;
         if model.template().is_err() {
             return match theirs.is_empty() {
                 true => refused(
