@@ -116,6 +116,45 @@ fn a_resumed_run_may_have_another_learning_rate_and_says_so() {
 }
 
 #[test]
+fn what_is_left_of_a_run_before_it_was_resumed_otherwise_is_its_own() {
+    let (folder, at) = checkpoint();
+    let mut longer = document();
+    longer["steps"] = 16.into();
+    let resumed = || {
+        let (student, teacher) = pair(Kind::Dense, Compute::F32);
+        Distiller::resume(&student, Some(&teacher), settings(longer.clone()), folder.path()).unwrap()
+    };
+    let kept = tempfile::tempdir().unwrap();
+    for name in fs::read_dir(&at).unwrap().map(|e| e.unwrap().file_name()) {
+        fs::copy(at.join(&name), kept.path().join(&name)).unwrap();
+    }
+    let d = resumed();
+    one_update(&d);
+    d.save(folder.path()).unwrap();
+    // The process ended before what it replaces was removed.
+    fs::create_dir(&at).unwrap();
+    for name in fs::read_dir(kept.path()).unwrap().map(|e| e.unwrap().file_name()) {
+        fs::copy(kept.path().join(&name), at.join(&name)).unwrap();
+    }
+    let d = resumed();
+    assert_eq!(d.step(), 2);
+    one_update(&d);
+    d.save(folder.path()).unwrap();
+    assert_eq!(names(folder.path()), ["step-00000003"]);
+}
+
+#[test]
+fn a_knob_that_did_nothing_is_no_other_run() {
+    let (folder, at) = checkpoint();
+    let mut older = state(folder.path());
+    // Settings of before could say so; now they are refused, since no teacher's advantage is asked for.
+    older["settings"]["reward"]["discount"] = 0.5.into();
+    older["settings"]["turn_weights"]["renormalise"] = true.into();
+    fs::write(at.join("state.json"), older.to_string()).unwrap();
+    assert_eq!(resume(Kind::Dense, Compute::F32, folder.path()).step(), 1);
+}
+
+#[test]
 fn a_checkpoint_from_before_a_knob_there_was_is_resumed_and_one_with_a_knob_that_is_none_is_not() {
     let (folder, at) = checkpoint();
     let whole = state(folder.path());

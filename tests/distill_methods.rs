@@ -410,6 +410,19 @@ fn settings_that_contradict_each_other_are_refused_by_name() {
 }
 
 #[test]
+fn the_resolved_document_of_whatever_is_accepted_is_read() {
+    for document in [
+        json!({"preset": "skill-sd", "advantage": {"teacher": 0}}),
+        json!({"preset": "sod", "learn_turns": "last"}),
+        json!({"preset": "sod", "advantage": {"reward": 0}}),
+        json!({"preset": "uopd", "actor": {"kind": "student"}}),
+    ] {
+        let resolved = config(document.clone()).to_json();
+        assert_eq!(config(resolved.clone()).to_json(), resolved, "{document}");
+    }
+}
+
+#[test]
 fn explain_says_where_a_source_is_silent_and_what_moves() {
     for preset in PRESETS {
         let facts = explain(&Config::preset(preset.name).unwrap(), 150);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Reason};
 use squire::error::Fault;
-use squire::serve::{Cancel, Finish, ServedModel};
+use squire::serve::{Cancel, Engine, EngineOptions, Finish, ServedModel};
 
 fn gated(by: &str, rate: f64, minimum: u32) -> Value {
     let actor = json!({"kind": "proposal", "by": by, "rate": rate, "window": 8, "minimum": minimum});
@@ -163,6 +163,40 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     assert_eq!(overridden.override_actor(Actor::Student).unwrap().reason, Reason::HostOverride);
     speak(&overridden);
     overridden.outcome(None, true).unwrap();
+}
+
+#[test]
+fn while_a_proposal_is_judged_nobody_else_goes_on_with_it() {
+    let own = engine(Compute::F32);
+    let options = EngineOptions { n_threads: 1, compute: Compute::F32, caller_driven: false, ..Default::default() };
+    let other = Engine::new(options).unwrap();
+    let (student, teacher) =
+        (model(&own, &config(Kind::Dense, 32, 2), 1), model(&other, &config(Kind::Dense, 48, 3), 2));
+    let d = Distiller::new(&student, Some(&teacher), settings(gated("teacher", 0.5, 1))).unwrap();
+    for number in 0..20 {
+        let episode = begun(&d, number);
+        episode.decide().unwrap();
+        speak(&episode);
+        // Two judge at once: one of them is told to wait, or both are told the same.
+        let judge = || episode.judge(&Cancel::default());
+        let (one, two) = std::thread::scope(|s| {
+            let other = s.spawn(judge);
+            (judge(), other.join().unwrap())
+        });
+        let told: Vec<_> = [&one, &two].into_iter().flatten().collect();
+        assert!(!told.is_empty() && told.iter().all(|d| *d == told[0]), "{one:?} {two:?}");
+        for e in [&one, &two].into_iter().filter_map(|r| r.as_ref().err()) {
+            assert!(e.fault() == Fault::OutOfOrder && e.message().contains("until the proposal is judged"), "{e}");
+        }
+        if told[0].actor == Some(Actor::Teacher) {
+            speak(&episode);
+        }
+        assert_eq!(fault(episode.outcome(Some(2e9), true)), Fault::BadValue);
+        episode.outcome(Some(1.0), true).unwrap();
+        episode.end(0.0, None).unwrap();
+    }
+    let update = build(&d);
+    assert!(update.report().differing == 0 && update.report().trained_turns == 16);
 }
 
 #[test]

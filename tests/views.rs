@@ -306,6 +306,29 @@ fn an_action_that_nothing_stands_before_in_the_view_is_refused() {
 }
 
 #[test]
+fn nor_is_one_begun_where_a_template_opens_turns_with_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    folders::write_chat_model(&root.path().join("model"), 1);
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    std::fs::write(root.path().join("model/chat_template.jinja"), template).unwrap();
+    let engine = Engine::new(EngineOptions { n_threads: 1, ..EngineOptions::default() }).unwrap();
+    let rig = Rig { model: engine.load(&root.path().join("model"), LoadOptions::default()).unwrap(), _root: root };
+    let episode = rig.begin(&rig.distiller(), json!({}));
+    episode.observe_json(&shown("look", json!([]))).unwrap();
+    episode.decide().unwrap();
+    let options = GenerationOptions { max_tokens: 2, ..GenerationOptions::default() };
+    refused(episode.act(&options), Fault::BadLength, "the teacher was shown nothing");
+    refused(episode.act(&options), Fault::BadLength, "the teacher was shown nothing");
+    episode.end(0.0, None).unwrap();
+    // Something shown is enough.
+    let episode = rig.begin(&rig.distiller(), json!({}));
+    episode.observe_json(&shown("look", user("a skill"))).unwrap();
+    episode.decide().unwrap();
+    episode.act(&options).unwrap().collect().unwrap();
+    assert_eq!(rig.texts(&episode).map(|text| text.starts_with("a skill")), [false, true]);
+}
+
+#[test]
 fn a_prefix_without_a_template_is_refused() {
     let (_model, d) = bare();
     let spec = EpisodeSpec::from_json(r#"{"teacher_prefix": [{"role": "user", "content": "a"}]}"#, None).unwrap();

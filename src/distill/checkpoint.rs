@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::distiller::Distiller;
-use super::knob_table::{KNOBS, OnResume};
+use super::knob_table::{KNOBS, Knob, OnResume};
 use super::learner::Learner;
 use super::teacher::Teacher;
 use super::trained;
@@ -71,6 +71,9 @@ impl Distiller {
             "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
             "settings": self.config().to_json(),
         });
+        if !learning.lineage.is_empty() {
+            state["lineage"] = learning.lineage.clone().into();
+        }
         let (uncertainties, said) = (self.uncertainties(), self.teacher_has_said());
         if said > 0 {
             state["teacher_said"] = said.into();
@@ -99,9 +102,10 @@ impl Distiller {
         // What is removed at the end must not be another run's; of what cannot be read nobody knows whose it is.
         for old in &before {
             if let Ok(State { document, .. }) = State::read(old) {
-                let resumed = learning.resumed.as_ref();
+                // What lies there of this run may have been saved before it was resumed with other settings.
+                let (lineage, settings) = (&learning.lineage, &document["settings"]);
                 check_run(&document, &old.folder, student, self.config())
-                    .and_then(|()| check_settings(&document["settings"], &old.folder, self.config(), resumed))
+                    .and_then(|()| check_settings(settings, &old.folder, self.config(), lineage))
                     .map_err(|e| e.within("no checkpoint is written; choose another folder"))?;
             }
         }
@@ -180,7 +184,12 @@ impl Distiller {
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
-        let changed = check_settings(&document["settings"], &folder, &config, Some(&document["settings"]))?;
+        let mut lineage = document["lineage"].as_array().cloned().unwrap_or_default();
+        let before = retuned(&document["settings"]);
+        let changed = check_settings(&document["settings"], &folder, &config, std::slice::from_ref(&before))?;
+        if before != retuned(&read_back(&config.to_json()).map_err(|e| broken(&folder, &e.to_string()))?) {
+            lineage.push(before);
+        }
         // Refused where it does not fit, before what it would hold is read.
         let distiller = Distiller::taught(student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());
@@ -200,7 +209,7 @@ impl Distiller {
         distiller.set_uncertainties(uncertainties);
         distiller.teacher_said(document["teacher_said"].as_u64().unwrap_or(0));
         learning.base = Arc::downgrade(&current.weights);
-        learning.resumed = Some(document["settings"].clone());
+        learning.lineage = lineage;
         learning.learner = Some(learner);
         drop(learning);
         for what in changed {
@@ -233,8 +242,8 @@ fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Co
 }
 
 /// Refuses other settings than the checkpoint's, but for those that a resumed run may change; says what changed. Those by
-/// which the run learns may only be what they were in the settings `resumed`: another run's are its own.
-fn check_settings(theirs: &Value, folder: &Path, config: &Config, resumed: Option<&Value>) -> Result<Vec<String>> {
+/// which the run learns may only be what they once were in this run, by its `lineage`: another run's are its own.
+fn check_settings(theirs: &Value, folder: &Path, config: &Config, lineage: &[Value]) -> Result<Vec<String>> {
     let refused = |what: String| {
         let why = format!("{}: its settings is not this run's: {what}", folder.display());
         Error::new(Fault::CheckpointMismatch, why)
@@ -264,11 +273,13 @@ fn check_settings(theirs: &Value, folder: &Path, config: &Config, resumed: Optio
             value.unwrap_or_else(|| (knob.show)(&default))
         };
         let there = of(theirs);
-        let was_resumed = resumed.is_some_and(|settings| of(settings) == there);
+        let was_resumed = lineage.iter().any(|before| before[knob.path] == there);
         let pair = read_back(&there).and_then(|there| Ok((there, read_back(&(knob.show)(config))?)));
         let (there, here) = pair.map_err(|e| broken(folder, &format!("settings: {}: {e}", knob.path)))?;
         match knob.on_resume {
             _ if there == here => {}
+            // A checkpoint of before may have a knob set that did nothing.
+            _ if config.idle(knob.path).is_some() => {}
             OnResume::Retuned if !was_resumed => {
                 return Err(refused(format!("{} is {there:.80} there and {here:.80} here", knob.path)));
             }
@@ -279,6 +290,17 @@ fn check_settings(theirs: &Value, folder: &Path, config: &Config, resumed: Optio
         }
     }
     Ok(changed)
+}
+
+/// The knobs of a settings document by which a run learns and that it may be resumed with others of: {path: value}.
+fn retuned(settings: &Value) -> Value {
+    let default = Config::default();
+    let knobs = KNOBS.iter().filter(|knob| knob.on_resume == OnResume::Retuned);
+    let value = |knob: &Knob| {
+        let value = settings.pointer(&format!("/{}", knob.path.replace('.', "/"))).cloned();
+        (knob.path.to_string(), value.unwrap_or_else(|| (knob.show)(&default)))
+    };
+    Value::Object(knobs.map(value).collect())
 }
 
 /// As a checkpoint's is read: reading may lose a number's last bit.

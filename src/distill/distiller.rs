@@ -94,8 +94,8 @@ pub(super) struct Learning {
     pub(super) base: Weak<Counted<Weights>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
-    /// the settings of the checkpoint from which it was resumed
-    pub(super) resumed: Option<Value>,
+    /// what the knobs by which the run learns were, each time before it was resumed with others: {path: value}
+    pub(super) lineage: Vec<Value>,
     /// buffers of the last build
     pub(super) workspace: Option<Workspace>,
     /// what all of this may take of the engine's host budget
@@ -154,7 +154,7 @@ impl Distiller {
             learning: Mutex::new(Learning {
                 learner: None,
                 begun: None,
-                resumed: None,
+                lineage: Vec::new(),
                 base: Weak::new(),
                 unpublished: None,
                 workspace: None,

@@ -15,9 +15,9 @@ use super::distiller::Distiller;
 use super::ended::Ended;
 use super::policy::{DecideInput, Decision, Reason, decide};
 use super::scoring::Scoring;
-use super::shown::Shown;
+use super::shown::{Shown, shown_nothing};
 use super::spec::EpisodeSpec;
-use super::trajectory::{Action, Heading, Outcome, Trajectory};
+use super::trajectory::{Action, Heading, Outcome, Trajectory, check_reward};
 use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
@@ -41,6 +41,8 @@ pub(super) enum Phase {
     Acting(Decision),
     /// The actor's generation failed after it had said something, which stands.
     Broken(Decision),
+    /// What the student proposed is being judged by a call that waits for the teacher.
+    Judging(Decision),
     /// The turn is written down: its outcome is due.
     Acted,
     /// It ended.
@@ -66,6 +68,7 @@ impl Phase {
             }
             Phase::Acting(_) => "outcome, once the generation has ended, or act again where it was cancelled",
             Phase::Broken(_) => "act again, override, outcome of what was said before the failure, or end without it",
+            Phase::Judging(_) => "nothing, until the proposal is judged",
             Phase::Acted => "outcome",
             Phase::Ended => "nothing: the episode has ended",
         }
@@ -160,6 +163,9 @@ impl State {
         {
             let prompt = RenderOptions { add_generation_prompt: true, ..RenderOptions::clone(self.prompt()) };
             let theirs = self.shown.prompt(student, &prompt)?;
+            if theirs.as_ref().is_some_and(Vec::is_empty) && self.shown.view.position(student.len()?) == 0 {
+                return Err(shown_nothing());
+            }
             prompts = Some((student.append_chat(Json::List(Vec::new()), &prompt)?, theirs));
         }
         let start = student.len()?;
@@ -234,7 +240,7 @@ impl State {
     /// The record, with the turn under way as far as it is said. Refused as busy while it is being said.
     fn view(&self, config: &Config) -> Result<Trajectory> {
         let mut trajectory = self.trajectory.clone();
-        if let Phase::Acting(decision) | Phase::Broken(decision) = self.phase {
+        if let Phase::Acting(decision) | Phase::Broken(decision) | Phase::Judging(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
                 record(&mut trajectory, (&tokens, start, &self.shown), &decision, (config, self.was_cut_off()))?;
@@ -477,6 +483,8 @@ impl Episode {
     /// Ends the turn: its reward, if the environment gives one, and whether the host executed what was
     /// said (`executed` false takes the turn out of the loss).
     pub fn outcome(&self, reward: Option<f64>, executed: bool) -> Result<()> {
+        // Refused, nothing has changed.
+        reward.map_or(Ok(()), |reward| check_reward("reward", reward))?;
         let mut state = self.state.lock();
         match state.phase()? {
             phase @ (Phase::Acting(d) | Phase::Broken(d)) if d.reason == Reason::Proposal => {

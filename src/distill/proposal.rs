@@ -17,11 +17,11 @@ use crate::serve::Cancel;
 impl Episode {
     /// Says whether what the student proposed for this turn stands, once it has spoken: the student's turn, whose outcome is
     /// due then, or the teacher's, which acts in its place while the proposal is dropped. Asked again it answers the same. Where the
-    /// teacher is the judge it computes the proposal, and the call blocks; other calls find the teacher's side busy meanwhile. Where the
+    /// teacher is the judge it computes the proposal, and the call blocks; calls that go on with the episode are out of order meanwhile. Where the
     /// teacher's tokens are spent the proposal stands.
     ///
-    /// Errors: `OutOfOrder` where nothing was proposed, or the student was cancelled or failed before it had finished; `SessionBusy`
-    /// while the student speaks or another call judges; `NotFinite` where the judge's log-probs are no numbers; what scoring
+    /// Errors: `OutOfOrder` where nothing was proposed, another call judges, or the student was cancelled or failed before it had finished; `SessionBusy`
+    /// while the student speaks; `NotFinite` where the judge's log-probs are no numbers; what scoring
     /// fails with. The proposal may be judged again.
     pub fn judge(&self, cancel: &Cancel) -> Result<Decision> {
         let mut state = self.state.lock();
@@ -52,21 +52,17 @@ impl Episode {
                 let before = state.shown.tokens(&tokens[..start])?;
                 teacher.append_tokens(&before[teacher.len()?.min(before.len())..])?;
                 let (engine, answer) = (teacher.model().engine().clone(), teacher.start_score(&ids, 0, cancel)?);
+                // Nobody else has this turn meanwhile, and who only looks is not kept waiting.
+                state.phase = Phase::Judging(decision);
                 drop(state);
                 let scored = engine.wait(&answer);
                 state = self.state.lock();
+                state.phase = Phase::Acting(decision);
                 let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
                 // Whoever takes the turn, the teacher's timeline gets it with who wrote it. The row before predicts its first token,
                 // and its hidden state is kept when that is known to be an action's: it is computed again.
                 teacher.truncate(before.len().saturating_sub(1))?;
-                let rows = scored??;
-                let is_the_same =
-                    state.phase()? == Phase::Acting(decision) && state.timeline()?.0.len() == tokens.len();
-                if !is_the_same {
-                    let phase = state.phase()?;
-                    return Err(out_of_order("judge", phase));
-                }
-                rows.into_iter().map(|row| row.logprob).collect()
+                scored??.into_iter().map(|row| row.logprob).collect()
             }
         };
         let _floats = FloatEnv::scalars();

@@ -1,6 +1,8 @@
 //! The account of one update: what was learnt from, how far the student was from the teacher, by turn.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::actor::Actor;
@@ -166,10 +168,13 @@ impl Tally {
             groups: batch.groups,
             ..Report::default()
         };
+        let identities: BTreeSet<u64> = trajectories.iter().map(|t| t.heading.episode).collect();
         for t in trajectories {
+            // What a fork shares with its parent was said once, and is counted there if that is here.
+            let parent = t.heading.forked_from.filter(|(parent, _)| identities.contains(parent));
+            let shared = parent.map_or(0, |_| t.shared_turns());
             report.successes += usize::from(t.outcome().and_then(|o| o.success) == Some(true));
-            // What a fork shares with its parent was said once.
-            for turn in &t.turns()[t.shared_turns()..] {
+            for turn in &t.turns()[shared..] {
                 let (turns, tokens) = match turn.actor {
                     Actor::Student => (&mut report.student_turns, &mut report.student_tokens),
                     Actor::Teacher => (&mut report.teacher_turns, &mut report.teacher_tokens),

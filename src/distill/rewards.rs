@@ -2,7 +2,8 @@
 //!
 //! A turn's reward r is the episode's score, its success (1 or 0), the turn's own, or the return from the turn on, the sum
 //! over later turns v >= u of discount^(v - u) r_v; rewards that the environment did not give are 0. Compared with its group
-//! (the episodes of one `group`, or of one task where none is named, whatever a filter makes of them, stale ones too) it is
+//! (the episodes of one `group`, or of one task where none is named, that have a turn learnt by its reward, whatever a filter makes of
+//! them, stale ones too) it is
 //! r - mean, or (r - mean) / (std + eps) as in GRPO (arXiv 2402.03300). Score and success give an episode one number; of
 //! rewards by turn the mean and deviation are over all turns of the group, those that a fork shares with its parent once. The deviation is the sample's (n - 1). One episode
 //! alone has nothing to be compared with: its reward comes to 0, and the report counts it.
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 use super::advantage::{Baseline, Reward, RewardOf};
 use super::trajectory::Trajectory;
+use crate::backend::ops::Loss;
 
 /// The groups of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -43,7 +45,7 @@ pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
     let mut report = GroupReport::default();
     if settings.baseline != Baseline::None {
         let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (i, t) in trajectories.iter().enumerate().filter(|(_, t)| !t.heading.evaluation && !t.turns().is_empty()) {
+        for (i, t) in trajectories.iter().enumerate().filter(|(_, t)| !t.heading.evaluation && is_rewarded(t)) {
             groups.entry(t.heading.group()).or_default().push(i);
         }
         for members in groups.values() {
@@ -75,6 +77,11 @@ pub fn rewards(trajectories: &[&Trajectory], settings: &Reward) -> Rewards {
     Rewards { of_turns, report }
 }
 
+/// Whether a turn of its own is learnt by its reward: a fork in which the teacher labels a turn is no rollout of the group.
+fn is_rewarded(t: &Trajectory) -> bool {
+    t.turns().iter().any(|turn| turn.train && matches!(turn.loss.kind, Some(Loss::PolicyGradient(_))))
+}
+
 /// The first turn that counts in a group's mean: what a fork shares with its parent counts there, unless both learn it.
 fn own_from(t: &Trajectory) -> usize {
     let shared = t.shared_turns();
@@ -104,9 +111,9 @@ fn given(trajectory: &Trajectory, settings: &Reward) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::actor::Actor;
+    use super::super::config::Config;
     use super::super::policy::{Decision, Reason};
     use super::super::trajectory::{Action, Heading, Outcome};
-    use super::super::turn_loss::TurnLoss;
     use super::*;
     use crate::text::source::Source;
 
@@ -129,7 +136,7 @@ mod tests {
             let action = Action { actor, ids, logprobs, sampled_logprobs: logprobs, truncated: false };
             let reason = Reason::Method;
             let decision = Decision { actor: Some(actor), reason, train_on_this: true, horizon: 1, probability: 0.0 };
-            t.add_turn(&action, &decision, TurnLoss::NONE).unwrap();
+            t.add_turn(&action, &decision, Config::preset("grpo").unwrap().loss_of(actor)).unwrap();
             if let Some(reward) = reward {
                 t.reward(reward).unwrap();
             }
@@ -190,22 +197,37 @@ mod tests {
 
     #[test]
     fn what_a_fork_shares_with_its_parent_counts_once() {
+        let parent = episode("a", "", &[Some(10.0), Some(0.0)], 0.0, None);
         let fork = |own: f64| {
-            let mut t = episode("a", "", &[Some(10.0), Some(own)], 0.0, None);
-            t.heading.forked_from = Some((0, 1));
+            let heading = Heading { forked_from: Some((0, 1)), ..parent.heading.clone() };
+            let mut t = parent.fork(heading, 1, false);
+            let action = Action {
+                actor: Actor::Student,
+                ids: &[2],
+                logprobs: &[-1.0],
+                sampled_logprobs: &[-1.0],
+                truncated: false,
+            };
+            let turn = &parent.turns()[1];
+            t.add_turn(&action, &turn.decision, turn.loss).unwrap();
+            t.reward(own).unwrap();
             t
         };
-        let batch = [episode("a", "", &[Some(10.0), Some(0.0)], 0.0, None), fork(1.0), fork(2.0), fork(3.0)];
+        let batch = [parent.clone(), fork(1.0), fork(2.0), fork(3.0)];
         let told = of(&batch, RewardOf::Turn, Baseline::GroupMean);
         // The mean of 10, 0, 1, 2 and 3.
         assert_eq!(told.of_turns[1], [10.0 - 3.2, 1.0 - 3.2]);
     }
 
     #[test]
-    fn evaluations_and_episodes_without_a_turn_are_in_no_group() {
+    fn evaluations_and_episodes_without_a_rewarded_turn_are_in_no_group() {
         let mut evaluation = episode("a", "", &[None], 100.0, None);
         evaluation.heading.evaluation = true;
-        let batch = [episode("a", "", &[None], 1.0, None), evaluation, episode("a", "", &[], 50.0, None)];
+        // A label's fork: its own turn is the teacher's, and what it shares is not learnt.
+        let label = episode("a", "", &[None], 0.0, None).fork(evaluation.heading.clone(), 1, false);
+        let mut label = label;
+        label.heading.evaluation = false;
+        let batch = [episode("a", "", &[None], 1.0, None), evaluation, episode("a", "", &[], 50.0, None), label];
         let told = of(&batch, RewardOf::Score, Baseline::GroupMean);
         assert_eq!((told.report.groups, told.report.alone), (1, 1));
     }

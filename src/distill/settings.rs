@@ -19,6 +19,9 @@ use crate::backend::ops::{AdvantageShape, Clip, Loss, Ratio, Reference, Tail};
 use crate::error::{Error, Fault, Result};
 use serde_json::{Map, Value, json};
 
+/// Where the knobs of policy gradients count.
+const OF_GRADIENTS: &str = "student_turns.kernel is policy-gradient";
+
 impl Default for Config {
     /// The table's defaults.
     fn default() -> Config {
@@ -118,12 +121,12 @@ impl Config {
         Config::from_value(&json!({ "preset": name }))
     }
 
-    /// The resolved document: every knob, no preset. Reading it gives the same settings, so it is what
-    /// a checkpoint compares.
+    /// The resolved document: every knob, no preset, and the default of one that does nothing under the others. Reading it gives a
+    /// run that does the same, so it is what a checkpoint compares.
     pub fn to_json(&self) -> Value {
-        let mut document = Map::new();
+        let (mut document, default) = (Map::new(), Config::default());
         for knob in KNOBS {
-            let value = (knob.show)(self);
+            let value = (knob.show)(if self.idle(knob.path).is_some() { &default } else { self });
             match knob.path.split_once('.') {
                 None => _ = document.insert(knob.path.into(), value),
                 Some((object, key)) => {
@@ -201,21 +204,19 @@ impl Config {
         Ok(())
     }
 
-    /// Refuses a knob that was given and does nothing under the other settings. Spelling out a default is no contradiction, and
-    /// what a preset has for its own kernel may be left to stand where only a part of it is overridden.
-    fn check_that_knobs_count(&self) -> Result<()> {
+    /// Under which other settings the knob at `path` would do something, where it does nothing under these.
+    pub(super) fn idle(&self, path: &str) -> Option<&'static str> {
         let Advantage { teacher, reward, .. } = &self.advantage;
         let is_gradient = matches!(self.student_turns.kind, Some(Loss::PolicyGradient(_)));
         let (asks_teacher, takes_rewards) = (teacher.bounds() != (0.0, 0.0), reward.bounds() != (0.0, 0.0));
         let Reward { of, baseline, .. } = self.reward;
         let rule = self.turn_weights.rule;
-        // (paths that begin so, whether they count, where they do); the first that does not count is told.
-        let gradient = "student_turns.kernel is policy-gradient";
         let by_first = matches!(rule, Rule::Sod(_) | Rule::GapRatio(_));
+        // (paths that begin so, whether they count, where they do); the first that does not count is told.
         let rules: &[(&str, bool, &str)] = &[
-            ("advantage.", is_gradient, gradient),
-            ("ratio.", is_gradient, gradient),
-            ("reward.", is_gradient, gradient),
+            ("advantage.", is_gradient, OF_GRADIENTS),
+            ("ratio.", is_gradient, OF_GRADIENTS),
+            ("reward.", is_gradient, OF_GRADIENTS),
             ("advantage.reference", asks_teacher, "advantage.teacher is above 0"),
             ("advantage.shape", asks_teacher, "advantage.teacher is above 0"),
             ("reward.", takes_rewards, "advantage.reward is above 0"),
@@ -230,15 +231,19 @@ impl Config {
             ),
             ("teacher_tokens", self.lets_teacher_act(), "the actor lets the teacher act"),
         ];
+        let is_of = |rule: &str| path == rule || (rule.ends_with('.') && path.starts_with(rule));
+        rules.iter().find(|(rule, counts, _)| !counts && is_of(rule)).map(|(_, _, when)| *when)
+    }
+
+    /// Refuses a knob that was given and does nothing under the other settings. Spelling out a default is no contradiction, and
+    /// what a preset has for its own kernel may be left to stand where only a part of it is overridden.
+    fn check_that_knobs_count(&self) -> Result<()> {
         let default = Config::default();
         for knob in KNOBS {
-            let of_it = rules
-                .iter()
-                .filter(|(path, ..)| knob.path == *path || (path.ends_with('.') && knob.path.starts_with(path)));
-            let Some((_, _, when)) = of_it.into_iter().find(|(_, counts, _)| !counts) else { continue };
+            let Some(when) = self.idle(knob.path) else { continue };
             let is_set = match self.origin(knob.path) {
                 None | Some(Origin::Default) => false,
-                Some(Origin::Preset(_)) => *when == gradient,
+                Some(Origin::Preset(_)) => when == OF_GRADIENTS,
                 Some(Origin::Given) => true,
             };
             if is_set && (knob.show)(self) != (knob.show)(&default) {

@@ -226,10 +226,7 @@ impl Shown {
         let theirs = self.tokens(&students)?;
         if model.template().is_err() {
             return match theirs.is_empty() {
-                true => refused(
-                    Fault::BadLength,
-                    "the teacher was shown nothing: an action needs at least one token before it",
-                ),
+                true => Err(shown_nothing()),
                 false => Ok(()),
             };
         }
@@ -262,4 +259,9 @@ impl Shown {
             _ => Ok(()),
         }
     }
+}
+
+/// The refusal of an action that would stand first in the teacher's timeline.
+pub(super) fn shown_nothing() -> Error {
+    Error::new(Fault::BadLength, "the teacher was shown nothing: an action needs at least one token before it")
 }

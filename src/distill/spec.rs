@@ -84,7 +84,7 @@ impl EpisodeSpec {
                 },
                 "episode" => match number(value).filter(|&n| n <= MOST_EPISODES) {
                     Some(episode) => spec.episode = Some(episode),
-                    None => return bad(key, "a whole number from 0, below 2^64 - 1", value),
+                    None => return bad(key, "a whole number from 0, below 2^63", value),
                 },
                 "evaluation" => match value {
                     Json::Bool(evaluation) => spec.evaluation = *evaluation,
@@ -228,7 +228,7 @@ mod tests {
             (r#"{"task": 1}"#, Fault::BadValue),
             (r#"{"group": 1}"#, Fault::BadValue),
             (r#"{"episode": -1}"#, Fault::BadValue),
-            (r#"{"episode": 18446744073709551615}"#, Fault::BadValue),
+            (r#"{"episode": 9223372036854775808}"#, Fault::BadValue),
             (r#"{"evaluation": 1}"#, Fault::BadValue),
             (r#"{"max_turns": 0}"#, Fault::BadValue),
             (r#"{"demonstration": ["a", 1]}"#, Fault::BadValue),

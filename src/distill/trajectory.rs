@@ -17,8 +17,9 @@ use crate::text::source::Source;
 use serde_json::{Value, json};
 use std::ops::Range;
 
-/// The largest number of an episode; the one beyond stands for none.
-pub const MOST_EPISODES: u64 = u64::MAX - 1;
+/// The largest number that an episode may be given. Far beyond use, and so far below the largest that counting on from it comes to no
+/// number twice, and never to the one that stands for no episode.
+pub const MOST_EPISODES: u64 = (1 << 63) - 1;
 
 /// The largest reward or score, either way: the squares of many are numbers, and so are losses in 32 bits.
 const LARGEST_REWARD: f64 = 1e9;
@@ -341,7 +342,7 @@ fn turn_json(turn: &Turn, view: &View) -> Value {
 }
 
 /// One that is larger would make the loss of its whole batch no number.
-fn check_reward(what: &str, value: f64) -> Result<()> {
+pub(super) fn check_reward(what: &str, value: f64) -> Result<()> {
     if value.is_finite() && value.abs() <= LARGEST_REWARD {
         return Ok(());
     }

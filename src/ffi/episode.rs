@@ -281,7 +281,8 @@ pub unsafe extern "C" fn squire_episode_observe_until(
 }
 
 /// The same with ids, for hosts that render for themselves and for models without a tokenizer. Ids that begin the actor's
-/// turn, as a rendering with add_generation_prompt does, begin it: no generation prompt is added then. Any thread.
+/// turn, as a rendering with add_generation_prompt does, begin it: no generation prompt is added then. SQUIRE_E_ARGUMENT
+/// while a teacher_prefix waits for messages. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_observe_ids(
     episode: *mut squire_episode,
@@ -325,7 +326,9 @@ pub unsafe extern "C" fn squire_episode_observe_view_ids(
 }
 
 /// Decides who acts: no model work, and the same answer for the same (seed, episode, turn, step); asked again before
-/// anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed. Any thread.
+/// anybody acts, the same again. decision is filled. SQUIRE_E_STATE before anything was observed, SQUIRE_E_ARGUMENT
+/// where ids begin the actor's turn for the student and the teacher's view otherwise, or the teacher was shown nothing, SQUIRE_E_BUSY
+/// where a view is to be looked at while the episode is prefilled. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_decide(
     episode: *mut squire_episode,
@@ -455,8 +458,8 @@ pub unsafe extern "C" fn squire_episode_replay_stored(
 /// Says whether what the student proposed for this turn stands (settings with actor kind proposal), once it has spoken. decision
 /// is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
 /// answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
-/// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, or where the student was cancelled or failed before it had finished; SQUIRE_E_BUSY while the student
-/// speaks or another call judges, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
+/// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, another call
+/// judges, or the student was cancelled or failed before it had finished; SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
 /// runs out. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_judge(
@@ -523,7 +526,8 @@ pub unsafe extern "C" fn squire_episode_end(
 
 /// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
 /// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
-/// it ended at max_tokens or the end of the context), phase (the
+/// it ended at max_tokens or the end of the context, view: where it starts for the teacher, or null), views (start, end, ids: what the
+/// teacher read in place of these tokens), phase (the
 /// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
 /// added. SQUIRE_E_BUSY while a generation runs. Any thread.
 #[unsafe(no_mangle)]

@@ -564,7 +564,7 @@ static void calls_out_of_order_change_nothing(squire_model *student, squire_mode
   const double infinite = 1e308 * 10;
   REFUSED(squire_episode_outcome(episode, infinite, SQUIRE_OUTCOME_HAS_REWARD, &err), SQUIRE_E_ARGUMENT,
           SQUIRE_DETAIL_BAD_VALUE);
-  CHECK(expects(episode, "outcome"));
+  CHECK(expects(episode, "outcome, once the generation has ended, or act again where it was cancelled"));
   DONE(squire_episode_outcome(episode, 0.5, SQUIRE_OUTCOME_HAS_REWARD | SQUIRE_OUTCOME_EXECUTED_OTHER, &err));
   OUT_OF_ORDER(squire_episode_outcome(episode, 0, 0, &err));
   REFUSED(squire_episode_end(episode, infinite, 0, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_VALUE);
