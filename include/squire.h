@@ -1324,7 +1324,8 @@ squire_status squire_episode_replay_stored(squire_episode *episode, squire_error
  * is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
  * answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
  * SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, another call
- * judges, or the student was cancelled or failed before it had finished; SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
+ * judges, or the student was cancelled or failed before it had finished (squire_episode_override takes it as it stands, or drops
+ * it for another actor); SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
  * runs out. Any thread. */
 squire_status squire_episode_judge(squire_episode *episode,
                                    squire_decision *decision,

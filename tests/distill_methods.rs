@@ -17,6 +17,21 @@ fn config(document: Value) -> Config {
     Config::from_value(&document).unwrap()
 }
 
+/// The first turn of a training episode with a teacher.
+const INPUT: DecideInput = DecideInput {
+    seed: 42,
+    episode: 0,
+    turn: 0,
+    step: 0,
+    evaluation: false,
+    has_teacher: true,
+    replay_available: false,
+    demonstration: 0,
+    teacher_spent: false,
+    asked: None,
+    max_turns: 30,
+};
+
 /// The refusal of a document: its fault and message.
 fn refusal(document: Value) -> (Fault, String) {
     let e = Config::from_value(&document).unwrap_err();
@@ -232,19 +247,7 @@ fn expert_corrections_from_the_first_turn_are_fine_tuning_and_from_beyond_the_en
     let mut drawn = [0; 31];
     for episode in 0..4000 {
         let switch = |turn: &u32| {
-            let input = DecideInput {
-                seed: 42,
-                episode,
-                turn: *turn,
-                step: 0,
-                evaluation: false,
-                has_teacher: true,
-                replay_available: false,
-                demonstration: 0,
-                teacher_spent: false,
-                asked: None,
-                max_turns: 30,
-            };
+            let input = DecideInput { episode, turn: *turn, ..INPUT };
             decide(&c, &input).unwrap().actor == Some(Actor::Teacher)
         };
         drawn[(0..30).find(switch).unwrap() as usize] += 1;
@@ -288,19 +291,7 @@ fn generalised_distillation_draws_each_episode_as_a_whole() {
 #[test]
 fn a_teacher_that_has_spent_its_tokens_leaves_its_turns_to_the_student() {
     let c = config(json!({"preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 1}, "teacher_tokens": 10}));
-    let input = DecideInput {
-        seed: 42,
-        episode: 0,
-        turn: 0,
-        step: 0,
-        evaluation: false,
-        has_teacher: true,
-        replay_available: false,
-        demonstration: 0,
-        teacher_spent: true,
-        asked: None,
-        max_turns: 30,
-    };
+    let input = DecideInput { teacher_spent: true, ..INPUT };
     let d = decide(&c, &input).unwrap();
     assert_eq!((d.actor, d.reason, d.train_on_this), (Some(Actor::Student), Reason::TeacherSpent, true));
     let asked = decide(&c, &DecideInput { asked: Some(Actor::Teacher), ..input }).unwrap();

@@ -124,7 +124,7 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     episode.decide().unwrap();
     refused(episode.judge(&Cancel::default()).unwrap_err(), "act, override, or end");
     speak(&episode);
-    refused(episode.outcome(None, true).unwrap_err(), "expected now: judge, once the generation has ended");
+    refused(episode.outcome(None, true).unwrap_err(), "expected now: judge or override, once the generation has ended");
     assert!(episode.trace().unwrap()["phase"].as_str().unwrap().starts_with("judge"));
     episode.judge(&Cancel::default()).unwrap();
     episode.outcome(None, true).unwrap();
@@ -139,19 +139,6 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     assert_eq!(fault(episode.judge(&cancel)), Fault::Cancelled);
     episode.judge(&Cancel::default()).unwrap();
 
-    // Cut short, it is finished before it is judged.
-    let episode = begun(&d, 5);
-    episode.decide().unwrap();
-    let generation = episode.act(&options()).unwrap();
-    generation.cancel();
-    let ended = generation.collect().unwrap().1;
-    if ended == Finish::Cancelled && episode.trajectory().unwrap().turns().len() == 1 {
-        refused(episode.judge(&Cancel::default()).unwrap_err(), "or act again where it was cancelled");
-        refused(episode.outcome(None, true).unwrap_err(), "judge");
-        speak(&episode);
-        episode.judge(&Cancel::default()).unwrap();
-    }
-
     // Evaluations and what the host overrides are nobody's proposals.
     let evaluation = d.begin(EpisodeSpec { evaluation: true, ..Default::default() }).unwrap();
     evaluation.observe_ids(&[1, 2, 3]).unwrap();
@@ -163,6 +150,52 @@ fn a_proposal_is_judged_before_its_outcome_and_nothing_else_is() {
     assert_eq!(overridden.override_actor(Actor::Student).unwrap().reason, Reason::HostOverride);
     speak(&overridden);
     overridden.outcome(None, true).unwrap();
+}
+
+#[test]
+fn a_proposal_that_was_cut_short_is_finished_or_overridden_before_it_counts() {
+    let (engine, d) = stepped(gated("teacher", 0.5, 1));
+    let cut = |number: u64| {
+        let episode = begun(&d, number);
+        episode.decide().unwrap();
+        let generation = episode.act(&options()).unwrap();
+        while episode.trajectory().map_or(0, |t| t.turns().len()) == 0 {
+            // The timeline is the engine's while it speaks: cancelled after its first tokens, it stands.
+            engine.step().unwrap();
+            engine.step().unwrap();
+            generation.cancel();
+            engine.step().unwrap();
+        }
+        assert_eq!(generation.collect().unwrap().1, Finish::Cancelled);
+        let e = episode.judge(&Cancel::default()).unwrap_err();
+        assert!(e.fault() == Fault::OutOfOrder && e.message().contains("or act again where it was cancelled"), "{e}");
+        assert_eq!(fault(episode.outcome(None, true)), Fault::OutOfOrder);
+        let said = episode.trajectory().unwrap().turns()[0].range.len();
+        assert!(said > 0 && said < LONGEST, "{said} tokens");
+        (episode, said)
+    };
+    let (gone_on, said) = cut(0);
+    speak(&gone_on);
+    gone_on.judge(&Cancel::default()).unwrap();
+    gone_on.outcome(None, true).unwrap();
+    assert!(gone_on.trajectory().unwrap().turns()[0].range.len() > said);
+    // Taken as it stands, and dropped for the teacher.
+    let (taken, said) = cut(1);
+    assert_eq!(taken.override_actor(Actor::Student).unwrap().reason, Reason::HostOverride);
+    taken.outcome(None, true).unwrap();
+    let record = taken.trajectory().unwrap();
+    assert_eq!((record.turns()[0].actor, record.turns()[0].range.len()), (Actor::Student, said));
+    let (dropped, _) = cut(2);
+    dropped.override_actor(Actor::Teacher).unwrap();
+    speak(&dropped);
+    dropped.outcome(None, true).unwrap();
+    let record = dropped.trajectory().unwrap();
+    assert_eq!((record.turns().len(), record.turns()[0].actor), (1, Actor::Teacher));
+    for episode in [gone_on, taken, dropped] {
+        episode.end(0.0, None).unwrap();
+    }
+    let update = build(&d);
+    assert!(update.report().differing == 0 && update.report().trained_turns == 3);
 }
 
 #[test]

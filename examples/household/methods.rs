@@ -92,7 +92,7 @@ fn settings(name: &str, updates: u64, seed: u64) -> Value {
         }
         // Games are of 20 turns, and the expert needs about half of them.
         "oec" => settings["actor"] = json!({"kind": "switch", "from": 0, "to": 10}),
-        // A turn has five tokens here, so a demonstration is over long before 6 updates a turn.
+        // Twenty turns withdrawn over four fifths of the run: by one every 6 updates more would be left of a short run.
         "tcod-b2f" => {
             let withdrawn = json!({"start": 0, "end": 20, "shape": "linear", "finish": share(0.8), "clock": "step"});
             settings["actor"] = json!({"kind": "prefix", "withdrawn": withdrawn});

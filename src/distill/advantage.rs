@@ -3,7 +3,7 @@
 //! [`rewards`](super::rewards).
 #![forbid(unsafe_code)]
 
-use super::document::{bad, fields, join, number, word};
+use super::document::{bad, choice, fields, join, number, word};
 use super::schedule::Schedule;
 use crate::backend::ops::{AdvantageShape, Clip, Ratio, Reference};
 use crate::error::Result;
@@ -88,12 +88,13 @@ pub(super) const BASELINES: &[(&str, Baseline)] =
 
 /// The shape written at `path`.
 pub(super) fn shape(value: &Value, path: &str) -> Result<AdvantageShape> {
-    let Value::Object(map) = value else { return word(value, path, &[("identity", AdvantageShape::Identity)]) };
-    let map = if map.len() == 1 { fields(value, path, &["clamp", "tanh", "power"])? } else { map };
+    if !value.is_object() {
+        return word(value, path, &[("identity", AdvantageShape::Identity)]);
+    }
     let wanted = "identity, {\"clamp\": nats}, {\"tanh\": nats} or {\"power\": exponent}";
-    let (key, inner) = map.iter().next().filter(|_| map.len() == 1).ok_or_else(|| bad(value, path, wanted))?;
-    let x = number(inner, &join(path, key), "a number above 0, at most 1e6", |x| x > 0.0 && x <= 1e6)?;
-    Ok(match key.as_str() {
+    let (key, inner, path) = choice(value, path, &["clamp", "tanh", "power"], wanted)?;
+    let x = number(inner, &path, "a number above 0, at most 1e6", |x| x > 0.0 && x <= 1e6)?;
+    Ok(match key {
         "clamp" => AdvantageShape::Clamp(x),
         "tanh" => AdvantageShape::Tanh(x),
         _ => AdvantageShape::Power(x),
@@ -111,11 +112,11 @@ pub(super) fn shape_to_json(shape: AdvantageShape) -> Value {
 
 /// The clip written at `path`.
 pub(super) fn clip(value: &Value, path: &str) -> Result<Clip> {
-    let Value::Object(map) = value else { return word(value, path, &[("none", Clip::None)]) };
-    let map = if map.len() == 1 { fields(value, path, &["truncate", "ppo"])? } else { map };
+    if !value.is_object() {
+        return word(value, path, &[("none", Clip::None)]);
+    }
     let wanted = "none, {\"truncate\": most} or {\"ppo\": bound}";
-    let (key, inner) = map.iter().next().filter(|_| map.len() == 1).ok_or_else(|| bad(value, path, wanted))?;
-    let path = join(path, key);
+    let (key, inner, path) = choice(value, path, &["truncate", "ppo"], wanted)?;
     let low = |value: &Value, path: &str| number(value, path, "a number above 0, below 1", |x| x > 0.0 && x < 1.0);
     if key == "truncate" {
         let most = number(inner, &path, "a number from 1 to 1e6", |x| (1.0..=1e6).contains(&x))?;

@@ -45,6 +45,19 @@ pub(super) fn word<T: Copy>(value: &Value, path: &str, table: &[(&str, T)]) -> R
     })
 }
 
+/// The key, the value and the value's path of an object with one of the `known` keys: a choice that has a value of its own.
+pub(super) fn choice<'a>(
+    value: &'a Value,
+    path: &str,
+    known: &[&str],
+    wanted: &str,
+) -> Result<(&'a str, &'a Value, String)> {
+    let one = value.as_object().filter(|map| map.len() == 1).and_then(|map| map.iter().next());
+    let (key, inner) = one.ok_or_else(|| bad(value, path, wanted))?;
+    fields(value, path, known)?;
+    Ok((key, inner, join(path, key)))
+}
+
 /// The word that stands for `choice` in `table`; every enumerator stands in its table (tested).
 pub(super) fn name_of<T: Copy + PartialEq>(choice: T, table: &[(&'static str, T)]) -> &'static str {
     table.iter().find(|(_, c)| *c == choice).map_or("", |(name, _)| name)

@@ -61,7 +61,7 @@ impl Phase {
                 None => "end",
             },
             Phase::Acting(d) if d.reason == Reason::Proposal => {
-                "judge, once the generation has ended, or act again where it was cancelled"
+                "judge or override, once the generation has ended, or act again where it was cancelled"
             }
             Phase::Broken(d) if d.reason == Reason::Proposal => {
                 "act again, override, or end without what was said before the failure"
@@ -328,7 +328,8 @@ impl Episode {
         }
     }
 
-    /// Lets `actor` act in this turn, whatever the curriculum says.
+    /// Lets `actor` act in this turn, whatever the curriculum says. Of a proposal that nobody can judge the student's is taken as
+    /// it stands, and for another actor it is dropped.
     pub fn override_actor(&self, actor: Actor) -> Result<Decision> {
         let mut state = self.state.lock();
         match state.phase()? {
@@ -336,6 +337,14 @@ impl Episode {
             Phase::Broken(_) => {
                 let decision = self.decide_for(&mut state, Some(actor))?;
                 state.discard_turn()?;
+                Ok(decision)
+            }
+            Phase::Acting(proposed) if proposed.reason == Reason::Proposal => {
+                let decision = self.decide_for(&mut state, Some(actor))?;
+                match actor {
+                    Actor::Student => state.phase = Phase::Acting(decision),
+                    _ => state.discard_turn()?,
+                }
                 Ok(decision)
             }
             phase => Err(out_of_order("override", phase)),

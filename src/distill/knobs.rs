@@ -2,7 +2,7 @@
 //! are stands in [`knob_table`](super::knob_table).
 #![forbid(unsafe_code)]
 
-use super::document::{bad, fields, integer, join, name_of, number, word};
+use super::document::{choice, fields, integer, join, name_of, number, word};
 use super::schedule::Schedule;
 use crate::error::{Error, Fault, Result};
 use crate::model::activations::Recompute;
@@ -31,12 +31,12 @@ impl Normaliser {
             ("sequence-mean", Normaliser::SequenceMean),
             ("turn-mean", Normaliser::TurnMean),
         ];
-        let Value::Object(map) = value else { return word(value, path, &known) };
-        let map = if map.len() == 1 { fields(value, path, &["blend", "fixed"])? } else { map };
+        if !value.is_object() {
+            return word(value, path, &known);
+        }
         let wanted = "token-mean, sequence-mean, turn-mean, {\"blend\": share of turns} or {\"fixed\": tokens}";
-        let (key, inner) = map.iter().next().filter(|_| map.len() == 1).ok_or_else(|| bad(value, path, wanted))?;
-        let path = join(path, key);
-        match key.as_str() {
+        let (key, inner, path) = choice(value, path, &["blend", "fixed"], wanted)?;
+        match key {
             "blend" => Ok(Normaliser::Blend(Schedule::within(inner, &path, 0.0, 1.0)?)),
             _ => number(inner, &path, "a number from 1 to 1e12", |x| (1.0..=1e12).contains(&x)).map(Normaliser::Fixed),
         }

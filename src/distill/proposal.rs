@@ -16,13 +16,13 @@ use crate::serve::Cancel;
 
 impl Episode {
     /// Says whether what the student proposed for this turn stands, once it has spoken: the student's turn, whose outcome is
-    /// due then, or the teacher's, which acts in its place while the proposal is dropped. Asked again it answers the same. Where the
-    /// teacher is the judge it computes the proposal, and the call blocks; calls that go on with the episode are out of order meanwhile. Where the
-    /// teacher's tokens are spent the proposal stands.
+    /// due then, or the teacher's, which acts in its place while the proposal is dropped. Asked again it answers the same. Where
+    /// the teacher is the judge it computes the proposal, and the call blocks; calls that go on with the episode are out of
+    /// order meanwhile. Where the teacher's tokens are spent the proposal stands.
     ///
-    /// Errors: `OutOfOrder` where nothing was proposed, another call judges, or the student was cancelled or failed before it had finished; `SessionBusy`
-    /// while the student speaks; `NotFinite` where the judge's log-probs are no numbers; what scoring
-    /// fails with. The proposal may be judged again.
+    /// Errors: `OutOfOrder` where nothing was proposed, another call judges, or the student was cancelled or failed before it
+    /// had finished; `SessionBusy` while the student speaks; `NotFinite` where the judge's log-probs are no numbers; what
+    /// scoring fails with. The proposal may be judged again, or the host overrides it.
     pub fn judge(&self, cancel: &Cancel) -> Result<Decision> {
         let mut state = self.state.lock();
         let decision = match state.phase()? {

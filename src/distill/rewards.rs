@@ -2,11 +2,11 @@
 //!
 //! A turn's reward r is the episode's score, its success (1 or 0), the turn's own, or the return from the turn on, the sum
 //! over later turns v >= u of discount^(v - u) r_v; rewards that the environment did not give are 0. Compared with its group
-//! (the episodes of one `group`, or of one task where none is named, that have a turn learnt by its reward, whatever a filter makes of
-//! them, stale ones too) it is
-//! r - mean, or (r - mean) / (std + eps) as in GRPO (arXiv 2402.03300). Score and success give an episode one number; of
-//! rewards by turn the mean and deviation are over all turns of the group, those that a fork shares with its parent once. The deviation is the sample's (n - 1). One episode
-//! alone has nothing to be compared with: its reward comes to 0, and the report counts it.
+//! (the episodes of one `group`, or of one task where none is named, that have a turn learnt by its reward, whatever a filter
+//! makes of them, stale ones too) it is r - mean, or (r - mean) / (std + eps) as in GRPO (arXiv 2402.03300). Score and success
+//! give an episode one number; of rewards by turn the mean and deviation are over all turns of the group, those that a fork
+//! shares with its parent once. The deviation is the sample's (n - 1). One episode alone has nothing to be compared with: its
+//! reward comes to 0, and the report counts it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;

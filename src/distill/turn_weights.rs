@@ -13,7 +13,7 @@
 //! say, and turns of others, have weight 1.
 #![forbid(unsafe_code)]
 
-use super::document::{bad, fields, join, number, word};
+use super::document::{choice, number, word};
 use crate::error::Result;
 use serde_json::{Value, json};
 
@@ -94,12 +94,12 @@ fn scaled(values: impl Iterator<Item = f64> + Clone) -> Vec<f64> {
 pub(super) fn rule(value: &Value, path: &str) -> Result<Rule> {
     let known =
         [("none", Rule::None), ("t-dur", Rule::TDur), ("sod", Rule::Sod(0.2)), ("gap-ratio", Rule::GapRatio(1.2))];
-    let Value::Object(map) = value else { return word(value, path, &known) };
-    let map = if map.len() == 1 { fields(value, path, &["sod", "gap-ratio"])? } else { map };
+    if !value.is_object() {
+        return word(value, path, &known);
+    }
     let wanted = "none, t-dur, sod, gap-ratio, {\"sod\": delta} or {\"gap-ratio\": cap}";
-    let (key, inner) = map.iter().next().filter(|_| map.len() == 1).ok_or_else(|| bad(value, path, wanted))?;
-    let path = join(path, key);
-    match key.as_str() {
+    let (key, inner, path) = choice(value, path, &["sod", "gap-ratio"], wanted)?;
+    match key {
         "sod" => number(inner, &path, "a number from 0 to 1e6", |x| (0.0..=1e6).contains(&x)).map(Rule::Sod),
         _ => number(inner, &path, "a number above 0, at most 1e6", |x| x > 0.0 && x <= 1e6).map(Rule::GapRatio),
     }

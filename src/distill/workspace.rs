@@ -60,6 +60,17 @@ pub(super) enum TeachersRows {
     Said,
 }
 
+impl TeachersRows {
+    /// The rows themselves.
+    fn of<'a>(self, side: &'a Option<TeacherSide>, said: &'a TopK) -> TeacherRows<'a> {
+        match (self, side) {
+            (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
+            (TeachersRows::Said, _) => TeacherRows::TopK(said),
+            _ => TeacherRows::None,
+        }
+    }
+}
+
 /// Gives the ids from `vocabulary` on probability 0 in the first `n` rows of logits [N, V].
 pub(super) fn leave_out(logits: &mut Tensor, vocabulary: usize, n: usize) {
     let v = logits.extent(1);
@@ -187,12 +198,7 @@ impl Workspace {
         rows: &[RowLoss],
         n: usize,
     ) -> Result<Vec<f32>> {
-        // Not by `teacher_rows`: the logits are borrowed beside them.
-        let teacher = match (teachers, &self.teacher_side) {
-            (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
-            (TeachersRows::Said, _) => TeacherRows::TopK(&self.said),
-            _ => TeacherRows::None,
-        };
+        let teacher = teachers.of(&self.teacher_side, &self.said);
         ops::divergence_forward_backward(device, &mut self.logits, teacher, rows, n)
     }
 
@@ -204,15 +210,7 @@ impl Workspace {
         targets: &[i32],
         n: usize,
     ) -> Result<Vec<f32>> {
-        ops::teacher_logprobs(device, self.teacher_rows(teachers), targets, n)
-    }
-
-    fn teacher_rows(&self, teachers: TeachersRows) -> TeacherRows<'_> {
-        match (teachers, &self.teacher_side) {
-            (TeachersRows::Logits, Some(side)) => TeacherRows::Logits(side.compared()),
-            (TeachersRows::Said, _) => TeacherRows::TopK(&self.said),
-            _ => TeacherRows::None,
-        }
+        ops::teacher_logprobs(device, teachers.of(&self.teacher_side, &self.said), targets, n)
     }
 
     /// Fills the teacher's rows of a chunk.

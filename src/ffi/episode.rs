@@ -459,7 +459,8 @@ pub unsafe extern "C" fn squire_episode_replay_stored(
 /// is filled: the student, whose outcome is due, or the teacher, which acts next while the proposal is dropped. Asked again it
 /// answers the same. Where the teacher is the judge it computes the proposal and the call blocks; cancel (may be NULL) stops it with
 /// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, another call
-/// judges, or the student was cancelled or failed before it had finished; SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
+/// judges, or the student was cancelled or failed before it had finished (squire_episode_override takes it as it stands, or drops
+/// it for another actor); SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
 /// runs out. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_judge(
