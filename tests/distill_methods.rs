@@ -88,8 +88,14 @@ fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
             let Some(actor) = decision.actor else { break };
             t.add_context(&[1, 2, 3], Source::Host).unwrap();
             let (ids, logprobs) = (vec![7; turn + 1], vec![-0.5; turn + 1]);
-            let action =
-                Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &logprobs, truncated: false };
+            let action = Action {
+                actor,
+                ids: &ids,
+                logprobs: &logprobs,
+                sampled_logprobs: &logprobs,
+                truncated: false,
+                from_text: false,
+            };
             t.add_turn(&action, decision, config.loss_of(actor)).unwrap();
         }
         batch.push(t);
@@ -217,6 +223,7 @@ fn distillation_then_reinforcement_asks_no_teacher_once_it_has_switched() {
                 logprobs: &[-0.5],
                 sampled_logprobs: &[-0.5],
                 truncated: false,
+                from_text: false,
             };
             let decision = decisions(&c, step, 1)[0];
             t.add_turn(&action, &decision, c.loss_at(Actor::Student, step)).unwrap();

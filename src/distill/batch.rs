@@ -229,6 +229,7 @@ mod tests {
                 logprobs: &logprobs,
                 sampled_logprobs: &logprobs,
                 truncated: false,
+                from_text: false,
             };
             let decision = Decision {
                 actor: Some(Actor::Student),
@@ -355,8 +356,14 @@ mod tests {
         for &(actor, n, id) in turns {
             t.add_context(&[9, 9], Source::Host).unwrap();
             let (ids, logprobs) = (vec![id; n], vec![-1.0; n]);
-            let action =
-                Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &logprobs, truncated: id == CUT };
+            let action = Action {
+                actor,
+                ids: &ids,
+                logprobs: &logprobs,
+                sampled_logprobs: &logprobs,
+                truncated: id == CUT,
+                from_text: false,
+            };
             let (reason, train_on_this, horizon, probability) = (Reason::Method, true, 1, 0.0);
             let decision = Decision { actor: Some(actor), reason, train_on_this, horizon, probability };
             t.add_turn(&action, &decision, TurnLoss { kind: RKL, weight: 1.0 }).unwrap();

@@ -4,7 +4,9 @@
 
 use super::actor::Actor;
 use super::advantage::{Advantage, Importance, Reward};
-use super::knobs::{ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Proposal, Sampling, Scope, Truncated};
+use super::knobs::{
+    ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Proposal, Sampling, Scope, TeacherFails, Truncated,
+};
 use super::schedule::Schedule;
 use super::turn_loss::TurnLoss;
 use super::turn_weights::TurnWeights;
@@ -46,6 +48,8 @@ pub struct Config {
     pub actor: ActorPolicy,
     /// Tokens that the teacher may say between two updates; 0: as many as its turns have.
     pub teacher_tokens: u64,
+    /// Whether the student takes a turn that the teacher fails to take.
+    pub teacher_fails: TeacherFails,
     /// Cap on the turns rolled in training.
     pub depth: Option<Schedule>,
     /// Loss on turns of the student.
@@ -187,6 +191,11 @@ impl Config {
             _ => &[Actor::Student, Actor::Teacher][..],
         };
         self.lets_teacher_act() || actors.iter().any(|&actor| self.loss_of(actor).needs_teacher())
+    }
+
+    /// Whether the student's turns carry loss, where it takes those that the teacher fails to take.
+    pub(super) fn student_steps_in(&self) -> Option<bool> {
+        (self.teacher_fails == TeacherFails::Student).then(|| self.loss_of(Actor::Student).kind.is_some())
     }
 
     /// Whether an episode that began at step `step` asks for a teacher.

@@ -191,6 +191,11 @@ impl Distiller {
         }
     }
 
+    /// Whether the host's teacher takes the teacher's turns.
+    pub(super) fn host_acts(&self) -> bool {
+        matches!(&self.0.teacher, Some(teacher @ Teacher::Queue(_)) if teacher.acts())
+    }
+
     /// Ids that student and teacher share.
     pub(super) fn vocabulary(&self) -> usize {
         self.0.vocabulary
@@ -429,7 +434,14 @@ impl Distiller {
 
 /// Whether the ids of the host's teacher mean what the student's mean.
 fn check_vocabulary(student: &ServedModel, queue: &TeacherQueue) -> Result<()> {
-    let Vocabulary::Fingerprint(theirs) = queue.options().vocabulary else { return Ok(()) };
+    let theirs = match queue.options().vocabulary {
+        Vocabulary::Fingerprint(theirs) => theirs,
+        Vocabulary::TheStudents => return Ok(()),
+        // Its texts are made ids by the student's.
+        Vocabulary::Another => {
+            return student.tokenizer().map(drop).map_err(|e| e.within("the teacher's vocabulary is another"));
+        }
+    };
     let refused = |why: String| Err(Error::new(Fault::TeacherVocabulary, why));
     match student.tokenizer() {
         Ok(own) if own.fingerprint() == theirs => Ok(()),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::actor::Actor;
+use super::asked_turn::AskedTurn;
 use super::config::Config;
 use super::distiller::Distiller;
 use super::ended::Ended;
@@ -17,16 +18,14 @@ use super::policy::{DecideInput, Decision, Reason, decide};
 use super::scoring::Scoring;
 use super::shown::{Shown, shown_nothing};
 use super::spec::EpisodeSpec;
+use super::spoken::Spoken;
 use super::trajectory::{Action, Heading, Outcome, Trajectory, check_reward};
 use crate::backend::cpu::FloatEnv;
-use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
-use crate::random::{Stream, bits};
-use crate::serve::{Ending, Generation, GenerationOptions, Mark, Session, Token};
+use crate::serve::{Ending, Mark, Session, Token};
 use crate::sync::Mutex;
 use crate::text::source::Source;
-use crate::text::tokenizer::{Control, Room};
-use crate::text::{Json, RenderOptions, Watch, unsaid};
+use crate::text::{Json, RenderOptions};
 
 /// Where an episode stands: what happened last.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,6 +93,13 @@ pub(super) struct State {
     pub(super) shown: Shown,
     /// how the last generation ended
     pub(super) ending: Option<Ending>,
+    /// the turn that the host's teacher was asked for last
+    pub(super) asked_turn: Option<Arc<AskedTurn>>,
+    /// what was said so far as the teacher is to read it, for a teacher of the host's that acts; None where it is not wanted, and
+    /// from the first ids on that were observed
+    pub(super) conversation: Option<Vec<Json>>,
+    /// whether the student's turns carry loss, where it takes those that the teacher fails to take
+    pub(super) steps_in: Option<bool>,
     /// what prompts are rendered with unless a turn says otherwise
     pub(super) prompt: Arc<RenderOptions>,
     pub(super) demonstration: Option<Arc<Vec<String>>>,
@@ -112,6 +118,8 @@ pub(super) struct Seen {
     pub(super) prompt: Arc<RenderOptions>,
     /// whether the last of it was ids, which may have begun the actor's turn already
     pub(super) by_ids: bool,
+    /// messages of the conversation by then
+    pub(super) n_messages: usize,
     /// what the teacher was shown by then
     pub(super) shown: Shown,
 }
@@ -137,12 +145,22 @@ impl State {
         if let Phase::Acting(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() == start {
-                self.phase = Phase::Decided(decision);
+                self.phase = Phase::Decided(self.after_silence(decision));
             } else if self.ending.as_ref().is_some_and(Ending::failed) {
                 self.phase = Phase::Broken(decision);
             }
         }
         Ok(self.phase)
+    }
+
+    /// Who takes a turn of which nothing was said: whoever was to, unless the teacher failed and the settings have the student step
+    /// in. A turn that the host gave to the teacher stays the teacher's.
+    fn after_silence(&self, decision: Decision) -> Decision {
+        let failed = self.ending.as_ref().is_some_and(Ending::failed);
+        match self.steps_in {
+            Some(trains) if failed => stepped_in(decision, trains),
+            _ => decision,
+        }
     }
 
     /// The same for calls that are out of order while somebody speaks, which keeps the timeline busy.
@@ -152,7 +170,7 @@ impl State {
 
     /// Appends the generation prompt, where the model has a template, and returns where the turn starts.
     /// Once a turn: whoever acts after a refusal or an override finds the prompt standing.
-    fn begin_turn(&mut self) -> Result<usize> {
+    pub(super) fn begin_turn(&mut self) -> Result<usize> {
         if let Some(start) = self.start {
             return Ok(start);
         }
@@ -206,11 +224,20 @@ impl State {
         let mut tokens = student.tokens()?;
         let start = self.start.unwrap_or(tokens.len());
         let teacher_said = matches!(self.phase, Phase::Acting(d) | Phase::Broken(d) if d.actor == Some(Actor::Teacher));
-        if let (true, Some(teacher)) = (teacher_said, teacher) {
-            let (said, from) = (teacher.tokens()?, self.shown.view.position(tokens.len()));
-            tokens.extend_from_slice(&said[from.min(said.len())..]);
+        match (teacher, &self.asked_turn) {
+            (Some(teacher), _) if teacher_said => {
+                let (said, from) = (teacher.tokens()?, self.shown.view.position(tokens.len()));
+                tokens.extend_from_slice(&said[from.min(said.len())..]);
+            }
+            (None, Some(asked)) if teacher_said => tokens.extend(asked.said()?),
+            _ => {}
         }
         Ok((tokens, start))
+    }
+
+    /// Whether the turn under way is a text of the teacher's.
+    fn is_from_text(&self, decision: &Decision) -> bool {
+        decision.actor == Some(Actor::Teacher) && self.asked_turn.as_ref().is_some_and(|asked| asked.is_from_text())
     }
 
     /// Whether whoever speaks in the turn under way was stopped before it had finished.
@@ -231,8 +258,12 @@ impl State {
         if let Some(teacher) = teacher {
             self.shown.catch_up(teacher, student)?;
         }
-        let was_cut_off = self.was_cut_off();
-        record(&mut self.trajectory, (&tokens, start, &self.shown), &decision, (config, was_cut_off))?;
+        let (how, model) = ((self.was_cut_off(), self.is_from_text(&decision)), student.model().clone());
+        record(&mut self.trajectory, (&tokens, start, &self.shown), &decision, (config, how))?;
+        let ids: Vec<i32> = tokens[start..].iter().map(|token| token.id).collect();
+        if let (Some(conversation), Ok(tokenizer)) = (&mut self.conversation, model.tokenizer()) {
+            conversation.push(Json::assistant(tokenizer.decode(&ids, true)));
+        }
         (self.phase, self.start) = (Phase::Acted, None);
         Ok(())
     }
@@ -243,7 +274,8 @@ impl State {
         if let Phase::Acting(decision) | Phase::Broken(decision) | Phase::Judging(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
-                record(&mut trajectory, (&tokens, start, &self.shown), &decision, (config, self.was_cut_off()))?;
+                let how = (self.was_cut_off(), self.is_from_text(&decision));
+                record(&mut trajectory, (&tokens, start, &self.shown), &decision, (config, how))?;
             }
         }
         Ok(trajectory)
@@ -293,6 +325,10 @@ impl Episode {
             seen: Vec::new(),
             shown,
             ending: None,
+            asked_turn: None,
+            conversation: (distiller.host_acts() && !spec.evaluation)
+                .then(|| spec.teacher_prefix.clone().unwrap_or_default()),
+            steps_in: distiller.config().student_steps_in(),
             prompt: Arc::new(spec.prompt),
             demonstration: spec.demonstration.map(Arc::new),
             max_turns: spec.max_turns.unwrap_or(distiller.config().max_turns),
@@ -361,7 +397,7 @@ impl Episode {
             turn: state.turn,
             step: heading.step,
             evaluation: heading.evaluation,
-            has_teacher: state.sessions()?.teacher.is_some(),
+            has_teacher: state.sessions()?.teacher.is_some() || (!heading.evaluation && self.distiller.host_acts()),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
             replay_available: state.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
             demonstration: state.demonstration.as_ref().map_or(0, |d| d.len() as u32),
@@ -376,65 +412,6 @@ impl Episode {
         }
         state.phase = Phase::Decided(decision);
         Ok(decision)
-    }
-
-    /// Starts the decided actor's turn. Temperature and cuts come from the settings in training and from
-    /// `options` in evaluation; seed and author are the episode's own in both. The generation's ids are
-    /// the turn. After a cancelled or failed generation `act` may be called again and goes on from where it stopped.
-    pub fn act(&self, options: &GenerationOptions) -> Result<Generation> {
-        let mut state = self.state.lock();
-        let decision = match state.phase()? {
-            Phase::Decided(decision) | Phase::Acting(decision) | Phase::Broken(decision) => decision,
-            phase => return Err(out_of_order("act", phase)),
-        };
-        let teacher_acts = match decision.actor {
-            Some(Actor::Student) => false,
-            Some(Actor::Teacher) => true,
-            _ => return Err(out_of_order("act", state.phase)),
-        };
-        let heading = &state.trajectory.heading;
-        let config = self.distiller.config();
-        let (episode, turn) = (heading.episode, u64::from(state.turn));
-        let seed = match heading.evaluation {
-            false => bits(Stream::Rollout, &[config.seed, heading.step, episode, turn, 0]),
-            // Evaluations draw alike at every step, so that what differs is the student.
-            true => bits(Stream::Rollout, &[config.seed, episode, turn, 1]),
-        };
-        let training = Sampling {
-            temperature: config.sampling.temperature as f32,
-            top_k: config.sampling.top_k,
-            top_p: config.sampling.top_p as f32,
-        };
-        let mut options = GenerationOptions {
-            sampling: if heading.evaluation { options.sampling } else { training },
-            seed,
-            source: if teacher_acts { Source::Teacher } else { Source::Student },
-            // What one says in training the other must be able to read.
-            vocabulary: if heading.evaluation { 0 } else { self.distiller.vocabulary_to_draw_from(teacher_acts) },
-            ..options.clone()
-        };
-        options.check()?;
-        let start = state.begin_turn()?;
-        let Sessions { student, teacher } = state.sessions()?;
-        let actor = match teacher {
-            Some(teacher) if teacher_acts => {
-                state.shown.catch_up(teacher, student)?;
-                teacher
-            }
-            _ => student,
-        };
-        state.shown.fit_both(student, (actor, teacher_acts), start, &mut options)?;
-        let start = if teacher_acts { state.shown.view.position(start) } else { start };
-        if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
-            let model_stops = actor.model().stop_ids().contains(&last.id) && !options.ignore_model_stops;
-            if model_stops || options.stop_ids.contains(&last.id) {
-                return Err(out_of_order("act", state.phase));
-            }
-        }
-        let generation = actor.generate(options)?;
-        state.ending = Some(generation.ending());
-        state.phase = Phase::Acting(decision);
-        Ok(generation)
     }
 
     /// Writes down an action that nobody sampled here as this turn.
@@ -455,18 +432,11 @@ impl Episode {
             }
             other => other,
         };
-        let model = self.distiller.student();
-        let end = model.end_of_turn(state.prompt())?;
-        // As an assistant's message of the template: what a model is made to say keeps its ids, control does not.
-        let spoken = |text: &str| {
-            let mut ids = Vec::new();
-            let room = Room { ids: model.model().max_context(), watch: &Watch::default() };
-            model.tokenizer()?.encode_within(text, Control::NotSpecial, room, &mut ids)?;
-            Ok(ids.into_iter().chain(end).collect::<Vec<_>>())
-        };
+        let spoken = |before| Spoken::new(self.distiller.student(), state.prompt(), before);
         let mut ids = match action {
             Replay::Ids(ids) => ids.to_vec(),
-            Replay::Text(text) => spoken(text)?,
+            // Before anything changes: what cannot be said is refused, wherever it was to stand.
+            Replay::Text(text) => spoken(Vec::new()).ids(text, true)?,
             Replay::Stored => Vec::new(),
         };
         if ids.is_empty() {
@@ -477,11 +447,8 @@ impl Episode {
             return Err(Error::new(Fault::BadLength, "a replayed action needs at least one token before it"));
         }
         if let Replay::Text(text) = action {
-            let before: Vec<i32> = state.sessions()?.student.tokens()?.iter().map(|t| t.id).collect();
-            let left = unsaid(model.tokenizer()?, &before, text);
-            if left.len() < text.len() {
-                ids = spoken(left)?;
-            }
+            let before = state.student()?.tokens()?.iter().map(|t| t.id).collect();
+            ids = Spoken::new(self.distiller.student(), state.prompt(), before).ids(text, true)?;
         }
         let student = state.student()?;
         state.shown.check_room(student.len()?, ids.len())?;
@@ -586,13 +553,17 @@ fn record(
     trajectory: &mut Trajectory,
     (tokens, start, shown): (&[Token], usize, &Shown),
     decision: &Decision,
-    (config, was_cut_off): (&Config, bool),
+    (config, (was_cut_off, from_text)): (&Config, (bool, bool)),
 ) -> Result<()> {
     let (context, turn) = (&tokens[trajectory.ids().len()..start], &tokens[start..]);
     let actor = decision.actor.ok_or_else(|| out_of_order("outcome", Phase::Decided(*decision)))?;
     let (mut logprobs, mut sampled_logprobs) = (Vec::new(), Vec::new());
-    if actor != Actor::Replay {
+    // A teacher of the host's may have told none, or none of what it drew from.
+    let told = |of: fn(&Token) -> f32| actor != Actor::Teacher || turn.iter().all(|t| !of(t).is_nan());
+    if actor != Actor::Replay && told(|t| t.logprob) {
         logprobs.extend(turn.iter().map(|t| t.logprob));
+    }
+    if actor != Actor::Replay && told(|t| t.sampled_logprob) {
         sampled_logprobs.extend(turn.iter().map(|t| t.sampled_logprob));
     }
     for run in context.chunk_by(|a, b| a.source == b.source) {
@@ -600,11 +571,23 @@ fn record(
     }
     let ids: Vec<i32> = turn.iter().map(|t| t.id).collect();
     let truncated = was_cut_off && actor != Actor::Replay;
-    let action = Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs, truncated };
+    let action =
+        Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs, truncated, from_text };
     let loss = config.loss_at(actor, trajectory.heading.step);
     trajectory.add_turn(&action, decision, loss)?;
     trajectory.seen_as(shown.view.clone());
     Ok(())
+}
+
+/// A teacher's turn that the student takes; one that the host gave to the teacher stays as it is.
+pub(super) fn stepped_in(decision: Decision, trains: bool) -> Decision {
+    match (decision.actor, decision.reason) {
+        (_, Reason::HostOverride) => decision,
+        (Some(Actor::Teacher), _) => {
+            Decision { actor: Some(Actor::Student), reason: Reason::TeacherFailed, train_on_this: trains, ..decision }
+        }
+        _ => decision,
+    }
 }
 
 pub(super) fn out_of_order(call: &str, phase: Phase) -> Error {

@@ -111,6 +111,12 @@ impl Episode {
             seen: state.seen.iter().take(n_turns + 1).cloned().collect(),
             shown: shown.clone(),
             ending: None,
+            asked_turn: None,
+            conversation: state.conversation.as_ref().map(|messages| {
+                let n = state.seen.get(n_turns).map_or(messages.len(), |seen| seen.n_messages);
+                messages[..n].to_vec()
+            }),
+            steps_in: state.steps_in,
             prompt: state.prompt.clone(),
             demonstration: options.demonstration.map(Arc::new).or_else(|| state.demonstration.clone()),
             max_turns: options.max_turns.unwrap_or(state.max_turns),

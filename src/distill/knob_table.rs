@@ -5,7 +5,7 @@
 use super::advantage::{self, BASELINES, RATIOS, REFERENCES, REWARDS};
 use super::config::Config;
 use super::document::{bad, integer, name_of, number, word};
-use super::knobs::{ActorPolicy, FILTERS, LEARN_TURNS, Normaliser, RECOMPUTE, SCOPES, TRUNCATED};
+use super::knobs::{ActorPolicy, FILTERS, LEARN_TURNS, Normaliser, RECOMPUTE, SCOPES, TEACHER_FAILS, TRUNCATED};
 use super::lora;
 use super::schedule::Schedule;
 use super::turn_loss::{TAILS, TurnLoss};
@@ -111,6 +111,16 @@ pub const KNOBS: &[Knob] = &[
         experimental: true,
         read: |c, v, p| set(&mut c.teacher_tokens, integer(v, p, 0, 1_000_000_000_000)),
         show: |c| json!(c.teacher_tokens),
+        ..KNOB
+    },
+    Knob {
+        path: "teacher_fails",
+        takes: "again or student",
+        default: r#""again""#,
+        meaning: "Who takes a turn of which the teacher said nothing, since it failed or was silent beyond its deadline: the teacher when \
+                  it is asked again, or the student. A turn that the host gave to the teacher stays the teacher's.",
+        read: |c, v, p| set(&mut c.teacher_fails, word(v, p, TEACHER_FAILS)),
+        show: |c| json!(name_of(c.teacher_fails, TEACHER_FAILS)),
         ..KNOB
     },
     Knob {

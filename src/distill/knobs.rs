@@ -142,6 +142,19 @@ pub enum ActorPolicy {
     },
 }
 
+/// Who takes a turn that the teacher fails to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TeacherFails {
+    /// The teacher, when it is asked again.
+    Again,
+    /// The student.
+    Student,
+}
+
+/// Those, by name.
+pub(super) const TEACHER_FAILS: &[(&str, TeacherFails)] =
+    &[("again", TeacherFails::Again), ("student", TeacherFails::Student)];
+
 /// Whose uncertainty counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {

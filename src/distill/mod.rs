@@ -5,12 +5,14 @@
 //! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
 //! trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`proposal`] judges what a student proposed by its [`uncertainty`], [`learner`] builds and applies updates
-//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
+//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], which may say turns too ([`teacher_turn`]), and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
+mod acting;
 pub mod actor;
 pub mod advantage;
+mod asked_turn;
 pub mod batch;
 mod build;
 pub mod checkpoint;
@@ -39,10 +41,12 @@ mod scoring;
 pub mod settings;
 mod shown;
 pub mod spec;
+mod spoken;
 pub mod teacher;
 pub mod teacher_check;
 pub mod teacher_queue;
 pub mod teacher_request;
+pub mod teacher_turn;
 mod trained;
 pub mod trajectory;
 pub mod turn_loss;
@@ -68,4 +72,5 @@ pub use teacher::Teacher;
 pub use teacher_check::CheckText;
 pub use teacher_queue::TeacherQueue;
 pub use teacher_request::{Asker, Reply, Request};
+pub use teacher_turn::{TeacherSays, TurnWanted, Words};
 pub use update::Update;

@@ -46,9 +46,13 @@ impl Episode {
         let watched = RenderOptions { watch: watch.unwrap_or(&prompt.watch).clone(), ..RenderOptions::clone(&prompt) };
         let student = state.student()?;
         let theirs = state.shown.messages(student, &messages, teacher_messages.as_ref(), &watched)?;
+        let told = state.conversation.is_some().then(|| teacher_messages.unwrap_or_else(|| messages.clone()));
         let added = student.append_chat(messages, &watched)?;
         let ids: Vec<i32> = added.iter().map(|token| token.id).collect();
         state.shown.told(&theirs);
+        if let (Some(conversation), Some(Json::List(told))) = (&mut state.conversation, told) {
+            conversation.extend(told);
+        }
         observed(&mut state, prompt, (&ids, theirs), false)
     }
 
@@ -73,6 +77,8 @@ impl Episode {
         let theirs = state.shown.ids(student, ids.len(), teacher_ids)?;
         student.append(ids, Source::Host)?;
         let prompt = state.prompt().clone();
+        // What ids say as messages is not known.
+        state.conversation = None;
         observed(&mut state, prompt, (ids, theirs), true)
     }
 }
@@ -94,7 +100,8 @@ fn observed(
     let (end, turn) = (state.student()?.mark()?, state.turn as usize);
     state.shown.show(end.len, ids, theirs);
     state.seen.truncate(turn);
-    state.seen.push(Seen { end, prompt, by_ids, shown: state.shown.clone() });
+    let n_messages = state.conversation.as_ref().map_or(0, Vec::len);
+    state.seen.push(Seen { end, prompt, by_ids, n_messages, shown: state.shown.clone() });
     state.phase = Phase::Observed;
     Ok(ids.len())
 }

@@ -44,6 +44,8 @@ pub enum Reason {
     ProposalStands = 11,
     /// What the student proposed is too uncertain, so the teacher takes the turn.
     ProposalReplaced = 12,
+    /// The teacher's turn, but it failed to take it.
+    TeacherFailed = 13,
 }
 
 impl Reason {
@@ -61,6 +63,7 @@ impl Reason {
             Reason::Proposal => "the student proposes, and what it says is judged",
             Reason::ProposalStands => "what the student proposed stands",
             Reason::ProposalReplaced => "what the student proposed is too uncertain, so the teacher takes the turn",
+            Reason::TeacherFailed => "it is the teacher's turn, but the teacher failed to take it, so the student acts",
             Reason::TeacherSpent => {
                 "it is the teacher's turn, but its tokens until the next update are spent, so the student acts"
             }

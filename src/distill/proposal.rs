@@ -6,10 +6,15 @@
 //! on the order in which episodes are played.
 #![forbid(unsafe_code)]
 
+use std::time::Instant;
+
 use super::actor::Actor;
 use super::episode::{Episode, Phase, out_of_order};
 use super::knobs::{ActorPolicy, By};
 use super::policy::{Decision, Reason};
+use super::scoring::Asked;
+use super::teacher_request::Asker;
+use super::trajectory::Heading;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::serve::Cancel;
@@ -44,6 +49,18 @@ impl Episode {
         let said = &tokens[start..];
         let logprobs: Vec<f32> = match settings.by {
             By::Student => said.iter().map(|token| token.logprob).collect(),
+            By::Teacher if self.distiller.teacher_queue().is_some() => {
+                let ids: Vec<i32> = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+                let positions = (start..tokens.len()).map(|at| state.shown.view.position(at)).collect();
+                let asked = self.ask_scores(&state.trajectory.heading, &ids, positions);
+                // Nobody else has this turn meanwhile, and who only looks is not kept waiting.
+                state.phase = Phase::Judging(decision);
+                drop(state);
+                let said = asked.and_then(|mut asked| asked.said(Instant::now(), &mut || !cancel.is_set()));
+                state = self.state.lock();
+                state.phase = Phase::Acting(decision);
+                said.map_err(judged)?.logprobs
+            }
             By::Teacher => {
                 let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher to judge the proposal");
                 let teacher = state.sessions()?.teacher.as_ref().ok_or_else(none)?;
@@ -82,6 +99,21 @@ impl Episode {
         state.phase = if is_replaced { Phase::Decided(decision) } else { Phase::Acting(decision) };
         Ok(decision)
     }
+
+    /// The host's teacher, about to be asked about some positions.
+    fn ask_scores(&self, heading: &Heading, ids: &[i32], positions: Vec<usize>) -> Result<Asked> {
+        let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher to judge the proposal");
+        let queue = self.distiller.teacher_queue().ok_or_else(none)?;
+        let &Heading { episode, step, revision, .. } = heading;
+        let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
+        let engine = self.distiller.student().engine();
+        Asked::new(queue, engine, asker, ids, positions, self.distiller.vocabulary())
+    }
+}
+
+/// A judgement that its caller stopped is no update.
+fn judged(e: Error) -> Error {
+    if e.fault() == Fault::Cancelled { Error::new(Fault::Cancelled, "the judgement was cancelled") } else { e }
 }
 
 /// The mean -ln of probabilities.

@@ -59,6 +59,8 @@ pub struct Report {
     pub teacher_turns: usize,
     /// Replayed ones.
     pub replay_turns: usize,
+    /// Turns of the teacher's that it said as text: their ids were made here, and need not be those that it said.
+    pub text_turns: usize,
     /// Episodes that the host called successful.
     pub successes: usize,
     /// Episodes dropped because they lag too many revisions.
@@ -180,9 +182,16 @@ impl Tally {
                     Actor::Teacher => (&mut report.teacher_turns, &mut report.teacher_tokens),
                     Actor::Replay => (&mut report.replay_turns, &mut report.replay_tokens),
                 };
+                report.text_turns += usize::from(turn.from_text);
                 *turns += 1;
                 *tokens += turn.range.len();
             }
+        }
+        if report.text_turns > 0 {
+            report.warnings.push(format!(
+                "{} turns are texts of the teacher's: their ids were made here, and need not be those that it said",
+                report.text_turns
+            ));
         }
         Tally {
             report,

@@ -133,7 +133,8 @@ mod tests {
         for &reward in turns {
             t.add_context(&[1], Source::Host).unwrap();
             let (actor, ids, logprobs) = (Actor::Student, &[2][..], &[-1.0][..]);
-            let action = Action { actor, ids, logprobs, sampled_logprobs: logprobs, truncated: false };
+            let action =
+                Action { actor, ids, logprobs, sampled_logprobs: logprobs, truncated: false, from_text: false };
             let reason = Reason::Method;
             let decision = Decision { actor: Some(actor), reason, train_on_this: true, horizon: 1, probability: 0.0 };
             t.add_turn(&action, &decision, Config::preset("grpo").unwrap().loss_of(actor)).unwrap();
@@ -207,6 +208,7 @@ mod tests {
                 logprobs: &[-1.0],
                 sampled_logprobs: &[-1.0],
                 truncated: false,
+                from_text: false,
             };
             let turn = &parent.turns()[1];
             t.add_turn(&action, &turn.decision, turn.loss).unwrap();

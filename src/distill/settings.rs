@@ -10,7 +10,7 @@ use super::advantage::{Advantage, Baseline, Importance, Reward, RewardOf};
 use super::config::{Config, Origin};
 use super::document::{bad, fields, shorten};
 use super::knob_table::{KNOBS, Knob};
-use super::knobs::{ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Sampling, Scope, Truncated};
+use super::knobs::{ActorPolicy, Filter, LearnTurns, Normaliser, Optimizer, Sampling, Scope, TeacherFails, Truncated};
 use super::preset::PRESETS;
 use super::schedule::Schedule;
 use super::turn_loss::TurnLoss;
@@ -32,6 +32,7 @@ impl Default for Config {
             seed: 0,
             actor: ActorPolicy::Student,
             teacher_tokens: 0,
+            teacher_fails: TeacherFails::Again,
             depth: None,
             student_turns: TurnLoss::NONE,
             teacher_turns: TurnLoss::NONE,
@@ -230,6 +231,7 @@ impl Config {
                 "more than the last turn is learnt",
             ),
             ("teacher_tokens", self.lets_teacher_act(), "the actor lets the teacher act"),
+            ("teacher_fails", self.lets_teacher_act(), "the actor lets the teacher act"),
         ];
         let is_of = |rule: &str| path == rule || (rule.ends_with('.') && path.starts_with(rule));
         rules.iter().find(|(rule, counts, _)| !counts && is_of(rule)).map(|(_, _, when)| *when)

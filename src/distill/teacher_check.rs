@@ -163,13 +163,18 @@ impl Distiller {
     /// and `warnings`. A model of this runtime has exactly 0 in both.
     ///
     /// Without a sequence the student's own template and a draw by the settings' seed make one. Nothing of the run changes.
-    /// Blocks. Errors: `BadOption` without a teacher, `BadLength` for fewer than 3 ids; of the host's teacher `TeacherSilent`
+    /// Blocks. Errors: `BadOption` without a teacher that scores, `BadLength` for fewer than 3 ids; of the host's teacher `TeacherSilent`
     /// where it does not answer within `timeout` (0: its deadline) or its deadline, `TeacherFailed`, `TeacherClosed`.
     pub fn check_teacher(&self, text: &CheckText, timeout: Duration, cancel: &Cancel) -> Result<Value> {
         let _floats = FloatEnv::scalars();
         let teacher = self.any_teacher().ok_or_else(|| {
             Error::new(Fault::BadOption, "there is no teacher to check: the distiller was made without one")
         })?;
+        if let Teacher::Queue(queue) = teacher
+            && !queue.options().scores
+        {
+            return Err(Error::new(Fault::BadOption, "the host's teacher gives no scores, which a check compares"));
+        }
         let (ids, from) = self.sequence(text, cancel)?;
         if ids.len() < from + 2 {
             let why = format!("a check scores 2 tokens at least and a sequence of 3, found {} ids", ids.len());

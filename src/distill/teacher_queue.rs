@@ -1,10 +1,10 @@
 //! A teacher in the host's own code: requests wait in a queue, any thread takes them and answers, over any transport.
 //!
-//! An episode that ended asks for the log-probs of the tokens that it is to learn, at temperature 1 on raw logits: of the ids
+//! An episode asks for the teacher's turn where it is the teacher's to act. One that ended asks for the log-probs of the tokens that it is to learn, at temperature 1 on raw logits: of the ids
 //! that stand there, and of the teacher's `top_k` most likely ids in each place. An answer that does not fit leaves the request
 //! open for a better one.
 //!
-//! Deadlines run while a build waits: from when a request was taken, or where nobody took it, from when the queue last moved. One
+//! Deadlines run while somebody waits, a build or whoever pulls a turn: from when a request was taken, or where nobody took it, from when the queue last moved. One
 //! that is past is withdrawn, its episode is set aside, and it is asked anew for the next build. Nothing here has a thread of its
 //! own.
 //!
@@ -17,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::queue_options::QueueOptions;
+use super::queue_options::{QueueOptions, Vocabulary};
 use super::teacher_request::{Asker, Reply, Request, Said, said};
+use super::teacher_turn::{TeacherSays, Told, TurnWanted, Words, said_turn};
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
+use crate::serve::Finish;
 use crate::sync::{Condvar, Mutex};
 
 /// How many requests that are done are remembered, to say of a late reply what became of its own.
@@ -49,11 +51,28 @@ struct State {
 
 struct Open {
     request: Arc<Request>,
-    /// positions that are kept of an answer
-    positions: Arc<Vec<usize>>,
-    answer: Sender<Result<Said>>,
+    waits: Waits,
     asked: Instant,
     taken: Option<Instant>,
+}
+
+/// Who waits for an answer.
+#[derive(Clone)]
+enum Waits {
+    /// For scores, of which these positions are kept.
+    Scores(Arc<Vec<usize>>, Sender<Result<Said>>),
+    /// For a turn.
+    Turn(Told),
+}
+
+impl Waits {
+    fn refuse(&self, why: Error) {
+        match self {
+            // Whoever waits may be gone.
+            Waits::Scores(_, answer) => drop(answer.send(Err(why))),
+            Waits::Turn(told) => told.feed.end(Err(why)),
+        }
+    }
 }
 
 /// What became of a request.
@@ -82,6 +101,19 @@ impl State {
         self.done.push_back((number, how));
         self.waiting.retain(|&waiting| waiting != number);
         Some(open)
+    }
+
+    /// Ends a request whose time is up, and says so. `since`: when its asker began to wait.
+    fn late(&mut self, number: u64, since: Instant, deadline: Duration) -> Option<(Open, Error)> {
+        let open = self.open.get(&number)?;
+        // Who takes one after another keeps those behind alive.
+        let untaken = since.max(open.asked).max(self.moved.unwrap_or(open.asked));
+        if open.taken.unwrap_or(untaken).elapsed() < deadline {
+            return None;
+        }
+        let what = if open.taken.is_some() { "was taken and not answered" } else { "was taken by nobody" };
+        let why = format!("the teacher's request {number} {what} within {} ms", deadline.as_millis());
+        Some((self.end(number, Done::TooLate)?, Error::new(Fault::TeacherSilent, why)))
     }
 
     /// Why a request of this number takes no answer.
@@ -128,8 +160,7 @@ impl TeacherQueue {
         state.closed = true;
         for number in std::mem::take(&mut state.waiting) {
             if let Some(open) = state.end(number, Done::Closed) {
-                // Whoever waits may be gone.
-                let _ = open.answer.send(Err(closed()));
+                open.waits.refuse(closed());
             }
         }
         drop(state);
@@ -159,25 +190,47 @@ impl TeacherQueue {
         waiting.drain(..n).filter_map(take).collect()
     }
 
-    /// Answers a request. Errors: `TeacherRequest` where none of this number is open; `TeacherReply` where the answer does not
-    /// fit, and the request stays open.
+    /// Answers a request for scores. Errors: `TeacherRequest` where none of this number is open; `TeacherReply` where the answer
+    /// does not fit or a turn is wanted, and the request stays open.
     pub fn reply(&self, number: u64, reply: Reply) -> Result<()> {
-        let (request, positions) = {
-            let state = self.0.state.lock();
-            let Some(open) = state.open.get(&number) else { return Err(state.not_open(number)) };
-            (open.request.clone(), open.positions.clone())
+        let (request, waits) = self.open(number)?;
+        let Waits::Scores(positions, answer) = waits else {
+            let why = format!("request {number}: a turn is wanted and not scores; say it");
+            return Err(Error::new(Fault::TeacherReply, why));
         };
         // Without the lock: a long answer keeps no other waiting.
         let said = said(&request, &positions, reply).map_err(|e| e.within(format!("request {number}")))?;
+        self.answered(number)?;
+        // Whoever waits may be gone.
+        let _ = answer.send(Ok(said));
+        Ok(())
+    }
+
+    /// Answers a request for a turn. Errors as [`TeacherQueue::reply`].
+    pub fn say(&self, number: u64, says: TeacherSays) -> Result<()> {
+        let (request, waits) = self.open(number)?;
+        let (Waits::Turn(told), Some(wanted)) = (waits, &request.turn) else {
+            let why = format!("request {number}: scores are wanted and no turn; reply with them");
+            return Err(Error::new(Fault::TeacherReply, why));
+        };
+        let by_text = self.0.options.vocabulary == Vocabulary::Another;
+        let turn =
+            said_turn(wanted, request.vocabulary, says, by_text).map_err(|e| e.within(format!("request {number}")))?;
+        self.answered(number)?;
+        told.say(turn, wanted.position, matches!(says.what, Words::Text(_)));
+        Ok(())
+    }
+
+    fn open(&self, number: u64) -> Result<(Arc<Request>, Waits)> {
+        let state = self.0.state.lock();
+        let open = state.open.get(&number).ok_or_else(|| state.not_open(number))?;
+        Ok((open.request.clone(), open.waits.clone()))
+    }
+
+    /// Ends a request whose answer fits; refused where another came first.
+    fn answered(&self, number: u64) -> Result<()> {
         let mut state = self.0.state.lock();
-        match state.end(number, Done::Answered) {
-            None => Err(state.not_open(number)),
-            Some(open) => {
-                // Whoever waits may be gone.
-                let _ = open.answer.send(Ok(said));
-                Ok(())
-            }
-        }
+        state.end(number, Done::Answered).map(drop).ok_or_else(|| state.not_open(number))
     }
 
     /// Says that a request cannot be answered. Errors: `TeacherRequest` where none of this number is open.
@@ -187,7 +240,7 @@ impl TeacherQueue {
             None => Err(state.not_open(number)),
             Some(open) => {
                 let why: String = why.chars().take(1000).collect();
-                let _ = open.answer.send(Err(Error::new(Fault::TeacherFailed, format!("the teacher failed: {why}"))));
+                open.waits.refuse(Error::new(Fault::TeacherFailed, format!("the teacher failed: {why}")));
                 Ok(())
             }
         }
@@ -198,20 +251,56 @@ impl TeacherQueue {
         let (from, end) = (positions.first().copied().unwrap_or(1), positions.last().map_or(1, |last| last + 1));
         let (answer, said) = bounded(1);
         let ids = host::collected(ids[..end].iter().copied())?;
-        let positions = Arc::new(host::collected(positions.iter().copied())?);
+        let waits = Waits::Scores(Arc::new(host::collected(positions.iter().copied())?), answer);
+        let top_k = (self.0.options.top_k as usize).min(vocabulary);
+        let number = self.put(|number| Request { number, asker, ids, from, top_k, vocabulary, turn: None }, waits)?;
+        Ok(Ask { queue: self.clone(), number, said })
+    }
+
+    /// Asks for the turn that follows `ids`; its number, and where it will be told. Errors: `TeacherClosed`.
+    pub(super) fn ask_turn(
+        &self,
+        asker: Asker,
+        ids: Vec<i32>,
+        (turn, vocabulary): (TurnWanted, usize),
+    ) -> Result<(u64, Told)> {
+        let (told, from) = (Told::default(), ids.len());
+        let waits = Waits::Turn(told.clone());
+        let request = |number| Request { number, asker, ids, from, top_k: 0, vocabulary, turn: Some(turn) };
+        Ok((self.put(request, waits)?, told))
+    }
+
+    /// Ends a turn's request where it was cancelled or its time is up. `asked`: when.
+    pub(super) fn look(&self, number: u64, asked: Instant, cancelled: bool) {
+        let mut state = self.0.state.lock();
+        let (open, end) = if cancelled {
+            (state.end(number, Done::Withdrawn), Ok(Finish::Cancelled))
+        } else {
+            match state.late(number, asked, self.0.options.deadline) {
+                Some((open, late)) => (Some(open), Err(late)),
+                None => return,
+            }
+        };
+        drop(state);
+        if let Some(Open { waits: Waits::Turn(told), .. }) = open {
+            told.feed.end(end);
+        }
+    }
+
+    /// Puts a request at the queue's end and gives its number. Errors: `TeacherClosed`.
+    fn put(&self, request: impl FnOnce(u64) -> Request, waits: Waits) -> Result<u64> {
         let mut state = self.0.state.lock();
         if state.closed {
             return Err(closed());
         }
         state.last += 1;
         let number = state.last;
-        let top_k = (self.0.options.top_k as usize).min(vocabulary);
-        let request = Arc::new(Request { number, asker, ids, from, top_k, vocabulary });
-        state.open.insert(number, Open { request, positions, answer, asked: Instant::now(), taken: None });
+        let request = Arc::new(request(number));
+        state.open.insert(number, Open { request, waits, asked: Instant::now(), taken: None });
         state.waiting.push_back(number);
         drop(state);
         self.0.asked.notify_all();
-        Ok(Ask { queue: self.clone(), number, said })
+        Ok(number)
     }
 }
 
@@ -229,21 +318,12 @@ impl Ask {
             return answer.map(Some);
         }
         let mut state = self.queue.0.state.lock();
-        let Some(open) = state.open.get(&self.number) else {
+        if !state.open.contains_key(&self.number) {
             drop(state);
             // It came in this moment.
             return self.said.try_recv().ok().transpose();
-        };
-        // Who takes one after another keeps those behind alive.
-        let untaken = waited_since.max(open.asked).max(state.moved.unwrap_or(open.asked));
-        let (since, deadline) = (open.taken.unwrap_or(untaken), self.queue.0.options.deadline);
-        if since.elapsed() < deadline {
-            return Ok(None);
         }
-        let what = if open.taken.is_some() { "was taken and not answered" } else { "was taken by nobody" };
-        state.end(self.number, Done::TooLate);
-        let why = format!("the teacher's request {} {what} within {} ms", self.number, deadline.as_millis());
-        Err(Error::new(Fault::TeacherSilent, why))
+        state.late(self.number, waited_since, self.queue.0.options.deadline).map_or(Ok(None), |(_, late)| Err(late))
     }
 }
 

@@ -1,16 +1,15 @@
-//! What the host's teacher is asked and what it answers. An answer is checked before it counts: it repeats the ids that it
+//! What the host's teacher is asked and what it answers: scores of what was said, or a turn (`teacher_turn`). An answer is checked before it counts: it repeats the ids that it
 //! scores, its log-prob of an id is that of the same id among the most likely ones, and a log-prob that is missing, not finite,
 //! above 0 or below -1,000 is an error, never 0.
 #![forbid(unsafe_code)]
 
+use super::teacher_turn::{TurnWanted, is_logprob};
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
 
 /// How far above 1 the sum of a place's probabilities may lie, and how far apart two log-probs of one id: those of bf16 logits
 /// are no better.
 const SLACK: f64 = 1e-2;
-/// No softmax says less; servers have numbers like -9999 for what they do not know.
-const LEAST: f32 = -1000.0;
 
 /// The episode of what is asked for no episode's sake: a check of the teacher.
 pub const NO_EPISODE: u64 = u64::MAX;
@@ -28,7 +27,7 @@ pub struct Asker {
     pub revision: u64,
 }
 
-/// What a teacher is asked: the log-probs of `ids[from..]`, each given all ids before it.
+/// What a teacher is asked: the log-probs of `ids[from..]`, each given all ids before it; or to say what follows all of them.
 #[derive(Debug)]
 pub struct Request {
     /// Its number, by which it is answered.
@@ -37,12 +36,14 @@ pub struct Request {
     pub asker: Asker,
     /// The whole text so far as the teacher is to read it, which may be another than the student's.
     pub ids: Vec<i32>,
-    /// The first id that is asked about, at least 1.
+    /// The first id that is asked about, at least 1; their number where a turn is wanted.
     pub from: usize,
     /// Most likely ids wanted in each place.
     pub top_k: usize,
     /// Ids that there are: those of an answer lie below.
     pub vocabulary: usize,
+    /// The turn that is wanted; None: scores are.
+    pub turn: Option<TurnWanted>,
 }
 
 /// An answer.
@@ -94,7 +95,6 @@ pub(super) fn said(request: &Request, positions: &[usize], reply: Reply) -> Resu
             "position {at}: the answer is of id {found}, asked was id {wanted}: another text was scored"
         ));
     }
-    let is_logprob = |x: f32| (LEAST..=0.0).contains(&x);
     let mut sorted: Vec<i32> = host::with_room(k)?;
     for (i, (&id, &logprob)) in asked.iter().zip(reply.logprobs).enumerate() {
         let at = request.from + i;

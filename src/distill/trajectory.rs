@@ -44,6 +44,8 @@ pub struct Turn {
     pub train: bool,
     /// Whether it ended for want of room, at `max_tokens` or the end of the context.
     pub truncated: bool,
+    /// Whether its ids were made here of a text of the teacher's, so that they may be others than those that it said.
+    pub from_text: bool,
 }
 
 /// An action as an actor hands it over.
@@ -59,6 +61,8 @@ pub struct Action<'a> {
     pub sampled_logprobs: &'a [f32],
     /// Whether it ended for want of room.
     pub truncated: bool,
+    /// Whether the ids were made of a text.
+    pub from_text: bool,
 }
 
 /// How an episode ended.
@@ -193,6 +197,7 @@ impl Trajectory {
             loss,
             train: decision.train_on_this && loss.kind.is_some(),
             truncated: action.truncated,
+            from_text: action.from_text,
         });
         Ok(self.turns.len() - 1)
     }
@@ -337,6 +342,7 @@ fn turn_json(turn: &Turn, view: &View) -> Value {
         "weight": turn.loss.weight,
         "train": turn.train,
         "truncated": turn.truncated,
+        "from_text": turn.from_text,
         "view": view.turn_json(turn.range.start),
     })
 }
@@ -382,7 +388,7 @@ mod tests {
     const LOSS: TurnLoss = TurnLoss { kind: Some(crate::backend::ops::Loss::ReverseKl), weight: 1.0 };
 
     fn student<'a>(ids: &'a [i32], logprobs: &'a [f32]) -> Action<'a> {
-        Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs, truncated: false }
+        Action { actor: Actor::Student, ids, logprobs, sampled_logprobs: logprobs, truncated: false, from_text: false }
     }
 
     fn begun() -> Trajectory {
@@ -404,7 +410,14 @@ mod tests {
         let mut t = begun();
         t.add_turn(&student(&[3, 4], &[-0.5, -1.5]), &decision(true), LOSS).unwrap();
         t.add_context(&[5], Source::Glue).unwrap();
-        let replay = Action { actor: Actor::Replay, ids: &[6], logprobs: &[], sampled_logprobs: &[], truncated: false };
+        let replay = Action {
+            actor: Actor::Replay,
+            ids: &[6],
+            logprobs: &[],
+            sampled_logprobs: &[],
+            truncated: false,
+            from_text: false,
+        };
         assert_eq!(t.add_turn(&replay, &decision(false), LOSS).unwrap(), 1);
         use Source::*;
         assert_eq!(t.ids(), [1, 2, 3, 4, 5, 6]);
@@ -442,8 +455,14 @@ mod tests {
     fn logprobs_of_another_length_are_refused() {
         assert_eq!(refused(&mut begun(), &student(&[3, 4], &[-1.0])), Fault::BadLength);
         assert_eq!(refused(&mut begun(), &student(&[3], &[])), Fault::BadLength);
-        let teacher =
-            Action { actor: Actor::Teacher, ids: &[3, 4], logprobs: &[], sampled_logprobs: &[-1.0], truncated: false };
+        let teacher = Action {
+            actor: Actor::Teacher,
+            ids: &[3, 4],
+            logprobs: &[],
+            sampled_logprobs: &[-1.0],
+            truncated: false,
+            from_text: false,
+        };
         assert_eq!(refused(&mut begun(), &teacher), Fault::BadLength);
     }
 

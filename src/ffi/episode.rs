@@ -64,6 +64,8 @@ pub const SQUIRE_REASON_PROPOSAL: i32 = 10;
 pub const SQUIRE_REASON_PROPOSAL_STANDS: i32 = 11;
 /// reason: what the student proposed was too uncertain and is dropped; the teacher acts in its place.
 pub const SQUIRE_REASON_PROPOSAL_REPLACED: i32 = 12;
+/// reason: the teacher's turn, but it failed to take it, so the student acts (setting teacher_fails). Since 0.8.
+pub const SQUIRE_REASON_TEACHER_FAILED: i32 = 13;
 
 /// Of squire_episode_outcome: reward is given.
 pub const SQUIRE_OUTCOME_HAS_REWARD: u32 = 1;
@@ -140,6 +142,7 @@ impl squire_decision {
                 Reason::Proposal => SQUIRE_REASON_PROPOSAL,
                 Reason::ProposalStands => SQUIRE_REASON_PROPOSAL_STANDS,
                 Reason::ProposalReplaced => SQUIRE_REASON_PROPOSAL_REPLACED,
+                Reason::TeacherFailed => SQUIRE_REASON_TEACHER_FAILED,
             },
             train_on_this: i32::from(decision.train_on_this),
             turn: episode.turn(),

@@ -13,12 +13,12 @@ use super::input;
 use super::model::squire_model;
 use super::options::{self, Versioned};
 use super::status::squire_status;
-use crate::distill::{Config, Distiller, QueueOptions, Reply, Request, Teacher, TeacherQueue};
+use crate::distill::{Config, Distiller, QueueOptions, Reply, Request, Teacher, TeacherQueue, TeacherSays, Words};
 use crate::error::{Error, Fault, Result};
 use crate::serve::ServedModel;
 
-/// A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores: any number of
-/// threads take requests by squire_teacher_next and answer each by squire_teacher_reply or _fail. Shared: see
+/// A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores, and for turns where it acts:
+/// any number of threads take requests by squire_teacher_next and answer each by squire_teacher_reply, _say, _say_text or _fail. Shared: see
 /// squire_teacher_retain. Freed by squire_teacher_release and with the last distiller that has it.
 pub struct squire_teacher {
     _opaque: [u8; 0],
@@ -47,8 +47,16 @@ pub(crate) struct Batch {
     deadline_ms: u64,
 }
 
-/// What a teacher is asked: the log-probs of ids[from..], each given all ids before it, of the raw logits at temperature 1.
-/// Set up by squire_teacher_request_init.
+/// kind: the log-probs of ids[from..] are wanted, each given all ids before it, of the raw logits at temperature 1. Answered by
+/// squire_teacher_reply.
+pub const SQUIRE_REQUEST_SCORES: i32 = 0;
+/// kind: the turn that follows the ids is wanted. Answered by squire_teacher_say or squire_teacher_say_text.
+pub const SQUIRE_REQUEST_TURN: i32 = 1;
+
+/// Of squire_teacher_say and squire_teacher_say_text: the turn ended for want of room, before the teacher was done.
+pub const SQUIRE_SAY_CUT_OFF: u32 = 1;
+
+/// What a teacher is asked, for scores or, where it acts, for a turn. Set up by squire_teacher_request_init.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct squire_teacher_request {
@@ -64,7 +72,7 @@ pub struct squire_teacher_request {
     pub ids: *const i32,
     /// How many.
     pub n_ids: usize,
-    /// The first id that is asked about, at least 1: the answer has n_ids - from places.
+    /// The first id that is asked about, at least 1: the answer has n_ids - from places. n_ids where a turn is wanted.
     pub from: usize,
     /// Ids that there are: those of an answer lie below.
     pub vocabulary: usize,
@@ -76,9 +84,30 @@ pub struct squire_teacher_request {
     pub step: u64,
     /// The student's revision that acts in it.
     pub revision: u64,
+    /// One of SQUIRE_REQUEST_... Since 0.8, as all that follows, which is of a turn and 0 or NULL where scores are wanted.
+    pub kind: i32,
+    /// As the settings draw: the most likely ids to draw from; 0: all.
+    pub draw_top_k: i32,
+    /// The most likely ids to draw from, by their probability together.
+    pub top_p: f64,
+    /// Temperature to draw at.
+    pub temperature: f64,
+    /// The seed of this turn's draws, for teachers that take one.
+    pub seed: u64,
+    /// Tokens of the turn at most, the one that ends it among them.
+    pub max_tokens: usize,
+    /// Ids that end a turn. They live as long as the batch, as does the text.
+    pub stop_ids: *const i32,
+    /// How many.
+    pub n_stop_ids: usize,
+    /// What was said so far as the teacher is to read it, as a JSON list of messages (UTF-8, not ended by NUL). NULL where ids were
+    /// observed.
+    pub messages: *const c_char,
+    /// Its bytes.
+    pub messages_len: usize,
 }
 
-// SAFETY: numbers and a pointer; the sizes are checked where the header is compiled.
+// SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
 unsafe impl Versioned for squire_teacher_request {
     const NAME: &'static str = "squire_teacher_request";
     const FIRST_SIZE: usize = offset_of!(squire_teacher_request, distiller);
@@ -97,6 +126,16 @@ unsafe impl Versioned for squire_teacher_request {
             distiller: 0,
             step: 0,
             revision: 0,
+            kind: SQUIRE_REQUEST_SCORES,
+            draw_top_k: 0,
+            top_p: 0.0,
+            temperature: 0.0,
+            seed: 0,
+            max_tokens: 0,
+            stop_ids: std::ptr::null(),
+            n_stop_ids: 0,
+            messages: std::ptr::null(),
+            messages_len: 0,
         }
     }
 }
@@ -109,11 +148,13 @@ pub unsafe extern "C" fn squire_teacher_request_init(request: *mut squire_teache
     unsafe { options::init(request, size) }
 }
 
-/// Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms"}. vocabulary says how its
+/// Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms", "acts", "scores"}. vocabulary says how its
 /// ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
-/// {"fingerprint": 16 hex digits} or "the-students", where the host knows that it is. top_k (0 to 1024; 0): most likely ids
+/// {"fingerprint": 16 hex digits} "the-students", where the host knows that it is, or "another",
+/// where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false): it takes turns; scores (true): it
+/// scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
 /// that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
-/// nobody takes runs out when a build has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
+/// nobody takes runs out when a build, or whoever pulls a turn, has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
 /// SQUIRE_E_FORMAT for the tokenizer. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_teacher_create(
@@ -187,6 +228,19 @@ pub unsafe extern "C" fn squire_teacher_batch_request(
         guard(err, |call| {
             let (batch, filled) = (call.shared(batch)?, options::fill(request)?);
             let Some(of) = batch.requests.get(i) else { return Ok(Outcome::End) };
+            let turn = of.turn.as_ref().map(|turn| squire_teacher_request {
+                kind: SQUIRE_REQUEST_TURN,
+                draw_top_k: turn.sampling.top_k as i32,
+                top_p: f64::from(turn.sampling.top_p),
+                temperature: f64::from(turn.sampling.temperature),
+                seed: turn.seed,
+                max_tokens: turn.max_tokens,
+                stop_ids: turn.stop_ids.as_ptr(),
+                n_stop_ids: turn.stop_ids.len(),
+                messages: turn.messages.as_ref().map_or(std::ptr::null(), |text| text.as_ptr().cast()),
+                messages_len: turn.messages.as_ref().map_or(0, String::len),
+                ..squire_teacher_request::defaults()
+            });
             filled.set(squire_teacher_request {
                 top_k: of.top_k as i32,
                 number: of.number,
@@ -200,7 +254,7 @@ pub unsafe extern "C" fn squire_teacher_batch_request(
                 distiller: of.asker.distiller,
                 step: of.asker.step,
                 revision: of.asker.revision,
-                ..squire_teacher_request::defaults()
+                ..turn.unwrap_or_else(squire_teacher_request::defaults)
             });
             Ok(Outcome::Done)
         })
@@ -248,7 +302,62 @@ pub unsafe extern "C" fn squire_teacher_reply(
     }
 }
 
-/// Says that a request cannot be answered, and why. Its episode is set aside with that reason; a later build asks again.
+/// Answers a request for a turn with n_ids ids of the student's vocabulary, the one that ends the turn (one of stop_ids) included, and
+/// their log-probs (nats, of the raw logits at temperature 1), n_logprobs of them: as many, or 0 where they are not known. They are
+/// the turn as they stand; whoever pulls its generation gets them at once. A turn that ends by none of stop_ids has max_tokens ids,
+/// or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
+/// too many ids, ids beyond the vocabulary or behind one that ends a turn, log-probs as squire_teacher_reply refuses them, a teacher
+/// of another vocabulary. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_say(
+    teacher: *mut squire_teacher,
+    number: u64,
+    ids: *const i32,
+    n_ids: usize,
+    logprobs: *const f32,
+    n_logprobs: usize,
+    flags: u32,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let teacher = call.shared(teacher)?;
+            let (ids, logprobs) = (input::ids(ids, n_ids, "ids")?, input::slice(logprobs, n_logprobs, "logprobs")?);
+            let cut_off = options::flags(flags, "flags", SQUIRE_SAY_CUT_OFF)? != 0;
+            teacher.say(number, TeacherSays { what: Words::Ids(ids, logprobs), cut_off })?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Answers a request for a turn with a text (UTF-8), without what ends the turn, for teachers whose ids are not known here or are
+/// another vocabulary's. It becomes ids as a replayed text does (squire_episode_replay_text), which need not be those that the
+/// teacher said: the trace says so of the turn (from_text). Refused as squire_teacher_say where it has no room. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_teacher_say_text(
+    teacher: *mut squire_teacher,
+    number: u64,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let teacher = call.shared(teacher)?;
+            let text = input::text(text, text_len, "text")?;
+            let cut_off = options::flags(flags, "flags", SQUIRE_SAY_CUT_OFF)? != 0;
+            teacher.say(number, TeacherSays { what: Words::Text(text), cut_off })?;
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Says that a request cannot be answered, and why. Of scores, its episode is set aside with that reason, and a later build asks
+/// again; of a turn, its generation fails (SQUIRE_E_TEACHER, detail TEACHER_FAILED) and the turn is taken again, or by the student
+/// (setting teacher_fails).
 /// SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_teacher_fail(
@@ -302,8 +411,8 @@ unsafe fn parts(
     }
 }
 
-/// Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
-/// or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
+/// Makes a distiller whose teacher is the host's. SQUIRE_E_ARGUMENT where the settings ask it for what it does not give: turns, scores,
+/// or distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
 /// fingerprint is not that of the student's tokenizer. Otherwise as squire_distiller_create. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_create_taught(

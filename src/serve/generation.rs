@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::cancel::Cancel;
+use super::elsewhere::Speaker;
 use super::engine::Engine;
 use super::outbox::{Finish, Outbox, Sampled, Taken};
 use super::slot::Slot;
@@ -55,6 +56,17 @@ pub enum Next {
     Timeout,
 }
 
+/// Who makes the tokens.
+pub(super) enum Maker {
+    /// The engine: whose timeline grows, and which work on it this is.
+    Engine(Weak<Slot>, u64),
+    /// Somebody outside of it.
+    Elsewhere(Arc<dyn Speaker>),
+}
+
+/// How long whoever pulls what is made elsewhere waits before it looks whether time is up.
+const SLICE: Duration = Duration::from_millis(20);
+
 /// A running generation. Dropping it cancels it and waits for nothing; the session's next call waits for the round under
 /// way, so that it finds the session idle.
 pub struct Generation {
@@ -63,9 +75,7 @@ pub struct Generation {
     pub(super) cancel: Cancel,
     pub(super) source: Source,
     pub(super) seed: u64,
-    /// whose timeline grows, and which work on it this is
-    pub(super) slot: Weak<Slot>,
-    pub(super) work: u64,
+    pub(super) maker: Maker,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     /// the characters that the tokens so far have begun
     pub(super) text: Mutex<TextStream>,
@@ -99,12 +109,27 @@ impl Generation {
             if deadline.is_some_and(|d| Instant::now() >= d) {
                 return Ok(Next::Timeout);
             }
-            if !self.engine.is_caller_driven() {
-                self.outbox.wait(deadline);
-            } else if let Err(e) = self.engine.step() {
-                // A step that fails ends this generation too, and its end is told once.
-                return self.take().unwrap_or(Err(e));
+            match &self.maker {
+                Maker::Elsewhere(speaker) => self.wait_for(speaker.as_ref(), deadline),
+                Maker::Engine(..) if !self.engine.is_caller_driven() => self.outbox.wait(deadline),
+                Maker::Engine(..) => {
+                    if let Err(e) = self.engine.step() {
+                        // A step that fails ends this generation too, and its end is told once.
+                        return self.take().unwrap_or(Err(e));
+                    }
+                }
             }
+        }
+    }
+
+    /// Waits a moment for whoever speaks elsewhere. Where the caller drives the engine, sessions go on meanwhile.
+    fn wait_for(&self, speaker: &dyn Speaker, deadline: Option<Instant>) {
+        speaker.look();
+        // A round that fails ends those that it was for, and this one is none of them.
+        let is_at_work = self.engine.is_caller_driven() && self.engine.step().unwrap_or(false);
+        if !is_at_work {
+            let moment = Instant::now() + SLICE;
+            self.outbox.wait(Some(deadline.map_or(moment, |deadline| deadline.min(moment))));
         }
     }
 
@@ -158,10 +183,15 @@ impl Generation {
     /// Cancels it for whoever will not pull it any more: the session's next call waits for its end. Waits for nothing.
     pub(crate) fn let_go(&self) {
         self.cancel.set();
-        if let Some(slot) = self.slot.upgrade() {
-            slot.release(self.work);
+        match &self.maker {
+            Maker::Elsewhere(speaker) => speaker.look(),
+            Maker::Engine(slot, work) => {
+                if let Some(slot) = slot.upgrade() {
+                    slot.release(*work);
+                }
+                self.engine.end_cancelled();
+            }
         }
-        self.engine.end_cancelled();
     }
 }
 

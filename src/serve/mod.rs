@@ -8,6 +8,7 @@ pub mod cancel;
 mod device;
 mod documents;
 mod driver;
+mod elsewhere;
 pub mod engine;
 mod fair;
 pub mod generation;
@@ -31,6 +32,7 @@ mod timeline;
 
 pub use cancel::Cancel;
 pub use documents::{Documents, StopId, stop_ids_json};
+pub(crate) use elsewhere::{Feed, Speaker};
 pub use engine::Engine;
 pub(crate) use generation::Ending;
 pub use generation::{Chunk, Generation, Next};

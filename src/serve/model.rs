@@ -129,6 +129,11 @@ impl ServedModel {
         self.0.id == other.0.id
     }
 
+    /// The tokenizer, if it has one, for whoever outlives this.
+    pub(crate) fn shared_tokenizer(&self) -> Option<Arc<Tokenizer>> {
+        self.0.tokenizer.clone()
+    }
+
     /// The tokenizer, or a refusal where the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let missing = || {

@@ -94,6 +94,11 @@ impl Outbox {
         Some(end.error.take().map_or(Ok(end.finish), Err))
     }
 
+    /// Whether it ended, pulled or not.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().end.is_some()
+    }
+
     /// Whether it ended with an error.
     pub(super) fn failed(&self) -> bool {
         self.state.lock().end.as_ref().is_some_and(|end| end.finish == Finish::Failed)

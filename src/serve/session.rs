@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::generation::Generation;
+use super::generation::{Generation, Maker};
 use super::generation_options::GenerationOptions;
 use super::job::{Generating, Job, ScoreRow, Work};
 use super::metrics::Counters;
@@ -334,8 +334,7 @@ impl Session {
             cancel,
             source,
             seed,
-            slot: Arc::downgrade(&self.slot),
-            work,
+            maker: Maker::Engine(Arc::downgrade(&self.slot), work),
             tokenizer: self.model.0.tokenizer.clone(),
             text: Mutex::default(),
         })

@@ -8,6 +8,7 @@ mod byte_level;
 pub mod chat;
 mod jinja;
 mod json;
+mod json_text;
 mod messages;
 mod normalizer;
 mod pattern;

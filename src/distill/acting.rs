@@ -1,0 +1,131 @@
+//! Who was decided upon acts: the student, a teacher that is a model, or the host's teacher, which is asked through its queue.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::actor::Actor;
+use super::asked_turn::AskedTurn;
+use super::episode::{Episode, Phase, Sessions, State, out_of_order, stepped_in};
+use super::policy::Decision;
+use super::spoken::Spoken;
+use super::teacher_request::Asker;
+use super::teacher_turn::TurnWanted;
+use super::trajectory::Heading;
+use crate::backend::ops::Sampling;
+use crate::error::{Error, Fault, Result};
+use crate::random::{Stream, bits};
+use crate::serve::{Generation, GenerationOptions};
+use crate::text::Json;
+use crate::text::source::Source;
+
+impl Episode {
+    /// Starts the decided actor's turn. Temperature and cuts come from the settings in training and from
+    /// `options` in evaluation; seed and author are the episode's own in both. The generation's ids are
+    /// the turn. After a cancelled or failed generation `act` may be called again and goes on from where it stopped.
+    pub fn act(&self, options: &GenerationOptions) -> Result<Generation> {
+        let mut state = self.state.lock();
+        let decision = match state.phase()? {
+            Phase::Decided(decision) | Phase::Acting(decision) | Phase::Broken(decision) => decision,
+            phase => return Err(out_of_order("act", phase)),
+        };
+        let teacher_acts = match decision.actor {
+            Some(Actor::Student) => false,
+            Some(Actor::Teacher) => true,
+            _ => return Err(out_of_order("act", state.phase)),
+        };
+        let heading = &state.trajectory.heading;
+        let config = self.distiller.config();
+        let (episode, turn) = (heading.episode, u64::from(state.turn));
+        let seed = match heading.evaluation {
+            false => bits(Stream::Rollout, &[config.seed, heading.step, episode, turn, 0]),
+            // Evaluations draw alike at every step, so that what differs is the student.
+            true => bits(Stream::Rollout, &[config.seed, episode, turn, 1]),
+        };
+        let training = Sampling {
+            temperature: config.sampling.temperature as f32,
+            top_k: config.sampling.top_k,
+            top_p: config.sampling.top_p as f32,
+        };
+        let mut options = GenerationOptions {
+            sampling: if heading.evaluation { options.sampling } else { training },
+            seed,
+            source: if teacher_acts { Source::Teacher } else { Source::Student },
+            // What one says in training the other must be able to read.
+            vocabulary: if heading.evaluation { 0 } else { self.distiller.vocabulary_to_draw_from(teacher_acts) },
+            ..options.clone()
+        };
+        options.check()?;
+        if teacher_acts && self.distiller.host_acts() {
+            return self.ask_host(&mut state, decision, options);
+        }
+        let start = state.begin_turn()?;
+        let Sessions { student, teacher } = state.sessions()?;
+        let actor = match teacher {
+            Some(teacher) if teacher_acts => {
+                state.shown.catch_up(teacher, student)?;
+                teacher
+            }
+            _ => student,
+        };
+        state.shown.fit_both(student, (actor, teacher_acts), start, &mut options)?;
+        let start = if teacher_acts { state.shown.view.position(start) } else { start };
+        if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
+            let model_stops = actor.model().stop_ids().contains(&last.id) && !options.ignore_model_stops;
+            if model_stops || options.stop_ids.contains(&last.id) {
+                return Err(out_of_order("act", state.phase));
+            }
+        }
+        let generation = actor.generate(options)?;
+        state.ending = Some(generation.ending());
+        state.phase = Phase::Acting(decision);
+        Ok(generation)
+    }
+
+    /// Asks the host's teacher for the turn.
+    fn ask_host(&self, state: &mut State, decision: Decision, options: GenerationOptions) -> Result<Generation> {
+        if let (Phase::Acting(_) | Phase::Broken(_), Some(asked)) = (state.phase, &state.asked_turn) {
+            // What it said is the turn, and a whole one.
+            asked.said()?;
+            return Err(out_of_order("act", state.phase));
+        }
+        let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher that acts");
+        let queue = self.distiller.teacher_queue().ok_or_else(none)?;
+        let start = state.begin_turn()?;
+        let student = state.student()?;
+        let (model, tokens) = (student.model().clone(), student.tokens()?);
+        let room = model.model().max_context().saturating_sub(start);
+        if room == 0 {
+            let why = format!("the episode has {start} tokens and the student's context holds no more");
+            return Err(Error::new(Fault::ContextFull, why));
+        }
+        let own = if options.ignore_model_stops { &[][..] } else { model.stop_ids() };
+        let mut stop_ids = own.to_vec();
+        stop_ids.extend_from_slice(&options.stop_ids);
+        let turn = TurnWanted {
+            max_tokens: if options.max_tokens == 0 { room } else { options.max_tokens.min(room) },
+            sampling: options.sampling,
+            seed: options.seed,
+            stop_ids,
+            messages: state.conversation.as_ref().map(|messages| Json::List(messages.clone()).to_text()),
+            position: start,
+            room,
+            spoken: Spoken::new(&model, state.prompt(), tokens.iter().map(|token| token.id).collect()),
+        };
+        let Heading { episode, step, revision, .. } = state.trajectory.heading;
+        let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
+        let ids = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+        let asked = AskedTurn::new(queue, asker, ids, (turn, self.distiller.vocabulary()));
+        let asked = Arc::new(asked.inspect_err(|_| {
+            // Closed, it takes no turn of this run any more.
+            if let Some(trains) = state.steps_in {
+                state.phase = Phase::Decided(stepped_in(decision, trains));
+            }
+        })?);
+        let how = (Source::Teacher, options.seed, asked.cancel().clone());
+        let generation = asked.feed().generation(model.engine(), asked.clone(), how, model.shared_tokenizer());
+        state.ending = Some(generation.ending());
+        state.asked_turn = Some(asked);
+        state.phase = Phase::Acting(decision);
+        Ok(generation)
+    }
+}

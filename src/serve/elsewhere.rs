@@ -1,0 +1,76 @@
+//! A generation whose tokens are made outside the engine: the host's teacher says a turn, and whoever pulls it sees what it would
+//! see of a model's.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use super::cancel::Cancel;
+use super::engine::Engine;
+use super::generation::{Generation, Maker};
+use super::outbox::{Finish, Outbox, Sampled};
+use super::timeline::Token;
+use crate::error::Result;
+use crate::sync::Mutex;
+use crate::text::source::Source;
+use crate::text::tokenizer::Tokenizer;
+
+/// Who speaks. It has no thread: whoever waits for it looks after it.
+pub(crate) trait Speaker: Send + Sync {
+    /// Ends what is said where it was cancelled or its time is up. Called now and then while somebody waits.
+    fn look(&self);
+}
+
+/// Where what is said is put, once and as a whole. Clones are the same one.
+#[derive(Clone, Default)]
+pub(crate) struct Feed {
+    outbox: Arc<Outbox>,
+    /// a copy for the record: whoever pulls takes the tokens away
+    said: Arc<Mutex<Vec<Token>>>,
+}
+
+impl Feed {
+    /// Puts a whole turn down; its first token stands at `position` of the timeline that is shown to whoever pulls.
+    pub(crate) fn say(&self, tokens: Vec<Token>, position: usize, finish: Finish) {
+        let sampled = |(i, token): (usize, &Token)| Sampled {
+            id: token.id,
+            logprob: token.logprob,
+            sampled_logprob: token.sampled_logprob,
+            position: (position + i) as u64,
+            revision: token.revision,
+        };
+        let all: Vec<Sampled> = tokens.iter().enumerate().map(sampled).collect();
+        *self.said.lock() = tokens;
+        all.into_iter().for_each(|token| self.outbox.push(token));
+        self.outbox.end(Ok(finish));
+    }
+
+    /// Ends it with nothing said.
+    pub(crate) fn end(&self, end: Result<Finish>) {
+        self.outbox.end(end);
+    }
+
+    /// What was said; None while it is still to come.
+    pub(crate) fn said(&self) -> Option<Vec<Token>> {
+        self.outbox.has_ended().then(|| self.said.lock().clone())
+    }
+
+    /// The generation that pulls from it. `engine` is stepped meanwhile where its caller drives it.
+    pub(crate) fn generation(
+        &self,
+        engine: &Engine,
+        speaker: Arc<dyn Speaker>,
+        (source, seed, cancel): (Source, u64, Cancel),
+        tokenizer: Option<Arc<Tokenizer>>,
+    ) -> Generation {
+        Generation {
+            engine: engine.clone(),
+            outbox: self.outbox.clone(),
+            cancel,
+            source,
+            seed,
+            maker: Maker::Elsewhere(speaker),
+            tokenizer,
+            text: Mutex::default(),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! JSON as text again, for whoever reads what a host said: every digit and key as they were, no spaces.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write;
+
+use super::json::Json;
+
+impl Json {
+    /// An assistant's message.
+    pub fn assistant(content: String) -> Json {
+        let text = |text: &str| Json::String(text.to_string());
+        Json::Object(vec![("role".into(), text("assistant")), ("content".into(), Json::String(content))])
+    }
+
+    /// The document as text, without spaces.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) {
+        match self {
+            Json::Null => out.push_str("null"),
+            Json::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
+            // Writing to a string does not fail.
+            Json::Int(value) => drop(write!(out, "{value}")),
+            Json::Float(value) => drop(write!(out, "{value:?}")),
+            Json::String(text) => out.push_str(&serde_json::Value::from(text.as_str()).to_string()),
+            Json::List(values) => {
+                for (i, value) in values.iter().enumerate() {
+                    out.push(if i == 0 { '[' } else { ',' });
+                    value.write(out);
+                }
+                out.push_str(if values.is_empty() { "[]" } else { "]" });
+            }
+            Json::Object(entries) => {
+                for (i, (key, value)) in entries.iter().enumerate() {
+                    out.push(if i == 0 { '{' } else { ',' });
+                    out.push_str(&serde_json::Value::from(key.as_str()).to_string());
+                    out.push(':');
+                    value.write(out);
+                }
+                out.push_str(if entries.is_empty() { "{}" } else { "}" });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_written_with_nothing_lost() {
+        let text = r#"[{"role":"user","content":"\"é\\n😀\u0001","n":[1e300,-0.5,123456789012345678901234567890,null,true]},{},[]]"#;
+        let read = Json::parse(text).unwrap();
+        assert_eq!(Json::parse(&read.to_text()).unwrap(), read);
+        assert_eq!(read.to_text(), text);
+        assert_eq!(Json::assistant("a\"b".into()).to_text(), r#"{"role":"assistant","content":"a\"b"}"#);
+    }
+}
