@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 7 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 8 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -1011,16 +1011,21 @@ void squire_distiller_release(squire_distiller *distiller);
 
 /* ---- teacher --------------------------------------------------------------------------------------------- */
 
-/* A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores: any number of
- * threads take requests by squire_teacher_next and answer each by squire_teacher_reply or _fail. Shared: see
+/* kind: the log-probs of ids[from..] are wanted, each given all ids before it, of the raw logits at temperature 1. Answered by
+ * squire_teacher_reply. */
+#define SQUIRE_REQUEST_SCORES 0
+#define SQUIRE_REQUEST_TURN 1 /* kind: the turn that follows the ids is wanted. Answered by squire_teacher_say or squire_teacher_say_text. */
+#define SQUIRE_SAY_CUT_OFF 1 /* Of squire_teacher_say and squire_teacher_say_text: the turn ended for want of room, before the teacher was done. */
+
+/* A teacher in the host's own code. Episodes of the distillers that it was given to ask it for scores, and for turns where it acts:
+ * any number of threads take requests by squire_teacher_next and answer each by squire_teacher_reply, _say, _say_text or _fail. Shared: see
  * squire_teacher_retain. Freed by squire_teacher_release and with the last distiller that has it. */
 typedef struct squire_teacher squire_teacher;
 
 /* Requests that were taken together. Freed by squire_teacher_batch_release; what points into it lives as long. */
 typedef struct squire_teacher_batch squire_teacher_batch;
 
-/* What a teacher is asked: the log-probs of ids[from..], each given all ids before it, of the raw logits at temperature 1.
- * Set up by squire_teacher_request_init. */
+/* What a teacher is asked, for scores or, where it acts, for a turn. Set up by squire_teacher_request_init. */
 typedef struct {
   /* Set by _init. */
   uint32_t struct_size;
@@ -1034,7 +1039,7 @@ typedef struct {
   const int32_t *ids;
   /* How many. */
   size_t n_ids;
-  /* The first id that is asked about, at least 1: the answer has n_ids - from places. */
+  /* The first id that is asked about, at least 1: the answer has n_ids - from places. n_ids where a turn is wanted. */
   size_t from;
   /* Ids that there are: those of an answer lie below. */
   size_t vocabulary;
@@ -1046,17 +1051,40 @@ typedef struct {
   uint64_t step;
   /* The student's revision that acts in it. */
   uint64_t revision;
+  /* One of SQUIRE_REQUEST_... Since 0.8, as all that follows, which is of a turn and 0 or NULL where scores are wanted. */
+  int32_t kind;
+  /* As the settings draw: the most likely ids to draw from; 0: all. */
+  int32_t draw_top_k;
+  /* The most likely ids to draw from, by their probability together. */
+  double top_p;
+  /* Temperature to draw at. */
+  double temperature;
+  /* The seed of this turn's draws, for teachers that take one. */
+  uint64_t seed;
+  /* Tokens of the turn at most, the one that ends it among them. */
+  size_t max_tokens;
+  /* Ids that end a turn. They live as long as the batch, as does the text. */
+  const int32_t *stop_ids;
+  /* How many. */
+  size_t n_stop_ids;
+  /* What was said so far as the teacher is to read it, as a JSON list of messages (UTF-8, not ended by NUL). NULL where ids were
+   * observed. */
+  const char *messages;
+  /* Its bytes. */
+  size_t messages_len;
 } squire_teacher_request;
 
 /* Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
  * thread, also inside a callback. */
 void squire_teacher_request_init(squire_teacher_request *request, size_t size);
 
-/* Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms"}. vocabulary says how its
+/* Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms", "acts", "scores"}. vocabulary says how its
  * ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
- * {"fingerprint": 16 hex digits} or "the-students", where the host knows that it is. top_k (0 to 1024; 0): most likely ids
+ * {"fingerprint": 16 hex digits} "the-students", where the host knows that it is, or "another",
+ * where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false): it takes turns; scores (true): it
+ * scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
  * that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
- * nobody takes runs out when a build has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
+ * nobody takes runs out when a build, or whoever pulls a turn, has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
  * SQUIRE_E_FORMAT for the tokenizer. Any thread. */
 squire_status squire_teacher_create(const char *options_json,
                                     size_t options_len,
@@ -1105,7 +1133,34 @@ squire_status squire_teacher_reply(squire_teacher *teacher,
                                    size_t n_top,
                                    squire_error **err);
 
-/* Says that a request cannot be answered, and why. Its episode is set aside with that reason; a later build asks again.
+/* Answers a request for a turn with n_ids ids of the student's vocabulary, the one that ends the turn (one of stop_ids) included, and
+ * their log-probs (nats, of the raw logits at temperature 1), n_logprobs of them: as many, or 0 where they are not known. They are
+ * the turn as they stand; whoever pulls its generation gets them at once. A turn that ends by none of stop_ids has max_tokens ids,
+ * or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
+ * too many ids, ids beyond the vocabulary or behind one that ends a turn, log-probs as squire_teacher_reply refuses them, a teacher
+ * of another vocabulary. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread. */
+squire_status squire_teacher_say(squire_teacher *teacher,
+                                 uint64_t number,
+                                 const int32_t *ids,
+                                 size_t n_ids,
+                                 const float *logprobs,
+                                 size_t n_logprobs,
+                                 uint32_t flags,
+                                 squire_error **err);
+
+/* Answers a request for a turn with a text (UTF-8), without what ends the turn, for teachers whose ids are not known here or are
+ * another vocabulary's. It becomes ids as a replayed text does (squire_episode_replay_text), which need not be those that the
+ * teacher said: the trace says so of the turn (from_text). Refused as squire_teacher_say where it has no room. Any thread. */
+squire_status squire_teacher_say_text(squire_teacher *teacher,
+                                      uint64_t number,
+                                      const char *text,
+                                      size_t text_len,
+                                      uint32_t flags,
+                                      squire_error **err);
+
+/* Says that a request cannot be answered, and why. Of scores, its episode is set aside with that reason, and a later build asks
+ * again; of a turn, its generation fails (SQUIRE_E_TEACHER, detail TEACHER_FAILED) and the turn is taken again, or by the student
+ * (setting teacher_fails).
  * SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread. */
 squire_status squire_teacher_fail(squire_teacher *teacher,
                                   uint64_t number,
@@ -1119,8 +1174,8 @@ squire_status squire_teacher_fail(squire_teacher *teacher,
 squire_status squire_teacher_close(squire_teacher *teacher,
                                    squire_error **err);
 
-/* Makes a distiller whose teacher is the host's. It scores and does not act. SQUIRE_E_ARGUMENT where the settings let it act,
- * or have a loss that compares distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
+/* Makes a distiller whose teacher is the host's. SQUIRE_E_ARGUMENT where the settings ask it for what it does not give: turns, scores,
+ * or distributions while its top_k is 0; SQUIRE_E_MISMATCH (detail TEACHER_VOCABULARY) where its
  * fingerprint is not that of the student's tokenizer. Otherwise as squire_distiller_create. Any thread. */
 squire_status squire_distiller_create_taught(squire_model *student,
                                              squire_teacher *teacher,
@@ -1158,6 +1213,7 @@ squire_status squire_distiller_resume_taught(squire_model *student,
 #define SQUIRE_REASON_PROPOSAL 10 /* reason: the student proposes; when it has spoken, squire_episode_judge says whether that stands. */
 #define SQUIRE_REASON_PROPOSAL_STANDS 11 /* reason: what the student proposed stands; the outcome is due. */
 #define SQUIRE_REASON_PROPOSAL_REPLACED 12 /* reason: what the student proposed was too uncertain and is dropped; the teacher acts in its place. */
+#define SQUIRE_REASON_TEACHER_FAILED 13 /* reason: the teacher's turn, but it failed to take it, so the student acts (setting teacher_fails). Since 0.8. */
 #define SQUIRE_OUTCOME_HAS_REWARD 1 /* Of squire_episode_outcome: reward is given. */
 #define SQUIRE_OUTCOME_EXECUTED_OTHER 2 /* Of squire_episode_outcome: the host executed something other than what was said; the turn carries no loss. */
 

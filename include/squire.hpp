@@ -595,6 +595,24 @@ inline void reply(const teacher_handle &teacher, std::uint64_t number, const std
   });
 }
 
+/* Answers a request for a turn: the ids of the turn, what ends it included, with their log-probs or none. cut_off: it ended
+ * for want of room. */
+inline void say(const teacher_handle &teacher, std::uint64_t number, const std::vector<std::int32_t> &ids,
+                const std::vector<float> &logprobs = {}, bool cut_off = false) {
+  call([&](auto err) {
+    return squire_teacher_say(teacher.get(), number, ids.data(), ids.size(), logprobs.data(), logprobs.size(),
+                              cut_off ? SQUIRE_SAY_CUT_OFF : 0u, err);
+  });
+}
+
+/* The same by text, without what ends the turn. */
+inline void say(const teacher_handle &teacher, std::uint64_t number, std::string_view text, bool cut_off = false) {
+  call([&](auto err) {
+    return squire_teacher_say_text(teacher.get(), number, text.data(), text.size(), cut_off ? SQUIRE_SAY_CUT_OFF : 0u,
+                                   err);
+  });
+}
+
 inline void fail(const teacher_handle &teacher, std::uint64_t number, std::string_view why) {
   call([&](auto err) { return squire_teacher_fail(teacher.get(), number, why.data(), why.size(), err); });
 }

@@ -1,4 +1,5 @@
-"""Answers the requests of a squire teacher from a server that scores text: vLLM, SGLang or llama.cpp.
+"""Answers the requests of a squire teacher from a server that scores text, or says turns: vLLM, SGLang or llama.cpp, and for turns
+alone anything that speaks as OpenAI's chat completions do.
 
     teacher = ...                              # a squire_teacher*, made by squire_teacher_create with top_k 32, say
     with Answering(library, teacher, Vllm("http://127.0.0.1:8000", "Qwen/Qwen3-30B-A3B"), threads=8):
@@ -6,7 +7,7 @@
 
 Ids go to the server and never text, at temperature 1 on raw logits; what comes back must be of the very ids that were sent, or
 the request is told to have failed, with the reason. Nothing here needs a package. vLLM is to be started with --max-logprobs of
-top_k at least and --logprobs-mode raw_logprobs. The one exception, which takes text, says so: LlamaCppPython.
+top_k at least and --logprobs-mode raw_logprobs. The exceptions, which take text, say so: LlamaCppPython and Chat.
 """
 import ctypes as c
 import http.client
@@ -14,12 +15,46 @@ import json
 import threading
 import urllib.error
 import urllib.request
+from typing import NamedTuple
 
 END, TIMEOUT = 1, 2  # of squire_status
+TURN = 1  # kind of a request
+CUT_OFF = 1  # of a turn's flags
 
 
 class Failed(Exception):
     """A request that cannot be answered, with the reason."""
+
+
+class Turn(NamedTuple):
+    """How a turn is wanted."""
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int  # to draw from; 0: all
+    seed: int
+    stop_ids: list
+    messages: list  # what was said so far; None where ids were observed
+
+    def said(self, ids, logprobs=None, finish=None, stop=None):
+        """What a server generated, up to the first id that ends a turn. `stop`: the id that ended it where the server keeps it to
+        itself, `finish`: why it ended."""
+        at = next((at for at, id in enumerate(ids) if id in self.stop_ids), None)
+        if at is None and stop in self.stop_ids:
+            ids, logprobs, at = [*ids, stop], None, len(ids)
+        if at is not None:
+            return Said(ids[:at + 1], logprobs and logprobs[:at + 1])
+        if finish == "stop":
+            raise Failed("the turn ended, and the server tells no id that ends one")
+        return Said(ids, logprobs, cut_off=len(ids) < self.max_tokens)
+
+
+class Said(NamedTuple):
+    """A turn: ids, or text."""
+    ids: list = None
+    logprobs: list = None  # of the ids, at temperature 1 on raw logits; None: not known
+    text: str = None
+    cut_off: bool = False
 
 
 class Server:
@@ -32,7 +67,11 @@ class Server:
 
     def score(self, ids, start, k):
         """For each of ids[start:], given all before it: its log-prob, and the k most likely ids with theirs."""
-        raise NotImplementedError
+        raise Failed("this kind of server scores nothing")
+
+    def act(self, ids, turn):
+        """The turn that follows ids, as Said."""
+        raise Failed("this kind of server says no turns")
 
     def post(self, path, document):
         """The answer's JSON, or Failed in words."""
@@ -76,6 +115,19 @@ class Vllm(Server):
             places.append((of[ids[at]], best(of, k, at)))
         return places
 
+    def act(self, ids, turn):
+        answer = self.post("/v1/completions", {
+            "model": self.model, "prompt": ids, "max_tokens": turn.max_tokens, "temperature": turn.temperature, "top_p": turn.top_p,
+            "top_k": turn.top_k or -1, "seed": turn.seed % 2**63, "stop_token_ids": turn.stop_ids, "logprobs": 0,
+            "return_token_ids": True,
+        })
+        with understood():
+            choice = answer["choices"][0]
+            said, finish, stop = [int(id) for id in choice["token_ids"]], choice["finish_reason"], choice.get("stop_reason")
+            logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+            logprobs = logprobs and [float(logprob) for logprob in logprobs]
+        return turn.said(said, logprobs if logprobs and len(logprobs) == len(said) else None, finish, stop)
+
 
 class SGLang(Server):
     """SGLang's /generate; asked from one place earlier, since the first one it returns may have no number."""
@@ -100,6 +152,20 @@ class SGLang(Server):
                 raise Failed(f"position {at}: id {id} was scored and not {ids[at]}")
             places.append((logprob, best(of, k, at)))
         return places
+
+    def act(self, ids, turn):
+        answer = self.post("/generate", {
+            "input_ids": ids, "sampling_params": {
+                "max_new_tokens": turn.max_tokens, "temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k or -1,
+                "sampling_seed": turn.seed % 2**63, "stop_token_ids": turn.stop_ids,
+            },
+        })
+        with understood():
+            said, why = [int(id) for id in answer["output_ids"]], answer["meta_info"]["finish_reason"]
+            finish, stop = why["type"], why.get("matched")
+        if finish not in ("stop", "length"):
+            raise Failed(f"the turn ended by {finish}")
+        return turn.said(said, None, finish, stop)
 
 
 class LlamaCpp(Server):
@@ -130,6 +196,20 @@ class LlamaCpp(Server):
                              f"and it is not among the {len(of)} most likely")
             places.append((logprob, best(of, k, at)))
         return places
+
+    def act(self, ids, turn):
+        """It ends turns by its own model's ids alone; what it says behind another of the turn's is left out."""
+        answer = self.post("/completion", {
+            **({"model": self.model} if self.model else {}),
+            "prompt": ids, "n_predict": turn.max_tokens, "temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k,
+            "min_p": 0.0, "seed": turn.seed % 2**32, "return_tokens": True, "cache_prompt": True, "n_cache_reuse": 0,
+        })
+        with understood():
+            said, n, cut = [int(id) for id in answer["tokens"]], answer["tokens_evaluated"], answer["truncated"]
+            finish = {"eos": "stop", "word": "stop"}.get(answer["stop_type"], "length")
+        if n != len(ids) or cut:
+            raise Failed(f"wanted what follows {len(ids)} ids, the server read {n}{' and cut them' if cut else ''}")
+        return turn.said(said, None, finish)
 
     def _place(self, ids, at, said, k):
         """The log-prob of `said` (None: of whatever is most likely) after ids[:at], and the k most likely ids with theirs; or
@@ -206,6 +286,25 @@ class LlamaCppPython(Server):
         return places
 
 
+class Chat(Server):
+    """/v1/chat/completions of whatever speaks so: it reads the messages and says its turn as text, which squire makes ids. For a
+    teacher with vocabulary "another", or one that scores by other means."""
+
+    def act(self, ids, turn):
+        if turn.messages is None:
+            raise Failed("a chat server reads messages, and the episode was given ids")
+        answer = self.post("/v1/chat/completions", {
+            "model": self.model, "messages": turn.messages, "max_tokens": turn.max_tokens, "temperature": turn.temperature,
+            "top_p": turn.top_p, "seed": turn.seed % 2**63,
+        })
+        with understood():
+            choice = answer["choices"][0]
+            said, finish = choice["message"]["content"], choice["finish_reason"]
+        if not isinstance(said, str) or finish not in ("stop", "length"):
+            raise Failed(f"the server says no text: it ended by {finish}")
+        return Said(text=said, cut_off=finish == "length")
+
+
 class understood:
     """Turns whatever a strange answer makes fail into Failed."""
 
@@ -243,7 +342,18 @@ def check(server, ids, k=0):
 class Request(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("top_k", c.c_int32), ("number", c.c_uint64), ("episode", c.c_uint64),
                 ("ids", c.POINTER(c.c_int32)), ("n_ids", c.c_size_t), ("start", c.c_size_t), ("vocabulary", c.c_size_t),
-                ("deadline_ms", c.c_uint64), ("distiller", c.c_uint64), ("step", c.c_uint64), ("revision", c.c_uint64)]
+                ("deadline_ms", c.c_uint64), ("distiller", c.c_uint64), ("step", c.c_uint64), ("revision", c.c_uint64),
+                ("kind", c.c_int32), ("draw_top_k", c.c_int32), ("top_p", c.c_double), ("temperature", c.c_double),
+                ("seed", c.c_uint64), ("max_tokens", c.c_size_t), ("stop_ids", c.POINTER(c.c_int32)), ("n_stop_ids", c.c_size_t),
+                ("messages", c.POINTER(c.c_char)), ("messages_len", c.c_size_t)]
+
+    def turn(self):
+        """The turn that is wanted; None where scores are."""
+        if self.kind != TURN:
+            return None
+        messages = json.loads(self.messages[:self.messages_len]) if self.messages else None
+        return Turn(self.max_tokens, self.temperature, self.top_p, self.draw_top_k, self.seed, self.stop_ids[:self.n_stop_ids],
+                    messages)
 
 
 class Answering:
@@ -304,16 +414,12 @@ class Answering:
                 self.library.squire_teacher_batch_release(batch)
 
     def _answer(self, request):
-        ids, start, k = request.ids[:request.n_ids], request.start, request.top_k
-        number = c.c_uint64(request.number)
+        ids, turn, number = request.ids[:request.n_ids], request.turn(), c.c_uint64(request.number)
         try:
-            places = self.server.score(ids, start, k)
-            n = len(ids) - start
-            top = [pair for _, known in places for pair in known]
-            floats, ints = (lambda list: (c.c_float * len(list))(*list)), (lambda list: (c.c_int32 * len(list))(*list))
-            self._call("reply", self.held, number, ints(ids[start:]), c.c_size_t(n),
-                       floats([logprob for logprob, _ in places]), ints([id for id, _ in top]),
-                       floats([logprob for _, logprob in top]), c.c_size_t(len(top)))
+            if turn:
+                self._say(number, self.server.act(ids, turn))
+            else:
+                self._score(number, ids, request.start, request.top_k)
         except Exception as e:  # whatever it is, the episode must hear of it
             why = str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
             said = why.encode()
@@ -325,3 +431,28 @@ class Answering:
                 self.log(f"request {request.number}: {why}")
             except Exception:  # the log's own
                 pass
+
+    def _score(self, number, ids, start, k):
+        places = self.server.score(ids, start, k)
+        top = [pair for _, known in places for pair in known]
+        self._call("reply", self.held, number, ints(ids[start:]), c.c_size_t(len(ids) - start),
+                   floats([logprob for logprob, _ in places]), ints([id for id, _ in top]), floats([logprob for _, logprob in top]),
+                   c.c_size_t(len(top)))
+
+    def _say(self, number, said):
+        flags = c.c_uint32(CUT_OFF if said.cut_off else 0)
+        if said.ids is None:
+            text = said.text.encode()
+            self._call("say_text", self.held, number, text, c.c_size_t(len(text)), flags)
+        else:
+            logprobs = said.logprobs or []
+            self._call("say", self.held, number, ints(said.ids), c.c_size_t(len(said.ids)), floats(logprobs), c.c_size_t(len(logprobs)),
+                       flags)
+
+
+def ints(list):
+    return (c.c_int32 * len(list))(*list)
+
+
+def floats(list):
+    return (c.c_float * len(list))(*list)

@@ -14,7 +14,7 @@ HOUSEHOLD = HERE / "../../examples/household"
 sys.path[:0] = [str(HERE / "../../examples/twc"), str(HOUSEHOLD)]
 import queue_teacher
 import squire
-from squire_teachers import Answering, Failed, LlamaCpp, LlamaCppPython, SGLang, Vllm, check
+from squire_teachers import Answering, Chat, Failed, LlamaCpp, LlamaCppPython, Said, SGLang, Turn, Vllm, check
 
 TOP_K = 3
 VOCABULARY = None
@@ -42,8 +42,8 @@ def text(ids):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """All dialects; `fault` names what is wrong with it."""
-    fault = None
+    """All dialects; `fault` names what is wrong with it, `acts` whether it is asked for turns."""
+    fault, acts = None, False
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -56,9 +56,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "stalls":
             time.sleep(5)
-        kind = {"/v1/completions": self.llama_python if "echo" in asked else self.vllm, "/generate": self.sglang,
-                "/completion": self.llama, "/extras/tokenize": self.tokenize}[self.path]
-        answer = kind(asked, fault)
+        score = {"/v1/completions": self.llama_python if "echo" in asked else self.vllm, "/generate": self.sglang,
+                 "/completion": self.llama, "/extras/tokenize": self.tokenize}
+        act = {"/v1/completions": self.vllm_says, "/generate": self.sglang_says, "/completion": self.llama_says,
+               "/v1/chat/completions": self.chat_says}
+        answer = (act if type(self).acts else score)[self.path](asked, fault)
         body = json.dumps(answer).encode()
         if fault == "garbage":
             body = b"<html>"
@@ -136,6 +138,30 @@ class Handler(BaseHTTPRequestHandler):
         n = len(ids) + (fault == "other ids")
         return {"usage": {"prompt_tokens": n}, "choices": [{"text": asked["prompt"] + "x", "logprobs": {"token_logprobs": said}}]}
 
+    def vllm_says(self, asked, fault):
+        assert asked["return_token_ids"] and asked["stop_token_ids"] == [9] and asked["logprobs"] == 0 and asked["top_k"] == -1
+        said = {"beyond": [5, VOCABULARY, 9], "endless": [5] * 99, "other end": [5]}.get(fault, [5, 6, 9])
+        logprobs = None if fault == "no log-probs" else [0.5 if fault == "lies" else -0.5] * len(said)
+        return {"choices": [{"token_ids": said, "finish_reason": "length" if fault == "endless" else "stop", "stop_reason": None,
+                             "logprobs": {"token_logprobs": logprobs}}]}
+
+    def sglang_says(self, asked, fault):
+        assert asked["sampling_params"]["stop_token_ids"] == [9] and asked["sampling_params"]["max_new_tokens"] == 6
+        said = {"beyond": [5, VOCABULARY], "endless": [5] * 99}.get(fault, [5, 6])  # the one that ends it is told apart
+        why = {"other end": {"type": "stop", "matched": "\n"}, "lies": {"type": "abort"}}.get(fault, {"type": "stop", "matched": 9})
+        return {"output_ids": said, "meta_info": {"finish_reason": {"type": "length"} if fault == "endless" else why}}
+
+    def llama_says(self, asked, fault):
+        assert asked["n_predict"] == 6 and asked["return_tokens"] and asked["min_p"] == 0
+        said = {"beyond": [5, VOCABULARY, 9], "endless": [5] * 99, "other end": [5]}.get(fault, [5, 6, 9, 7])  # it went on
+        return {"tokens": said, "tokens_evaluated": len(asked["prompt"]) - (fault == "shortens"), "truncated": fault == "cuts",
+                "stop_type": "eos" if fault == "other end" else "limit"}
+
+    def chat_says(self, asked, fault):
+        assert asked["messages"][0] == {"role": "user", "content": "hi"}
+        said = None if fault == "forgets" else "yes"
+        return {"choices": [{"message": {"role": "assistant", "content": said}, "finish_reason": "length" if fault == "cuts" else "stop"}]}
+
     def log_message(self, *_):
         pass
 
@@ -163,6 +189,68 @@ def refused(of, ids, start, k, reason):
     try:
         of.score(ids, start, k)
         raise AssertionError(f"scored, though: {reason}")
+    except Failed as e:
+        assert reason in str(e), e
+
+
+IMITATION = {"actor": {"kind": "teacher"}, "student_turns": {"kernel": "none"}, "teacher_turns": {"kernel": "cross-entropy"}}
+
+
+def turn_of(distiller):
+    """A turn of the teacher's in an episode of its own: its ids, or why there are none."""
+    with distiller.episode() as episode:
+        ids = (squire.c.c_int32 * 3)(1, 2, 3)
+        squire.call("episode_observe_ids", episode, ids, squire.c.c_size_t(3))
+        assert episode.decide().actor == squire.TEACHER
+        try:
+            episode.act(6, stop_ids=[9]).text()
+        except squire.Error as e:
+            assert e.status == -17, str(e)
+            return str(e)
+        episode.outcome(0)
+        return episode.trace()["ids"][3:]
+
+
+def says_turns(address, model):
+    """Servers that take turns: what ends them, and what they are not believed."""
+    Handler.acts = True
+    for kind in Vllm, SGLang, LlamaCpp:
+        teacher = squire.Teacher(vocabulary="the-students", acts=True, scores=False, deadline_ms=20_000)
+        distiller = squire.Distiller(model, IMITATION, teacher)
+        with Answering(squire.lib, teacher, kind(address, "a-model", timeout=3)):
+            assert turn_of(distiller) == [5, 6, 9]
+            faults = {
+                "500": "HTTP 500", "drops": "/", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
+                "beyond": f"id {VOCABULARY} is none of the", "endless": "wanted a turn of 1 to 6 tokens, found 99",
+                "other end": "tells no id that ends one",
+            }
+            faults |= {Vllm: {"lies": "which is none"}, SGLang: {"lies": "ended by abort"},
+                       LlamaCpp: {"shortens": "wanted what follows 3 ids", "cuts": "cut them"}}[kind]
+            for Handler.fault, reason in faults.items():
+                why = turn_of(distiller)
+                assert isinstance(why, str) and reason in why, (kind, Handler.fault, why)
+            Handler.fault = "no log-probs"
+            assert turn_of(distiller) == [5, 6, 9]
+            Handler.fault = None
+    # Of ids a chat server knows nothing; of messages it says text (which tests/teacher_acts.rs follows to its ids).
+    wanted = Turn(6, 1.0, 1.0, 0, 1, [9], [{"role": "user", "content": "hi"}])
+    of = Chat(address, "a-model", timeout=3)
+    assert of.act([1], wanted) == Said(text="yes")
+    for fault, reason in {"forgets": "says no text", "500": "HTTP 500", "garbage": "not JSON"}.items():
+        Handler.fault = fault
+        refused_turn(of, wanted, reason)
+    Handler.fault = "cuts"
+    assert of.act([1], wanted) == Said(text="yes", cut_off=True)
+    Handler.fault, Handler.acts = None, False
+    refused_turn(of, wanted._replace(messages=None), "was given ids")
+    refused_turn(LlamaCppPython(address, text=text), wanted, "says no turns")
+    refused(of, [1, 2], 1, 0, "scores nothing")
+
+
+def refused_turn(of, turn, reason):
+    try:
+        of.act([1, 2, 3], turn)
+        raise AssertionError(f"said, though: {reason}")
     except Failed as e:
         assert reason in str(e), e
 
@@ -200,6 +288,10 @@ def asks_another_process(library, folder, model):
             found = [(f32(own), [(id, f32(logprob)) for id, logprob in known]) for own, known in of.score(ids, 3, TOP_K)]
             rows = queue_teacher.score(model, ids, 3, TOP_K)
             assert found == [(own, list(zip(top, logprobs))) for own, top, logprobs in rows], (found, rows)
+            wanted = Turn(4, 1.0, 1.0, 0, 77, [9], None)
+            said, again = of.act(ids, wanted), queue_teacher.generate(model, ids, {
+                "max_new_tokens": 4, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "sampling_seed": 77, "stop_token_ids": [9]})
+            assert said.ids == again[0] and 1 <= len(said.ids) <= 4, (said, again)
             refused(of, [5], 1, 0, "HTTP 400")
             refused(of, [5, VOCABULARY], 1, 0, "HTTP 400")
         finally:
@@ -293,6 +385,7 @@ def main():
     for kind in SGLang, LlamaCpp:
         assert abs(reports[Vllm]["loss"] - reports[kind]["loss"]) < 1e-7, reports
     takes_text(address)
+    says_turns(address, model)
     asks_another_process(library, folder, model)
     server.shutdown()
     try:

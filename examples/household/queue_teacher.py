@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The household's teacher in a process of its own: queue_teacher.py LIBRARY MODEL_FOLDER [--port 0] [--threads 1]
 
-Loads the model by squire's C interface and answers on the loopback address as SGLang's /generate does, scoring alone: of each id
-from logprob_start_len on its log-prob, and the top_logprobs_num most likely ids in its place. Prints its address, and serves until
+Loads the model by squire's C interface and answers on the loopback address as SGLang's /generate does: of each id from
+logprob_start_len on its log-prob, and the top_logprobs_num most likely ids in its place; or, where max_new_tokens is above 0, the
+ids that follow, drawn by sampling_seed as squire draws. Prints its address, and serves until
 its standard input ends. It can be asked by `household --teacher-url ADDRESS` or by bindings/python/squire_teachers.py (SGLang).
 """
 import argparse
@@ -18,6 +19,7 @@ import squire
 from squire import c
 
 LONGEST_QUESTION = 1 << 20
+IGNORE_MODEL_STOPS, TOKENS = 1, 1  # flag of a generation, kind of an event
 
 
 class Session(squire.Object):
@@ -26,6 +28,10 @@ class Session(squire.Object):
 
 class Scores(squire.Object):
     KIND = "scores"
+
+
+class Generation(squire.Object):
+    KIND = "gen"
 
 
 def ints(ids):
@@ -44,6 +50,21 @@ def score(model, ids, start, k):
                 squire.call("scores_row", scores, c.c_size_t(i), *out, None)
                 rows.append((logprob.value, top[:k], logprobs[:k]))
     return rows
+
+
+def generate(model, ids, sampling):
+    """The ids that follow, and SGLang's reason why they end."""
+    options, event, said = squire.GenOptions(), squire.Event(), []
+    stops, n_stops = ints(sampling["stop_token_ids"])
+    options.flags, options.max_tokens, options.seed = IGNORE_MODEL_STOPS, sampling["max_new_tokens"], sampling["sampling_seed"]
+    options.temperature, options.top_p, options.top_k = sampling["temperature"], sampling["top_p"], max(sampling["top_k"], 0)
+    options.stop_ids, options.stop_ids_len = c.cast(stops, c.c_void_p), n_stops
+    with Session("session_create", model) as session:
+        squire.call("session_sync", session, *ints(ids), None)
+        with Generation("gen_start", session, c.byref(options)) as generation:
+            while squire.call("gen_next", generation, c.c_int32(-1), c.byref(event)) == 0 and event.kind == TOKENS:
+                said += event.ids[:event.ids_len]
+    return said, {"type": "stop", "matched": said[-1]} if event.finish == 1 else {"type": "length"}
 
 
 def answer(ids, start, k, rows):
@@ -65,10 +86,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         try:
             asked = json.loads(self.rfile.read(min(int(self.headers["Content-Length"]), LONGEST_QUESTION)))
-            ids, start, k = asked["input_ids"], asked["logprob_start_len"] + 1, asked["top_logprobs_num"]
-            if not 1 <= start < len(ids):
-                raise ValueError("nothing is to be scored")
-            status, body = 200, answer(ids, start, k, score(self.model, ids, start, k)).encode()
+            ids, sampling = asked["input_ids"], asked.get("sampling_params", {})
+            if sampling.get("max_new_tokens", 0) > 0:
+                said, why = generate(self.model, ids, sampling)
+                status, body = 200, json.dumps({"output_ids": said, "meta_info": {"finish_reason": why}}).encode()
+            else:
+                start, k = asked["logprob_start_len"] + 1, asked["top_logprobs_num"]
+                if not 1 <= start < len(ids):
+                    raise ValueError("nothing is to be scored")
+                status, body = 200, answer(ids, start, k, score(self.model, ids, start, k)).encode()
         except (LookupError, TypeError, ValueError, c.ArgumentError, squire.Error) as e:
             status, body = 400, json.dumps({"error": f"{type(e).__name__}: {e}"}).encode()
         try:

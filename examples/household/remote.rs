@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use squire::distill::{QueueOptions, Reply, Request, TeacherQueue};
+use squire::backend::ops::Sampling;
+use squire::distill::{QueueOptions, Reply, Request, TeacherQueue, TeacherSays, TurnWanted, Words};
 use squire::error::{Error, Fault, Result};
 
 /// Most likely ids of a place that the teacher gives; all others are one event of the loss.
@@ -32,7 +33,7 @@ impl Remote {
         let wrong = || Error::new(Fault::BadOption, format!("--teacher-url: wanted http://host:port, found {url}"));
         let address = url.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/').to_string();
         let tokenizer = crate::models::shipped("teacher").join("tokenizer.json");
-        let options = json!({"top_k": TOP_K, "vocabulary": {"tokenizer": tokenizer}});
+        let options = json!({"top_k": TOP_K, "acts": true, "vocabulary": {"tokenizer": tokenizer}});
         let queue = TeacherQueue::new(QueueOptions::from_json(&options.to_string())?);
         let answering = || {
             let (queue, address) = (queue.clone(), address.clone());
@@ -54,16 +55,13 @@ impl Drop for Remote {
 fn answer_all(queue: &TeacherQueue, address: &str) {
     while !queue.is_closed() {
         for request in queue.next(1, Duration::from_secs(3600)) {
-            let replied = scored(address, &request).and_then(|places| {
-                let (top_ids, top_logprobs): (Vec<i32>, Vec<f32>) = places.iter().flat_map(|p| p.top.clone()).unzip();
-                let reply = Reply {
-                    ids: &places.iter().map(|p| p.id).collect::<Vec<_>>(),
-                    logprobs: &places.iter().map(|p| p.logprob).collect::<Vec<_>>(),
-                    top_ids: &top_ids,
-                    top_logprobs: &top_logprobs,
-                };
-                queue.reply(request.number, reply).map_err(|e| e.to_string())
-            });
+            let replied = match &request.turn {
+                Some(turn) => said(address, &request.ids, turn).and_then(|ids| {
+                    let what = TeacherSays { what: Words::Ids(&ids, &[]), cut_off: false };
+                    queue.say(request.number, what).map_err(|e| e.to_string())
+                }),
+                None => scored(address, &request).and_then(|places| reply(queue, request.number, &places)),
+            };
             // Where nobody wants to hear it any more, nobody is told.
             if let Err(why) = replied {
                 eprintln!("household: the teacher's request {}: {why}", request.number);
@@ -73,10 +71,36 @@ fn answer_all(queue: &TeacherQueue, address: &str) {
     }
 }
 
+fn reply(queue: &TeacherQueue, number: u64, places: &[Place]) -> std::result::Result<(), String> {
+    let (top_ids, top_logprobs): (Vec<i32>, Vec<f32>) = places.iter().flat_map(|p| p.top.clone()).unzip();
+    let reply = Reply {
+        ids: &places.iter().map(|p| p.id).collect::<Vec<_>>(),
+        logprobs: &places.iter().map(|p| p.logprob).collect::<Vec<_>>(),
+        top_ids: &top_ids,
+        top_logprobs: &top_logprobs,
+    };
+    queue.reply(number, reply).map_err(|e| e.to_string())
+}
+
 struct Place {
     id: i32,
     logprob: f32,
     top: Vec<(i32, f32)>,
+}
+
+/// What the server says next, what ends it included. Whether it fits is for the queue to say.
+fn said(address: &str, ids: &[i32], turn: &TurnWanted) -> std::result::Result<Vec<i32>, String> {
+    let Sampling { temperature, top_k, top_p } = turn.sampling;
+    let asked = json!({
+        "input_ids": ids, "sampling_params": {
+            "max_new_tokens": turn.max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "sampling_seed": turn.seed, "stop_token_ids": turn.stop_ids,
+        },
+    });
+    let answer = post(address, "/generate", &asked).map_err(|e| format!("{address}: {e}"))?;
+    let id = |id: &Value| id.as_i64().and_then(|id| i32::try_from(id).ok());
+    let said = answer["output_ids"].as_array().and_then(|said| said.iter().map(id).collect());
+    said.ok_or_else(|| format!("{address}: not as SGLang answers: {:.200}", answer.to_string()))
 }
 
 /// What the server says of `request.ids[request.from..]`. Whether it fits is for the queue to say.

@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 7  # of the header that this file was written from
+ABI = 0 << 16 | 8  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -224,10 +224,10 @@ class Episode(Object):
         call("episode_decide", self, c.byref(decision))
         return decision
 
-    def act(self, max_tokens=0, temperature=None):
-        """Starts the turn of whoever was decided to act."""
-        options = GenOptions()
-        options.max_tokens = max_tokens
+    def act(self, max_tokens=0, temperature=None, stop_ids=()):
+        """Starts the turn of whoever was decided to act; `stop_ids` end it besides the model's own."""
+        options, stops = GenOptions(), (c.c_int32 * len(stop_ids))(*stop_ids)
+        options.max_tokens, options.stop_ids, options.stop_ids_len = max_tokens, c.cast(stops, c.c_void_p), len(stop_ids)
         if temperature is not None:
             options.temperature = temperature
         return Generation("episode_act", self, c.byref(options))

@@ -6,19 +6,13 @@ use std::sync::Arc;
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::generation::{Generation, Maker};
+use super::generation::{Generation, Maker, Speaker};
 use super::outbox::{Finish, Outbox, Sampled};
 use super::timeline::Token;
 use crate::error::Result;
 use crate::sync::Mutex;
 use crate::text::source::Source;
 use crate::text::tokenizer::Tokenizer;
-
-/// Who speaks. It has no thread: whoever waits for it looks after it.
-pub(crate) trait Speaker: Send + Sync {
-    /// Ends what is said where it was cancelled or its time is up. Called now and then while somebody waits.
-    fn look(&self);
-}
 
 /// Where what is said is put, once and as a whole. Clones are the same one.
 #[derive(Clone, Default)]

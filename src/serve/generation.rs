@@ -5,7 +5,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::cancel::Cancel;
-use super::elsewhere::Speaker;
 use super::engine::Engine;
 use super::outbox::{Finish, Outbox, Sampled, Taken};
 use super::slot::Slot;
@@ -54,6 +53,12 @@ pub enum Next {
     End(Finish),
     /// Nothing came in time.
     Timeout,
+}
+
+/// Who speaks. It has no thread: whoever waits for it looks after it.
+pub(crate) trait Speaker: Send + Sync {
+    /// Ends what is said where it was cancelled or its time is up. Called now and then while somebody waits.
+    fn look(&self);
 }
 
 /// Who makes the tokens.

@@ -32,10 +32,10 @@ mod timeline;
 
 pub use cancel::Cancel;
 pub use documents::{Documents, StopId, stop_ids_json};
-pub(crate) use elsewhere::{Feed, Speaker};
+pub(crate) use elsewhere::Feed;
 pub use engine::Engine;
-pub(crate) use generation::Ending;
 pub use generation::{Chunk, Generation, Next};
+pub(crate) use generation::{Ending, Speaker};
 pub use generation_options::GenerationOptions;
 pub use job::ScoreRow;
 pub use loading::LoadOptions;

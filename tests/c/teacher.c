@@ -112,6 +112,81 @@ static void play(squire_distiller *distiller) {
   squire_episode_release(episode);
 }
 
+/* A teacher that takes turns: refused, said, late, and taken by the student where it fails. One thread does both sides. */
+static void acts(squire_model *model) {
+  static const char settings[] = "{\"actor\": {\"kind\": \"teacher\"}, \"teacher_fails\": \"student\","
+                                 " \"student_turns\": {\"kernel\": \"none\"},"
+                                 " \"teacher_turns\": {\"kernel\": \"cross-entropy\"}}";
+  const int32_t seen[] = {1, 2, 3, 4}, stops[] = {9};
+  int32_t turn[] = {5, 9};
+  squire_teacher *teacher = NULL;
+  squire_teacher_batch *batch = NULL;
+  squire_teacher_request r;
+  squire_distiller *distiller = NULL;
+  squire_episode *episode = NULL;
+  squire_decision decision;
+  squire_gen_options options;
+  squire_gen *gen = NULL;
+  squire_event event;
+  squire_error *err = NULL;
+  squire_teacher_request_init(&r, sizeof r);
+  squire_decision_init(&decision, sizeof decision);
+  squire_gen_options_init(&options, sizeof options);
+  squire_event_init(&event, sizeof event);
+  options.max_tokens = 6;
+  options.stop_ids = stops;
+  options.stop_ids_len = 1;
+  DONE(squire_teacher_create(
+      TEXT("{\"vocabulary\": \"the-students\", \"acts\": true, \"scores\": false, \"deadline_ms\": 20000}"), &teacher, &err));
+  DONE(squire_distiller_create_taught(model, teacher, TEXT(settings), &distiller, &err));
+  DONE(squire_episode_begin(distiller, TEXT("{}"), &episode, &err));
+  for (int i = 0; i < 2; i++) {
+    DONE(squire_episode_observe_ids(episode, ARRAY(seen), &err));
+    DONE(squire_episode_decide(episode, &decision, &err));
+    CHECK(decision.actor == SQUIRE_ACTOR_TEACHER);
+    DONE(squire_episode_act(episode, &options, &gen, &err));
+    CHECK(squire_gen_next(gen, 0, &event, &err) == SQUIRE_TIMEOUT);
+    DONE(squire_teacher_next(teacher, 1, 0, &batch, &err));
+    DONE(squire_teacher_batch_request(batch, 0, &r, &err));
+    CHECK(r.kind == SQUIRE_REQUEST_TURN && r.from == r.n_ids && r.n_ids >= 4 && r.top_k == 0 && r.max_tokens == 6);
+    CHECK(r.ids[r.n_ids - 1] == 4 && r.n_stop_ids >= 1 && r.stop_ids[r.n_stop_ids - 1] == 9 && r.messages == NULL);
+    CHECK(r.temperature == 1 && r.top_p == 1 && r.draw_top_k == 0);
+    if (i == 0) {
+      REFUSED(squire_teacher_reply(teacher, r.number, NULL, 0, NULL, NULL, NULL, 0, &err), SQUIRE_E_MISMATCH,
+              SQUIRE_DETAIL_TEACHER_REPLY);
+      REFUSED(squire_teacher_say(teacher, r.number, turn, 1, NULL, 0, 0, &err), SQUIRE_E_MISMATCH,
+              SQUIRE_DETAIL_TEACHER_REPLY);
+      REFUSED(squire_teacher_say(teacher, r.number, turn, 1, NULL, 0, 2, &err), SQUIRE_E_ARGUMENT,
+              SQUIRE_DETAIL_BAD_OPTION);
+      REFUSED(squire_teacher_say_text(teacher, r.number, TEXT("go"), 0, &err), SQUIRE_E_IO, SQUIRE_DETAIL_MISSING_FILE);
+      DONE(squire_teacher_say(teacher, r.number, ARRAY(turn), NULL, 0, 0, &err));
+      DONE(squire_gen_next(gen, -1, &event, &err));
+      CHECK(event.kind == SQUIRE_EVENT_TOKENS && event.ids_len == 2 && event.ids[0] == 5 && event.ids[1] == 9);
+      CHECK(event.actor == SQUIRE_ACTOR_TEACHER && event.position == r.n_ids);
+      CHECK(squire_gen_next(gen, -1, &event, &err) == SQUIRE_END && event.finish == SQUIRE_FINISH_STOP);
+    } else {
+      DONE(squire_teacher_fail(teacher, r.number, TEXT("the server said 500"), &err));
+      REFUSED(squire_gen_next(gen, -1, &event, &err), SQUIRE_E_TEACHER, SQUIRE_DETAIL_TEACHER_FAILED);
+      DONE(squire_episode_decide(episode, &decision, &err));
+      CHECK(decision.actor == SQUIRE_ACTOR_STUDENT && decision.reason == SQUIRE_REASON_TEACHER_FAILED);
+      squire_gen_release(gen);
+      gen = NULL;
+      DONE(squire_episode_act(episode, &options, &gen, &err));
+      while (squire_gen_next(gen, -1, &event, &err) == SQUIRE_OK && event.kind == SQUIRE_EVENT_TOKENS) {
+      }
+    }
+    squire_gen_release(gen);
+    squire_teacher_batch_release(batch);
+    gen = NULL;
+    batch = NULL;
+    DONE(squire_episode_outcome(episode, 0, 0, &err));
+  }
+  DONE(squire_episode_end(episode, 1, 1, &err));
+  squire_episode_release(episode);
+  squire_distiller_release(distiller);
+  squire_teacher_release(teacher);
+}
+
 int main(int argc, char **argv) {
   static const char settings[] = "{\"preset\": \"opd\", \"batch_episodes\": 3}";
   CHECK(argc == 2);
@@ -133,6 +208,7 @@ int main(int argc, char **argv) {
   DONE(squire_engine_create(&eo, &engine, &err));
   DONE(squire_model_load(engine, &mo, NULL, &model, &err));
 
+  acts(model);
   REFUSED(squire_teacher_create(TEXT("{}"), &teacher, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_BAD_VALUE);
   DONE(squire_teacher_create(TEXT("{\"vocabulary\": \"the-students\", \"top_k\": 2, \"deadline_ms\": 20000}"), &teacher,
                              &err));

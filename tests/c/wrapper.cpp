@@ -97,6 +97,32 @@ static void every_section_is_wrapped(char **argv) {
   }
   CHECK(caught);
 
+  {
+    const squire::teacher_handle other = squire::create_teacher(R"({"vocabulary": "another"})");
+    const squire::distiller_handle taught = squire::create_distiller(chat, other, R"({"preset": "sft",
+      "actor": {"kind": "teacher"}, "teacher_turns": {"kernel": "cross-entropy"}})");
+    const squire::episode_handle heard = squire::begin(taught, "{}");
+    for (const bool by_ids : {true, false}) {
+      squire::observe(heard, R"({"messages": [{"role": "user", "content": "hi"}]})");
+      CHECK(squire::decide(heard).actor == SQUIRE_ACTOR_TEACHER);
+      const squire::gen_handle said = squire::act(heard);
+      squire::teacher_batch_handle asked;
+      CHECK(squire::next(other, 1, 0, asked) == SQUIRE_OK);
+      const auto r = squire::request(asked, 0);
+      CHECK(r && r->kind == SQUIRE_REQUEST_TURN);
+      CHECK(std::string_view(r->messages, r->messages_len).find("hi") != std::string_view::npos);
+      bool refused = false;
+      try {
+        squire::say(other, r->number, squire::ids{5, 6});
+      } catch (const squire::error &e) {
+        refused = e.detail() == SQUIRE_DETAIL_TEACHER_REPLY;
+      }
+      CHECK(refused);
+      squire::say(other, r->number, "yes", !by_ids);
+      squire::outcome(heard);
+    }
+    CHECK(squire::view(squire::trace(heard)).find("\"from_text\":true") != std::string_view::npos);
+  }
   const squire::teacher_handle teacher = squire::create_teacher(R"({"vocabulary": "the-students"})");
   squire::teacher_batch_handle batch;
   CHECK(squire::next(teacher, 1, 0, batch) == SQUIRE_TIMEOUT && !batch);
