@@ -605,8 +605,13 @@ inline void say(const teacher_handle &teacher, std::uint64_t number, const std::
   });
 }
 
+/* The same where the log-probs are not known. */
+inline void say(const teacher_handle &teacher, std::uint64_t number, const std::vector<std::int32_t> &ids, bool cut_off) {
+  say(teacher, number, ids, {}, cut_off);
+}
+
 /* The same by text, without what ends the turn. */
-inline void say(const teacher_handle &teacher, std::uint64_t number, std::string_view text, bool cut_off = false) {
+inline void say_text(const teacher_handle &teacher, std::uint64_t number, std::string_view text, bool cut_off = false) {
   call([&](auto err) {
     return squire_teacher_say_text(teacher.get(), number, text.data(), text.size(), cut_off ? SQUIRE_SAY_CUT_OFF : 0u,
                                    err);

@@ -294,8 +294,9 @@ fn a_cancelled_turn_is_withdrawn_and_asked_for_anew() {
     let generation = episode.act(&options()).unwrap();
     let request = queue.next(1, SHORT).pop().unwrap();
     generation.cancel();
-    assert_eq!(generation.collect().unwrap().1, Finish::Cancelled);
+    // Before anybody pulls.
     is(queue.say(request.number, ids(&[STOP], &[])).unwrap_err(), Fault::TeacherRequest, "nobody wants the answer");
+    assert_eq!(generation.collect().unwrap().1, Finish::Cancelled);
     // Cancelled is not failed: the turn is the teacher's still. Dropped is cancelled.
     drop(episode.act(&options()).unwrap());
     assert_eq!((queue.n_waiting(), episode.decide().unwrap().actor), (0, Some(Actor::Teacher)));
@@ -454,8 +455,11 @@ fn a_teacher_of_another_vocabulary_reads_messages_and_says_text() {
             Fault::TeacherReply,
             "it says its turns by text",
         );
-        let long = "x".repeat(5000);
-        assert!(queue.say(request.number, TeacherSays { what: Words::Text(&long), cut_off }).is_err());
+        // More than the context, and more than is left of it.
+        for long in [5000, 2040].map(|n| "x".repeat(n)) {
+            let e = queue.say(request.number, TeacherSays { what: Words::Text(&long), cut_off }).unwrap_err();
+            is(e, Fault::TeacherReply, "wanted a");
+        }
         queue.say(request.number, TeacherSays { what: Words::Text(text), cut_off }).unwrap();
         let (chunk, finish) = generation.collect().unwrap();
         assert_eq!(chunk.text, text);
@@ -551,4 +555,191 @@ fn many_turns_at_once_each_get_their_own_answer() {
         done.store(true, Ordering::Relaxed);
     });
     assert_eq!(queue.n_waiting(), 0);
+}
+
+#[test]
+fn who_polls_hears_of_a_deadline_and_of_a_cancel() {
+    let (d, queue, _) = taught(json!({"top_k": 2, "acts": true, "deadline_ms": 60}), guided(json!({})));
+    let poll = |generation: &squire::serve::Generation| {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            match generation.next(Some(Duration::ZERO)) {
+                Ok(Next::Timeout) if Instant::now() < until => thread::yield_now(),
+                other => return other,
+            }
+        }
+    };
+    for taken in [false, true] {
+        let episode = teachers(&d);
+        let generation = episode.act(&options()).unwrap();
+        // Nobody waits yet, so that nothing runs out; looking is not waiting.
+        thread::sleep(Duration::from_millis(80));
+        assert_eq!(episode.trace().err().unwrap().fault(), Fault::SessionBusy);
+        if taken {
+            assert_eq!(queue.next(1, SHORT).len(), 1);
+        }
+        let since = Instant::now();
+        assert!(matches!(generation.next(Some(Duration::ZERO)).unwrap(), Next::Timeout));
+        is(poll(&generation).err().unwrap(), Fault::TeacherSilent, "within 60 ms");
+        assert!(since.elapsed() > Duration::from_millis(40));
+        let generation = episode.act(&options()).unwrap();
+        generation.cancel();
+        assert!(matches!(poll(&generation).unwrap(), Next::End(Finish::Cancelled)));
+    }
+}
+
+#[test]
+fn a_turn_comes_in_one_piece_to_whoever_waits() {
+    let (d, queue, _) = taught(json!({"top_k": 2, "acts": true}), guided(json!({})));
+    for _ in 0..50 {
+        let episode = teachers(&d);
+        let generation = episode.act(&options()).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| generation.next(None).unwrap());
+            queue.say(request.number, ids(&[5, 6, 7, 8, STOP], &[])).unwrap();
+            let Next::Chunk(chunk) = waiting.join().unwrap() else { panic!("no tokens") };
+            assert_eq!(chunk.ids, [5, 6, 7, 8, STOP]);
+        });
+    }
+}
+
+#[test]
+fn what_was_said_and_not_heard_is_taken_back_when_its_generation_is_let_go_of() {
+    let (d, queue, _) = taught(json!({"top_k": 2, "acts": true}), guided(json!({"teacher_fails": "student"})));
+    let episode = decided_by_chance(&d);
+    let say = |said: &[i32]| queue.say(queue.next(1, SHORT)[0].number, ids(said, &[])).unwrap();
+    let generation = episode.act(&options()).unwrap();
+    say(&[5, STOP]);
+    drop(generation);
+    // The turn is the teacher's still.
+    assert_eq!(episode.decide().unwrap().actor, Some(Actor::Teacher));
+    let generation = episode.act(&options()).unwrap();
+    say(&[6, STOP]);
+    assert!(matches!(generation.next(None).unwrap(), Next::Chunk(_)));
+    drop(generation);
+    // Heard, it is the turn.
+    is(episode.decide().unwrap_err(), Fault::OutOfOrder, "outcome");
+    episode.outcome(None, true).unwrap();
+    assert_eq!(&episode.trajectory().unwrap().ids()[3..], [6, STOP]);
+    // An answer that races with a release leaves the episode free either way.
+    for _ in 0..200 {
+        let episode = teachers(&d);
+        let generation = episode.act(&options()).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| drop(queue.say(request.number, ids(&[5, STOP], &[]))));
+            drop(generation);
+            episode.decide().unwrap();
+            episode.end(0.0, None).unwrap();
+        });
+    }
+}
+
+/// An episode that the draw gives to the teacher.
+fn decided_by_chance(d: &Distiller) -> Episode {
+    let begun = || {
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe_ids(&[1, 2, 3]).unwrap();
+        (episode.decide().unwrap().actor == Some(Actor::Teacher)).then_some(episode)
+    };
+    (0..100).find_map(|_| begun()).unwrap()
+}
+
+#[test]
+fn a_text_of_the_teachers_marks_its_own_turn_and_no_other() {
+    let (d, queue) = of_text(imitation());
+    let episode = d.begin(EpisodeSpec::default()).unwrap();
+    for actor in [Actor::Teacher, Actor::Student, Actor::Replay] {
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(actor).unwrap();
+        if actor == Actor::Replay {
+            episode.replay(squire::distill::Replay::Text("there")).unwrap();
+        } else {
+            let generation = episode.act(&GenerationOptions { max_tokens: 4, ..Default::default() }).unwrap();
+            queue.next(1, SHORT).iter().for_each(|request| {
+                queue.say(request.number, TeacherSays { what: Words::Text("here"), cut_off: false }).unwrap();
+            });
+            generation.collect().unwrap();
+        }
+        episode.outcome(None, true).unwrap();
+    }
+    let t = episode.trajectory().unwrap();
+    assert_eq!(t.turns().iter().map(|turn| turn.from_text).collect::<Vec<_>>(), [true, false, false]);
+    // The other actors' words are part of what the teacher reads.
+    episode.observe(message("user", "and?")).unwrap();
+    episode.override_actor(Actor::Teacher).unwrap();
+    let _generation = episode.act(&GenerationOptions::default()).unwrap();
+    let request = queue.next(1, SHORT).pop().unwrap();
+    let messages: Value = serde_json::from_str(request.turn.as_ref().unwrap().messages.as_ref().unwrap()).unwrap();
+    assert_eq!((messages[1]["content"].as_str(), messages[5]["content"].as_str()), (Some("here"), Some("there")));
+    assert_eq!(messages.as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn a_fork_from_before_ids_were_shown_has_its_messages() {
+    let (d, queue) = of_text(imitation());
+    let episode = d.begin(EpisodeSpec::default()).unwrap();
+    for turn in 0..2 {
+        match turn {
+            0 => episode.observe(message("user", "where?")).unwrap(),
+            _ => episode.observe_ids(&[70, 71]).unwrap(),
+        };
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(squire::distill::Replay::Text("there")).unwrap();
+        episode.outcome(None, true).unwrap();
+    }
+    for (turn, n) in [(0, Some(1)), (1, None), (2, None)] {
+        let fork = episode.fork(ForkOptions { turn: Some(turn), ..Default::default() }).unwrap();
+        if turn == 2 {
+            fork.observe(message("user", "and?")).unwrap();
+        }
+        fork.override_actor(Actor::Teacher).unwrap();
+        let _generation = fork.act(&GenerationOptions::default()).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        let messages = request.turn.as_ref().unwrap().messages.as_ref();
+        let found = messages.map(|text| serde_json::from_str::<Value>(text).unwrap().as_array().unwrap().len());
+        assert_eq!(found, n, "{turn}");
+    }
+}
+
+#[test]
+fn a_replaced_proposal_whose_teacher_fails_is_the_students_again() {
+    let actor = json!({"kind": "proposal", "by": "student", "rate": 1.0, "window": 8, "minimum": 1});
+    let document = json!({"preset": "uopd", "seed": 5, "actor": actor, "teacher_fails": "student"});
+    let (d, queue, _) = taught(json!({"top_k": 4, "acts": true}), document);
+    let mut stepped_in = 0;
+    for number in 0..4 {
+        let episode = d.begin(numbered(number)).unwrap();
+        episode.observe_ids(&observation(number, 0, &[])).unwrap();
+        episode.decide().unwrap();
+        let proposed = episode.act(&options()).unwrap().collect().unwrap().0.ids;
+        if episode.judge(&Cancel::default()).unwrap().reason == Reason::ProposalReplaced {
+            let generation = episode.act(&options()).unwrap();
+            queue.fail(queue.next(1, SHORT)[0].number, "no").unwrap();
+            assert!(generation.collect().is_err());
+            let decision = episode.decide().unwrap();
+            assert_eq!((decision.actor, decision.reason), (Some(Actor::Student), Reason::TeacherFailed));
+            // The same draw, so what it proposed; it is not judged a second time.
+            assert_eq!(episode.act(&options()).unwrap().collect().unwrap().0.ids, proposed);
+            assert_eq!(episode.judge(&Cancel::default()).unwrap(), decision);
+            stepped_in += 1;
+        }
+        episode.outcome(None, true).unwrap();
+    }
+    assert_eq!(stepped_in, 3);
+}
+
+/// Imitation goes on with the teacher where a demonstration ends, and with the student where that fails.
+#[test]
+fn the_turns_behind_a_demonstration_are_the_teachers_or_the_students() {
+    let (d, queue, _) = taught(json!({"acts": true}), json!({"preset": "sft", "teacher_fails": "student"}));
+    let episode = d.begin(EpisodeSpec { demonstration: Some(Vec::new()), ..Default::default() }).unwrap();
+    episode.observe_ids(&[1, 2, 3]).unwrap();
+    let decision = episode.decide().unwrap();
+    assert_eq!((decision.actor, decision.reason), (Some(Actor::Teacher), Reason::ReplayEnded));
+    let generation = episode.act(&options()).unwrap();
+    queue.fail(queue.next(1, SHORT)[0].number, "no").unwrap();
+    assert!(generation.collect().is_err());
+    assert_eq!(episode.decide().unwrap().reason, Reason::TeacherFailed);
 }

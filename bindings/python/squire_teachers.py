@@ -46,6 +46,8 @@ class Turn(NamedTuple):
             return Said(ids[:at + 1], logprobs and logprobs[:at + 1])
         if finish == "stop":
             raise Failed("the turn ended, and the server tells no id that ends one")
+        if finish != "length":
+            raise Failed(f"the turn ended by {finish!r}")
         return Said(ids, logprobs, cut_off=len(ids) < self.max_tokens)
 
 
@@ -120,6 +122,8 @@ class Vllm(Server):
             "model": self.model, "prompt": ids, "max_tokens": turn.max_tokens, "temperature": turn.temperature, "top_p": turn.top_p,
             "top_k": turn.top_k or -1, "seed": turn.seed % 2**63, "stop_token_ids": turn.stop_ids, "logprobs": 0,
             "return_token_ids": True,
+            # Else the model's own generation_config may have others.
+            "min_p": 0.0, "repetition_penalty": 1.0,
         })
         with understood():
             choice = answer["choices"][0]
@@ -163,8 +167,6 @@ class SGLang(Server):
         with understood():
             said, why = [int(id) for id in answer["output_ids"]], answer["meta_info"]["finish_reason"]
             finish, stop = why["type"], why.get("matched")
-        if finish not in ("stop", "length"):
-            raise Failed(f"the turn ended by {finish}")
         return turn.said(said, None, finish, stop)
 
 
@@ -202,13 +204,14 @@ class LlamaCpp(Server):
         answer = self.post("/completion", {
             **({"model": self.model} if self.model else {}),
             "prompt": ids, "n_predict": turn.max_tokens, "temperature": turn.temperature, "top_p": turn.top_p, "top_k": turn.top_k,
-            "min_p": 0.0, "seed": turn.seed % 2**32, "return_tokens": True, "cache_prompt": True, "n_cache_reuse": 0,
+            "samplers": ["temperature", "top_k", "top_p"], "seed": turn.seed % 2**32, "return_tokens": True, "cache_prompt": True,
+            "n_cache_reuse": 0,
         })
         with understood():
-            said, n, cut = [int(id) for id in answer["tokens"]], answer["tokens_evaluated"], answer["truncated"]
+            said, n = [int(id) for id in answer["tokens"]], answer["tokens_evaluated"]
             finish = {"eos": "stop", "word": "stop"}.get(answer["stop_type"], "length")
-        if n != len(ids) or cut:
-            raise Failed(f"wanted what follows {len(ids)} ids, the server read {n}{' and cut them' if cut else ''}")
+        if n != len(ids):
+            raise Failed(f"wanted what follows {len(ids)} ids, the server read {n}")
         return turn.said(said, None, finish)
 
     def _place(self, ids, at, said, k):
@@ -288,7 +291,8 @@ class LlamaCppPython(Server):
 
 class Chat(Server):
     """/v1/chat/completions of whatever speaks so: it reads the messages and says its turn as text, which squire makes ids. For a
-    teacher with vocabulary "another", or one that scores by other means."""
+    teacher with vocabulary "another", or one that scores by other means. What else shapes its draws (top_k, penalties), and tools, are
+    the server's own."""
 
     def act(self, ids, turn):
         if turn.messages is None:
@@ -301,7 +305,7 @@ class Chat(Server):
             choice = answer["choices"][0]
             said, finish = choice["message"]["content"], choice["finish_reason"]
         if not isinstance(said, str) or finish not in ("stop", "length"):
-            raise Failed(f"the server says no text: it ended by {finish}")
+            raise Failed(f"the server says no text: it ended by {finish!r}")
         return Said(text=said, cut_off=finish == "length")
 
 
@@ -414,15 +418,16 @@ class Answering:
                 self.library.squire_teacher_batch_release(batch)
 
     def _answer(self, request):
-        ids, turn, number = request.ids[:request.n_ids], request.turn(), c.c_uint64(request.number)
+        number = c.c_uint64(request.number)
         try:
+            ids, turn = request.ids[:request.n_ids], request.turn()
             if turn:
                 self._say(number, self.server.act(ids, turn))
             else:
                 self._score(number, ids, request.start, request.top_k)
         except Exception as e:  # whatever it is, the episode must hear of it
             why = str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
-            said = why.encode()
+            said = why.encode(errors="replace")
             try:
                 self._call("fail", self.held, number, said, c.c_size_t(len(said)))
             except Failed as e:
@@ -451,6 +456,8 @@ class Answering:
 
 
 def ints(list):
+    if not all(-2**31 <= id < 2**31 for id in list):
+        raise Failed("an id that no vocabulary has")
     return (c.c_int32 * len(list))(*list)
 
 

@@ -140,21 +140,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def vllm_says(self, asked, fault):
         assert asked["return_token_ids"] and asked["stop_token_ids"] == [9] and asked["logprobs"] == 0 and asked["top_k"] == -1
-        said = {"beyond": [5, VOCABULARY, 9], "endless": [5] * 99, "other end": [5]}.get(fault, [5, 6, 9])
+        said = {"beyond": [5, VOCABULARY, 9], "endless": [5] * 99, "other end": [5], "aborts": [5]}.get(fault, [5, 6, 9])
         logprobs = None if fault == "no log-probs" else [0.5 if fault == "lies" else -0.5] * len(said)
-        return {"choices": [{"token_ids": said, "finish_reason": "length" if fault == "endless" else "stop", "stop_reason": None,
+        return {"choices": [{"token_ids": said, "finish_reason": {"endless": "length", "aborts": "abort"}.get(fault, "stop"), "stop_reason": None,
                              "logprobs": {"token_logprobs": logprobs}}]}
 
     def sglang_says(self, asked, fault):
         assert asked["sampling_params"]["stop_token_ids"] == [9] and asked["sampling_params"]["max_new_tokens"] == 6
-        said = {"beyond": [5, VOCABULARY], "endless": [5] * 99}.get(fault, [5, 6])  # the one that ends it is told apart
-        why = {"other end": {"type": "stop", "matched": "\n"}, "lies": {"type": "abort"}}.get(fault, {"type": "stop", "matched": 9})
+        said = {"beyond": [5, VOCABULARY], "endless": [5] * 99, "wide": [2**32 + 5]}.get(fault, [5, 6])  # the one that ends it is told apart
+        why = {"other end": {"type": "stop", "matched": "\n"}, "lies": {"type": "\ud800"}}.get(fault, {"type": "stop", "matched": 9})
         return {"output_ids": said, "meta_info": {"finish_reason": {"type": "length"} if fault == "endless" else why}}
 
     def llama_says(self, asked, fault):
-        assert asked["n_predict"] == 6 and asked["return_tokens"] and asked["min_p"] == 0
+        assert asked["n_predict"] == 6 and asked["return_tokens"] and asked["samplers"] == ["temperature", "top_k", "top_p"]
         said = {"beyond": [5, VOCABULARY, 9], "endless": [5] * 99, "other end": [5]}.get(fault, [5, 6, 9, 7])  # it went on
-        return {"tokens": said, "tokens_evaluated": len(asked["prompt"]) - (fault == "shortens"), "truncated": fault == "cuts",
+        return {"tokens": said, "tokens_evaluated": len(asked["prompt"]) - (fault == "shortens"),
                 "stop_type": "eos" if fault == "other end" else "limit"}
 
     def chat_says(self, asked, fault):
@@ -220,12 +220,12 @@ def says_turns(address, model):
         with Answering(squire.lib, teacher, kind(address, "a-model", timeout=3)):
             assert turn_of(distiller) == [5, 6, 9]
             faults = {
-                "500": "HTTP 500", "drops": "/", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
+                "500": "HTTP 500", "drops": "Remote", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
                 "beyond": f"id {VOCABULARY} is none of the", "endless": "wanted a turn of 1 to 6 tokens, found 99",
                 "other end": "tells no id that ends one",
             }
-            faults |= {Vllm: {"lies": "which is none"}, SGLang: {"lies": "ended by abort"},
-                       LlamaCpp: {"shortens": "wanted what follows 3 ids", "cuts": "cut them"}}[kind]
+            faults |= {Vllm: {"lies": "which is none", "aborts": "ended by 'abort'"}, SGLang: {"lies": "ended by '\\ud800'", "wide": "an id that no vocabulary has"},
+                       LlamaCpp: {"shortens": "wanted what follows 3 ids"}}[kind]
             for Handler.fault, reason in faults.items():
                 why = turn_of(distiller)
                 assert isinstance(why, str) and reason in why, (kind, Handler.fault, why)

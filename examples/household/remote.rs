@@ -56,9 +56,9 @@ fn answer_all(queue: &TeacherQueue, address: &str) {
     while !queue.is_closed() {
         for request in queue.next(1, Duration::from_secs(3600)) {
             let replied = match &request.turn {
-                Some(turn) => said(address, &request.ids, turn).and_then(|ids| {
-                    let what = TeacherSays { what: Words::Ids(&ids, &[]), cut_off: false };
-                    queue.say(request.number, what).map_err(|e| e.to_string())
+                Some(turn) => said(address, &request.ids, turn).and_then(|(ids, cut_off)| {
+                    let says = TeacherSays { what: Words::Ids(&ids, &[]), cut_off };
+                    queue.say(request.number, says).map_err(|e| e.to_string())
                 }),
                 None => scored(address, &request).and_then(|places| reply(queue, request.number, &places)),
             };
@@ -88,19 +88,26 @@ struct Place {
     top: Vec<(i32, f32)>,
 }
 
-/// What the server says next, what ends it included. Whether it fits is for the queue to say.
-fn said(address: &str, ids: &[i32], turn: &TurnWanted) -> std::result::Result<Vec<i32>, String> {
+/// What the server says next, what ends it included, and whether it was cut off before it had said all that was wanted. Whether it fits is for the queue to say.
+fn said(address: &str, ids: &[i32], turn: &TurnWanted) -> std::result::Result<(Vec<i32>, bool), String> {
     let Sampling { temperature, top_k, top_p } = turn.sampling;
     let asked = json!({
         "input_ids": ids, "sampling_params": {
-            "max_new_tokens": turn.max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "max_new_tokens": turn.max_tokens, "temperature": temperature, "top_p": top_p,
+            "top_k": if top_k == 0 { -1 } else { i64::from(top_k) },
             "sampling_seed": turn.seed, "stop_token_ids": turn.stop_ids,
         },
     });
     let answer = post(address, "/generate", &asked).map_err(|e| format!("{address}: {e}"))?;
     let id = |id: &Value| id.as_i64().and_then(|id| i32::try_from(id).ok());
-    let said = answer["output_ids"].as_array().and_then(|said| said.iter().map(id).collect());
-    said.ok_or_else(|| format!("{address}: not as SGLang answers: {:.200}", answer.to_string()))
+    let said: Option<Vec<i32>> = answer["output_ids"].as_array().and_then(|said| said.iter().map(id).collect());
+    let is_cut =
+        |said: &[i32]| answer["meta_info"]["finish_reason"]["type"] == "length" && said.len() < turn.max_tokens;
+    said.map(|said| {
+        let cut = is_cut(&said);
+        (said, cut)
+    })
+    .ok_or_else(|| format!("{address}: not as SGLang answers: {:.200}", answer.to_string()))
 }
 
 /// What the server says of `request.ids[request.from..]`. Whether it fits is for the queue to say.

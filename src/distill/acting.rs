@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use super::actor::Actor;
 use super::asked_turn::AskedTurn;
+use super::conversation::Conversation;
 use super::episode::{Episode, Phase, Sessions, State, out_of_order, stepped_in};
 use super::policy::Decision;
 use super::spoken::Spoken;
+use super::teacher_queue::TeacherQueue;
 use super::teacher_request::Asker;
-use super::teacher_turn::TurnWanted;
+use super::teacher_turn::{Place, TurnWanted};
 use super::trajectory::Heading;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
 use crate::serve::{Generation, GenerationOptions};
-use crate::text::Json;
 use crate::text::source::Source;
 
 impl Episode {
@@ -55,8 +56,8 @@ impl Episode {
             ..options.clone()
         };
         options.check()?;
-        if teacher_acts && self.distiller.host_acts() {
-            return self.ask_host(&mut state, decision, options);
+        if let (true, Some(queue)) = (teacher_acts, self.distiller.acting_queue()) {
+            return self.ask_host(queue, &mut state, decision, options);
         }
         let start = state.begin_turn()?;
         let Sessions { student, teacher } = state.sessions()?;
@@ -82,14 +83,17 @@ impl Episode {
     }
 
     /// Asks the host's teacher for the turn.
-    fn ask_host(&self, state: &mut State, decision: Decision, options: GenerationOptions) -> Result<Generation> {
-        if let (Phase::Acting(_) | Phase::Broken(_), Some(asked)) = (state.phase, &state.asked_turn) {
+    fn ask_host(
+        &self,
+        queue: &TeacherQueue,
+        state: &mut State,
+        decision: Decision,
+        options: GenerationOptions,
+    ) -> Result<Generation> {
+        if matches!(state.phase, Phase::Acting(_)) {
             // What it said is the turn, and a whole one.
-            asked.said()?;
             return Err(out_of_order("act", state.phase));
         }
-        let none = || Error::new(Fault::TeacherFailed, "the episode has no teacher that acts");
-        let queue = self.distiller.teacher_queue().ok_or_else(none)?;
         let start = state.begin_turn()?;
         let student = state.student()?;
         let (model, tokens) = (student.model().clone(), student.tokens()?);
@@ -106,15 +110,14 @@ impl Episode {
             sampling: options.sampling,
             seed: options.seed,
             stop_ids,
-            messages: state.conversation.as_ref().map(|messages| Json::List(messages.clone()).to_text()),
-            position: start,
-            room,
-            spoken: Spoken::new(&model, state.prompt(), tokens.iter().map(|token| token.id).collect()),
+            messages: state.conversation.as_ref().and_then(Conversation::to_text),
         };
+        let spoken = Spoken::new(&model, state.prompt(), tokens.iter().map(|token| token.id).collect());
+        let place = Place { position: start, room, spoken };
         let Heading { episode, step, revision, .. } = state.trajectory.heading;
         let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
         let ids = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
-        let asked = AskedTurn::new(queue, asker, ids, (turn, self.distiller.vocabulary()));
+        let asked = AskedTurn::new(queue, asker, (ids, self.distiller.vocabulary()), (turn, place));
         let asked = Arc::new(asked.inspect_err(|_| {
             // Closed, it takes no turn of this run any more.
             if let Some(trains) = state.steps_in {

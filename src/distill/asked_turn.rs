@@ -1,11 +1,12 @@
 //! A turn of the host's teacher between the episode that asked for it and the generation that pulls it.
 #![forbid(unsafe_code)]
 
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::teacher_queue::TeacherQueue;
 use super::teacher_request::Asker;
-use super::teacher_turn::{Told, TurnWanted};
+use super::teacher_turn::{Place, Told, TurnWanted};
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Cancel, Feed, Speaker, Token};
 
@@ -13,7 +14,8 @@ use crate::serve::{Cancel, Feed, Speaker, Token};
 pub(super) struct AskedTurn {
     queue: TeacherQueue,
     number: u64,
-    asked: Instant,
+    /// when somebody first pulled
+    pulled: OnceLock<Instant>,
     cancel: Cancel,
     told: Told,
 }
@@ -23,11 +25,11 @@ impl AskedTurn {
     pub(super) fn new(
         queue: &TeacherQueue,
         asker: Asker,
-        ids: Vec<i32>,
-        (turn, vocabulary): (TurnWanted, usize),
+        (ids, vocabulary): (Vec<i32>, usize),
+        (turn, place): (TurnWanted, Place),
     ) -> Result<AskedTurn> {
-        let (asked, (number, told)) = (Instant::now(), queue.ask_turn(asker, ids, (turn, vocabulary))?);
-        Ok(AskedTurn { queue: queue.clone(), number, asked, cancel: Cancel::default(), told })
+        let (number, told) = queue.ask_turn(asker, (ids, vocabulary), (turn, place))?;
+        Ok(AskedTurn { queue: queue.clone(), number, pulled: OnceLock::new(), cancel: Cancel::default(), told })
     }
 
     /// What stops it.
@@ -42,7 +44,6 @@ impl AskedTurn {
 
     /// What was said; nothing where it was cancelled or failed. `SessionBusy` while it is still to come.
     pub(super) fn said(&self) -> Result<Vec<Token>> {
-        self.look();
         let busy = "the teacher is asked for its turn; wait for the generation to end, or cancel it";
         self.told.feed.said().ok_or_else(|| Error::new(Fault::SessionBusy, busy))
     }
@@ -55,12 +56,20 @@ impl AskedTurn {
 
 impl Speaker for AskedTurn {
     fn look(&self) {
-        self.queue.look(self.number, self.asked, self.cancel.is_set());
+        match self.cancel.is_set() {
+            true => self.queue.withdraw(self.number),
+            false => self.queue.look(self.number, *self.pulled.get_or_init(Instant::now)),
+        }
+    }
+
+    fn let_go(&self) {
+        self.queue.withdraw(self.number);
+        self.told.feed.unsay();
     }
 }
 
 impl Drop for AskedTurn {
     fn drop(&mut self) {
-        self.queue.look(self.number, self.asked, true);
+        self.queue.withdraw(self.number);
     }
 }

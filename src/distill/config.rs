@@ -182,6 +182,11 @@ impl Config {
         matches!(self.actor, Teacher | Bernoulli { .. } | Switch { .. } | Proposal(_))
     }
 
+    /// Whether a teacher that acts takes the turns behind a demonstration's last.
+    pub(super) fn teacher_follows_replay(&self) -> bool {
+        self.actor == ActorPolicy::Replay && self.teacher_turns.kind.is_some()
+    }
+
     /// Whether a run under these settings asks for a teacher: to act, or to score turns of an actor that the policy has.
     pub fn needs_teacher(&self) -> bool {
         let actors = match self.actor {

@@ -191,9 +191,9 @@ impl Distiller {
         }
     }
 
-    /// Whether the host's teacher takes the teacher's turns.
-    pub(super) fn host_acts(&self) -> bool {
-        matches!(&self.0.teacher, Some(teacher @ Teacher::Queue(_)) if teacher.acts())
+    /// The queue of the host's teacher, if it takes turns.
+    pub(super) fn acting_queue(&self) -> Option<&TeacherQueue> {
+        self.teacher_queue().filter(|queue| queue.options().acts)
     }
 
     /// Ids that student and teacher share.

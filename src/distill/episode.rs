@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::actor::Actor;
 use super::asked_turn::AskedTurn;
 use super::config::Config;
+use super::conversation::Conversation;
 use super::distiller::Distiller;
 use super::ended::Ended;
 use super::policy::{DecideInput, Decision, Reason, decide};
@@ -95,9 +96,8 @@ pub(super) struct State {
     pub(super) ending: Option<Ending>,
     /// the turn that the host's teacher was asked for last
     pub(super) asked_turn: Option<Arc<AskedTurn>>,
-    /// what was said so far as the teacher is to read it, for a teacher of the host's that acts; None where it is not wanted, and
-    /// from the first ids on that were observed
-    pub(super) conversation: Option<Vec<Json>>,
+    /// what was said so far, where the host's teacher acts
+    pub(super) conversation: Option<Conversation>,
     /// whether the student's turns carry loss, where it takes those that the teacher fails to take
     pub(super) steps_in: Option<bool>,
     /// what prompts are rendered with unless a turn says otherwise
@@ -118,8 +118,8 @@ pub(super) struct Seen {
     pub(super) prompt: Arc<RenderOptions>,
     /// whether the last of it was ids, which may have begun the actor's turn already
     pub(super) by_ids: bool,
-    /// messages of the conversation by then
-    pub(super) n_messages: usize,
+    /// messages of the conversation by then, if it was one
+    pub(super) n_messages: Option<usize>,
     /// what the teacher was shown by then
     pub(super) shown: Shown,
 }
@@ -262,7 +262,7 @@ impl State {
         record(&mut self.trajectory, (&tokens, start, &self.shown), &decision, (config, how))?;
         let ids: Vec<i32> = tokens[start..].iter().map(|token| token.id).collect();
         if let (Some(conversation), Ok(tokenizer)) = (&mut self.conversation, model.tokenizer()) {
-            conversation.push(Json::assistant(tokenizer.decode(&ids, true)));
+            conversation.say(tokenizer.decode(&ids, true));
         }
         (self.phase, self.start) = (Phase::Acted, None);
         Ok(())
@@ -326,8 +326,8 @@ impl Episode {
             shown,
             ending: None,
             asked_turn: None,
-            conversation: (distiller.host_acts() && !spec.evaluation)
-                .then(|| spec.teacher_prefix.clone().unwrap_or_default()),
+            conversation: (distiller.acting_queue().is_some() && !spec.evaluation)
+                .then(|| Conversation::new(spec.teacher_prefix.clone().unwrap_or_default())),
             steps_in: distiller.config().student_steps_in(),
             prompt: Arc::new(spec.prompt),
             demonstration: spec.demonstration.map(Arc::new),
@@ -397,7 +397,8 @@ impl Episode {
             turn: state.turn,
             step: heading.step,
             evaluation: heading.evaluation,
-            has_teacher: state.sessions()?.teacher.is_some() || (!heading.evaluation && self.distiller.host_acts()),
+            has_teacher: state.sessions()?.teacher.is_some()
+                || (!heading.evaluation && self.distiller.acting_queue().is_some()),
             // A host that replays brings its action when it is asked; a stored demonstration has an end.
             replay_available: state.demonstration.as_ref().is_none_or(|d| d.len() > state.turn as usize),
             demonstration: state.demonstration.as_ref().map_or(0, |d| d.len() as u32),
@@ -436,7 +437,7 @@ impl Episode {
         let mut ids = match action {
             Replay::Ids(ids) => ids.to_vec(),
             // Before anything changes: what cannot be said is refused, wherever it was to stand.
-            Replay::Text(text) => spoken(Vec::new()).ids(text, true)?,
+            Replay::Text(text) => spoken(Vec::new()).ids(text, true, self.distiller.student().model().max_context())?,
             Replay::Stored => Vec::new(),
         };
         if ids.is_empty() {
@@ -448,7 +449,11 @@ impl Episode {
         }
         if let Replay::Text(text) = action {
             let before = state.student()?.tokens()?.iter().map(|t| t.id).collect();
-            ids = Spoken::new(self.distiller.student(), state.prompt(), before).ids(text, true)?;
+            ids = Spoken::new(self.distiller.student(), state.prompt(), before).ids(
+                text,
+                true,
+                self.distiller.student().model().max_context(),
+            )?;
         }
         let student = state.student()?;
         state.shown.check_room(student.len()?, ids.len())?;

@@ -112,9 +112,8 @@ impl Episode {
             shown: shown.clone(),
             ending: None,
             asked_turn: None,
-            conversation: state.conversation.as_ref().map(|messages| {
-                let n = state.seen.get(n_turns).map_or(messages.len(), |seen| seen.n_messages);
-                messages[..n].to_vec()
+            conversation: state.conversation.as_ref().map(|conversation| {
+                conversation.up_to(state.seen.get(n_turns).map_or_else(|| conversation.len(), |seen| seen.n_messages))
             }),
             steps_in: state.steps_in,
             prompt: state.prompt.clone(),

@@ -17,6 +17,7 @@ pub mod batch;
 mod build;
 pub mod checkpoint;
 pub mod config;
+mod conversation;
 pub mod distiller;
 mod document;
 mod ended;

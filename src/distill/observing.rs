@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::conversation::Conversation;
 use super::episode::{Episode, Phase, Seen, State, out_of_order};
 use super::spec::{Observation, observation};
 use crate::error::Result;
@@ -50,8 +51,8 @@ impl Episode {
         let added = student.append_chat(messages, &watched)?;
         let ids: Vec<i32> = added.iter().map(|token| token.id).collect();
         state.shown.told(&theirs);
-        if let (Some(conversation), Some(Json::List(told))) = (&mut state.conversation, told) {
-            conversation.extend(told);
+        if let (Some(conversation), Some(told)) = (&mut state.conversation, told) {
+            conversation.show(told);
         }
         observed(&mut state, prompt, (&ids, theirs), false)
     }
@@ -77,8 +78,9 @@ impl Episode {
         let theirs = state.shown.ids(student, ids.len(), teacher_ids)?;
         student.append(ids, Source::Host)?;
         let prompt = state.prompt().clone();
-        // What ids say as messages is not known.
-        state.conversation = None;
+        if let Some(conversation) = &mut state.conversation {
+            conversation.break_off();
+        }
         observed(&mut state, prompt, (ids, theirs), true)
     }
 }
@@ -100,7 +102,7 @@ fn observed(
     let (end, turn) = (state.student()?.mark()?, state.turn as usize);
     state.shown.show(end.len, ids, theirs);
     state.seen.truncate(turn);
-    let n_messages = state.conversation.as_ref().map_or(0, Vec::len);
+    let n_messages = state.conversation.as_ref().and_then(Conversation::len);
     state.seen.push(Seen { end, prompt, by_ids, n_messages, shown: state.shown.clone() });
     state.phase = Phase::Observed;
     Ok(ids.len())

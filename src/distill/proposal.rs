@@ -32,7 +32,11 @@ impl Episode {
         let mut state = self.state.lock();
         let decision = match state.phase()? {
             Phase::Acting(d) if d.reason == Reason::Proposal && !state.was_stopped() => d,
-            Phase::Acting(d) if matches!(d.reason, Reason::ProposalStands | Reason::TeacherSpent) => return Ok(d),
+            Phase::Acting(d)
+                if matches!(d.reason, Reason::ProposalStands | Reason::TeacherSpent | Reason::TeacherFailed) =>
+            {
+                return Ok(d);
+            }
             Phase::Decided(d) if d.reason == Reason::ProposalReplaced => return Ok(d),
             phase => return Err(out_of_order("judge", phase)),
         };

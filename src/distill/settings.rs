@@ -231,7 +231,11 @@ impl Config {
                 "more than the last turn is learnt",
             ),
             ("teacher_tokens", self.lets_teacher_act(), "the actor lets the teacher act"),
-            ("teacher_fails", self.lets_teacher_act(), "the actor lets the teacher act"),
+            (
+                "teacher_fails",
+                self.lets_teacher_act() || self.teacher_follows_replay(),
+                "the actor lets the teacher act",
+            ),
         ];
         let is_of = |rule: &str| path == rule || (rule.ends_with('.') && path.starts_with(rule));
         rules.iter().find(|(rule, counts, _)| !counts && is_of(rule)).map(|(_, _, when)| *when)

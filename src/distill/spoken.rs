@@ -17,23 +17,18 @@ pub(super) struct Spoken {
     before: Vec<i32>,
 }
 
-impl std::fmt::Debug for Spoken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Spoken(behind {} ids)", self.before.len())
-    }
-}
-
 impl Spoken {
     /// Behind the student's ids so far, the turn's generation prompt included.
     pub(super) fn new(model: &ServedModel, prompt: &Arc<RenderOptions>, before: Vec<i32>) -> Spoken {
         Spoken { model: model.clone(), prompt: prompt.clone(), before }
     }
 
-    /// The ids of a text, with the one by which the template ends a turn where `ends` says so.
-    pub(super) fn ids(&self, text: &str, ends: bool) -> Result<Vec<i32>> {
+    /// The ids of a text, with the one by which the template ends a turn where `ends` says so. Errors: `ContextFull` where the text
+    /// alone has more than `room`.
+    pub(super) fn ids(&self, text: &str, ends: bool, room: usize) -> Result<Vec<i32>> {
         let (model, mut ids) = (&self.model, Vec::new());
         let text = unsaid(model.tokenizer()?, &self.before, text);
-        let room = Room { ids: model.model().max_context(), watch: &Watch::default() };
+        let room = Room { ids: room, watch: &Watch::default() };
         model.tokenizer()?.encode_within(text, Control::NotSpecial, room, &mut ids)?;
         if ends {
             ids.extend(model.end_of_turn(&self.prompt)?);

@@ -19,7 +19,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::queue_options::{QueueOptions, Vocabulary};
 use super::teacher_request::{Asker, Reply, Request, Said, said};
-use super::teacher_turn::{TeacherSays, Told, TurnWanted, Words, said_turn};
+use super::teacher_turn::{Place, TeacherSays, Told, TurnWanted, Words, said_turn};
 use crate::backend::host;
 use crate::error::{Error, Fault, Result};
 use crate::serve::Finish;
@@ -61,8 +61,8 @@ struct Open {
 enum Waits {
     /// For scores, of which these positions are kept.
     Scores(Arc<Vec<usize>>, Sender<Result<Said>>),
-    /// For a turn.
-    Turn(Told),
+    /// For a turn, and where it is to stand.
+    Turn(Told, Arc<Place>),
 }
 
 impl Waits {
@@ -70,7 +70,7 @@ impl Waits {
         match self {
             // Whoever waits may be gone.
             Waits::Scores(_, answer) => drop(answer.send(Err(why))),
-            Waits::Turn(told) => told.feed.end(Err(why)),
+            Waits::Turn(told, _) => told.feed.end(Err(why)),
         }
     }
 }
@@ -200,25 +200,21 @@ impl TeacherQueue {
         };
         // Without the lock: a long answer keeps no other waiting.
         let said = said(&request, &positions, reply).map_err(|e| e.within(format!("request {number}")))?;
-        self.answered(number)?;
         // Whoever waits may be gone.
-        let _ = answer.send(Ok(said));
-        Ok(())
+        self.answered(number, || drop(answer.send(Ok(said))))
     }
 
     /// Answers a request for a turn. Errors as [`TeacherQueue::reply`].
     pub fn say(&self, number: u64, says: TeacherSays) -> Result<()> {
         let (request, waits) = self.open(number)?;
-        let (Waits::Turn(told), Some(wanted)) = (waits, &request.turn) else {
+        let (Waits::Turn(told, place), Some(wanted)) = (waits, &request.turn) else {
             let why = format!("request {number}: scores are wanted and no turn; reply with them");
             return Err(Error::new(Fault::TeacherReply, why));
         };
         let by_text = self.0.options.vocabulary == Vocabulary::Another;
-        let turn =
-            said_turn(wanted, request.vocabulary, says, by_text).map_err(|e| e.within(format!("request {number}")))?;
-        self.answered(number)?;
-        told.say(turn, wanted.position, matches!(says.what, Words::Text(_)));
-        Ok(())
+        let turn = said_turn((wanted, &place), request.vocabulary, says, by_text)
+            .map_err(|e| e.within(format!("request {number}")))?;
+        self.answered(number, || told.say(turn, place.position, matches!(says.what, Words::Text(_))))
     }
 
     fn open(&self, number: u64) -> Result<(Arc<Request>, Waits)> {
@@ -227,10 +223,13 @@ impl TeacherQueue {
         Ok((open.request.clone(), open.waits.clone()))
     }
 
-    /// Ends a request whose answer fits; refused where another came first.
-    fn answered(&self, number: u64) -> Result<()> {
+    /// Ends a request whose answer fits and tells it; refused where another came first. Under the lock: an asker that finds its
+    /// request gone finds the answer.
+    fn answered(&self, number: u64, tell: impl FnOnce()) -> Result<()> {
         let mut state = self.0.state.lock();
-        state.end(number, Done::Answered).map(drop).ok_or_else(|| state.not_open(number))
+        state.end(number, Done::Answered).map(drop).ok_or_else(|| state.not_open(number))?;
+        tell();
+        Ok(())
     }
 
     /// Says that a request cannot be answered. Errors: `TeacherRequest` where none of this number is open.
@@ -261,29 +260,28 @@ impl TeacherQueue {
     pub(super) fn ask_turn(
         &self,
         asker: Asker,
-        ids: Vec<i32>,
-        (turn, vocabulary): (TurnWanted, usize),
+        (ids, vocabulary): (Vec<i32>, usize),
+        (turn, place): (TurnWanted, Place),
     ) -> Result<(u64, Told)> {
         let (told, from) = (Told::default(), ids.len());
-        let waits = Waits::Turn(told.clone());
+        let waits = Waits::Turn(told.clone(), Arc::new(place));
         let request = |number| Request { number, asker, ids, from, top_k: 0, vocabulary, turn: Some(turn) };
         Ok((self.put(request, waits)?, told))
     }
 
-    /// Ends a turn's request where it was cancelled or its time is up. `asked`: when.
-    pub(super) fn look(&self, number: u64, asked: Instant, cancelled: bool) {
+    /// Ends a turn's request whose time is up. `since`: when its asker began to wait.
+    pub(super) fn look(&self, number: u64, since: Instant) {
         let mut state = self.0.state.lock();
-        let (open, end) = if cancelled {
-            (state.end(number, Done::Withdrawn), Ok(Finish::Cancelled))
-        } else {
-            match state.late(number, asked, self.0.options.deadline) {
-                Some((open, late)) => (Some(open), Err(late)),
-                None => return,
-            }
-        };
-        drop(state);
-        if let Some(Open { waits: Waits::Turn(told), .. }) = open {
-            told.feed.end(end);
+        if let Some((open, late)) = state.late(number, since, self.0.options.deadline) {
+            open.waits.refuse(late);
+        }
+    }
+
+    /// Ends a turn's request that nobody waits for any more.
+    pub(super) fn withdraw(&self, number: u64) {
+        let mut state = self.0.state.lock();
+        if let Some(Open { waits: Waits::Turn(told, _), .. }) = state.end(number, Done::Withdrawn) {
+            told.feed.end(Ok(Finish::Cancelled));
         }
     }
 

@@ -16,7 +16,7 @@ use crate::text::source::Source;
 /// How a turn is to be said.
 #[derive(Debug)]
 pub struct TurnWanted {
-    /// Tokens at most, the one that ends the turn among them.
+    /// Tokens at most, the one that ends the turn among them; of a text as its teacher counts them.
     pub max_tokens: usize,
     /// How the student's settings draw.
     pub sampling: Sampling,
@@ -27,11 +27,15 @@ pub struct TurnWanted {
     /// What was said so far, as the teacher is to read it: a JSON list of `{role, content}`. None where that is not known, since ids
     /// were observed.
     pub messages: Option<String>,
-    /// Where it starts in the student's timeline.
+}
+
+/// Where a turn is to stand.
+pub(super) struct Place {
+    /// where it starts in the student's timeline
     pub(super) position: usize,
-    /// Tokens that the student's context has room for.
+    /// tokens that the student's context has room for
     pub(super) room: usize,
-    /// What makes ids of a text.
+    /// what makes ids of a text
     pub(super) spoken: Spoken,
 }
 
@@ -62,10 +66,15 @@ pub(super) fn is_logprob(x: f32) -> bool {
     (LEAST..=0.0).contains(&x)
 }
 
+fn wrong_text(room: usize) -> Result<Vec<i32>> {
+    let why = format!("wanted a text of at most {room} tokens, for which there is room; found a longer one");
+    Err(Error::new(Fault::TeacherReply, why))
+}
+
 /// The tokens of a turn and why it ended, checked against what was wanted. `by_text`: whether the teacher's ids are another
 /// vocabulary's, so that it can only say texts.
 pub(super) fn said_turn(
-    wanted: &TurnWanted,
+    (wanted, place): (&TurnWanted, &Place),
     vocabulary: usize,
     says: TeacherSays,
     by_text: bool,
@@ -78,8 +87,11 @@ pub(super) fn said_turn(
         }
         Words::Ids(ids, logprobs) => (ids, logprobs, wanted.max_tokens),
         Words::Text(text) => {
-            made = wanted.spoken.ids(text, !says.cut_off)?;
-            (&made[..], &[][..], wanted.room)
+            made = place.spoken.ids(text, !says.cut_off, place.room).or_else(|e| match e.fault() {
+                Fault::ContextFull => wrong_text(place.room),
+                _ => Err(e),
+            })?;
+            (&made[..], &[][..], place.room)
         }
     };
     let n = ids.len();

@@ -382,8 +382,9 @@ pub unsafe extern "C" fn squire_episode_override(
 /// Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
 /// the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
 /// SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
-/// stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
-/// squire_gen_start, and SQUIRE_E_STATE. Any thread.
+/// stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
+/// host's is asked for its turn, which comes as a whole or not at all; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
+/// Errors as squire_gen_start, and SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_act(
     episode: *mut squire_episode,
@@ -464,7 +465,7 @@ pub unsafe extern "C" fn squire_episode_replay_stored(
 /// SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, another call
 /// judges, or the student was cancelled or failed before it had finished (squire_episode_override takes it as it stands, or drops
 /// it for another actor); SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
-/// runs out. Any thread.
+/// runs out, SQUIRE_E_TEACHER where the host's teacher is the judge and fails or is silent. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_judge(
     episode: *mut squire_episode,
@@ -530,7 +531,7 @@ pub unsafe extern "C" fn squire_episode_end(
 
 /// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
 /// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
-/// it ended at max_tokens or the end of the context, view: where it starts for the teacher, or null), views (start, end, ids: what the
+/// it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
 /// teacher read in place of these tokens), phase (the
 /// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
 /// added. SQUIRE_E_BUSY while a generation runs. Any thread.

@@ -361,7 +361,8 @@ pub unsafe extern "C" fn squire_gen_seed(
 /// with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
 /// SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
 /// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
-/// where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
+/// where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to
+/// speak and failed or was silent beyond its deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
 /// the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
 /// sampled before. Any thread.
 #[unsafe(no_mangle)]

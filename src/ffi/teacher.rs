@@ -88,13 +88,13 @@ pub struct squire_teacher_request {
     pub kind: i32,
     /// As the settings draw: the most likely ids to draw from; 0: all.
     pub draw_top_k: i32,
-    /// The most likely ids to draw from, by their probability together.
+    /// Draw from the fewest most likely ids whose probabilities reach this together; 1: from all.
     pub top_p: f64,
-    /// Temperature to draw at.
+    /// Temperature to draw at; 0: the most likely id.
     pub temperature: f64,
     /// The seed of this turn's draws, for teachers that take one.
     pub seed: u64,
-    /// Tokens of the turn at most, the one that ends it among them.
+    /// Tokens of the turn at most, the one that ends it among them; of a text as the teacher counts them.
     pub max_tokens: usize,
     /// Ids that end a turn. They live as long as the batch, as does the text.
     pub stop_ids: *const i32,
@@ -150,9 +150,9 @@ pub unsafe extern "C" fn squire_teacher_request_init(request: *mut squire_teache
 
 /// Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms", "acts", "scores"}. vocabulary says how its
 /// ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
-/// {"fingerprint": 16 hex digits} "the-students", where the host knows that it is, or "another",
-/// where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false): it takes turns; scores (true): it
-/// scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
+/// {"fingerprint": 16 hex digits}, "the-students", where the host knows that it is, or "another",
+/// where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false; of another vocabulary true): it
+/// takes turns; scores (true; of another vocabulary false): it scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
 /// that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
 /// nobody takes runs out when a build, or whoever pulls a turn, has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
 /// SQUIRE_E_FORMAT for the tokenizer. Any thread.
@@ -333,7 +333,9 @@ pub unsafe extern "C" fn squire_teacher_say(
 
 /// Answers a request for a turn with a text (UTF-8), without what ends the turn, for teachers whose ids are not known here or are
 /// another vocabulary's. It becomes ids as a replayed text does (squire_episode_replay_text), which need not be those that the
-/// teacher said: the trace says so of the turn (from_text). Refused as squire_teacher_say where it has no room. Any thread.
+/// teacher said: the trace says so of the turn (from_text). SQUIRE_E_MISMATCH (detail TEACHER_REPLY) where it is
+/// more than the student's context has room for, SQUIRE_E_IO (detail MISSING_FILE) where the student has no tokenizer; the request
+/// waits on. Otherwise as squire_teacher_say. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_teacher_say_text(
     teacher: *mut squire_teacher,

@@ -33,9 +33,17 @@ impl Feed {
             revision: token.revision,
         };
         let all: Vec<Sampled> = tokens.iter().enumerate().map(sampled).collect();
-        *self.said.lock() = tokens;
-        all.into_iter().for_each(|token| self.outbox.push(token));
-        self.outbox.end(Ok(finish));
+        let mut said = self.said.lock();
+        *said = tokens;
+        self.outbox.put_whole(all, finish);
+    }
+
+    /// Takes back what was said and nobody has heard, as if it had been cancelled before.
+    pub(crate) fn unsay(&self) {
+        let mut said = self.said.lock();
+        if self.outbox.take_back() {
+            said.clear();
+        }
     }
 
     /// Ends it with nothing said.

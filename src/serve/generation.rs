@@ -59,6 +59,8 @@ pub enum Next {
 pub(crate) trait Speaker: Send + Sync {
     /// Ends what is said where it was cancelled or its time is up. Called now and then while somebody waits.
     fn look(&self);
+    /// Nobody will pull it any more: what was not heard is not said.
+    fn let_go(&self);
 }
 
 /// Who makes the tokens.
@@ -108,6 +110,9 @@ impl Generation {
         // A deadline that no clock reaches is none.
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
+            if let Maker::Elsewhere(speaker) = &self.maker {
+                speaker.look();
+            }
             if let Some(next) = self.take() {
                 return next;
             }
@@ -115,7 +120,7 @@ impl Generation {
                 return Ok(Next::Timeout);
             }
             match &self.maker {
-                Maker::Elsewhere(speaker) => self.wait_for(speaker.as_ref(), deadline),
+                Maker::Elsewhere(_) => self.wait_a_moment(deadline),
                 Maker::Engine(..) if !self.engine.is_caller_driven() => self.outbox.wait(deadline),
                 Maker::Engine(..) => {
                     if let Err(e) = self.engine.step() {
@@ -128,8 +133,7 @@ impl Generation {
     }
 
     /// Waits a moment for whoever speaks elsewhere. Where the caller drives the engine, sessions go on meanwhile.
-    fn wait_for(&self, speaker: &dyn Speaker, deadline: Option<Instant>) {
-        speaker.look();
+    fn wait_a_moment(&self, deadline: Option<Instant>) {
         // A round that fails ends those that it was for, and this one is none of them.
         let is_at_work = self.engine.is_caller_driven() && self.engine.step().unwrap_or(false);
         if !is_at_work {
@@ -183,13 +187,16 @@ impl Generation {
     /// Asks it to stop at the next whole token. Any thread, any time.
     pub fn cancel(&self) {
         self.cancel.set();
+        if let Maker::Elsewhere(speaker) = &self.maker {
+            speaker.look();
+        }
     }
 
     /// Cancels it for whoever will not pull it any more: the session's next call waits for its end. Waits for nothing.
     pub(crate) fn let_go(&self) {
         self.cancel.set();
         match &self.maker {
-            Maker::Elsewhere(speaker) => speaker.look(),
+            Maker::Elsewhere(speaker) => speaker.let_go(),
             Maker::Engine(slot, work) => {
                 if let Some(slot) = slot.upgrade() {
                     slot.release(*work);

@@ -53,6 +53,8 @@ pub(super) struct Outbox {
 #[derive(Default)]
 struct State {
     waiting: Vec<Sampled>,
+    /// whether some were taken
+    taken: bool,
     /// how it ended
     end: Option<End>,
 }
@@ -69,6 +71,26 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// Puts all tokens there are and the end.
+    pub(super) fn put_whole(&self, tokens: Vec<Sampled>, finish: Finish) {
+        let mut state = self.state.lock();
+        state.waiting = tokens;
+        state.end = Some(End { finish, error: None });
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Takes tokens back that nobody took, as if it had been cancelled before; whether there were some.
+    pub(super) fn take_back(&self) -> bool {
+        let mut state = self.state.lock();
+        let untaken = !state.taken && !state.waiting.is_empty();
+        if untaken {
+            state.waiting.clear();
+            state.end = Some(End { finish: Finish::Cancelled, error: None });
+        }
+        untaken
+    }
+
     pub(super) fn end(&self, end: Result<Finish>) {
         let end = match end {
             Ok(finish) => End { finish, error: None },
@@ -82,6 +104,7 @@ impl Outbox {
     pub(super) fn take(&self) -> Option<Taken> {
         let mut state = self.state.lock();
         if !state.waiting.is_empty() {
+            state.taken = true;
             return Some(Taken::Tokens(std::mem::take(&mut state.waiting), state.end.is_some()));
         }
         state.end.is_some().then_some(Taken::Over)

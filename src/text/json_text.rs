@@ -1,4 +1,5 @@
-//! JSON as text again, for whoever reads what a host said: every digit and key as they were, no spaces.
+//! JSON as text again, for whoever reads what a host said: the same values and keys in their order, no spaces. Integers keep every
+//! digit, floats are the same number.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write;

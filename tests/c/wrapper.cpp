@@ -102,7 +102,7 @@ static void every_section_is_wrapped(char **argv) {
     const squire::distiller_handle taught = squire::create_distiller(chat, other, R"({"preset": "sft",
       "actor": {"kind": "teacher"}, "teacher_turns": {"kernel": "cross-entropy"}})");
     const squire::episode_handle heard = squire::begin(taught, "{}");
-    for (const bool by_ids : {true, false}) {
+    for (const bool cut_off : {false, true}) {
       squire::observe(heard, R"({"messages": [{"role": "user", "content": "hi"}]})");
       CHECK(squire::decide(heard).actor == SQUIRE_ACTOR_TEACHER);
       const squire::gen_handle said = squire::act(heard);
@@ -113,12 +113,12 @@ static void every_section_is_wrapped(char **argv) {
       CHECK(std::string_view(r->messages, r->messages_len).find("hi") != std::string_view::npos);
       bool refused = false;
       try {
-        squire::say(other, r->number, squire::ids{5, 6});
+        squire::say(other, r->number, {0, 9}, cut_off);
       } catch (const squire::error &e) {
         refused = e.detail() == SQUIRE_DETAIL_TEACHER_REPLY;
       }
       CHECK(refused);
-      squire::say(other, r->number, "yes", !by_ids);
+      squire::say_text(other, r->number, "yes", cut_off);
       squire::outcome(heard);
     }
     CHECK(squire::view(squire::trace(heard)).find("\"from_text\":true") != std::string_view::npos);
