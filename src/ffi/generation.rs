@@ -183,9 +183,9 @@ pub struct squire_event {
     pub text_len: usize,
     /// The exact sampled ids.
     pub ids: *const i32,
-    /// Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them.
+    /// Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. NaN where the host's teacher told none.
     pub logprobs: *const f32,
-    /// Their log-probs in the distribution sampled from; ids_len of them.
+    /// Their log-probs in the distribution sampled from; ids_len of them. NaN of a turn of the host's teacher.
     pub sampled_logprobs: *const f32,
     /// Number of ids.
     pub ids_len: usize,
