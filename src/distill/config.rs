@@ -46,6 +46,8 @@ pub struct Config {
     pub actor: ActorPolicy,
     /// Tokens that the teacher may say between two updates; 0: as many as its turns have.
     pub teacher_tokens: u64,
+    /// The adapter with which a teacher that is a model acts and scores, by its name there.
+    pub teacher_adapter: Option<String>,
     /// Cap on the turns rolled in training.
     pub depth: Option<Schedule>,
     /// Loss on turns of the student.

@@ -32,6 +32,7 @@ impl Default for Config {
             seed: 0,
             actor: ActorPolicy::Student,
             teacher_tokens: 0,
+            teacher_adapter: None,
             depth: None,
             student_turns: TurnLoss::NONE,
             teacher_turns: TurnLoss::NONE,

@@ -7,7 +7,7 @@ use super::config::Config;
 use super::teacher_queue::TeacherQueue;
 use crate::backend::ops::{Needs, Tail};
 use crate::error::{Error, Fault, Result};
-use crate::serve::ServedModel;
+use crate::serve::{ServedModel, Session};
 
 /// A teacher.
 #[derive(Clone)]
@@ -43,6 +43,16 @@ impl Teacher {
                        model as the teacher";
             return Err(Error::new(Fault::BadOption, why));
         }
+        match (self, &config.teacher_adapter) {
+            (Teacher::Queue(_), Some(_)) => {
+                let why = "teacher_adapter: wanted null, since the host's teacher answers by itself; use a model as the teacher";
+                return Err(Error::new(Fault::BadOption, why));
+            }
+            (Teacher::Local(model), Some(name)) => {
+                model.check_named(name).map_err(|e| e.within("teacher_adapter"))?;
+            }
+            (_, None) => {}
+        }
         let top_k = match self {
             Teacher::Local(_) => 0,
             Teacher::Queue(queue) => queue.options().top_k,
@@ -64,5 +74,13 @@ impl Teacher {
             }
         }
         Ok(())
+    }
+}
+
+/// A session of a teacher that is a model, on the adapter with which it teaches; the errors of [`Session::with_adapter`].
+pub(super) fn session(model: &ServedModel, config: &Config) -> Result<Session> {
+    match &config.teacher_adapter {
+        None => Session::new(model),
+        Some(name) => Session::with_adapter(model, name).map_err(|e| e.within("teacher_adapter")),
     }
 }
