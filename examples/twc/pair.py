@@ -16,6 +16,7 @@ from main import FIRST_DEV_SEED, HERE, Play, evaluate, games_of, play, settings_
 METHODS = ["opd", "guided-opd", "tcod-f2b", "tcod-b2f", "sft"]
 REPLAYING = ["tcod-b2f", "sft"]  # which build on the teacher's demonstrations
 STARTS = ["untrained", "stopped"]
+MOST_AT_ONCE = 50  # games that the teacher plays together: each holds its context, 46 KB a token in f32
 MOST_FAILURES = 10  # updates in a row that the teacher may fail
 
 
@@ -46,8 +47,9 @@ class Pair:
     def settings(self, method):
         """Of a run: the preset, and what is the same for all. Who imitates asks no teacher."""
         asked = self.asked
-        document = {**settings_of(self.setting.turns, asked.updates, asked.batch, asked.rate), "preset": method, "seed": asked.seed}
+        document = settings_of(self.setting.turns, asked.updates, asked.batch, asked.rate)
         del document["normaliser"]  # the preset's own
+        document.update(preset=method, seed=asked.seed)
         return document if method == "sft" else {**document, "teacher_adapter": "teacher"}
 
     # ---- made once ------------------------------------------------------------------------------
@@ -75,12 +77,15 @@ class Pair:
             "lora": {"rank": 16, "alpha": 32}, "sampling": {"temperature": temperature}, "seed": self.asked.seed,
         }
         with self.taught() as model, squire.Distiller(model, settings, teacher=model) as distiller:
-            plays = [Play(distiller, self.world.game(fold, seed)) for seed in seeds]
-            play(plays)
-            for one in plays:
-                one.tokens = sum(turn["end"] - turn["start"] for turn in one.episode.trace()["turns"])
-                one.episode.release()
-        return plays
+            done = []
+            for at in range(0, len(seeds), MOST_AT_ONCE):
+                plays = [Play(distiller, self.world.game(fold, seed)) for seed in seeds[at:at + MOST_AT_ONCE]]
+                play(plays)
+                for one in plays:
+                    one.tokens = sum(turn["end"] - turn["start"] for turn in one.episode.trace()["turns"])
+                    one.episode.release()
+                done += plays
+        return done
 
     def demonstrations(self):
         """The games of the train fold that the teacher wins, which all methods play, and the tokens that it said in all that
@@ -102,7 +107,7 @@ class Pair:
         """Plays and learns; gives what each update's report says of it."""
         updates, failures = [], 0
         while distiller.step < self.asked.updates:
-            begun, plays = time.monotonic(), []
+            begun, worked, plays = time.monotonic(), time.process_time(), []
             for chosen in games_of(distiller.step, games, self.asked.batch):
                 spec = {"demonstration": chosen["actions"]} if method in REPLAYING else {}
                 plays.append(Play(distiller, self.world.game("train", chosen["seed"]), **spec))
@@ -119,15 +124,16 @@ class Pair:
                 continue
             distiller.publish()
             failures = 0
+            took, cpu = time.monotonic() - begun, time.process_time() - worked
             updates.append({
                 **{key: report[key] for key in ("loss", "reverse_kl", "forward_kl", "cross_entropy", "loss_by_turn", "successes",
                                                 "gradient_norm", "update_kl")},
                 **{of: {who: report[f"{who}_{of}"] for who in ("student", "teacher", "replay")} for of in ("turns", "tokens")},
                 "failed": [one.failed for one in plays if one.failed], "set_aside": len(report["set_aside"]),
-                "played_seconds": played, "seconds": time.monotonic() - begun,
+                "played_seconds": played, "seconds": took, "cpu_seconds": cpu,
             })
             print(f"update {distiller.step}: loss {report['loss']:.4f}, {report['successes']} of {len(plays)} won, "
-                  f"{updates[-1]['seconds']:.1f} s, {played:.1f} of them play", flush=True)
+                  f"{took:.1f} s, {played:.1f} of them play; {cpu:.1f} s of all cores", flush=True)
         return updates
 
     def run(self, method, start, games, demonstrated, before):
@@ -256,7 +262,7 @@ def experiment(asked):
             if is_there(key):
                 continue
             # A start plays the same games the same way before every method.
-            names = ("start", "start_steps", "setting", "dev", "temperature", "compute", "teacher")
+            names = ("start", "start_steps", "setting", "dev", "temperature", "compute", "teacher", "seed")
             same = {name: key.get(name) for name in names}
             before = next((row["before"] for row in rows_of(asked.results) if "before" in row and is_of(row, same)), None)
             write(key, pair.run(method, start, games, demonstrated, before))
