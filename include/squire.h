@@ -910,7 +910,7 @@ squire_status squire_distiller_explain(const char *settings_json,
 /* Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
  * settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
  * memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
- * the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
+ * the settings ask for a teacher that is not there, or (UNKNOWN_ADAPTER) for an adapter that it does not have, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
  * learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
  * padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
  * free of the engine's host_budget, cannot hold an update of one token. The models may come from
@@ -1258,7 +1258,7 @@ void squire_decision_init(squire_decision *decision, size_t size);
  * is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
  * and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
  * engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
- * max_sessions exist. Any thread. */
+ * max_sessions exist; of settings with teacher_adapter also the errors of squire_session_create_on. Any thread. */
 squire_status squire_episode_begin(squire_distiller *distiller,
                                    const char *spec_json,
                                    size_t spec_len,

@@ -1,5 +1,5 @@
 //! The guided loop with an adapter as the student: what is sampled is what is trained on bit for bit, only the adapter
-//! moves, and a run that was interrupted ends as one that was not.
+//! moves, and a run that was interrupted ends as one that was not. And with an adapter of the student's own model as the teacher.
 
 #[path = "support/scripted.rs"]
 mod scripted;
@@ -8,11 +8,11 @@ use std::path::Path;
 
 use scripted::*;
 use serde_json::{Value, json};
-use squire::backend::Compute;
-use squire::distill::{Distiller, EpisodeSpec};
+use squire::backend::{Compute, Tensor, ops};
+use squire::distill::{CheckText, Distiller, EpisodeSpec, QueueOptions, Teacher, TeacherQueue, Update};
 use squire::error::Fault;
-use squire::model::{Parameters, Weights, read_adapter};
-use squire::serve::{ServedModel, Session};
+use squire::model::{Adapter, Lora, Parameters, Weights, read_adapter};
+use squire::serve::{Cancel, ServedModel, Session};
 use squire::tensor::Dtype;
 
 fn document() -> Value {
@@ -321,4 +321,151 @@ fn adapters_that_are_loaded_make_no_episode_stale_and_take_no_published_number()
     Distiller::resume(&student, Some(&teacher), settings(document()), folder.path()).unwrap();
     assert_eq!(session.use_adapter(None).unwrap(), 3);
     assert_eq!(session.revision().number, student.current().number);
+}
+
+/// An adapter that changes what the model says; a function of the seed.
+fn expert(model: &ServedModel, seed: u64) -> Adapter {
+    let lora = Lora { rank: 4, alpha: 8.0, rslora: false, targets: Vec::new() };
+    let (dtype, mut number) = (model.current().weights.embedding.dense().dtype(), 0);
+    Adapter::build(model.config(), &lora, |_, _, _, extents| {
+        let mut tensor = Tensor::zeros(dtype, &extents)?;
+        number += 1;
+        ops::fill_random(&model.model().device, &mut tensor, seed, number, 0.3);
+        Ok(tensor)
+    })
+    .unwrap()
+}
+
+/// The settings with the named adapter as the teacher's.
+fn by_expert() -> Value {
+    with(|s| s["teacher_adapter"] = json!("expert"))
+}
+
+/// The student, with an expert's adapter by name.
+fn with_expert(kind: Kind, compute: Compute) -> ServedModel {
+    let (student, _) = pair(kind, compute);
+    student.add_adapter("expert", expert(&student, 3)).unwrap();
+    student
+}
+
+/// A distiller of a model that teaches itself.
+fn taught_by_itself(model: &ServedModel, document: Value) -> Distiller {
+    Distiller::new(model, Some(model), settings(document)).unwrap()
+}
+
+/// Values of all gradients.
+fn gradients(update: &Update) -> Vec<f32> {
+    update.gradients().tensors().into_iter().flat_map(|(_, t)| t.f32().to_vec()).collect()
+}
+
+#[test]
+fn a_teacher_that_is_an_adapter_of_the_students_model_teaches_what_a_second_copy_with_it_does() {
+    for (kind, compute) in ALL {
+        let (student, apart) = (with_expert(kind, compute), with_expert(kind, compute));
+        let one = taught_by_itself(&student, by_expert());
+        // The copy is another model, of an engine of its own.
+        let two = Distiller::new(&pair(kind, compute).0, Some(&apart), settings(by_expert())).unwrap();
+        for step in 0..3 {
+            let (found, wanted) = (play_together(&one, 4, 3), play_together(&two, 4, 3));
+            assert_eq!(records(&found), records(&wanted));
+            let (found, wanted) = (update(&one), update(&two));
+            let report = found.report();
+            assert!(report.teacher_turns > 0 && report.student_turns > 0, "both act");
+            assert!(report.loss > 0.05 && report.differing == 0, "{kind:?} {compute:?}, step {step}: {report:?}");
+            assert_eq!(report.loss.to_bits(), wanted.report().loss.to_bits());
+            assert!(gradients(&found) == gradients(&wanted), "{kind:?} {compute:?}, step {step}");
+            assert!(adapter_bytes(&student) == adapter_bytes(two.student()));
+        }
+        assert_eq!(weight_bytes(&student), weight_bytes(&apart), "one base, as it was");
+    }
+}
+
+#[test]
+fn it_teaches_what_a_model_does_that_it_is_merged_into() {
+    let opd = |mut document: Value| {
+        document["actor"] = json!({"kind": "student"});
+        document
+    };
+    let (student, merged) = (with_expert(Kind::Dense, Compute::F32), with_expert(Kind::Dense, Compute::F32));
+    merged.merge_adapter(Some("expert"), 9).unwrap();
+    let one = taught_by_itself(&student, opd(by_expert()));
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let two = Distiller::new(&student, Some(&merged), settings(opd(document()))).unwrap();
+    assert_eq!(records(&play_together(&one, 4, 3)), records(&play_together(&two, 4, 3)));
+    let (one, two) = (update(&one), update(&two));
+    let (found, wanted) = (one.report().loss, two.report().loss);
+    assert!(found > 0.05 && (found - wanted).abs() < 1e-5 * wanted, "{found}, {wanted}");
+    let (found, wanted) = (gradients(&one), gradients(&two));
+    let largest = wanted.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let apart = found.iter().zip(&wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(apart < 1e-4 * largest, "{apart:e} of {largest:e}");
+}
+
+#[test]
+fn a_teachers_adapter_without_a_teacher_that_has_it_is_refused() {
+    let student = with_expert(Kind::Dense, Compute::F32);
+    let refusal = |teacher: Option<Teacher>, document: Value| {
+        let e = Distiller::taught(&student, teacher, settings(document)).map(drop).unwrap_err();
+        (e.fault(), e.message().to_string())
+    };
+    let (fault, why) = refusal(None, json!({"preset": "sft", "teacher_adapter": "expert"}));
+    assert!(fault == Fault::BadOption && why.starts_with("teacher_adapter: wanted null"), "{why}");
+    let options = QueueOptions::from_json(r#"{"vocabulary": "the-students", "top_k": 4}"#).unwrap();
+    let queue = Teacher::Queue(TeacherQueue::new(options));
+    let (fault, why) = refusal(Some(queue), json!({"preset": "opd", "teacher_adapter": "expert"}));
+    assert!(fault == Fault::BadOption && why.contains("the host's teacher"), "{why}");
+    let own = || Some(Teacher::Local(student.clone()));
+    let (fault, why) = refusal(own(), with(|s| s["teacher_adapter"] = json!("novice")));
+    assert!(fault == Fault::UnknownAdapter && why.contains("novice") && why.contains("loaded are expert"), "{why}");
+    // The first update would replace the base under it.
+    let (fault, why) = refusal(own(), json!({"preset": "opd", "teacher_adapter": "expert"}));
+    assert!(fault == Fault::BadOption && why.contains("give lora"), "{why}");
+    let copy = with_expert(Kind::Dense, Compute::F32);
+    let all = settings(json!({"preset": "opd", "teacher_adapter": "expert"}));
+    assert!(Distiller::new(&student, Some(&copy), all).is_ok(), "a copy keeps its base");
+}
+
+#[test]
+fn an_episode_keeps_the_teachers_adapter_that_it_was_begun_with() {
+    let untouched = taught_by_itself(&with_expert(Kind::Dense, Compute::F32), by_expert());
+    let student = with_expert(Kind::Dense, Compute::F32);
+    let d = taught_by_itself(&student, by_expert());
+    let seats = |d: &Distiller| [0; 3].map(|_| Seat::new(d, EpisodeSpec::default()));
+    let (wanted, found) = (seats(&untouched), seats(&d));
+    student.unload_adapter("expert").unwrap();
+    let e = d.begin(EpisodeSpec::default()).map(drop).unwrap_err();
+    assert_eq!(e.fault(), Fault::UnknownAdapter, "{e}");
+    let played = |seats: [Seat; 3]| records(&seats.map(|seat| seat.play(3)));
+    assert_eq!(played(found), played(wanted));
+    assert!(gradients(&update(&d)) == gradients(&update(&untouched)));
+    // New episodes get the newest of the name; what was refused has taken no number.
+    student.add_adapter("expert", expert(&student, 4)).unwrap();
+    let seat = Seat::new(&d, EpisodeSpec::default());
+    assert_eq!(seat.episode.heading().episode, 3);
+    seat.play(3);
+    Seat::new(&untouched, EpisodeSpec::default()).play(3);
+    assert!(gradients(&update(&d)) != gradients(&update(&untouched)));
+}
+
+#[test]
+fn a_run_goes_on_with_the_same_teachers_adapter_and_its_check_asks_that_one() {
+    let (whole, student) = (with_expert(Kind::Dense, Compute::F32), with_expert(Kind::Dense, Compute::F32));
+    let (whole, broken) = (taught_by_itself(&whole, by_expert()), taught_by_itself(&student, by_expert()));
+    let check = |d: &Distiller| {
+        let text = CheckText::Ids((0..20).map(|i| i * 7 % 60).collect());
+        d.check_teacher(&text, Default::default(), &Cancel::default()).unwrap()["signal"]["mean"].as_f64().unwrap()
+    };
+    assert!(check(&whole) > 0.05);
+    assert_eq!(check(&taught_by_itself(&student, document())), 0.0, "without the adapter it is the student");
+    let folder = tempfile::tempdir().unwrap();
+    one_update(&whole);
+    one_update(&broken);
+    broken.save(folder.path()).unwrap();
+    let again = with_expert(Kind::Dense, Compute::F32);
+    let resume = |document: Value| Distiller::resume(&again, Some(&again), settings(document), folder.path());
+    let e = resume(document()).map(drop).unwrap_err();
+    assert!(e.fault() == Fault::CheckpointMismatch && e.message().contains("teacher_adapter"), "{e}");
+    let broken = resume(by_expert()).unwrap();
+    assert_eq!(one_update(&whole).loss.to_bits(), one_update(&broken).loss.to_bits());
+    assert!(adapter_bytes(&again) == adapter_bytes(whole.student()));
 }

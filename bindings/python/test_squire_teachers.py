@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(500, "out of memory")
             return
         if fault == "stalls":
-            time.sleep(5)
+            time.sleep(2)
         score = {"/v1/completions": self.llama_python if "echo" in asked else self.vllm, "/generate": self.sglang,
                  "/completion": self.llama, "/extras/tokenize": self.tokenize}
         act = {"/v1/completions": self.vllm_says, "/generate": self.sglang_says, "/completion": self.llama_says,
@@ -217,10 +217,10 @@ def says_turns(address, model):
     for kind in Vllm, SGLang, LlamaCpp:
         teacher = squire.Teacher(vocabulary="the-students", acts=True, scores=False, deadline_ms=20_000)
         distiller = squire.Distiller(model, IMITATION, teacher)
-        with Answering(squire.lib, teacher, kind(address, "a-model", timeout=3)):
+        with Answering(squire.lib, teacher, kind(address, "a-model", timeout=1)):
             assert turn_of(distiller) == [5, 6, 9]
             faults = {
-                "500": "HTTP 500", "drops": "Remote", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
+                "500": "HTTP 500", "drops": "Remote", "stalls": "no answer within 1 s", "garbage": "not JSON", "truncates": "not JSON",
                 "beyond": f"id {VOCABULARY} is none of the", "endless": "wanted a turn of 1 to 6 tokens, found 99",
                 "other end": "tells no id that ends one",
             }
@@ -234,7 +234,7 @@ def says_turns(address, model):
             Handler.fault = None
     # Of ids a chat server knows nothing; of messages it says text (which tests/teacher_acts.rs follows to its ids).
     wanted = Turn(6, 1.0, 1.0, 0, 1, [9], [{"role": "user", "content": "hi"}])
-    of = Chat(address, "a-model", timeout=3)
+    of = Chat(address, "a-model", timeout=1)
     assert of.act([1], wanted) == Said(text="yes")
     for fault, reason in {"forgets": "says no text", "500": "HTTP 500", "garbage": "not JSON"}.items():
         Handler.fault = fault
@@ -257,7 +257,7 @@ def refused_turn(of, turn, reason):
 
 def takes_text(address):
     """llama-cpp-python's server: what is said after an id of its own, and nothing else."""
-    of = LlamaCppPython(address, text=text, timeout=3)
+    of = LlamaCppPython(address, text=text, timeout=1)
     ids = [0, 6, 7, 8, 9, 10]
     places = of.score(ids, 3, 0)
     assert [own for own, _ in places] == [logprob(ids, at, ids[at]) for at in (3, 4, 5)], places
@@ -265,7 +265,7 @@ def takes_text(address):
     refused(of, ids, 3, 2, "top_k 0")
     for wrong, start in ([1, 6, 7, 8], 2), ([0, 6, 0, 7], 2), (ids, 1):
         refused(of, wrong, start, 0, "texts that begin with id 0")
-    refused(LlamaCppPython(address, text=lambda ids: text(ids[:-1]), timeout=3), ids, 3, 0, "makes other ids")
+    refused(LlamaCppPython(address, text=lambda ids: text(ids[:-1]), timeout=1), ids, 3, 0, "makes other ids")
     for fault, reason in {
         "no begin": "one place off", "shortens": "wanted the log-probs of 5 ids", "forgets": "not as this kind",
         "other ids": "scored another text", "500": "HTTP 500", "drops": "/extras/tokenize", "garbage": "not JSON",
@@ -316,7 +316,7 @@ def main():
 
     reports = {}
     for kind in Vllm, SGLang, LlamaCpp:
-        of = kind(address, "a-model", timeout=3)
+        of = kind(address, "a-model", timeout=1)
         ids = [5, 6, 7, 8, 9, 10]
         places = of.score(ids, 4, TOP_K)
         for at, (own, known) in zip((4, 5), places):
@@ -352,7 +352,7 @@ def main():
 
         # One that is not: the reason is told, and the episodes wait for a better one.
         faults = {
-            "500": "HTTP 500", "drops": "/", "stalls": "no answer within 3 s", "garbage": "not JSON", "truncates": "not JSON",
+            "500": "HTTP 500", "drops": "/", "stalls": "no answer within 1 s", "garbage": "not JSON", "truncates": "not JSON",
             "lies": "which is none", "other ids": "scored", "shortens": "wanted the log-probs", "forgets": "not as this kind",
         }
         if kind is Vllm:

@@ -91,48 +91,65 @@ def train(distiller, worlds, steps, batch, games, checkpoint):
 
 
 class Play:
-    """A game in which the student acts."""
+    """A game in which whoever the method says acts; in an evaluation the student."""
 
-    def __init__(self, distiller, game):
-        self.game, self.episode, self.turns, self.said = game, distiller.episode(evaluation=True), 0, None
+    def __init__(self, distiller, game, **spec):
+        self.game, self.episode, self.turns, self.said, self.failed = game, distiller.episode(**spec), 0, None, None
+        self.demonstration = spec.get("demonstration")
 
     def begin_turn(self, temperature):
         """Whether there is a turn: no caller waits for it yet, so the turns of many games are computed together."""
-        if self.game.over:
+        if self.game.over or self.failed:
             return False
         try:
             self.episode.observe(messages(self.turns, self.game.text))
-            if self.episode.decide().actor == squire.STOP:
-                return False
-            self.said = self.episode.act(ACTION_TOKENS, temperature)
+            actor = self.episode.decide().actor
+            if actor == squire.REPLAY:
+                self.said = None
+                self.episode.replay(self.demonstration[self.turns])
+            elif actor != squire.STOP:
+                self.said = self.episode.act(ACTION_TOKENS, temperature)
         except squire.Error as e:
-            if e.status != squire.CONTEXT_FULL:
-                raise
-            return False
-        return True
+            return self.fail(e)
+        return actor != squire.STOP
 
     def end_turn(self):
-        reward = self.game.step(self.said.text().strip())
-        self.episode.outcome(reward)
+        try:
+            action = self.said.text().strip() if self.said else self.demonstration[self.turns]
+        except squire.Error as e:
+            return self.fail(e)
+        self.episode.outcome(self.game.step(action))
         self.turns += 1
+
+    def fail(self, error):
+        """A game that has no room left, or no teacher, ends where it stands; others go on."""
+        if error.status not in (squire.CONTEXT_FULL, squire.TEACHER_FAILED):
+            raise error
+        self.failed = str(error)
+        return False
 
     def end(self):
         self.episode.end(self.game.score, self.game.won)
         self.episode.release()
 
 
+def play(plays, temperature=None):
+    """Plays games until nobody has a turn. All are under way at once: each turn begins in all before anyone is waited for."""
+    under_way = plays
+    while under_way := [p for p in under_way if p.begin_turn(temperature)]:
+        for one in under_way:
+            one.end_turn()
+
+
 def evaluate(engine, distiller, world, games, temperature):
-    """Plays games of the dev fold, whose objects no train game has. All are under way at once. None if there are none."""
+    """Plays games of the dev fold, whose objects no train game has. None if there are none."""
     if not games:
         return None
     begun, before = time.monotonic(), engine.metrics()
-    plays = [Play(distiller, world.game("dev", FIRST_DEV_SEED + i)) for i in range(games)]
-    under_way = plays
-    while under_way := [p for p in under_way if p.begin_turn(temperature)]:
-        for play in under_way:
-            play.end_turn()
-    for play in plays:
-        play.end()
+    plays = [Play(distiller, world.game("dev", FIRST_DEV_SEED + i), evaluation=True) for i in range(games)]
+    play(plays, temperature)
+    for one in plays:
+        one.end()
     after, seconds = engine.metrics(), time.monotonic() - begun
     found = {"games": games, "won": sum(p.game.won for p in plays) / games, "turns": sum(p.turns for p in plays) / games,
              "seconds": seconds, "read": (after["rows"] - before["rows"]) / seconds,

@@ -10,7 +10,7 @@ ABI = 0 << 16 | 8  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
-CONTEXT_FULL = -12  # status
+CONTEXT_FULL, TEACHER_FAILED = -12, -17  # statuses
 HAS_REWARD = 1  # flag of an outcome
 
 lib = None
@@ -155,6 +155,10 @@ class Model(Object):
     def save(self, folder):
         """Writes a model folder, with what was published in its weights."""
         call("model_save", self, *text(os.fspath(folder)))
+
+    def load_adapter(self, name, folder):
+        """Reads an adapter that save_adapter or PEFT wrote, to be used under that name."""
+        call("adapter_load", self, *text(name), *text(os.fspath(folder)), None)
 
     def save_adapter(self, folder):
         """Writes the adapter that was published, as PEFT reads it."""

@@ -50,6 +50,8 @@ pub struct Config {
     pub teacher_tokens: u64,
     /// Whether the student takes a turn that the teacher fails to take.
     pub teacher_fails: TeacherFails,
+    /// The adapter with which a teacher that is a model acts and scores, by its name there.
+    pub teacher_adapter: Option<String>,
     /// Cap on the turns rolled in training.
     pub depth: Option<Schedule>,
     /// Loss on turns of the student.

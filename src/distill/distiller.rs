@@ -125,6 +125,18 @@ impl Distiller {
                 let why = "the settings let a teacher act or score, but there is no teacher";
                 return Err(Error::new(Fault::BadOption, why));
             }
+            None if config.teacher_adapter.is_some() => {
+                let why = "teacher_adapter: wanted null, since there is no teacher that could have an adapter";
+                return Err(Error::new(Fault::BadOption, why));
+            }
+            Some(Teacher::Local(teacher))
+                if config.teacher_adapter.is_some() && config.lora.is_none() && teacher.is(student) =>
+            {
+                let why = "teacher_adapter: the teacher is the student's own model, and the settings train all of its weights, so \
+                           the first update would replace the base that the adapter is of; give lora, or load the model once \
+                           more as the teacher";
+                return Err(Error::new(Fault::BadOption, why));
+            }
             None => {}
             Some(Teacher::Local(teacher)) => check_model(student, teacher)?,
             Some(Teacher::Queue(queue)) => check_vocabulary(student, queue)?,

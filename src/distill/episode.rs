@@ -20,6 +20,7 @@ use super::scoring::Scoring;
 use super::shown::{Shown, shown_nothing};
 use super::spec::EpisodeSpec;
 use super::spoken::Spoken;
+use super::teacher;
 use super::trajectory::{Action, Heading, Outcome, Trajectory, check_reward};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
@@ -308,7 +309,7 @@ impl Episode {
         let student = Session::new(distiller.student())?;
         let teacher = match distiller.teacher() {
             Some(t) if !spec.evaluation => {
-                let session = Session::new(t)?;
+                let session = teacher::session(t, distiller.config())?;
                 session.keep_hidden()?;
                 Some(session)
             }

@@ -124,6 +124,24 @@ pub const KNOBS: &[Knob] = &[
         ..KNOB
     },
     Knob {
+        path: "teacher_adapter",
+        takes: "an adapter's name, or null",
+        default: "null",
+        meaning: "The adapter with which a teacher that is a model acts and scores: one that its model has under that name \
+                  (squire_adapter_load) when the distiller is made. The model may be the student's own, so that one base serves both. \
+                  null: the model as it is.",
+        read: |c, v, p| {
+            let name = v.as_str().filter(|name| !name.is_empty()).map(str::to_string);
+            if name.is_none() && !v.is_null() {
+                return Err(bad(v, p, "an adapter's name, or null"));
+            }
+            c.teacher_adapter = name;
+            Ok(())
+        },
+        show: |c| json!(c.teacher_adapter),
+        ..KNOB
+    },
+    Knob {
         path: "depth",
         takes: "a number or a schedule of at least 1, or null",
         default: "null",

@@ -74,8 +74,12 @@ impl Scoring {
     /// may answer until the next build.
     pub(super) fn give_up(&mut self) {
         match self {
-            // Its pages go to others; what was computed is computed again. A session that is lost has none.
-            Scoring::Local(local) => drop(local.teacher.rebase()),
+            // Its pages go to others; what was computed is computed again, by the adapter that the episode was begun with if
+            // that has a name. A session that is lost has none.
+            Scoring::Local(local) => drop(match local.teacher.revision().name {
+                None => local.teacher.rebase().map(drop),
+                Some(_) => local.teacher.give_up_pages(),
+            }),
             Scoring::Queue(asked) => drop(asked.start()),
         }
     }

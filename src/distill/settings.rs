@@ -33,6 +33,7 @@ impl Default for Config {
             actor: ActorPolicy::Student,
             teacher_tokens: 0,
             teacher_fails: TeacherFails::Again,
+            teacher_adapter: None,
             depth: None,
             student_turns: TurnLoss::NONE,
             teacher_turns: TurnLoss::NONE,

@@ -8,7 +8,7 @@ use super::knobs::{ActorPolicy, By, Proposal};
 use super::teacher_queue::TeacherQueue;
 use crate::backend::ops::{Needs, Tail};
 use crate::error::{Error, Fault, Result};
-use crate::serve::ServedModel;
+use crate::serve::{ServedModel, Session};
 
 /// A teacher.
 #[derive(Clone)]
@@ -62,6 +62,16 @@ impl Teacher {
                 "actor.by: the teacher is to judge proposals, and it scores nothing; use by student".into(),
             );
         }
+        match (self, &config.teacher_adapter) {
+            (Teacher::Queue(_), Some(_)) => {
+                let why = "teacher_adapter: wanted null, since the host's teacher answers by itself; use a model as the teacher";
+                return Err(Error::new(Fault::BadOption, why));
+            }
+            (Teacher::Local(model), Some(name)) => {
+                model.check_named(name).map_err(|e| e.within("teacher_adapter"))?;
+            }
+            (_, None) => {}
+        }
         let top_k = match self {
             Teacher::Local(_) => 0,
             Teacher::Queue(queue) => queue.options().top_k,
@@ -90,5 +100,13 @@ impl Teacher {
             }
         }
         Ok(())
+    }
+}
+
+/// A session of a teacher that is a model, on the adapter with which it teaches; the errors of [`Session::with_adapter`].
+pub(super) fn session(model: &ServedModel, config: &Config) -> Result<Session> {
+    match &config.teacher_adapter {
+        None => Session::new(model),
+        Some(name) => Session::with_adapter(model, name).map_err(|e| e.within("teacher_adapter")),
     }
 }

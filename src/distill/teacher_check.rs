@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::distiller::Distiller;
 use super::document::{bad, fields, integer};
 use super::scoring::{Asked, SLICE};
-use super::teacher::Teacher;
+use super::teacher::{self, Teacher};
 use super::teacher_queue::TeacherQueue;
 use super::teacher_request::{Asker, NO_EPISODE};
 use crate::backend::cpu::FloatEnv;
@@ -187,8 +187,8 @@ impl Distiller {
         let middle = from + (ids.len() - from) / 2;
         let [once, again, first, second] = match teacher {
             Teacher::Local(model) => {
-                let ask =
-                    |ids: &[i32], from| heard(&Session::new(model)?, ids, from, TOP_K.min(self.vocabulary()), cancel);
+                let session = || teacher::session(model, self.config());
+                let ask = |ids: &[i32], from| heard(&session()?, ids, from, TOP_K.min(self.vocabulary()), cancel);
                 [ask(&ids, from)?, ask(&ids, from)?, ask(&ids[..middle], from)?, ask(&ids, middle)?]
             }
             Teacher::Queue(queue) => {

@@ -71,7 +71,7 @@ pub unsafe extern "C" fn squire_distiller_explain(
 /// Makes a distiller. teacher may be NULL where nothing asks for one (imitation of demonstrations, presets "sft").
 /// settings_json: {"preset": ..., and knobs}; {} for the defaults; squire_distiller_explain shows them all. The optimiser's
 /// memory, 12 bytes a trained parameter, is taken by the first update. SQUIRE_E_ARGUMENT for unknown keys or values and where
-/// the settings ask for a teacher that is not there, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
+/// the settings ask for a teacher that is not there, or (UNKNOWN_ADAPTER) for an adapter that it does not have, SQUIRE_E_UNSUPPORTED for settings under which nothing would be
 /// learnt, SQUIRE_E_MISMATCH if the two models do not share one vocabulary (of one tokenizer they may differ in rows of
 /// padding, which training leaves out), SQUIRE_E_BUDGET (with bytes needed and free) if training_budget, or what is
 /// free of the engine's host_budget, cannot hold an update of one token. The models may come from

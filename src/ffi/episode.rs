@@ -170,7 +170,7 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 /// is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
 /// and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
 /// engine's, and one more if there is a teacher and it is no evaluation. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_BUDGET if
-/// max_sessions exist. Any thread.
+/// max_sessions exist; of settings with teacher_adapter also the errors of squire_session_create_on. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_begin(
     distiller: *mut squire_distiller,

@@ -82,6 +82,11 @@ impl ServedModel {
         self.0.lineage.forget(name)
     }
 
+    /// Refuses a name by which no session can be made; the errors of [`Session::with_adapter`](super::Session::with_adapter).
+    pub fn check_named(&self, name: &str) -> Result<()> {
+        self.0.lineage.bind_named(name).map(drop)
+    }
+
     /// The adapters by name, each with its revision and what it is.
     pub fn adapters(&self) -> Value {
         let all = self.0.lineage.names().into_iter().map(|(name, revision)| {

@@ -247,6 +247,14 @@ impl Session {
         })
     }
 
+    /// Gives its pages to others; what was computed is computed again when needed, on the same revision.
+    pub(crate) fn give_up_pages(&self) -> Result<()> {
+        self.idle(|t| {
+            t.give_up_pages();
+            Ok(())
+        })
+    }
+
     /// Moves the session to the newest generation of an adapter, or with None to the model's current revision. Where it is
     /// there already nothing is computed again.
     ///
