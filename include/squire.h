@@ -813,9 +813,9 @@ typedef struct {
   size_t text_len;
   /* The exact sampled ids. */
   const int32_t *ids;
-  /* Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. */
+  /* Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. NaN where the host's teacher told none. */
   const float *logprobs;
-  /* Their log-probs in the distribution sampled from; ids_len of them. */
+  /* Their log-probs in the distribution sampled from; ids_len of them. NaN of a turn of the host's teacher. */
   const float *sampled_logprobs;
   /* Number of ids. */
   size_t ids_len;
@@ -857,10 +857,14 @@ squire_status squire_gen_seed(const squire_gen *generation, uint64_t *seed, squi
  * with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
  * SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
  * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
- * where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
+ * where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to
+ * speak and failed or was silent beyond its deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
  * the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
  * sampled before. Any thread. */
-squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire_event *event, squire_error **err);
+squire_status squire_gen_next(squire_gen *generation,
+                              int32_t timeout_ms,
+                              squire_event *event,
+                              squire_error **err);
 
 /* Asks the generation to stop at the next token; within a prompt, between two layers of the forward pass if nobody else
  * wants it, else after it. Its end comes with finish
@@ -1055,13 +1059,13 @@ typedef struct {
   int32_t kind;
   /* As the settings draw: the most likely ids to draw from; 0: all. */
   int32_t draw_top_k;
-  /* The most likely ids to draw from, by their probability together. */
+  /* Draw from the fewest most likely ids whose probabilities reach this together; 1: from all. */
   double top_p;
-  /* Temperature to draw at. */
+  /* Temperature to draw at; 0: the most likely id. */
   double temperature;
   /* The seed of this turn's draws, for teachers that take one. */
   uint64_t seed;
-  /* Tokens of the turn at most, the one that ends it among them. */
+  /* Tokens of the turn at most, the one that ends it among them; of a text as the teacher counts them. */
   size_t max_tokens;
   /* Ids that end a turn. They live as long as the batch, as does the text. */
   const int32_t *stop_ids;
@@ -1080,9 +1084,9 @@ void squire_teacher_request_init(squire_teacher_request *request, size_t size);
 
 /* Makes a teacher that nobody has asked yet. options_json: {"vocabulary", "top_k", "deadline_ms", "acts", "scores"}. vocabulary says how its
  * ids are known to mean what the student's mean, and must be there: {"tokenizer": path of its tokenizer.json},
- * {"fingerprint": 16 hex digits} "the-students", where the host knows that it is, or "another",
- * where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false): it takes turns; scores (true): it
- * scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
+ * {"fingerprint": 16 hex digits}, "the-students", where the host knows that it is, or "another",
+ * where it is known to be another: such a teacher acts, by text, and scores nothing. acts (false; of another vocabulary true): it
+ * takes turns; scores (true; of another vocabulary false): it scores what was said; one of them it must. top_k (0 to 1024; 0): most likely ids
  * that it gives in each place. deadline_ms (60000): how long an answer may take from squire_teacher_next on; a request that
  * nobody takes runs out when a build, or whoever pulls a turn, has waited so long. SQUIRE_E_ARGUMENT for unknown keys or values, SQUIRE_E_IO and
  * SQUIRE_E_FORMAT for the tokenizer. Any thread. */
@@ -1150,7 +1154,9 @@ squire_status squire_teacher_say(squire_teacher *teacher,
 
 /* Answers a request for a turn with a text (UTF-8), without what ends the turn, for teachers whose ids are not known here or are
  * another vocabulary's. It becomes ids as a replayed text does (squire_episode_replay_text), which need not be those that the
- * teacher said: the trace says so of the turn (from_text). Refused as squire_teacher_say where it has no room. Any thread. */
+ * teacher said: the trace says so of the turn (from_text). SQUIRE_E_MISMATCH (detail TEACHER_REPLY) where it is
+ * more than the student's context has room for, SQUIRE_E_IO (detail MISSING_FILE) where the student has no tokenizer; the request
+ * waits on. Otherwise as squire_teacher_say. Any thread. */
 squire_status squire_teacher_say_text(squire_teacher *teacher,
                                       uint64_t number,
                                       const char *text,
@@ -1349,8 +1355,9 @@ squire_status squire_episode_override(squire_episode *episode,
  * Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
  * the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
  * SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
- * stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. Errors as
- * squire_gen_start, and SQUIRE_E_STATE. Any thread. */
+ * stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
+ * host's is asked for its turn, which comes as a whole or not at all; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
+ * Errors as squire_gen_start, and SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_act(squire_episode *episode,
                                  const squire_gen_options *options,
                                  squire_gen **out,
@@ -1382,7 +1389,7 @@ squire_status squire_episode_replay_stored(squire_episode *episode, squire_error
  * SQUIRE_CANCELLED, and it may be judged again. SQUIRE_E_STATE where nothing was proposed, another call
  * judges, or the student was cancelled or failed before it had finished (squire_episode_override takes it as it stands, or drops
  * it for another actor); SQUIRE_E_BUSY while the student speaks, SQUIRE_E_DIVERGED where the judge's log-probs are no numbers, SQUIRE_E_BUDGET if the KV budget
- * runs out. Any thread. */
+ * runs out, SQUIRE_E_TEACHER where the host's teacher is the judge and fails or is silent. Any thread. */
 squire_status squire_episode_judge(squire_episode *episode,
                                    squire_decision *decision,
                                    const squire_cancel *cancel,
@@ -1403,7 +1410,7 @@ squire_status squire_episode_end(squire_episode *episode, double score, int32_t 
 
 /* The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
  * null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
- * it ended at max_tokens or the end of the context, view: where it starts for the teacher, or null), views (start, end, ids: what the
+ * it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
  * teacher read in place of these tokens), phase (the
  * calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
  * added. SQUIRE_E_BUSY while a generation runs. Any thread. */

@@ -154,7 +154,8 @@ fn a_teacher_that_computes_in_another_precision_is_what_its_engine_says_it_is() 
 #[test]
 fn each_engine_pays_for_its_own() {
     let weights = |model: &ServedModel| model.info()["weight_bytes"].as_u64().unwrap();
-    let wide = config(Kind::Dense, 256, 4);
+    // So wide that it takes more than an update of the student, by whichever kernels.
+    let wide = config(Kind::Dense, 256, 8);
     let probe = engine_with(|_| {});
     let (of_student, of_teacher) = (weights(&student(&probe, Kind::Dense)), weights(&model(&probe, &wide, 2)));
     // The teacher's engine has room for its weights and no byte more.

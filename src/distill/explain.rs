@@ -188,7 +188,8 @@ mod tests {
         assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
         assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
         assert!(
-            knobs.iter().all(|knob| ["depth", "recompute", "lora"].contains(&knob["knob"].as_str().unwrap())
+            knobs.iter().all(|knob| ["depth", "recompute", "lora", "teacher_adapter"]
+                .contains(&knob["knob"].as_str().unwrap())
                 || !knob["value"].is_null())
         );
         assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
