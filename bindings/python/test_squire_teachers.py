@@ -232,7 +232,7 @@ def says_turns(address, model):
             Handler.fault = "no log-probs"
             assert turn_of(distiller) == [5, 6, 9]
             Handler.fault = None
-    # Of ids a chat server knows nothing; of messages it says text (which tests/teacher_acts.rs follows to its ids).
+    # Of ids a chat server knows nothing; of messages it says text (which tests/teacher_acts follows to its ids).
     wanted = Turn(6, 1.0, 1.0, 0, 1, [9], [{"role": "user", "content": "hi"}])
     of = Chat(address, "a-model", timeout=1)
     assert of.act([1], wanted) == Said(text="yes")

@@ -27,7 +27,8 @@ impl Conversation {
 
     /// Adds what an actor said.
     pub(super) fn say(&mut self, said: String) {
-        self.messages.push(Json::assistant(said));
+        let entry = |key: &str, value: String| (key.to_string(), Json::String(value));
+        self.messages.push(Json::Object(vec![entry("role", "assistant".into()), entry("content", said)]));
     }
 
     /// Notes that ids were shown.

@@ -1,12 +1,14 @@
 //! A teacher in the host's own code: requests wait in a queue, any thread takes them and answers, over any transport.
 //!
-//! An episode asks for the teacher's turn where it is the teacher's to act. One that ended asks for the log-probs of the tokens that it is to learn, at temperature 1 on raw logits: of the ids
-//! that stand there, and of the teacher's `top_k` most likely ids in each place. An answer that does not fit leaves the request
-//! open for a better one.
+//! An episode asks for the teacher's turn where it is the teacher's to act. One that ended asks for the log-probs of the tokens
+//! that it is to learn, at temperature 1 on raw logits: of the ids that stand there, and of the teacher's `top_k` most likely ids
+//! in each place. An answer that does not fit leaves the request open for a better one.
 //!
-//! Deadlines run while somebody waits, a build or whoever pulls a turn: from when a request was taken, or where nobody took it, from when the queue last moved. One
-//! that is past is withdrawn, its episode is set aside, and it is asked anew for the next build. Nothing here has a thread of its
-//! own.
+//! Deadlines run while somebody waits, a build or whoever pulls a turn: from when a request was taken, or where nobody took it,
+//! from when the queue last moved. One that is past is withdrawn. Then a turn has failed; an episode that was to be scored is set
+//! aside, and asked about anew for the next build. Nothing here has a thread of its own.
+//!
+//! What ended is let go of without the lock: with a turn's place may go the last of a model, whose engine tells the host's log.
 //!
 //! Closed, a queue takes no more requests, for ever: whoever waits for one, on either side, is told so at once.
 #![forbid(unsafe_code)]
@@ -158,11 +160,9 @@ impl TeacherQueue {
     pub fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;
-        for number in std::mem::take(&mut state.waiting) {
-            if let Some(open) = state.end(number, Done::Closed) {
-                open.waits.refuse(closed());
-            }
-        }
+        let waiting = std::mem::take(&mut state.waiting);
+        let ended: Vec<Open> = waiting.into_iter().filter_map(|number| state.end(number, Done::Closed)).collect();
+        ended.iter().for_each(|open| open.waits.refuse(closed()));
         drop(state);
         self.0.asked.notify_all();
     }
@@ -201,7 +201,7 @@ impl TeacherQueue {
         // Without the lock: a long answer keeps no other waiting.
         let said = said(&request, &positions, reply).map_err(|e| e.within(format!("request {number}")))?;
         // Whoever waits may be gone.
-        self.answered(number, || drop(answer.send(Ok(said))))
+        self.end_with(number, Done::Answered, |_| drop(answer.send(Ok(said))))
     }
 
     /// Answers a request for a turn. Errors as [`TeacherQueue::reply`].
@@ -214,7 +214,8 @@ impl TeacherQueue {
         let by_text = self.0.options.vocabulary == Vocabulary::Another;
         let turn = said_turn((wanted, &place), request.vocabulary, says, by_text)
             .map_err(|e| e.within(format!("request {number}")))?;
-        self.answered(number, || told.say(turn, place.position, matches!(says.what, Words::Text(_))))
+        let from_text = matches!(says.what, Words::Text(_));
+        self.end_with(number, Done::Answered, |_| told.say(turn, place.position, from_text))
     }
 
     fn open(&self, number: u64) -> Result<(Arc<Request>, Waits)> {
@@ -223,26 +224,23 @@ impl TeacherQueue {
         Ok((open.request.clone(), open.waits.clone()))
     }
 
-    /// Ends a request whose answer fits and tells it; refused where another came first. Under the lock: an asker that finds its
-    /// request gone finds the answer.
-    fn answered(&self, number: u64, tell: impl FnOnce()) -> Result<()> {
-        let mut state = self.0.state.lock();
-        state.end(number, Done::Answered).map(drop).ok_or_else(|| state.not_open(number))?;
-        tell();
-        Ok(())
-    }
-
     /// Says that a request cannot be answered. Errors: `TeacherRequest` where none of this number is open.
     pub fn fail(&self, number: u64, why: &str) -> Result<()> {
+        self.end_with(number, Done::Failed, |waits| {
+            let why: String = why.chars().take(1000).collect();
+            waits.refuse(Error::new(Fault::TeacherFailed, format!("the teacher failed: {why}")));
+        })
+    }
+
+    /// Ends a request and tells whoever waits. Under the lock: an asker that finds its request gone finds the answer. Errors:
+    /// `TeacherRequest` where none of this number is open.
+    fn end_with(&self, number: u64, how: Done, tell: impl FnOnce(&Waits)) -> Result<()> {
         let mut state = self.0.state.lock();
-        match state.end(number, Done::Failed) {
-            None => Err(state.not_open(number)),
-            Some(open) => {
-                let why: String = why.chars().take(1000).collect();
-                open.waits.refuse(Error::new(Fault::TeacherFailed, format!("the teacher failed: {why}")));
-                Ok(())
-            }
-        }
+        let ended = state.end(number, how).ok_or_else(|| state.not_open(number))?;
+        tell(&ended.waits);
+        drop(state);
+        drop(ended);
+        Ok(())
     }
 
     /// Asks for the log-probs of the tokens at some positions, ascending and none 0. Errors: `TeacherClosed`.
@@ -272,17 +270,20 @@ impl TeacherQueue {
     /// Ends a turn's request whose time is up. `since`: when its asker began to wait.
     pub(super) fn look(&self, number: u64, since: Instant) {
         let mut state = self.0.state.lock();
-        if let Some((open, late)) = state.late(number, since, self.0.options.deadline) {
-            open.waits.refuse(late);
-        }
+        let Some((ended, late)) = state.late(number, since, self.0.options.deadline) else { return };
+        ended.waits.refuse(late);
+        drop(state);
+        drop(ended);
     }
 
     /// Ends a turn's request that nobody waits for any more.
     pub(super) fn withdraw(&self, number: u64) {
-        let mut state = self.0.state.lock();
-        if let Some(Open { waits: Waits::Turn(told, _), .. }) = state.end(number, Done::Withdrawn) {
-            told.feed.end(Ok(Finish::Cancelled));
-        }
+        // Where it has ended already nothing is to do.
+        let _ = self.end_with(number, Done::Withdrawn, |waits| {
+            if let Waits::Turn(told, _) = waits {
+                told.feed.end(Ok(Finish::Cancelled));
+            }
+        });
     }
 
     /// Puts a request at the queue's end and gives its number. Errors: `TeacherClosed`.

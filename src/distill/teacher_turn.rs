@@ -66,11 +66,6 @@ pub(super) fn is_logprob(x: f32) -> bool {
     (LEAST..=0.0).contains(&x)
 }
 
-fn wrong_text(room: usize) -> Result<Vec<i32>> {
-    let why = format!("wanted a text of at most {room} tokens, for which there is room; found a longer one");
-    Err(Error::new(Fault::TeacherReply, why))
-}
-
 /// The tokens of a turn and why it ended, checked against what was wanted. `by_text`: whether the teacher's ids are another
 /// vocabulary's, so that it can only say texts.
 pub(super) fn said_turn(
@@ -79,7 +74,9 @@ pub(super) fn said_turn(
     says: TeacherSays,
     by_text: bool,
 ) -> Result<(Vec<Token>, Finish)> {
-    let wrong = |why: String| Err(Error::new(Fault::TeacherReply, why));
+    fn wrong<T>(why: String) -> Result<T> {
+        Err(Error::new(Fault::TeacherReply, why))
+    }
     let made;
     let (ids, logprobs, most) = match says.what {
         Words::Ids(..) if by_text => {
@@ -87,8 +84,9 @@ pub(super) fn said_turn(
         }
         Words::Ids(ids, logprobs) => (ids, logprobs, wanted.max_tokens),
         Words::Text(text) => {
-            made = place.spoken.ids(text, !says.cut_off, place.room).or_else(|e| match e.fault() {
-                Fault::ContextFull => wrong_text(place.room),
+            let room = place.room;
+            made = place.spoken.ids(text, !says.cut_off, room).or_else(|e| match e.fault() {
+                Fault::ContextFull => wrong(format!("wanted a text of at most {room} tokens, found a longer one")),
                 _ => Err(e),
             })?;
             (&made[..], &[][..], place.room)

@@ -1,5 +1,5 @@
-//! A generation whose tokens are made outside the engine: the host's teacher says a turn, and whoever pulls it sees what it would
-//! see of a model's.
+//! A generation whose tokens are made outside the engine: somebody else says a turn, and whoever pulls it sees what it would see
+//! of a model's.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;

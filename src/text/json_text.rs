@@ -7,12 +7,6 @@ use std::fmt::Write;
 use super::json::Json;
 
 impl Json {
-    /// An assistant's message.
-    pub fn assistant(content: String) -> Json {
-        let text = |text: &str| Json::String(text.to_string());
-        Json::Object(vec![("role".into(), text("assistant")), ("content".into(), Json::String(content))])
-    }
-
     /// The document as text, without spaces.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
@@ -58,6 +52,5 @@ mod tests {
         let read = Json::parse(text).unwrap();
         assert_eq!(Json::parse(&read.to_text()).unwrap(), read);
         assert_eq!(read.to_text(), text);
-        assert_eq!(Json::assistant("a\"b".into()).to_text(), r#"{"role":"assistant","content":"a\"b"}"#);
     }
 }

@@ -1,0 +1,170 @@
+//! Turns said by text, and the messages that are read for them.
+
+use super::*;
+use answering::*;
+use scripted::*;
+use serde_json::{Value, json};
+use squire::backend::Compute;
+use squire::distill::{Actor, Distiller, EpisodeSpec, ForkOptions, Teacher, TeacherQueue, TeacherSays, Words};
+use squire::error::Fault;
+use squire::serve::{Finish, GenerationOptions};
+use squire::text::Json;
+
+/// A student with a tokenizer and Qwen3's template, and a teacher of another vocabulary.
+fn of_text(document: Value) -> (Distiller, TeacherQueue) {
+    let folder = tempfile::tempdir().unwrap();
+    folders::write_chat_model(folder.path(), 1);
+    let student = engine(Compute::F32).load(folder.path(), Default::default()).unwrap();
+    let queue = queue(json!({"vocabulary": "another"}));
+    let d = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(document)).unwrap();
+    (d, queue)
+}
+
+fn imitation() -> Value {
+    json!({
+        "actor": {"kind": "teacher"}, "student_turns": {"kernel": "none"}, "teacher_turns": {"kernel": "cross-entropy"}, "batch_episodes": 1,
+    })
+}
+
+fn message(role: &str, content: &str) -> Json {
+    Json::parse(&json!([{"role": role, "content": content}]).to_string()).unwrap()
+}
+
+#[test]
+fn a_teacher_of_another_vocabulary_reads_messages_and_says_text() {
+    let (d, queue) = of_text(imitation());
+    let prefix = Json::parse(r#"{"role":"system","content":"the answer is é"}"#).unwrap();
+    let episode = d.begin(EpisodeSpec { teacher_prefix: Some(vec![prefix]), ..Default::default() }).unwrap();
+    let turn = |text: &str, wanted: Value, cut_off: bool| {
+        episode.decide().unwrap();
+        let generation = episode.act(&GenerationOptions::default()).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        let asked = request.turn.as_ref().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(asked.messages.as_ref().unwrap()).unwrap(), wanted);
+        is(
+            queue.say(request.number, ids(&[70, 266], &[])).unwrap_err(),
+            Fault::TeacherReply,
+            "it says its turns by text",
+        );
+        // More than the context, and more than is left of it.
+        for long in [5000, 2040].map(|n| "x".repeat(n)) {
+            let e = queue.say(request.number, TeacherSays { what: Words::Text(&long), cut_off }).unwrap_err();
+            is(e, Fault::TeacherReply, "wanted a");
+        }
+        queue.say(request.number, TeacherSays { what: Words::Text(text), cut_off }).unwrap();
+        let (chunk, finish) = generation.collect().unwrap();
+        assert_eq!(chunk.text, text);
+        assert_eq!(finish, if cut_off { Finish::Length } else { Finish::Stop });
+        assert_eq!(chunk.ids.last() == Some(&266), !cut_off);
+        episode.outcome(None, true).unwrap();
+    };
+    let system = json!({"role": "system", "content": "the answer is é"});
+    let say = |role: &str, content: &str| json!({"role": role, "content": content});
+    episode.observe(message("user", "where?")).unwrap();
+    turn("go <|im_end|> é", json!([system, say("user", "where?")]), false);
+    // Views are messages too.
+    episode.observe_json(r#"{"messages": [{"role": "user", "content": "and?"}], "teacher_messages": [{"role": "user", "content": "north, and?"}]}"#).unwrap();
+    let told = json!([system, say("user", "where?"), say("assistant", "go <|im_end|> é"), say("user", "north, and?")]);
+    // A fork goes on from what was said by then.
+    let fork = episode.fork(ForkOptions::default()).unwrap();
+    turn("no", told.clone(), true);
+    fork.decide().unwrap();
+    let generation = fork.act(&GenerationOptions::default()).unwrap();
+    let request = queue.next(1, SHORT).pop().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(request.turn.as_ref().unwrap().messages.as_ref().unwrap()).unwrap(), told);
+    drop(generation);
+    let trace = episode.trace().unwrap();
+    assert_eq!(
+        (trace["turns"][0]["from_text"].as_bool(), trace["turns"][1]["truncated"].as_bool()),
+        (Some(true), Some(true))
+    );
+    episode.end(1.0, None).unwrap();
+    let update = build(&d);
+    assert_eq!((update.report().text_turns, update.report().teacher_turns), (2, 2));
+    assert!(update.report().warnings.iter().any(|warning| warning.contains("2 turns are texts")));
+    assert!(update.report().cross_entropy.is_some() && update.report().reverse_kl.is_none());
+}
+
+#[test]
+fn what_a_text_becomes_is_what_a_replay_of_it_becomes() {
+    let (d, queue) = of_text(imitation());
+    let text = "take <think>the</think> lamp é\n";
+    let begun = |actor| {
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(actor).unwrap();
+        episode
+    };
+    let (said, replayed) = (begun(Actor::Teacher), begun(Actor::Replay));
+    let generation = said.act(&GenerationOptions::default()).unwrap();
+    queue.say(queue.next(1, SHORT)[0].number, TeacherSays { what: Words::Text(text), cut_off: false }).unwrap();
+    generation.collect().unwrap();
+    said.outcome(None, true).unwrap();
+    replayed.replay(squire::distill::Replay::Text(text)).unwrap();
+    assert_eq!(said.trajectory().unwrap().ids(), replayed.trajectory().unwrap().ids());
+}
+
+#[test]
+fn a_student_without_a_tokenizer_has_no_teacher_of_another_vocabulary() {
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let queue = TeacherQueue::new(squire::distill::QueueOptions::from_json(r#"{"vocabulary": "another"}"#).unwrap());
+    let e = Distiller::taught(&student, Some(Teacher::Queue(queue)), settings(imitation())).err().unwrap();
+    is(e, Fault::MissingFile, "the teacher's vocabulary is another");
+}
+
+#[test]
+fn a_text_of_the_teachers_marks_its_own_turn_and_no_other() {
+    let (d, queue) = of_text(imitation());
+    let episode = d.begin(EpisodeSpec::default()).unwrap();
+    for actor in [Actor::Teacher, Actor::Student, Actor::Replay] {
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(actor).unwrap();
+        if actor == Actor::Replay {
+            episode.replay(squire::distill::Replay::Text("there")).unwrap();
+        } else {
+            let generation = episode.act(&GenerationOptions { max_tokens: 4, ..Default::default() }).unwrap();
+            queue.next(1, SHORT).iter().for_each(|request| {
+                queue.say(request.number, TeacherSays { what: Words::Text("here"), cut_off: false }).unwrap();
+            });
+            generation.collect().unwrap();
+        }
+        episode.outcome(None, true).unwrap();
+    }
+    let t = episode.trajectory().unwrap();
+    assert_eq!(t.turns().iter().map(|turn| turn.from_text).collect::<Vec<_>>(), [true, false, false]);
+    // The other actors' words are part of what the teacher reads.
+    episode.observe(message("user", "and?")).unwrap();
+    episode.override_actor(Actor::Teacher).unwrap();
+    let _generation = episode.act(&GenerationOptions::default()).unwrap();
+    let request = queue.next(1, SHORT).pop().unwrap();
+    let messages: Value = serde_json::from_str(request.turn.as_ref().unwrap().messages.as_ref().unwrap()).unwrap();
+    assert_eq!((messages[1]["content"].as_str(), messages[5]["content"].as_str()), (Some("here"), Some("there")));
+    assert_eq!(messages.as_array().unwrap().len(), 7);
+}
+
+#[test]
+fn a_fork_from_before_ids_were_shown_has_its_messages() {
+    let (d, queue) = of_text(imitation());
+    let episode = d.begin(EpisodeSpec::default()).unwrap();
+    for turn in 0..2 {
+        match turn {
+            0 => episode.observe(message("user", "where?")).unwrap(),
+            _ => episode.observe_ids(&[70, 71]).unwrap(),
+        };
+        episode.override_actor(Actor::Replay).unwrap();
+        episode.replay(squire::distill::Replay::Text("there")).unwrap();
+        episode.outcome(None, true).unwrap();
+    }
+    for (turn, n) in [(0, Some(1)), (1, None), (2, None)] {
+        let fork = episode.fork(ForkOptions { turn: Some(turn), ..Default::default() }).unwrap();
+        if turn == 2 {
+            fork.observe(message("user", "and?")).unwrap();
+        }
+        fork.override_actor(Actor::Teacher).unwrap();
+        let _generation = fork.act(&GenerationOptions::default()).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        let messages = request.turn.as_ref().unwrap().messages.as_ref();
+        let found = messages.map(|text| serde_json::from_str::<Value>(text).unwrap().as_array().unwrap().len());
+        assert_eq!(found, n, "{turn}");
+    }
+}
