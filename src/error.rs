@@ -135,6 +135,8 @@ faults! {
     SessionBusy = 301 => Busy,
     /// The distiller is building an update.
     DistillerBusy = 302 => Busy,
+    /// Another distiller writes into the run's folder.
+    RecordInUse = 303 => Busy,
 
     // 4xx: ABI
     /// `struct_size` is too small, too large with a non-zero tail, or not a multiple of 8.
@@ -227,6 +229,10 @@ faults! {
     TensorNames = 719 => Format,
     /// An adapter's configuration is broken or says what cannot be.
     AdapterForm = 720 => Format,
+    /// A run's record or metrics are broken, or are none.
+    RecordForm = 721 => Format,
+    /// A run's record is of a later form.
+    RecordVersion = 722 => Format,
 
     // 8xx: mismatch
     /// A tensor that the configuration asks for is missing.
@@ -249,6 +255,8 @@ faults! {
     AdapterMismatch = 809 => Mismatch,
     /// An answer does not fit the teacher's request.
     TeacherReply = 810 => Mismatch,
+    /// A record is of another run or another vocabulary.
+    RecordMismatch = 811 => Mismatch,
 
     // 9xx to 19xx: one block a status
     /// A buffer could not be allocated.

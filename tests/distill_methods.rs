@@ -82,7 +82,7 @@ fn losses(config: &Config, step: u64) -> Vec<TokenLoss> {
             seed,
             revision: 0,
             evaluation,
-            forked_from: None,
+            ..Heading::default()
         });
         for (turn, decision) in turns.iter().enumerate() {
             let Some(actor) = decision.actor else { break };
@@ -212,7 +212,7 @@ fn distillation_then_reinforcement_asks_no_teacher_once_it_has_switched() {
             seed: 1,
             revision: 0,
             evaluation: false,
-            forked_from: None,
+            ..Heading::default()
         };
         let batch = [1.0, 3.0].map(|score| {
             let mut t = Trajectory::new(heading.clone());

@@ -216,7 +216,7 @@ mod tests {
             seed: 1,
             revision,
             evaluation: false,
-            forked_from: None,
+            ..Heading::default()
         };
         let mut t = Trajectory::new(heading);
         for &(n, kind, weight) in turns {

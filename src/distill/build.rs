@@ -3,7 +3,7 @@
 
 use super::batch::plan;
 use super::distiller::{Distiller, Learning};
-use super::ended::{Gathering, Waiting, may_succeed_later};
+use super::ended::{Gathering, Score, Waiting, may_succeed_later};
 use super::learner::Task;
 use super::packing::Packing;
 use super::report::{Report, SetAside};
@@ -49,6 +49,7 @@ impl Distiller {
         let most = if max_episodes == 0 { self.0.config.batch_episodes as usize } else { max_episodes };
         let mut gathering = Gathering::default();
         let result = self.gather(&mut gathering, most, cancel, progress);
+        let result = result.and_then(|()| self.record_teacher(&mut gathering.finished));
         let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
         if result.is_err() {
             // Under the learner's lock: a checkpoint that is taken next must not miss them.
@@ -56,7 +57,7 @@ impl Distiller {
         }
         drop(learning);
         match &mut result {
-            Err(_) => {}
+            Err(e) => self.note_failure("build", e),
             Ok(update) => {
                 self.set_aside(gathering.failed, update);
                 let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
@@ -66,6 +67,7 @@ impl Distiller {
                     update.step
                 );
                 self.log(Level::Info, &what);
+                self.note_update(update.step, update.report());
                 for warning in &update.report().warnings {
                     self.log(Level::Warning, &format!("update of step {}: {warning}", update.step));
                 }
@@ -83,9 +85,10 @@ impl Distiller {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<()> {
         let (student, config) = (&self.0.student, &self.0.config);
+        let score: &Score = &|trajectory| self.scoring_of(trajectory);
         loop {
             let mut state = self.0.state.lock();
-            state.ended.sort_by_key(|waiting| waiting.episode);
+            state.ended.sort_by_key(|waiting| (waiting.episode, waiting.trajectory().heading.run));
             let (mut taken, mut room) = (Vec::new(), most.saturating_sub(gathering.finished.len()));
             state.ended = std::mem::take(&mut state.ended).into_iter().fold(Vec::new(), |mut left, waiting| {
                 let takes = room > 0 && waiting.is_asked_for();
@@ -97,10 +100,10 @@ impl Distiller {
             if taken.is_empty() {
                 break;
             }
-            gathering.add(taken);
+            gathering.add(taken, score);
             let all = plan(&gathering.trajectories(), config, student.current().number)?.n_fed() as u64;
             let mut watch = || !cancel.is_set() && progress(0, all);
-            gathering.finish(&mut watch, || student.engine().check_alive())?;
+            gathering.finish(&mut watch, || student.engine().check_alive(), score)?;
         }
         match gathering.failed.first() {
             Some((waiting, e)) if gathering.finished.is_empty() => {
@@ -156,6 +159,7 @@ impl Distiller {
             revision,
             served: revision.map(|_| current.watch()),
             published: current.number,
+            run: self.run(),
             teacher: self.teacher(),
             vocabulary: self.0.vocabulary,
             config: &self.0.config,

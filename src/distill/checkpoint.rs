@@ -20,6 +20,8 @@ use super::config::Config;
 use super::distiller::Distiller;
 use super::knob_table::{KNOBS, Knob, OnResume};
 use super::learner::Learner;
+use super::record::known::Known;
+use super::run_id::RunId;
 use super::teacher::Teacher;
 use super::trained;
 use super::uncertainty::Uncertainties;
@@ -78,6 +80,11 @@ impl Distiller {
         if said > 0 {
             state["teacher_said"] = said.into();
         }
+        state["run"] = json!(self.run());
+        let known = self.known_of_records();
+        if !known.is_empty() {
+            state["imported"] = known.to_json();
+        }
         if uncertainties.values().next().is_some() {
             // As bits: reading may lose a number's last one.
             state["uncertainties"] = json!(uncertainties.values().map(f64::to_bits).collect::<Vec<_>>());
@@ -89,6 +96,7 @@ impl Distiller {
             state["base"] = json!(current.weights.fingerprint(student.config()));
         }
         let Some(learner) = &learning.learner else { return Ok(()) };
+        self.sync_record()?;
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
         let before = checkpoints(path)?;
         if let Some(later) = before.iter().find(|c| c.step > step) {
@@ -132,6 +140,7 @@ impl Distiller {
             durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
         })?;
         drop(learning);
+        self.note("saved", || json!({"step": step}));
         let set_aside = self.n_set_aside();
         if set_aside > 0 {
             self.log(Level::Warning, &format!("{set_aside} episodes that are set aside are no part of the checkpoint"));
@@ -191,7 +200,12 @@ impl Distiller {
             lineage.push(before);
         }
         // Refused where it does not fit, before what it would hold is read.
-        let distiller = Distiller::taught(student, teacher, config)?;
+        // Of before runs had a name.
+        let run = document["run"].as_str().map_or_else(|| Some(RunId::drawn()), RunId::parse);
+        let run = run.ok_or_else(|| broken(&folder, "run is no run's name"))?;
+        let known = document.get("imported").map_or_else(|| Some(Known::default()), Known::from_json);
+        let known = known.ok_or_else(|| broken(&folder, "imported is no list of episodes"))?;
+        let distiller = Distiller::of_run(run, student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());
         let current = student.current();
         distiller.reserve(&mut learning, &current, (1, 1))?;
@@ -207,6 +221,7 @@ impl Distiller {
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
         distiller.set_uncertainties(uncertainties);
+        distiller.0.state.lock().known = known;
         distiller.teacher_said(document["teacher_said"].as_u64().unwrap_or(0));
         learning.base = Arc::downgrade(&current.weights);
         learning.lineage = lineage;

@@ -157,6 +157,15 @@ impl Config {
         self.depth.map_or(u32::MAX, |depth| depth.value(step, self.steps) as u32)
     }
 
+    /// What moves at step `step`, by name: beta, and what [`Config::schedules`] lists.
+    pub fn schedules_at(&self, step: u64) -> serde_json::Value {
+        let beta = std::iter::once(("beta".to_string(), self.beta_at(step).into()));
+        let others = self.schedules().into_iter().map(|(name, schedule)| {
+            (name.to_string(), schedule.value(step, self.steps).into())
+        });
+        serde_json::Value::Object(beta.chain(others).collect())
+    }
+
     /// What moves over the run beside the learning rate, by the names that tables have for it.
     pub fn schedules(&self) -> Vec<(&'static str, Schedule)> {
         let mut schedules = Vec::new();

@@ -14,7 +14,10 @@ use super::ended::{Ended, Waiting};
 use super::knobs::Proposal;
 use super::learner::Learner;
 use super::queue_options::Vocabulary;
+use super::record::folder::RunFolder;
+use super::record::known::Known;
 use super::room::{Fitted, Room};
+use super::run_id::RunId;
 use super::spec::EpisodeSpec;
 use super::teacher::Teacher;
 use super::teacher_queue::TeacherQueue;
@@ -39,6 +42,8 @@ pub struct Distiller(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     /// of which the process has no other
     number: u64,
+    /// which run it goes on with
+    run: RunId,
     pub(super) student: ServedModel,
     pub(super) teacher: Option<Teacher>,
     pub(super) config: Config,
@@ -47,6 +52,8 @@ pub(super) struct Inner {
     pub(super) state: Mutex<State>,
     /// held while an update is built or applied, and while a checkpoint is written
     pub(super) learning: Mutex<Learning>,
+    /// where the run is written down, if it is
+    pub(super) recorder: Mutex<Option<RunFolder>>,
 }
 
 /// What changes between updates; locked for moments only.
@@ -61,6 +68,8 @@ pub(super) struct State {
     pub(super) teacher_said: u64,
     /// of the last proposals
     pub(super) uncertainties: Uncertainties,
+    /// episodes that were taken from records
+    pub(super) known: Known,
 }
 
 impl State {
@@ -74,6 +83,20 @@ impl State {
         let episode = asked.unwrap_or(*next);
         *next = (*next).max(episode.saturating_add(1));
         episode
+    }
+
+    /// Whether an episode of a record was had before: of the own run by its number, since a run counts its episodes.
+    pub(super) fn has_had(&self, (own, run): (RunId, RunId), episode: u64) -> bool {
+        if own == run { episode < self.next_episode } else { self.known.has(run, episode) }
+    }
+
+    /// Notes that an episode of a record is had from now on.
+    pub(super) fn takes(&mut self, (own, run): (RunId, RunId), episode: u64) {
+        match own == run {
+            true => _ = self.number(Some(episode), false),
+            false => self.known.add(run, episode),
+        }
+        self.totals.episodes += 1;
     }
 }
 
@@ -111,6 +134,16 @@ impl Distiller {
 
     /// The same by any teacher. Refused where the settings ask it for what it does not give.
     pub fn taught(student: &ServedModel, teacher: Option<Teacher>, config: Config) -> Result<Distiller> {
+        Distiller::of_run(RunId::drawn(), student, teacher, config)
+    }
+
+    /// The same, that goes on with a run.
+    pub(super) fn of_run(
+        run: RunId,
+        student: &ServedModel,
+        teacher: Option<Teacher>,
+        config: Config,
+    ) -> Result<Distiller> {
         let local = teacher.as_ref().and_then(Teacher::model);
         for (role, model) in [("student", Some(student)), ("teacher", local)] {
             if model.is_some_and(|m| !m.model().device.trains()) {
@@ -150,6 +183,7 @@ impl Distiller {
         let rows = |model: &ServedModel| model.config().vocab_size;
         Ok(Distiller(Arc::new(Inner {
             number: MADE.fetch_add(1, Ordering::Relaxed) + 1,
+            run,
             student: student.clone(),
             config,
             vocabulary: local.map_or(usize::MAX, rows).min(rows(student)),
@@ -162,6 +196,7 @@ impl Distiller {
                 totals: Totals::default(),
                 teacher_said: 0,
                 uncertainties: Uncertainties::default(),
+                known: Known::default(),
             }),
             learning: Mutex::new(Learning {
                 learner: None,
@@ -172,12 +207,18 @@ impl Distiller {
                 workspace: None,
                 reserved,
             }),
+            recorder: Mutex::new(None),
         })))
     }
 
     /// Its number, from 1, of which the process has no other: what tells apart the distillers that share a teacher.
     pub fn number(&self) -> u64 {
         self.0.number
+    }
+
+    /// The run that it goes on with: of its own, or of the checkpoint that it was resumed from.
+    pub fn run(&self) -> RunId {
+        self.0.run
     }
 
     /// The student.
@@ -299,6 +340,9 @@ impl Distiller {
             seed: self.0.config.seed,
             revision,
             evaluation: spec.evaluation,
+            panel: spec.panel.clone(),
+            task_seed: spec.task_seed,
+            run: self.0.run,
             forked_from: None,
         }
     }
@@ -329,6 +373,7 @@ impl Distiller {
     /// What the distiller did so far and where its schedules stand.
     pub fn metrics(&self) -> Value {
         let _floats = FloatEnv::scalars();
+        let recording = self.recording();
         let state = self.0.state.lock();
         let (totals, step) = (state.totals, state.step);
         let config = &self.0.config;
@@ -337,9 +382,7 @@ impl Distiller {
             "steps": config.steps,
             "beta": config.beta_at(step),
             "depth": config.depth.as_ref().map(|_| config.depth_at(step)),
-            "schedules": config.schedules().iter().map(|(name, schedule)| {
-                (name.to_string(), json!(schedule.value(step, config.steps)))
-            }).collect::<serde_json::Map<_, _>>(),
+            "schedules": config.schedules_at(step),
             "teacher_tokens": state.teacher_said,
             "learning_rate": config.optimizer.learning_rate_at(step, config.steps),
             "revision": self.0.student.current().number,
@@ -350,6 +393,8 @@ impl Distiller {
             "thrown_away": totals.thrown_away,
             "waiting": state.n_waiting(),
             "set_aside": state.ended.len() - state.n_waiting(),
+            "run": self.0.run,
+            "recording": recording,
         })
     }
 
@@ -425,6 +470,18 @@ impl Distiller {
                 Err(Error::new(Fault::OutOfOrder, why))
             }
         }
+    }
+
+    /// Episodes of records that were taken, as a checkpoint keeps them: those that are set aside are no part of it, and may be taken
+    /// again.
+    pub(super) fn known_of_records(&self) -> Known {
+        let state = self.0.state.lock();
+        let mut known = state.known.clone();
+        for waiting in &state.ended {
+            let heading = &waiting.trajectory().heading;
+            known.forget(heading.run, heading.episode);
+        }
+        known
     }
 
     /// The window of proposals, as a checkpoint keeps it.

@@ -16,8 +16,10 @@ use crate::error::{Error, Fault, Result, Status};
 pub(super) enum Ended {
     /// The record, with what of the teacher is still to come.
     Waiting { trajectory: Trajectory, scoring: Option<Scoring> },
-    /// Everything is there: an update took it and gave it back.
+    /// Everything is there: an update took it and gave it back, or a record has it.
     Whole(Finished),
+    /// Of a record, and no teacher was asked yet: it is when a build takes the episode, since what it computes takes pages.
+    Imported(Trajectory),
 }
 
 /// An ended episode in the distiller's hands.
@@ -39,8 +41,18 @@ impl Waiting {
     /// The record.
     pub(super) fn trajectory(&self) -> &Trajectory {
         match &self.ended {
-            Ended::Waiting { trajectory, .. } => trajectory,
+            Ended::Waiting { trajectory, .. } | Ended::Imported(trajectory) => trajectory,
             Ended::Whole(finished) => &finished.trajectory,
+        }
+    }
+
+    /// Asks the teacher of an episode of a record.
+    fn asked(self, score: &Score) -> std::result::Result<Waiting, Box<(Waiting, Error)>> {
+        let Waiting { episode, ended, set_aside } = self;
+        let Ended::Imported(trajectory) = ended else { return Ok(Waiting { episode, ended, set_aside }) };
+        match score(&trajectory) {
+            Ok(scoring) => Ok(Waiting { episode, ended: Ended::Waiting { trajectory, scoring }, set_aside }),
+            Err(e) => Err(Box::new((Waiting { episode, ended: Ended::Imported(trajectory), set_aside }, e))),
         }
     }
 
@@ -49,13 +61,16 @@ impl Waiting {
         self,
         since: Instant,
         progress: &mut dyn FnMut() -> bool,
+        score: &Score,
     ) -> std::result::Result<Finished, Box<(Waiting, Error)>> {
-        let Waiting { episode, ended, set_aside } = self;
+        let Waiting { episode, ended, set_aside } = self.asked(score)?;
         match ended {
             Ended::Whole(finished) => Ok(finished),
-            Ended::Waiting { trajectory, scoring: None } => Ok(Finished { trajectory, scores: None }),
+            Ended::Waiting { trajectory, scoring: None } | Ended::Imported(trajectory) => {
+                Ok(Finished { trajectory, scores: None, is_noted: false })
+            }
             Ended::Waiting { trajectory, scoring: Some(mut scoring) } => match scoring.scores(since, progress) {
-                Ok(scores) => Ok(Finished { trajectory, scores: Some(scores) }),
+                Ok(scores) => Ok(Finished { trajectory, scores: Some(scores), is_noted: false }),
                 Err(e) => {
                     if e.fault() != Fault::Cancelled {
                         scoring.give_up();
@@ -67,6 +82,9 @@ impl Waiting {
         }
     }
 }
+
+/// Asks the teacher of a recorded episode; None where no loss asks for it.
+pub(super) type Score<'a> = dyn Fn(&Trajectory) -> Result<Option<Scoring>> + 'a;
 
 /// Whether the same may succeed in a later build: a teacher that is closed answers nobody again.
 pub(super) fn may_succeed_later(e: &Error) -> bool {
@@ -97,10 +115,12 @@ impl Default for Gathering {
 }
 
 impl Gathering {
-    pub(super) fn add(&mut self, episodes: Vec<Waiting>) {
+    /// Those whose teacher cannot be asked now, for want of a session say, are asked in their turn.
+    pub(super) fn add(&mut self, episodes: Vec<Waiting>, score: &Score) {
         // From now on they are waited for.
         self.since = Instant::now();
-        for mut waiting in episodes {
+        for waiting in episodes {
+            let mut waiting = waiting.asked(score).unwrap_or_else(|failed| failed.0);
             if let Ended::Waiting { scoring: Some(scoring), .. } = &mut waiting.ended {
                 scoring.start();
             }
@@ -121,10 +141,11 @@ impl Gathering {
         &mut self,
         progress: &mut dyn FnMut() -> bool,
         is_alive: impl Fn() -> Result<()>,
+        score: &Score,
     ) -> Result<()> {
         while let Some((waiting, again)) = self.queue.pop_front() {
             let episode = waiting.episode;
-            match waiting.finish(self.since, progress) {
+            match waiting.finish(self.since, progress, score) {
                 Ok(finished) => self.finished.push((episode, finished)),
                 Err(failed) => {
                     let (waiting, e) = *failed;
@@ -143,7 +164,7 @@ impl Gathering {
                 }
             }
         }
-        self.finished.sort_by_key(|(episode, _)| *episode);
+        self.finished.sort_by_key(|(episode, finished)| (*episode, finished.trajectory.heading.run));
         Ok(())
     }
 

@@ -521,6 +521,7 @@ impl Episode {
             }
             _ => None,
         };
+        self.distiller.record_episode(&trajectory)?;
         state.teacher_computed = teacher_computed;
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;

@@ -20,6 +20,7 @@ use super::batch::TokenLoss;
 use super::config::Config;
 use super::packing::{Packing, last_loss};
 use super::report::{Report, Tally};
+use super::run_id::RunId;
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::weighing::targets;
@@ -99,6 +100,8 @@ pub struct Task<'a> {
     pub served: Option<Weak<Revision>>,
     /// The revision that new episodes get, from which staleness is counted.
     pub published: u64,
+    /// The run, in which revisions have these numbers.
+    pub run: RunId,
     /// The teacher, where a loss asks for one.
     pub teacher: Option<&'a ServedModel>,
     /// Ids that student and teacher share.
@@ -212,7 +215,8 @@ impl Task<'_> {
             for ((_, t), &logprob) in chunk.iter().zip(&logprobs) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
-                if sampled_here && Some(trajectory.heading.revision) == self.revision {
+                let heading = &trajectory.heading;
+                if sampled_here && heading.run == self.run && Some(heading.revision) == self.revision {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }

@@ -49,6 +49,23 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons, in the order of their numbers.
+    pub const ALL: [Reason; 13] = [
+        Reason::Method,
+        Reason::Curriculum,
+        Reason::DepthCap,
+        Reason::HostOverride,
+        Reason::Evaluation,
+        Reason::TeacherNotAble,
+        Reason::ReplayEnded,
+        Reason::TurnCap,
+        Reason::TeacherSpent,
+        Reason::Proposal,
+        Reason::ProposalStands,
+        Reason::ProposalReplaced,
+        Reason::TeacherFailed,
+    ];
+
     /// One sentence for people.
     pub fn text(self) -> &'static str {
         match self {

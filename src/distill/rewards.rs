@@ -128,7 +128,7 @@ mod tests {
             seed: 0,
             revision: 0,
             evaluation: false,
-            forked_from: None,
+            ..Heading::default()
         });
         for &reward in turns {
             t.add_context(&[1], Source::Host).unwrap();

@@ -5,6 +5,8 @@
 //! |---|---|---|
 //! | `task` | the host's name of the task, for traces and groups | empty |
 //! | `group` | the host's name of the episodes with which its rewards are compared | those of its task |
+//! | `panel` | the host's name of the fixed set of tasks that the task is of, such as a hash of it, for the record | empty |
+//! | `task_seed` | the host's seed of the environment, for the record | none |
 //! | `episode` | identity, the key of its draws | the distiller counts |
 //! | `evaluation` | the student alone acts, nothing is learnt | false |
 //! | `max_turns` | turn cap | the settings' |
@@ -38,6 +40,10 @@ pub struct EpisodeSpec {
     pub task: String,
     /// The host's name of its group; empty: its task's.
     pub group: String,
+    /// The host's name of the fixed set of tasks that the task is of.
+    pub panel: String,
+    /// The host's seed of the environment.
+    pub task_seed: Option<u64>,
     /// Identity; None: the next number.
     pub episode: Option<u64>,
     /// Whether it is an evaluation.
@@ -52,8 +58,8 @@ pub struct EpisodeSpec {
     pub prompt: RenderOptions,
 }
 
-const KNOWN: &str = "task, group, episode, evaluation, max_turns, demonstration, teacher_prefix, tools, documents, \
-                     chat_template, chat_template_kwargs";
+const KNOWN: &str = "task, group, panel, task_seed, episode, evaluation, max_turns, demonstration, teacher_prefix, tools, \
+                     documents, chat_template, chat_template_kwargs";
 /// Keys of a chat request that an episode answers itself.
 const OWN: [&str; 2] = ["add_generation_prompt", "continue_final_message"];
 
@@ -81,6 +87,14 @@ impl EpisodeSpec {
                 "group" => match value.as_str() {
                     Some(group) => spec.group = group.to_string(),
                     None => return bad(key, "a text", value),
+                },
+                "panel" => match value.as_str() {
+                    Some(panel) => spec.panel = panel.to_string(),
+                    None => return bad(key, "a text", value),
+                },
+                "task_seed" => match number(value) {
+                    Some(seed) => spec.task_seed = Some(seed),
+                    None => return bad(key, "a whole number from 0, below 2^64", value),
                 },
                 "episode" => match number(value).filter(|&n| n <= MOST_EPISODES) {
                     Some(episode) => spec.episode = Some(episode),

@@ -10,6 +10,7 @@
 
 use super::actor::Actor;
 use super::policy::Decision;
+use super::run_id::RunId;
 use super::turn_loss::TurnLoss;
 use super::view::View;
 use crate::error::{Error, Fault, Result};
@@ -40,12 +41,30 @@ pub struct Turn {
     pub reward: Option<f64>,
     /// The loss of its tokens.
     pub loss: TurnLoss,
-    /// Whether its tokens carry that loss.
+    /// Whether its tokens carry that loss: there is one, the decision lets it, and nobody took the turn out.
     pub train: bool,
+    /// Whether it was taken out: the host executed something other than what was said, or a fork leaves it to its parent.
+    pub left_out: bool,
     /// Whether it ended for want of room, at `max_tokens` or the end of the context.
     pub truncated: bool,
     /// Whether its ids were made here of a text of the teacher's, so that they may be others than those that it said.
     pub from_text: bool,
+}
+
+impl Turn {
+    /// Takes the loss off it.
+    fn leave_out(&mut self) {
+        (self.train, self.left_out) = (false, true);
+    }
+
+    /// The same in a fork, which learns from it where `train` says so.
+    fn shared_by_a_fork(&self, train: bool) -> Turn {
+        let mut turn = self.clone();
+        if !train {
+            turn.leave_out();
+        }
+        turn
+    }
 }
 
 /// An action as an actor hands it over.
@@ -75,16 +94,22 @@ pub struct Outcome {
 }
 
 /// What an episode is called and where it stands in the run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heading {
     /// Identity of the episode.
     pub episode: u64,
+    /// The run that it is of.
+    pub run: RunId,
     /// The optimiser step at its begin.
     pub step: u64,
     /// The host's name of the task.
     pub task: String,
     /// The host's name of the episodes with which its rewards are compared; empty: those of its task.
     pub group: String,
+    /// The host's name of the fixed set of tasks that the task is of.
+    pub panel: String,
+    /// The host's seed of the environment.
+    pub task_seed: Option<u64>,
     /// Seed of its draws.
     pub seed: u64,
     /// Revision of the student that acts; the oldest one if the host rebased the episode.
@@ -143,7 +168,7 @@ impl Trajectory {
             sources: self.sources[..n].to_vec(),
             logprobs: self.logprobs[..n].to_vec(),
             sampled_logprobs: self.sampled_logprobs[..n].to_vec(),
-            turns: turns.iter().map(|turn| Turn { train: turn.train && train, ..turn.clone() }).collect(),
+            turns: turns.iter().map(|turn| turn.shared_by_a_fork(train)).collect(),
             view: turns.last().map_or_else(View::default, |turn| self.view.before(turn.range.start)),
             outcome: None,
         }
@@ -196,6 +221,7 @@ impl Trajectory {
             reward: None,
             loss,
             train: decision.train_on_this && loss.kind.is_some(),
+            left_out: false,
             truncated: action.truncated,
             from_text: action.from_text,
         });
@@ -213,7 +239,7 @@ impl Trajectory {
     /// Takes the loss off the last turn: the host executed something other than what the actor said.
     /// [`Fault::OutOfOrder`] without a turn or after the end.
     pub fn executed_otherwise(&mut self) -> Result<()> {
-        self.last_turn()?.train = false;
+        self.last_turn()?.leave_out();
         Ok(())
     }
 
@@ -285,6 +311,9 @@ impl Trajectory {
             "step": heading.step,
             "task": heading.task,
             "group": heading.group(),
+            "panel": heading.panel,
+            "task_seed": heading.task_seed,
+            "run": heading.run,
             "seed": heading.seed,
             "revision": heading.revision,
             "evaluation": heading.evaluation,
@@ -341,6 +370,7 @@ fn turn_json(turn: &Turn, view: &View) -> Value {
         "kernel": turn.loss.name(),
         "weight": turn.loss.weight,
         "train": turn.train,
+        "left_out": turn.left_out,
         "truncated": turn.truncated,
         "from_text": turn.from_text,
         "view": view.turn_json(turn.range.start),
@@ -376,7 +406,7 @@ mod tests {
             seed: 42,
             revision: 5,
             evaluation: false,
-            forked_from: None,
+            ..Heading::default()
         }
     }
 

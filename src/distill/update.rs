@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::json;
+
 use super::distiller::{Distiller, Learning};
 use super::learner::Gradients;
 use super::report::Report;
@@ -47,6 +49,10 @@ impl Distiller {
     /// Applies an update to the masters: one optimiser step. The student serves it once it is published. How far it moves
     /// the student is then in the update's report, and a warning in the log where that is beyond `max_update_kl`.
     pub fn apply(&self, update: &mut Update) -> Result<()> {
+        self.take_step(update).inspect_err(|e| self.note_failure("apply", e))
+    }
+
+    fn take_step(&self, update: &mut Update) -> Result<()> {
         if !Arc::ptr_eq(&self.0, &update.distiller.0) {
             return Err(Error::new(Fault::ForeignHandle, "the update belongs to another distiller"));
         }
@@ -108,6 +114,9 @@ impl Distiller {
         let what =
             format!("step {} of {steps} applied: learning rate {rate:.3e}, KL {moved}, {seconds:.3} s", step + 1);
         self.log(Level::Info, &what);
+        self.note("applied", || {
+            json!({"step": step + 1, "update_kl": kl, "finite": are_finite, "seconds": seconds})
+        });
         if !are_finite {
             self.log(Level::Warning, &format!("step {}: the weights are not finite and are not published", step + 1));
         } else if is_asked_for && bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
@@ -126,27 +135,44 @@ impl Distiller {
     /// `NotFinite` where the step broke the weights: the old revision then serves on, and no checkpoint is written
     /// over the last one.
     pub fn publish(&self) -> Result<u64> {
-        self.publish_if(|unpublished| unpublished.check(&self.0.config))
+        self.publish_and_note(|unpublished| unpublished.check(&self.0.config))
     }
 
     /// The same however far the update moves the student; weights that are not finite are refused all the same.
     pub fn publish_anyway(&self) -> Result<u64> {
-        self.publish_if(|unpublished| match unpublished.check(&self.0.config) {
+        self.publish_and_note(|unpublished| match unpublished.check(&self.0.config) {
             Err(e) if e.fault() != Fault::UpdateTooFar => Err(e),
             _ => Ok(()),
         })
     }
 
-    fn publish_if(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<u64> {
+    fn publish_and_note(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<u64> {
+        match self.publish_if(check) {
+            Ok(None) => Ok(self.0.student.current().number),
+            Ok(Some(revision)) => {
+                self.note("published", || json!({"step": self.step(), "revision": revision, "probe": null}));
+                Ok(revision)
+            }
+            Err(e) => {
+                if e.fault() != Fault::DistillerBusy {
+                    self.note("refused", || json!({"step": self.step(), "reason": e.message()}));
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// The number of the new revision, None where nothing was applied since the last.
+    fn publish_if(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<Option<u64>> {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
         let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
         let Learning { unpublished, begun, base, .. } = &mut *learning;
-        let Some(applied) = unpublished else { return Ok(student.current().number) };
+        let Some(applied) = unpublished else { return Ok(None) };
         check(applied)?;
         student.check_room(limit)?;
         let Some(Unpublished { parameters, are_finite, update_kl }) = unpublished.take() else {
-            return Ok(student.current().number);
+            return Ok(None);
         };
         let published = student.publish_or_give_back(parameters, base, limit).map_err(|refused| {
             // An episode that began since the check took the room, or somebody replaced the base.
@@ -155,6 +181,6 @@ impl Distiller {
             e
         })?;
         *begun = None;
-        Ok(published)
+        Ok(Some(published))
     }
 }

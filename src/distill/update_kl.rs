@@ -187,11 +187,11 @@ mod tests {
             seed: 0,
             revision: 1,
             evaluation: false,
-            forked_from: None,
+            ..Heading::default()
         };
         let mut trajectory = Trajectory::new(heading);
         trajectory.add_context(&vec![0; n], Source::Host).unwrap();
-        Finished { trajectory, scores: None }
+        Finished { trajectory, scores: None, is_noted: false }
     }
 
     /// The sample of trajectories whose trained tokens stand at these positions.

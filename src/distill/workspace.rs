@@ -24,6 +24,8 @@ pub struct Finished {
     pub trajectory: Trajectory,
     /// The teacher's side; None without a teacher.
     pub scores: Option<Scores>,
+    /// Whether the run's record has what the host's teacher said, or has nothing to have.
+    pub is_noted: bool,
 }
 
 /// A teacher's side of an episode.

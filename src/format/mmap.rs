@@ -136,7 +136,7 @@ fn must_be_regular(path: &Path, at: &Metadata) -> Result<()> {
 
 /// Opens a file for reading, refusing what is not a regular file: a pipe would block for ever, a device may answer to
 /// being opened. What is looked at before and what is opened may be two things, so it is looked at again.
-pub(super) fn open_regular(path: &Path) -> Result<File> {
+pub fn open_regular(path: &Path) -> Result<File> {
     let failed = |e: std::io::Error| {
         let fault = if e.kind() == ErrorKind::NotFound { Fault::MissingFile } else { Fault::CannotOpen };
         match path.read_link() {

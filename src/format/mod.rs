@@ -19,7 +19,7 @@ mod weight_files;
 pub use chat_templates::ChatTemplates;
 pub use generation_config::GenerationDefaults;
 pub use layout::Layout;
-pub use mmap::{Bytes, check_regular, read_text};
+pub use mmap::{Bytes, check_regular, open_regular, read_text};
 pub use model_dir::{Companions, ModelDir, save_model};
 pub use safetensors::StoredTensor;
 
