@@ -451,11 +451,11 @@ fn tensorboard_reads_the_same_numbers() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let of_report = |key: &'static str| move |update: &Value| update["report"][key].as_f64();
     let compare = |tag: &str, of: &dyn Fn(&Value) -> Option<f64>| {
-        let wanted: Vec<Value> = updates
-            .iter()
-            .filter_map(|update| Some(json!([update["step"], f64::from(of(update)? as f32), update["time"]])))
-            .collect();
-        assert_eq!(found[tag].as_array(), Some(&wanted), "{tag}");
+        let known = updates.iter().filter_map(|update| Some((update, of(update)? as f32)));
+        let wanted: Vec<_> =
+            known.map(|(update, value)| (update["step"].as_u64(), value, update["time"].as_f64())).collect();
+        let read = |event: &Value| (event[0].as_u64(), event[1].as_f64().unwrap() as f32, event[2].as_f64());
+        assert_eq!(found[tag].as_array().unwrap().iter().map(read).collect::<Vec<_>>(), wanted, "{tag}");
     };
     compare("loss", &of_report("loss"));
     compare("divergence/reverse_kl", &of_report("reverse_kl"));

@@ -56,6 +56,16 @@ pub fn settings(steps: u64) -> Value {
     })
 }
 
+/// A value whose numbers have six digits each, which any reader reads alike.
+fn rounded(value: Value) -> Value {
+    match value {
+        Value::Number(n) if n.is_f64() => json!(format!("{:.5e}", n.as_f64().unwrap()).parse::<f64>().unwrap()),
+        Value::Array(list) => list.into_iter().map(rounded).collect(),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, rounded(value))).collect(),
+        other => other,
+    }
+}
+
 /// Lines of the form, one after the other.
 #[derive(Default)]
 pub struct Lines(pub String);
@@ -137,7 +147,7 @@ pub fn write(folder: &Path, made: &Made) -> Vec<Value> {
             })
         };
         let teacher_share = 1.0 - done;
-        let update = json!({
+        let mut update = json!({
             "kind": "update", "run": RUN, "time": time + 20.0, "step": step,
             "schedules": {"beta": 0.5 + 0.5 * (std::f64::consts::PI * done).cos()}, "learning_rate": 1e-5 * (1.0 - 0.9 * done),
             "report": {
@@ -155,6 +165,8 @@ pub fn write(folder: &Path, made: &Made) -> Vec<Value> {
                 "update_kl": null,
             },
         });
+        update["report"] = rounded(update["report"].take());
+        update["schedules"] = rounded(update["schedules"].take());
         metrics.add(&update);
         updates.push(update);
         let moved = 0.004 * (0.3 + draws.unit()) * spike * spike;
