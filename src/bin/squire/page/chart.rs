@@ -4,10 +4,11 @@ use super::frame::{self, BOTTOM, Caption, Entry, LEFT, RIGHT, TOP};
 use super::html::Html;
 use super::numbers::short;
 use super::scale::{Scale, round_range};
-use super::thin::{Point, thin};
+use super::thin::{Point, Stretch, thin};
 
-/// Points that a curve is thinned to.
-const MOST: usize = 400;
+/// Stretches that a curve is thinned to, and marks that are drawn.
+const MOST: usize = 200;
+const MOST_MARKS: usize = 400;
 
 /// How a series is drawn.
 #[derive(Clone, Copy, PartialEq)]
@@ -119,80 +120,118 @@ impl Chart {
         let (x, y) = (frame::steps(span), self.scale());
         frame::open(html, &self.caption, &self.said(), span);
         frame::axes(html, &x, &y);
-        for (name, value) in &self.bounds {
+        for (i, (name, value)) in self.bounds.iter().enumerate() {
             let at = y.place(*value);
             html.raw("<path class=bound").attribute("d", &format!("M{LEFT} {at:.1}H{RIGHT}")).raw("/>");
-            frame::label(html, "end", RIGHT, at - 3.0, name);
+            // Two of them may stand close to each other: the lower one's name is below it.
+            let is_lower = self.bounds.iter().enumerate().any(|(j, (_, other))| j != i && other > value);
+            frame::label(
+                html,
+                "end",
+                RIGHT,
+                if is_lower { at + 11.0 } else { at - 4.0 },
+                &format!("{name} {}", short(*value)),
+            );
         }
         for series in &self.series {
-            draw(html, series, &x, &y);
+            draw(html, series, &Places { x: &x, y: &y });
         }
         let entries = self.series.iter().filter(|s| s.is_known());
-        let legend: Vec<Entry> =
-            entries.map(|s| Entry { style: s.style, name: s.name.clone(), last: s.known().next_back() }).collect();
+        let legend: Vec<Entry> = entries
+            .map(|s| Entry {
+                style: s.style,
+                faint: s.drawn == Drawn::Faint,
+                name: s.name.clone(),
+                last: s.known().next_back(),
+            })
+            .collect();
         frame::close(html, &legend);
     }
 }
 
-fn draw(html: &mut Html, series: &Series, x: &Scale, y: &Scale) {
-    let points = thin(&series.points, MOST);
-    // A logarithm has no place for zero: it is left out, as a gap.
-    let seen = |value: Option<f64>| value.filter(|value| *value > 0.0 || !y.is_logarithmic());
-    let place = |step: u64, value: f64| (x.place(step as f64), y.place(value).clamp(TOP - 2.0, BOTTOM + 2.0));
-    let known: Vec<(u64, f64)> = points.iter().filter_map(|(step, value)| Some((*step, (*value)?))).collect();
-    if known.is_empty() {
-        return;
-    }
-    let mut path = String::new();
-    match series.drawn {
-        Drawn::Crosses => {
-            for (step, value) in known.iter().filter(|(_, value)| seen(Some(*value)).is_some()) {
-                let (a, b) = place(*step, *value);
-                path.push_str(&format!("M{:.1} {:.1}l7 7m0-7l-7 7", a - 3.5, b - 3.5));
-            }
-        }
-        _ => {
-            let mut joined = false;
-            for (i, (step, value)) in points.iter().enumerate() {
-                let Some(value) = seen(*value) else {
-                    // Evaluations are far apart, and what lies between is no gap.
-                    joined &= series.drawn == Drawn::Dots;
-                    continue;
-                };
-                let (a, b) = place(*step, value);
-                path.push_str(&format!("{}{a:.1} {b:.1}", if joined { 'L' } else { 'M' }));
-                let alone = !joined && points.get(i + 1).is_none_or(|(_, next)| seen(*next).is_none());
-                // A round cap makes a point of a line without a length.
-                path.push_str(if alone { "h0" } else { "" });
-                joined = true;
-            }
-        }
-    }
-    let class = match series.drawn {
-        Drawn::Line | Drawn::Dots => series.style.to_string(),
-        Drawn::Faint => format!("{} faint", series.style),
-        Drawn::Crosses => format!("{} cross", series.style),
-    };
-    html.raw("<path").attribute("class", &class).attribute("d", &path);
-    frame::data(html, known.iter().copied());
-    html.raw("/>");
-    if series.drawn == Drawn::Dots {
-        dots(html, series, &known, x, y);
+/// Where values stand in a drawing.
+struct Places<'a> {
+    x: &'a Scale,
+    y: &'a Scale,
+}
+
+impl Places<'_> {
+    /// None where a logarithm has no place for the value.
+    fn of(&self, step: u64, value: f64) -> Option<(f64, f64)> {
+        let is_seen = value > 0.0 || !self.y.is_logarithmic();
+        is_seen.then(|| (self.x.place(step as f64), self.y.place(value).clamp(TOP - 2.0, BOTTOM + 2.0)))
     }
 }
 
-/// The points themselves, with their intervals as whiskers.
-fn dots(html: &mut Html, series: &Series, known: &[(u64, f64)], x: &Scale, y: &Scale) {
-    let mut whiskers = String::new();
-    let shown = |step: &u64| known.iter().any(|(known, _)| known == step);
-    for (step, low, high) in series.intervals.iter().filter(|(step, ..)| shown(step)) {
-        let (at, low, high) = (x.place(*step as f64), y.place(*low), y.place(*high));
-        whiskers.push_str(&format!("M{at:.1} {low:.1}V{high:.1}"));
+fn draw(html: &mut Html, series: &Series, places: &Places) {
+    match series.drawn {
+        _ if !series.is_known() => {}
+        Drawn::Line | Drawn::Faint => curve(html, series, places),
+        Drawn::Dots | Drawn::Crosses => marks(html, series, places),
     }
-    html.raw("<path").attribute("class", &format!("{} whisker", series.style)).attribute("d", &whiskers).raw("/>");
+}
+
+/// A curve, as the mean of each stretch with a band from the least to the largest value where a stretch has several.
+fn curve(html: &mut Html, series: &Series, places: &Places) {
+    let stretches = thin(&series.points, MOST);
+    if series.points.len() > MOST {
+        let mut band = String::new();
+        for run in stretches.split(Option::is_none).filter(|run| !run.is_empty()) {
+            let along = |of: fn(&Stretch) -> f64| run.iter().flatten().filter_map(move |s| places.of(s.step, of(s)));
+            let edge: Vec<_> =
+                along(|s| s.largest).chain(along(|s| s.least).collect::<Vec<_>>().into_iter().rev()).collect();
+            for (i, (a, b)) in edge.iter().enumerate() {
+                band.push_str(&format!("{}{a:.1} {b:.1}", if i > 0 { 'L' } else { 'M' }));
+            }
+        }
+        html.raw("<path").attribute("class", &format!("{} band", series.style)).attribute("d", &band).raw("/>");
+    }
     let mut path = String::new();
-    for (step, value) in known {
-        path.push_str(&format!("M{:.1} {:.1}h0", x.place(*step as f64), y.place(*value)));
+    let mut joined = false;
+    let place = |stretch: &Option<Stretch>| stretch.and_then(|s| places.of(s.step, s.mean));
+    for (i, stretch) in stretches.iter().enumerate() {
+        let Some((a, b)) = place(stretch) else {
+            joined = false;
+            continue;
+        };
+        // A round cap makes a point of a line without a length.
+        let alone = !joined && stretches.get(i + 1).is_none_or(|next| place(next).is_none());
+        path.push_str(&format!("{}{a:.1} {b:.1}{}", if joined { 'L' } else { 'M' }, if alone { "h0" } else { "" }));
+        joined = true;
     }
-    html.raw("<path").attribute("class", &format!("{} dot", series.style)).attribute("d", &path).raw("/>");
+    let class = if series.drawn == Drawn::Faint { format!("{} faint", series.style) } else { series.style.into() };
+    html.raw("<path").attribute("class", &class).attribute("d", &path);
+    frame::data(html, stretches.iter().flatten().map(|s| (s.step, s.mean)));
+    html.raw("/>");
+}
+
+/// Points that stand for themselves: crosses, or dots joined by a line, with their intervals as whiskers.
+fn marks(html: &mut Html, series: &Series, places: &Places) {
+    let known: Vec<(u64, f64)> = series.known().collect();
+    // The last ones where there are more than a drawing can hold.
+    let known = &known[known.len().saturating_sub(MOST_MARKS)..];
+    let (mut line, mut crosses, mut dots, mut whiskers) = (String::new(), String::new(), String::new(), String::new());
+    for (a, b) in known.iter().filter_map(|(step, value)| places.of(*step, *value)) {
+        line.push_str(&format!("{}{a:.1} {b:.1}", if line.is_empty() { 'M' } else { 'L' }));
+        crosses.push_str(&format!("M{:.1} {:.1}l7 7m0-7l-7 7", a - 3.5, b - 3.5));
+        dots.push_str(&format!("M{a:.1} {b:.1}h0"));
+    }
+    let from = known.first().map_or(0, |(step, _)| *step);
+    for (step, low, high) in series.intervals.iter().filter(|(step, ..)| *step >= from) {
+        let at = places.x.place(*step as f64);
+        whiskers.push_str(&format!("M{at:.1} {:.1}V{:.1}", places.y.place(*low), places.y.place(*high)));
+    }
+    let mut add = |class: &str, path: &str, has_data: bool| {
+        html.raw("<path").attribute("class", class).attribute("d", path);
+        if has_data {
+            frame::data(html, known.iter().copied());
+        }
+        html.raw("/>");
+    };
+    if series.drawn == Drawn::Crosses {
+        return add(&format!("{} cross", series.style), &crosses, true);
+    }
+    add(&format!("{} whisker", series.style), &whiskers, false);
+    add(series.style, &line, true);
+    add(&format!("{} dot", series.style), &dots, false);
 }

@@ -83,8 +83,7 @@ fn success(history: &History) -> Chart {
             })
             .collect(),
     });
-    let about =
-        "Share of the episodes begun at a step that the host called a success; whiskers are 95 % intervals by Wilson.";
+    let about = "Of the episodes begun at a step; whiskers are 95 % intervals by Wilson.";
     chart(caption("success", "Success", "share of episodes", about), Range::Share, series)
 }
 
@@ -131,7 +130,7 @@ fn schedules(history: &History) -> Vec<Chart> {
         let points = of_updates(history, |_, update| update.schedules.get(name).copied().flatten());
         let about = "A schedule's value at each step.";
         let title = if name == "beta" {
-            "Beta, the share of guided turns".to_string()
+            "Beta, the teacher's share of turns".to_string()
         } else {
             format!("Schedule: {}", first(name))
         };
@@ -205,10 +204,10 @@ fn by_turn(history: &History) -> Figure {
     let ratios = rows(|report| report.turns.iter().map(|turn| turn.log_ratio).collect());
     let losses = rows(|report| report.loss_by_turn.clone());
     if !is_known(&ratios) && is_known(&losses) {
-        let about = "Mean loss of the trained tokens at each turn of an episode; darker is more.";
+        let about = "Mean loss of the trained tokens at each turn of an episode; fuller is more.";
         return Figure::Strip(caption("by-turn", "Loss by turn", "turn index; nats a token", about), losses);
     }
-    let about = "Mean |ln p - ln q| of the trained tokens at each turn of an episode; darker is farther apart.";
+    let about = "Mean |ln p - ln q| of the trained tokens at each turn of an episode; fuller is farther apart.";
     Figure::Strip(caption("by-turn", "Log-ratio by turn", "turn index; nats a token", about), ratios)
 }
 

@@ -24,6 +24,7 @@ pub struct Caption {
 /// A line of the legend: a style, a name, and the last value with its step.
 pub struct Entry {
     pub style: &'static str,
+    pub faint: bool,
     pub name: String,
     pub last: Option<(u64, f64)>,
 }
@@ -48,7 +49,7 @@ pub fn open(html: &mut Html, caption: &Caption, said: &str, (first, last): (u64,
 
 /// Lines and numbers of both axes.
 pub fn axes(html: &mut Html, x: &Scale, y: &Scale) {
-    for tick in y.ticks(4) {
+    for tick in y.ticks(5) {
         let at = format!("{:.1}", y.place(tick));
         html.raw("<path class=grid").attribute("d", &format!("M{LEFT} {at}H{RIGHT}")).raw("/>");
         label(html, "end", LEFT - 5.0, y.place(tick) + 3.5, &short(tick));
@@ -78,7 +79,7 @@ pub fn close(html: &mut Html, legend: &[Entry]) {
     html.raw("<path class=cursor").attribute("d", &format!("M0 {TOP}V{BOTTOM}")).raw("/></svg><ul class=legend>");
     for entry in legend {
         html.raw("<li><svg class=key aria-hidden=true viewBox=\"0 0 20 8\"><path d=\"M0 4h20\"")
-            .attribute("class", entry.style);
+            .attribute("class", &format!("{}{}", entry.style, if entry.faint { " faint" } else { "" }));
         html.raw("/></svg>").text(&entry.name).raw(" <b");
         let last = entry.last.map(|(_, value)| short(value)).unwrap_or_default();
         html.raw(">").text(&last).raw("</b></li>");

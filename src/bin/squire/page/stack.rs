@@ -55,7 +55,11 @@ pub fn draw(html: &mut Html, caption: &Caption, layers: &[Layer], span: (u64, u6
         frame::data(html, columns.iter().copied());
         html.raw("/>");
     }
-    let entry =
-        |layer: &Layer| Entry { style: layer.style, name: layer.name.into(), last: layer.amounts.last().copied() };
+    let entry = |layer: &Layer| Entry {
+        style: layer.style,
+        faint: false,
+        name: layer.name.into(),
+        last: layer.amounts.last().copied(),
+    };
     frame::close(html, &layers.iter().map(entry).collect::<Vec<_>>());
 }

@@ -1,4 +1,4 @@
-//! A heat strip: a value by step and turn index, darker where it is larger.
+//! A heat strip: a value by step and turn index, fuller in colour where it is larger.
 
 use super::frame::{self, BOTTOM, Caption, LEFT, TOP};
 use super::html::Html;

@@ -3,29 +3,29 @@
 /// A value at a step; None where there is none.
 pub type Point = (u64, Option<f64>);
 
-/// At most about `most` points: of each of equal stretches the least and the largest value, in their order. A stretch
-/// without a value is a gap.
-pub fn thin(points: &[Point], most: usize) -> Vec<Point> {
-    if points.len() <= most {
-        return points.to_vec();
-    }
-    let mut kept = Vec::new();
-    for stretch in stretches(points, most / 2) {
-        let known = || stretch.iter().filter_map(|(step, value)| Some((*step, (*value)?)));
-        let least = known().min_by(|a, b| a.1.total_cmp(&b.1));
-        let largest = known().max_by(|a, b| a.1.total_cmp(&b.1));
-        match (least, largest) {
-            (Some(a), Some(b)) => {
-                let (first, second) = if a.0 <= b.0 { (a, b) } else { (b, a) };
-                kept.push((first.0, Some(first.1)));
-                if second.0 != first.0 {
-                    kept.push((second.0, Some(second.1)));
-                }
-            }
-            _ => kept.push((stretch[0].0, None)),
-        }
-    }
-    kept
+/// What a stretch of a curve comes to: its first step, and the least, the mean and the largest of its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stretch {
+    pub step: u64,
+    pub least: f64,
+    pub mean: f64,
+    pub largest: f64,
+}
+
+/// A curve as at most `most` stretches, so that what is drawn of it is the mean with a band in which no spike is lost. A
+/// stretch without a value is a gap, None.
+pub fn thin(points: &[Point], most: usize) -> Vec<Option<Stretch>> {
+    let of = |stretch: &[Point]| {
+        let known = || stretch.iter().filter_map(|(_, value)| *value);
+        let n = known().count();
+        (n > 0).then(|| Stretch {
+            step: stretch[0].0,
+            least: known().fold(f64::INFINITY, f64::min),
+            mean: known().sum::<f64>() / n as f64,
+            largest: known().fold(f64::NEG_INFINITY, f64::max),
+        })
+    };
+    stretches(points, most).map(of).collect()
 }
 
 /// At most `most` stretches of nearly the same length, none empty.
@@ -57,12 +57,18 @@ mod tests {
             _ => Some(i as f64),
         };
         let points: Vec<Point> = (0..10_000).map(|i| (i, value(i))).collect();
-        let kept = thin(&points, 400);
-        assert!(kept.len() <= 400 && kept.len() > 300, "{}", kept.len());
-        assert!(kept.contains(&(7_777, Some(1e6))) && kept.contains(&(3_333, Some(-1e6))));
-        assert!(kept.iter().any(|(step, value)| value.is_none() && (5_000..6_000).contains(step)));
-        assert!(kept.is_sorted_by_key(|(step, _)| *step));
-        assert_eq!(thin(&points[..400], 400), points[..400]);
+        let kept = thin(&points, 200);
+        assert_eq!(kept.len(), 200);
+        let known: Vec<&Stretch> = kept.iter().flatten().collect();
+        assert_eq!(known.len(), 180);
+        assert!(known.iter().any(|s| s.largest == 1e6) && known.iter().any(|s| s.least == -1e6));
+        assert_eq!(*known[0], Stretch { step: 0, least: 0.0, mean: 24.5, largest: 49.0 });
+        assert!(known.is_sorted_by_key(|s| s.step));
+        let few = thin(&[(3, Some(1.0)), (4, None), (9, Some(2.0))], 200);
+        assert_eq!(
+            few.iter().map(|s| s.map(|s| (s.step, s.mean))).collect::<Vec<_>>(),
+            [Some((3, 1.0)), None, Some((9, 2.0))]
+        );
     }
 
     #[test]

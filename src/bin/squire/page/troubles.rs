@@ -18,11 +18,17 @@ struct Trouble {
     times: u64,
 }
 
+fn word_has_digit(word: &str) -> bool {
+    word.bytes().any(|b| b.is_ascii_digit())
+}
+
 /// Everything that went wrong or was warned of, the latest first.
 fn troubles(history: &History) -> Vec<Trouble> {
     let mut found: BTreeMap<(&'static str, String), Trouble> = BTreeMap::new();
     let mut add = |kind: &'static str, step: u64, text: &str| {
-        let alike = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        // Words with a digit in them are numbers.
+        let mask = |word| if word_has_digit(word) { "0" } else { word };
+        let alike = text.split(' ').map(mask).collect::<Vec<_>>().join(" ");
         let trouble =
             found.entry((kind, alike)).or_insert(Trouble { kind, text: String::new(), steps: (step, step), times: 0 });
         (trouble.text, trouble.steps.1, trouble.times) = (text.to_string(), step, trouble.times + 1);
