@@ -43,6 +43,11 @@ impl Series {
         self.points.iter().filter_map(|(step, value)| Some((*step, (*value)?)))
     }
 
+    /// Whether there are more points than are drawn.
+    fn has_band(&self) -> bool {
+        matches!(self.drawn, Drawn::Line | Drawn::Faint) && self.points.len() > MOST
+    }
+
     /// Whether it has a value at all.
     pub fn is_known(&self) -> bool {
         self.known().next().is_some()
@@ -145,7 +150,8 @@ impl Chart {
                 last: s.known().next_back(),
             })
             .collect();
-        frame::close(html, &legend);
+        let longest = self.series.iter().filter(|s| s.has_band()).map(|s| s.points.len()).max();
+        frame::close(html, &legend, longest.map(|n| n.div_ceil(MOST)));
     }
 }
 
@@ -174,7 +180,7 @@ fn draw(html: &mut Html, series: &Series, places: &Places) {
 /// A curve, as the mean of each stretch with a band from the least to the largest value where a stretch has several.
 fn curve(html: &mut Html, series: &Series, places: &Places) {
     let stretches = thin(&series.points, MOST);
-    if series.points.len() > MOST {
+    if series.has_band() {
         let mut band = String::new();
         for run in stretches.split(Option::is_none).filter(|run| !run.is_empty()) {
             let along = |of: fn(&Stretch) -> f64| run.iter().flatten().filter_map(move |s| places.of(s.step, of(s)));

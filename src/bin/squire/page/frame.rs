@@ -74,8 +74,8 @@ pub fn label(html: &mut Html, anchor: &str, x: f64, y: f64, text: &str) {
     html.attribute("y", &format!("{y:.1}")).raw(">").text(text).raw("</text>");
 }
 
-/// Ends the drawing and the figure.
-pub fn close(html: &mut Html, legend: &[Entry]) {
+/// Ends the drawing and the figure. Where curves are means of several steps, `of` says of how many.
+pub fn close(html: &mut Html, legend: &[Entry], of: Option<usize>) {
     html.raw("<path class=cursor").attribute("d", &format!("M0 {TOP}V{BOTTOM}")).raw("/></svg><ul class=legend>");
     for entry in legend {
         html.raw("<li><svg class=key aria-hidden=true viewBox=\"0 0 20 8\"><path d=\"M0 4h20\"")
@@ -83,6 +83,9 @@ pub fn close(html: &mut Html, legend: &[Entry]) {
         html.raw("/></svg>").text(&entry.name).raw(" <b");
         let last = entry.last.map(|(_, value)| short(value)).unwrap_or_default();
         html.raw(">").text(&last).raw("</b></li>");
+    }
+    if let Some(n) = of {
+        html.element("<li>curve: mean, band: least to largest of ", &n.to_string(), " steps</li>");
     }
     html.raw("<li class=at></li></ul></figure>");
 }

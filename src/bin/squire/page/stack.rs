@@ -61,5 +61,5 @@ pub fn draw(html: &mut Html, caption: &Caption, layers: &[Layer], span: (u64, u6
         name: layer.name.into(),
         last: layer.amounts.last().copied(),
     };
-    frame::close(html, &layers.iter().map(entry).collect::<Vec<_>>());
+    frame::close(html, &layers.iter().map(entry).collect::<Vec<_>>(), None);
 }
