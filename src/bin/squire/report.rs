@@ -7,7 +7,7 @@ use serde_json::json;
 use squire::format::durable::write_file;
 
 use crate::output::{Failure, Output, bytes};
-use crate::page::page;
+use crate::page::{count, page};
 use crate::run_folder::{History, Record};
 use crate::tensorboard;
 use crate::waiting::Waiting;
@@ -66,7 +66,7 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         eprintln!("squire: {note}");
     }
     for (_, path, n) in &written {
-        out.text(&format!("{}  {}, {updates} updates\n", path.display(), bytes(*n as u64)))?;
+        out.text(&format!("{}  {}, {}\n", path.display(), bytes(*n as u64), count(updates as u64, "update")))?;
     }
     Ok(())
 }

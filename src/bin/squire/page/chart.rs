@@ -125,18 +125,13 @@ impl Chart {
         let (x, y) = (frame::steps(span), self.scale());
         frame::open(html, &self.caption, &self.said(), span);
         frame::axes(html, &x, &y);
-        for (i, (name, value)) in self.bounds.iter().enumerate() {
+        for (name, value) in &self.bounds {
             let at = y.place(*value);
             html.raw("<path class=bound").attribute("d", &format!("M{LEFT} {at:.1}H{RIGHT}")).raw("/>");
-            // Two of them may stand close to each other: the lower one's name is below it.
-            let is_lower = self.bounds.iter().enumerate().any(|(j, (_, other))| j != i && other > value);
-            frame::label(
-                html,
-                "end",
-                RIGHT,
-                if is_lower { at + 11.0 } else { at - 4.0 },
-                &format!("{name} {}", short(*value)),
-            );
+            // Two of them may stand close to each other: the names are at different ends.
+            let is_lower = self.bounds.iter().any(|(_, other)| other > value);
+            let (anchor, end) = if is_lower { ("start", LEFT + 8.0) } else { ("end", RIGHT) };
+            frame::label(html, anchor, end, at - 4.0, &format!("{name} {}", short(*value)));
         }
         for series in &self.series {
             draw(html, series, &Places { x: &x, y: &y });
@@ -192,7 +187,7 @@ fn curve(html: &mut Html, series: &Series, places: &Places) {
         }
         html.raw("<path").attribute("class", &format!("{} band", series.style)).attribute("d", &band).raw("/>");
     }
-    let mut path = String::new();
+    let (mut path, mut points) = (String::new(), String::new());
     let mut joined = false;
     let place = |stretch: &Option<Stretch>| stretch.and_then(|s| places.of(s.step, s.mean));
     for (i, stretch) in stretches.iter().enumerate() {
@@ -200,10 +195,15 @@ fn curve(html: &mut Html, series: &Series, places: &Places) {
             joined = false;
             continue;
         };
-        // A round cap makes a point of a line without a length.
-        let alone = !joined && stretches.get(i + 1).is_none_or(|next| place(next).is_none());
-        path.push_str(&format!("{}{a:.1} {b:.1}{}", if joined { 'L' } else { 'M' }, if alone { "h0" } else { "" }));
+        path.push_str(&format!("{}{a:.1} {b:.1}", if joined { 'L' } else { 'M' }));
+        if !joined && stretches.get(i + 1).is_none_or(|next| place(next).is_none()) {
+            // One by itself has no line: a round cap makes a point of a line without a length.
+            points.push_str(&format!("M{a:.1} {b:.1}h0"));
+        }
         joined = true;
+    }
+    if !points.is_empty() {
+        html.raw("<path").attribute("class", &format!("{} dot", series.style)).attribute("d", &points).raw("/>");
     }
     let class = if series.drawn == Drawn::Faint { format!("{} faint", series.style) } else { series.style.into() };
     html.raw("<path").attribute("class", &class).attribute("d", &path);

@@ -108,7 +108,7 @@ fn divergences(history: &History) -> Chart {
 
 fn update_kl(history: &History) -> Chart {
     let refused = of_updates(history, |step, _| step.refused.as_ref().and(step.update_kl()));
-    let crosses = Series { drawn: Drawn::Crosses, ..Series::line("refused", "c1", refused) };
+    let crosses = Series { drawn: Drawn::Crosses, ..Series::line("refused", "refused", refused) };
     let mut series = vec![Series::line("update KL", "c0", of_updates(history, |step, _| step.update_kl()))];
     series.extend(crosses.is_known().then_some(crosses));
     let bound = |knob: &'static str, name: &str| {

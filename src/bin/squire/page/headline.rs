@@ -2,7 +2,7 @@
 
 use super::figures::WINDOW;
 use super::html::Html;
-use super::numbers::{date, duration, percent, short, whole, wilson};
+use super::numbers::{count, date, duration, percent, short, whole, wilson};
 use crate::run_folder::{History, State, Step};
 
 /// A fact: its name, a large figure, and a word on it.
@@ -39,7 +39,7 @@ pub fn draw(html: &mut Html, history: &History) {
         history.steps.iter().rev().filter(trained).take(WINDOW).map(|(_, step)| &step.training).collect();
     let (won, n) = last.iter().fold((0, 0), |(won, n), played| (won + played.successes, n + played.judged));
     if n > 0 {
-        let about = format!("{} of {} in the last {} steps", whole(won), whole(n), last.len());
+        let about = format!("{} of {} in the last {}", whole(won), whole(n), count(last.len() as u64, "step"));
         fact(
             html,
             "success",
@@ -89,10 +89,9 @@ pub fn draw(html: &mut Html, history: &History) {
     if !history.resumed.is_empty() {
         let at: Vec<String> = history.resumed.iter().rev().take(8).rev().map(u64::to_string).collect();
         about.push(format!(
-            "resumed {} times, last at step {}; {} updates told before that are void",
-            history.resumed.len(),
+            "resumed at step {}; {} told before that are void",
             at.join(", "),
-            history.void
+            count(history.void, "update")
         ));
     }
     html.element("<p class=quiet>", &about.join(" · "), "</p>");

@@ -18,6 +18,7 @@ mod troubles;
 
 use crate::run_folder::{Chosen, History};
 use html::Html;
+pub use numbers::count;
 
 /// The page as bytes. `n_episodes` are those of the record, None where there is none.
 pub fn page(history: &History, chosen: &[Chosen], n_episodes: Option<usize>) -> Vec<u8> {

@@ -50,6 +50,11 @@ pub fn whole(n: u64) -> String {
     text
 }
 
+/// So many of something.
+pub fn count(n: u64, of: &str) -> String {
+    format!("{} {of}{}", whole(n), if n == 1 { "" } else { "s" })
+}
+
 /// Seconds since 1970 as a date and a time of UTC.
 pub fn date(seconds: f64) -> String {
     if !(0.0..1e11).contains(&seconds) {
@@ -112,6 +117,11 @@ mod tests {
         wanted.into_iter().for_each(|(x, text)| assert_eq!(short(x), text));
         assert_eq!((percent(0.125), percent(1.0)), ("12.5 %".into(), "100 %".into()));
         assert_eq!((whole(999), whole(1_234_567)), ("999".into(), "1,234,567".into()));
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!((count(1, "step"), count(1000, "step")), ("1 step".into(), "1,000 steps".into()));
     }
 
     #[test]
