@@ -14,8 +14,11 @@ pub const WINDOW: usize = 20;
 /// Styles of curves that are nobody's in particular; styles differ in their dashes too.
 const STYLES: [&str; 7] = ["c0", "c1", "c2", "c3", "c4", "c5", "c6"];
 
+/// A number of an update's report.
+type OfReport = fn(&Report) -> Option<f64>;
+
 /// The losses of a report by their names.
-pub const DIVERGENCES: [(&str, fn(&Report) -> Option<f64>); 7] = [
+pub const DIVERGENCES: [(&str, OfReport); 7] = [
     ("reverse KL", |r| r.reverse_kl),
     ("forward KL", |r| r.forward_kl),
     ("Jensen-Shannon", |r| r.jsd),
