@@ -1,4 +1,4 @@
-//! The program `squire`: look into model folders, generate, chat, score, measure, and explain a distillation.
+//! The program `squire`: look into model folders, generate, chat, score, measure, explain a distillation and watch one.
 //!
 //! Results go to stdout, as text or with `--json` as one object; everything else goes to stderr. It exits
 //! with 0, with 1 where something failed, with 2 where it was called wrongly.
@@ -12,9 +12,13 @@ mod generate;
 mod inspect;
 mod options;
 mod output;
+mod page;
+mod report;
+mod run_folder;
 mod sampling;
 mod score;
 mod shapes;
+mod tensorboard;
 mod waiting;
 
 use std::process::ExitCode;
@@ -40,6 +44,7 @@ enum Command {
     Score(score::Args),
     Bench(bench::Args),
     Distill(distill::Args),
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(&args, &mut out),
         Command::Bench(args) => bench::run(&args, &mut out),
         Command::Distill(args) => distill::run(&args, &mut out),
+        Command::Report(args) => report::run(&args, &mut out),
     });
     output::exit(done)
 }
