@@ -19,12 +19,13 @@ use std::time::Instant;
 use super::batch::TokenLoss;
 use super::config::Config;
 use super::packing::{Packing, last_loss};
+use super::quantities::TokenFacts;
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::weighing::targets;
 use super::workspace::{Finished, Scores, Workspace, leave_out};
-use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss};
+use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss, Spread};
 use crate::backend::{Compute, Device, host};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{Passed, backward_while, head_backward};
@@ -121,7 +122,7 @@ impl Task<'_> {
         let started = Instant::now();
         let trajectories: Vec<&Trajectory> = finished.iter().map(|f| &f.trajectory).collect();
         let Packing { batch, trained, micro_batches } = packing;
-        let mut tally = Tally::new(&trajectories, batch);
+        let mut tally = Tally::new(&trajectories, batch, self.config, self.published);
         let mut gradients = workspace.zero_gradients(self.student, self.trained)?;
         let mut sample = Sample::of(finished, batch, packing.extent(), self.config.update_kl_tokens as usize);
         if let (Some(served), false) = (&self.served, sample.is_empty()) {
@@ -208,8 +209,8 @@ impl Task<'_> {
             leave_out(&mut workspace.logits, self.vocabulary, n);
             sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.logits);
             let targets = targets(finished, chunk);
-            let logprobs = ops::logprobs_of(device, &workspace.logits, &targets, n)?;
-            for ((_, t), &logprob) in chunk.iter().zip(&logprobs) {
+            let says = ops::spreads_of(device, &workspace.logits, &targets, n)?;
+            for ((_, t), &Spread { logprob, .. }) in chunk.iter().zip(&says) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
                 if sampled_here && Some(trajectory.heading.revision) == self.revision {
@@ -218,24 +219,24 @@ impl Task<'_> {
             }
             let teacher = (self.teacher, self.config.tail);
             let teachers = workspace.fill_teacher_rows(teacher, self.vocabulary, finished, chunk)?;
-            let said = match chunk.iter().any(|(_, t)| t.kind.is_sampled()) {
-                true => workspace.teacher_logprobs(device, teachers, &targets, n)?,
-                false => Vec::new(),
-            };
+            // Before the logits become gradients.
+            let theirs = workspace.teacher_facts(teachers, &targets, &says, self.vocabulary)?;
             let spec = |(i, (_, t)): (usize, &(usize, &TokenLoss))| {
                 let mut spec = RowLoss::new(t.kind, t.weight as f32, targets[i]);
                 if t.kind.is_sampled() {
                     let turn_log_ratio = turn_log_ratios.get(&(t.trajectory, t.turn)).copied().unwrap_or(0.0);
                     let logprob = finished[t.trajectory].trajectory.logprobs()[t.position];
                     let drawn = Drawn { logprob, turn_log_ratio, teacher: t.teacher, rest: t.rest };
-                    spec.worth = ops::worth(t.kind, logprobs[i], said[i], &drawn).unwrap_or_default();
+                    spec.worth = ops::worth(t.kind, says[i].logprob, theirs[i].logprob, &drawn).unwrap_or_default();
                 }
                 spec
             };
             let specs: Vec<RowLoss> = chunk.iter().enumerate().map(spec).collect();
             let values = workspace.divergences(device, teachers, &specs, n)?;
-            for (((_, t), value), spec) in chunk.iter().zip(values).zip(&specs) {
-                tally.add(t, value as f64, t.kind.is_sampled().then_some(&spec.worth));
+            for (i, ((_, t), value)) in chunk.iter().zip(values).enumerate() {
+                let Spread { logprob, entropy, .. } = says[i];
+                let facts = TokenFacts { logprob, entropy, teacher: t.kind.needs_teacher().then_some(theirs[i]) };
+                tally.add(t, value as f64, t.kind.is_sampled().then_some(&specs[i].worth), &facts);
             }
             ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
             let operands = (&workspace.logits, &workspace.hidden);

@@ -5,7 +5,7 @@
 //! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
 //! trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`proposal`] judges what a student proposed by its [`uncertainty`], [`learner`] builds and applies updates
-//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], which may say turns too ([`teacher_turn`]), and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
+//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], which may say turns too ([`teacher_turn`]), and reports them ([`report`], [`quantities`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
 //! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ mod packing;
 pub mod policy;
 pub mod preset;
 pub mod proposal;
+pub mod quantities;
 pub mod queue_options;
 pub mod report;
 pub mod rewards;
