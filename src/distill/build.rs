@@ -179,6 +179,6 @@ impl Distiller {
         let of = (&device, task.teacher, task.vocabulary);
         weigh(&mut packing.batch, &records, workspace, of, settings, &mut go_on)?;
         let gradients = task.gradients(workspace, &records, &packing, cancel, progress)?;
-        Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
+        Ok(Update { distiller: self.clone(), gradients, step: self.step(), line: learning.line, applied: false })
     }
 }

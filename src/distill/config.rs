@@ -100,6 +100,8 @@ pub struct Config {
     pub lora: Option<Lora>,
     /// Revisions that may live at once.
     pub kept_revisions: u32,
+    /// Published revisions that are kept to go back to, beside the current one.
+    pub rollback_revisions: u32,
     /// Turn cap of an episode.
     pub max_turns: u32,
     /// Trained tokens on which the KL of an update is measured at most; 0: it is not.
@@ -108,6 +110,8 @@ pub struct Config {
     pub max_update_kl: f64,
     /// The same above which `publish` refuses; 0: never.
     pub refuse_update_kl: f64,
+    /// Rows on which a published revision is compared with what was trained, at most; 0: none.
+    pub probe_rows: u32,
     /// Which layer set each knob, in the table's order.
     pub(super) origins: Vec<Origin>,
 }

@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::ended::{Ended, Waiting};
+use super::kept::Kept;
 use super::knobs::Proposal;
 use super::learner::Learner;
+use super::probe::Probe;
 use super::queue_options::Vocabulary;
 use super::room::{Fitted, Room};
 use super::spec::EpisodeSpec;
@@ -61,6 +63,10 @@ pub(super) struct State {
     pub(super) teacher_said: u64,
     /// of the last proposals
     pub(super) uncertainties: Uncertainties,
+    /// published revisions to go back to
+    pub(super) kept: Kept,
+    /// of the revision that was published last; None where it was not looked at
+    pub(super) probe: Option<Probe>,
 }
 
 impl State {
@@ -94,6 +100,8 @@ pub(super) struct Learning {
     pub(super) base: Weak<Counted<Weights>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
+    /// times that what was learnt was dropped: updates that were built before are stale
+    pub(super) line: u64,
     /// what the knobs by which the run learns were, each time before it was resumed with others: {path: value}
     pub(super) lineage: Vec<Value>,
     /// buffers of the last build
@@ -162,6 +170,8 @@ impl Distiller {
                 totals: Totals::default(),
                 teacher_said: 0,
                 uncertainties: Uncertainties::default(),
+                kept: Kept::default(),
+                probe: None,
             }),
             learning: Mutex::new(Learning {
                 learner: None,
@@ -169,6 +179,7 @@ impl Distiller {
                 lineage: Vec::new(),
                 base: Weak::new(),
                 unpublished: None,
+                line: 0,
                 workspace: None,
                 reserved,
             }),
@@ -350,7 +361,21 @@ impl Distiller {
             "thrown_away": totals.thrown_away,
             "waiting": state.n_waiting(),
             "set_aside": state.ended.len() - state.n_waiting(),
+            "kept_for_rollback": state.kept.numbers(),
+            "probe": state.probe,
         })
+    }
+
+    /// What the probe of the last published revision found; None before the first, and where it was not looked at.
+    pub fn last_probe(&self) -> Option<Probe> {
+        self.0.state.lock().probe
+    }
+
+    /// Keeps a revision that was just replaced to go back to, as far as the settings say. What is kept no longer comes back: its
+    /// memory goes with it, which no lock should wait for.
+    pub(super) fn keep_for_rollback(&self, replaced: Option<Arc<Revision>>) -> Vec<Arc<Revision>> {
+        let most = self.0.config.rollback_revisions as usize;
+        replaced.map_or(Vec::new(), |replaced| self.0.state.lock().kept.push(replaced, most))
     }
 
     /// Tells the host, if it listens. With no lock held.

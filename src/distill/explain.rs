@@ -68,6 +68,14 @@ fn notes(config: &Config) -> Vec<String> {
     if config.optimizer.weight_decay > 0.0 {
         notes.push("weight_decay is for matrices: weights of norms and biases have none".into());
     }
+    notes.push(match (config.update_kl_tokens, config.refuse_update_kl) {
+        (0, _) => "update_kl_tokens is 0: no step's KL is measured, so publish refuses only weights that are not finite".into(),
+        (_, 0.0) => "refuse_update_kl is 0: publish refuses only weights that are not finite".into(),
+        (_, bound) => format!(
+            "publish refuses a step that moves the student by more than {bound} nats a token, and one whose weights are not finite; \
+             the old revision then serves on"
+        ),
+    });
     notes.push(format!(
         "in bf16 compute a KL below {BF16_FLOOR:.0e} nats a token (with experts {BF16_FLOOR_OF_EXPERTS:.0e}) is rounding"
     ));

@@ -586,6 +586,17 @@ pub const KNOBS: &[Knob] = &[
         ..KNOB
     },
     Knob {
+        path: "rollback_revisions",
+        takes: "a whole number from 0 to 64",
+        default: "0",
+        meaning: "Published revisions that are kept to go back to (squire_distiller_rollback), the last ones before the current. They do not \
+                  count in kept_revisions, so they keep nobody from publishing; each takes an adapter's bytes, or those of all weights, of \
+                  the engine's host budget too.",
+        read: |c, v, p| set(&mut c.rollback_revisions, small(v, p, 0, 64)),
+        show: |c| json!(c.rollback_revisions),
+        ..FREE
+    },
+    Knob {
         path: "max_turns",
         takes: "a whole number from 1 to 1000000",
         default: "30",
@@ -617,10 +628,20 @@ pub const KNOBS: &[Knob] = &[
     Knob {
         path: "refuse_update_kl",
         takes: "nats from 0 to 1e12",
-        default: "0.0",
-        meaning: "The same, beyond which publish refuses; 0: never.",
+        // Ten times the warning: what the student said has become 20,000 times less likely on average.
+        default: "10.0",
+        meaning: "The same, beyond which publish refuses, or where the KL is no number (squire_distiller_publish_anyway does not); 0: never.",
         read: |c, v, p| set(&mut c.refuse_update_kl, nats(v, p)),
         show: |c| json!(c.refuse_update_kl),
+        ..FREE
+    },
+    Knob {
+        path: "probe_rows",
+        takes: "a whole number from 0 to 64",
+        default: "4",
+        meaning: "Trained tokens, at most, on which each published revision is compared with what was trained, bit for bit; 0: it is not.",
+        read: |c, v, p| set(&mut c.probe_rows, small(v, p, 0, LOSS_ROWS as u64)),
+        show: |c| json!(c.probe_rows),
         ..FREE
     },
 ];

@@ -19,6 +19,7 @@ use std::time::Instant;
 use super::batch::TokenLoss;
 use super::config::Config;
 use super::packing::{Packing, last_loss};
+use super::probe::ProbeRows;
 use super::quantities::TokenFacts;
 use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
@@ -40,26 +41,26 @@ pub struct Learner {
     pub(super) masters: Parameters,
     pub(super) m: Parameters,
     pub(super) v: Parameters,
-    /// Steps applied.
-    pub(super) step: u64,
+    /// Steps applied since the moments were zero, by which their bias is corrected. The run may have more.
+    pub(super) steps: u64,
 }
 
 impl Learner {
     /// A learner that starts from f32 `masters`: 12 bytes a parameter with them.
     pub fn new(config: &ModelConfig, masters: Parameters) -> Result<Learner> {
         let (m, v) = (masters.zeros(config)?, masters.zeros(config)?);
-        Ok(Learner { masters, m, v, step: 0 })
+        Ok(Learner { masters, m, v, steps: 0 })
     }
 
-    /// One AdamW step with the gradients scaled to the clip; `norm` is their global norm.
-    pub fn apply(&mut self, device: &Device, gradients: &Parameters, norm: f64, config: &Config) {
+    /// One AdamW step, the run's of number `step` from 0, with the gradients scaled to the clip; `norm` is their global norm.
+    pub fn apply(&mut self, device: &Device, gradients: &Parameters, norm: f64, (config, step): (&Config, u64)) {
         let o = &config.optimizer;
-        let lr = o.learning_rate_at(self.step, config.steps);
-        self.step += 1;
+        let lr = o.learning_rate_at(step, config.steps);
+        self.steps += 1;
         let clipped = o.grad_clip > 0.0 && norm > o.grad_clip;
         // As torch: the clip coefficient has 1e-6 in its denominator.
         let grad_scale = if clipped { (o.grad_clip / (norm + 1e-6)) as f32 } else { 1.0 };
-        let power = |b: f64| 1.0 - (0..self.step).fold(1.0, |p, _| p * b);
+        let power = |b: f64| 1.0 - (0..self.steps).fold(1.0, |p, _| p * b);
         let (bias_correction1, bias_correction2) = (power(o.beta1), power(o.beta2));
         let (w, m, v) = (self.masters.tensors_mut(), self.m.tensors_mut(), self.v.tensors_mut());
         for (((w, m), v), (_, g)) in w.into_iter().zip(m).zip(v).zip(gradients.tensors()) {
@@ -82,6 +83,8 @@ pub struct Gradients {
     pub report: Report,
     /// On what the step that applies them is measured.
     pub(super) sample: Sample,
+    /// On what it is looked whether the result is served as it was trained.
+    pub(super) probe: ProbeRows,
 }
 
 /// What the gradients of a batch are computed from.
@@ -154,7 +157,8 @@ impl Task<'_> {
         }
         let parameters = Arc::new(gradients);
         workspace.gradients = Some(parameters.clone());
-        Ok(Gradients { parameters, norm, report, sample })
+        let probe = ProbeRows::of(finished, batch, self.config.probe_rows as usize);
+        Ok(Gradients { parameters, norm, report, sample, probe })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side. `go_on` is asked before each layer and each chunk

@@ -72,10 +72,12 @@ impl Default for Config {
             training_budget: 0,
             lora: None,
             kept_revisions: 0,
+            rollback_revisions: 0,
             max_turns: 0,
             update_kl_tokens: 0,
             max_update_kl: 0.0,
             refuse_update_kl: 0.0,
+            probe_rows: 0,
             origins: vec![Origin::Default; KNOBS.len()],
         };
         for knob in KNOBS {
