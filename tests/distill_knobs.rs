@@ -228,7 +228,7 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("max_turns", json!([0, 1_000_001])),
         ("update_kl_tokens", json!([-1, 65, "all", null])),
         ("max_update_kl", json!([-0.1, 1e13, "1"])),
-        ("refuse_update_kl", json!([-0.1, null])),
+        ("refuse_update_kl", json!([-0.1, "never"])),
         ("probe_rows", json!([-1, 65, 1.5, null])),
     ];
     assert!(KNOBS.iter().all(|knob| wrong.iter().any(|(path, _)| *path == knob.path)));

@@ -108,8 +108,8 @@ pub struct Config {
     pub update_kl_tokens: u32,
     /// KL of one update, nats a token, above which the log warns; 0: never.
     pub max_update_kl: f64,
-    /// The same above which `publish` refuses; 0: never.
-    pub refuse_update_kl: f64,
+    /// The same above which `publish` refuses; 0: never, None: half of what the student knew, at least 1.
+    pub refuse_update_kl: Option<f64>,
     /// Rows on which a published revision is compared with what was trained, at most; 0: none.
     pub probe_rows: u32,
     /// Which layer set each knob, in the table's order.

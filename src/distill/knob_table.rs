@@ -627,11 +627,11 @@ pub const KNOBS: &[Knob] = &[
     },
     Knob {
         path: "refuse_update_kl",
-        takes: "nats from 0 to 1e12",
-        // Ten times the warning: what the student said has become 20,000 times less likely on average.
-        default: "10.0",
-        meaning: "The same, beyond which publish refuses, or where the KL is no number (squire_distiller_publish_anyway does not); 0: never.",
-        read: |c, v, p| set(&mut c.refuse_update_kl, nats(v, p)),
+        takes: "nats from 0 to 1e12, or null",
+        default: "null",
+        meaning: "The same, beyond which publish refuses (squire_distiller_publish_anyway does not), as where the KL is no number; null: half of \
+                  what the student knew, the nats a token from what it said to an even guess over the vocabulary, and at least 1; 0: never.",
+        read: |c, v, p| set(&mut c.refuse_update_kl, if v.is_null() { Ok(None) } else { nats(v, p).map(Some) }),
         show: |c| json!(c.refuse_update_kl),
         ..FREE
     },

@@ -12,8 +12,8 @@ use super::learner::Gradients;
 use super::probe::{Expected, Probe};
 use super::report::Report;
 use super::trained;
-use super::unpublished::Unpublished;
-use super::update_kl::{are_finite, mean_kl};
+use super::unpublished::{Moved, Unpublished};
+use super::update_kl::{are_finite, mean_kl, mean_known};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::model::{Adapter, Parameters, Weights};
@@ -95,16 +95,19 @@ impl Distiller {
             Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
         };
         let is_asked_for = compared.is_some();
-        let kl = compared.filter(|_| are_finite).and_then(|(before, mut after)| {
+        let moved = compared.filter(|_| are_finite).and_then(|(before, mut after)| {
             sample.logits(model, student, self.0.vocabulary, workspace, &mut after).ok()?;
-            mean_kl(&model.device, &before, after).ok().filter(|kl| kl.is_finite())
+            let known = mean_known(&model.device, &before, self.0.vocabulary).ok()?;
+            let kl = mean_kl(&model.device, &before, after).ok().filter(|kl| kl.is_finite())?;
+            Some(Moved { kl, known })
         });
+        let kl = moved.map(|moved| moved.kl);
         report.update_kl = kl;
         let probe = std::mem::take(probe);
         // The step is taken; what cannot be computed of it is not looked at.
         let probe = if are_finite { probe.expected(model, student, workspace).ok().flatten() } else { None };
         drop(waits);
-        *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl, probe });
+        *unpublished = Some(Unpublished { parameters: next, are_finite, moved, probe });
         update.applied = true;
         let mut state = self.0.state.lock();
         state.step += 1;
@@ -160,7 +163,7 @@ impl Distiller {
             return Err(e);
         }
         student.check_room(limit)?;
-        let Some(Unpublished { parameters, are_finite, update_kl, probe }) = unpublished.take() else {
+        let Some(Unpublished { parameters, are_finite, moved, probe }) = unpublished.take() else {
             return Ok(student.current().number);
         };
         let replaced = student.current();
@@ -169,7 +172,7 @@ impl Distiller {
             Err(refused) => {
                 // An episode that began since the check took the room, or somebody replaced the base.
                 let (parameters, e) = *refused;
-                *unpublished = Some(Unpublished { parameters, are_finite, update_kl, probe });
+                *unpublished = Some(Unpublished { parameters, are_finite, moved, probe });
                 return Err(e);
             }
         };

@@ -185,6 +185,14 @@ impl Sample {
     }
 }
 
+/// What rows of logits [rows, V] over `vocabulary` ids know: their mean KL to an even guess, in nats.
+pub(super) fn mean_known(device: &Device, rows: &Tensor, vocabulary: usize) -> Result<f64> {
+    let n = rows.extent(0);
+    let says = ops::spreads_of(device, rows, &vec![0; n], n)?;
+    let entropy = says.iter().map(|row| f64::from(row.entropy)).sum::<f64>() / n.max(1) as f64;
+    Ok((vocabulary as f64).ln() - entropy)
+}
+
 /// The mean KL(before, after) of rows of logits [rows, V], in nats. `after` is spent.
 pub(super) fn mean_kl(device: &Device, before: &Tensor, mut after: Tensor) -> Result<f64> {
     let n = after.extent(0);
