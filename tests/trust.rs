@@ -217,6 +217,37 @@ fn a_learning_rate_of_ten_is_not_published() {
 }
 
 #[test]
+fn a_student_that_knows_something_is_guarded_by_what_it_knows() {
+    let engine = engine(Compute::F32);
+    let (student, teacher) =
+        (model(&engine, &config(Kind::Dense, 32, 2), 1), model(&engine, &config(Kind::Dense, 48, 3), 2));
+    let of = |lora: bool, rate: f64| {
+        let document = json!({"preset": "sft", "optimizer": {"learning_rate": rate}, "batch_episodes": 4});
+        Distiller::new(&student, Some(&teacher), settings(of(lora, document))).unwrap()
+    };
+    // It learns a few demonstrations by heart, always the same ones.
+    let learn = |d: &Distiller| {
+        for episode in 0..4 {
+            Seat::new(d, numbered(episode)).play(2);
+        }
+        let mut update = build(d);
+        d.apply(&mut update).unwrap();
+        update.report().clone()
+    };
+    let d = of(false, 1e-2);
+    for _ in 0..30 {
+        learn(&d);
+        d.publish().unwrap();
+    }
+    let report = learn(&of(true, 1e-3));
+    assert!(report.quantities.entropy.unwrap() < 1.0, "{:?}", report.quantities.entropy);
+    let d = of(true, 10.0);
+    let kl = learn(&d).update_kl.unwrap();
+    println!("an adapter's step of 10 on a student of entropy {:?}: KL {kl}", report.quantities.entropy);
+    assert!(kl > 3.0 && fault(d.publish()) == Fault::UpdateTooFar, "{kl}");
+}
+
+#[test]
 fn the_way_back_leads_to_the_same_weights_under_a_new_number() {
     for lora in [false, true] {
         let document =
