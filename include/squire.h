@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 8 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 9 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -153,6 +153,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_WRONG_HANDLE 113 /* A handle is not, or no longer, an object of the expected kind. */
 #define SQUIRE_DETAIL_NO_SUCH_DEVICE 114 /* The machine has no device of this index. */
 #define SQUIRE_DETAIL_UNKNOWN_ADAPTER 115 /* No adapter of this name is loaded. */
+#define SQUIRE_DETAIL_UNKNOWN_REVISION 116 /* No revision of this number is kept to go back to. */
 #define SQUIRE_DETAIL_OUT_OF_ORDER 201 /* The call came out of order. */
 #define SQUIRE_DETAIL_INSIDE_CALLBACK 202 /* A call that is not allowed inside a callback. */
 #define SQUIRE_DETAIL_AFTER_FORK 203 /* The object belongs to the process before fork(). */
@@ -930,8 +931,8 @@ squire_status squire_distiller_create(squire_model *student,
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
  * model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
- * the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, recompute
- * and training_budget. Otherwise as squire_distiller_create. Blocks.
+ * the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, probe_rows,
+ * rollback_revisions, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
  * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
@@ -965,13 +966,30 @@ squire_status squire_distiller_save(squire_distiller *distiller,
  * as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
  * SQUIRE_E_DIVERGED if the update moves the student beyond refuse_update_kl of the settings (detail UPDATE_TOO_FAR) or
  * has made weights that are not finite (detail NOT_FINITE): the old revision serves on, and squire_distiller_save is
- * refused likewise, so that the last checkpoint stays to be resumed. SQUIRE_E_BUSY while an update is built or
- * applied. Any thread. */
-squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+ * refused likewise, so that the last checkpoint stays to be resumed; squire_distiller_rollback goes back without one.
+ * SQUIRE_E_BUSY while an update is built or applied. Before it returns, what is served is compared on probe_rows tokens with what
+ * was trained, bit for bit: squire_distiller_metrics has what was found, and a difference is an error in the log and no status.
+ * Any thread. */
+squire_status squire_distiller_publish(squire_distiller *distiller,
+                                       uint64_t *revision,
+                                       squire_error **err);
 
 /* The same however far the update moves the student: for a host that looked at it. Weights that are not finite are
  * refused all the same. Any thread. */
 squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+
+/* Goes back to a published revision that rollback_revisions of the settings keeps: new sessions and episodes get its weights under a
+ * new number, the current one's and 1, since a number never means two weights and staleness counts on numbers; it goes to
+ * *published unless published is NULL. The current revision's own number changes nothing that is served. Either way a step that was applied
+ * and not published is dropped, updates that were built before are stale, and learning goes on from what is served: masters from
+ * its weights, moments of zero and a bias correction that begins anew, while the run's step and its schedules go on. It takes no
+ * memory, so kept_revisions does not refuse it. A resumed run keeps none yet. SQUIRE_E_ARGUMENT (detail UNKNOWN_REVISION) for a
+ * revision that is not kept; the message lists those that are, as squire_distiller_metrics does. SQUIRE_E_BUSY while an update is
+ * built, applied or published. Any thread. */
+squire_status squire_distiller_rollback(squire_distiller *distiller,
+                                        uint64_t revision,
+                                        uint64_t *published,
+                                        squire_error **err);
 
 /* Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
  * teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
@@ -1004,7 +1022,9 @@ squire_status squire_distiller_number(const squire_distiller *distiller,
 /* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, schedules (what else moves, by name, at this step), teacher_tokens (what the teacher said in
  * training since the last update), waiting (ended episodes that no update took yet), set_aside (those that the teacher
- * could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
+ * could not score; no part of a checkpoint, and no hindrance to one), kept_for_rollback (numbers of revisions), probe (of the last
+ * published revision: rows, differing, largest_difference of log-probs by serving and by training; null where it was not
+ * looked at). Keys may be added. Never waits.
  * Any thread. */
 squire_status squire_distiller_metrics(const squire_distiller *distiller,
                                        squire_text **out,
@@ -1469,7 +1489,14 @@ squire_status squire_update_build(squire_distiller *distiller,
  * set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
  * training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
  * moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
- * over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Keys may be added. Any thread. */
+ * over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Beside losses, means
+ * in nats over trained tokens: entropy, teacher_entropy (null of a teacher that gives its most likely ids alone), log_ratio
+ * (|ln p - ln q| of what stands there), teacher_mass (the student's probability of the teacher's most likely ids); turns, a list by
+ * index of {"tokens", "loss_share", "log_ratio", "teacher_nll", "teacher_entropy", "entropy", "episodes", "student", "teacher",
+ * "replay"}; response_length (tokens of a student's turn), repetition and executed_otherwise (shares of turns), lag {"mean",
+ * "largest"}, rewards {"mean", "least", "largest", "clipped": tokens with a reward that a bound of ratio holds} or null,
+ * clipped_advantages (tokens whose teacher's part advantage.shape holds), by_task {task: [successes, episodes]}, teacher_seconds (what
+ * the build waited for the teacher). Keys may be added. Any thread. */
 squire_status squire_update_report(const squire_update *update,
                                    squire_text **out,
                                    squire_error **err);

@@ -697,6 +697,13 @@ inline std::uint64_t publish_anyway(const distiller_handle &distiller) {
   return number;
 }
 
+/* Goes back to a revision that is kept, and gives the number under which it is served again. */
+inline std::uint64_t rollback(const distiller_handle &distiller, std::uint64_t revision) {
+  std::uint64_t number = 0;
+  call([&](auto err) { return squire_distiller_rollback(distiller.get(), revision, &number, err); });
+  return number;
+}
+
 inline episode_handle begin(const distiller_handle &distiller, std::string_view spec_json = "{}") {
   return make<episode_handle>([&](auto out, auto err) {
     return squire_episode_begin(distiller.get(), spec_json.data(), spec_json.size(), out, err);
