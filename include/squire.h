@@ -165,6 +165,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_TEACHER_REQUEST 211 /* No teacher's request of this number waits for an answer. */
 #define SQUIRE_DETAIL_SESSION_BUSY 301 /* The session is being worked on. */
 #define SQUIRE_DETAIL_DISTILLER_BUSY 302 /* The distiller is building an update. */
+#define SQUIRE_DETAIL_RECORD_IN_USE 303 /* Another distiller writes into the run's folder. */
 #define SQUIRE_DETAIL_STRUCT_SIZE 401 /* `struct_size` is too small, too large with a non-zero tail, or not a multiple of 8. */
 #define SQUIRE_DETAIL_ABI_MAJOR 402 /* The header's ABI major differs from the library's. */
 #define SQUIRE_DETAIL_UNSUPPORTED_ARCHITECTURE 501 /* `model_type` or architecture is not served. */
@@ -207,6 +208,8 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_NOT_THE_CONTENT 718 /* A file holds something else than its content: a Git LFS pointer, a web page, nothing. */
 #define SQUIRE_DETAIL_TENSOR_NAMES 719 /* Two tensors' names are one, or two models', once the prefixes of wrappers are taken off. */
 #define SQUIRE_DETAIL_ADAPTER_FORM 720 /* An adapter's configuration is broken or says what cannot be. */
+#define SQUIRE_DETAIL_RECORD_FORM 721 /* A run's record or metrics are broken, or are none. */
+#define SQUIRE_DETAIL_RECORD_VERSION 722 /* A run's record is of a later form. */
 #define SQUIRE_DETAIL_TENSOR_MISSING 801 /* A tensor that the configuration asks for is missing. */
 #define SQUIRE_DETAIL_TENSOR_EXTRA 802 /* A tensor that the configuration does not know. */
 #define SQUIRE_DETAIL_TENSOR_SHAPE 803 /* A tensor's shape differs from the configuration's. */
@@ -217,6 +220,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_UNMERGED_ADAPTER 808 /* The folder holds an adapter that is not merged into its base model. */
 #define SQUIRE_DETAIL_ADAPTER_MISMATCH 809 /* An adapter belongs to another base, or has another rank or other targets than are wanted. */
 #define SQUIRE_DETAIL_TEACHER_REPLY 810 /* An answer does not fit the teacher's request. */
+#define SQUIRE_DETAIL_RECORD_MISMATCH 811 /* A record is of another run or another vocabulary. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
 #define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
@@ -1521,6 +1525,116 @@ squire_status squire_update_apply(squire_distiller *distiller,
 /* Frees the update; not applied, it changes nothing. Its episodes are spent. NULL is allowed. Any thread, also inside a
  * callback. */
 void squire_update_release(squire_update *update);
+
+/* ---- record ---------------------------------------------------------------------------------------------- */
+
+#define SQUIRE_SOURCE_HOST 0 /* Of squire_trajectory_sources: text of the host. */
+#define SQUIRE_SOURCE_GLUE 1 /* Of the same: markers of the chat template. */
+#define SQUIRE_SOURCE_STUDENT 2 /* Of the same: sampled by the student. */
+#define SQUIRE_SOURCE_TEACHER 3 /* Of the same: said by the teacher. */
+#define SQUIRE_SOURCE_REPLAY 4 /* Of the same: an action of a demonstration. */
+
+/* A record that was read. Freed by squire_record_release. */
+typedef struct squire_record squire_record;
+
+/* An episode token by token, as it stood when it was asked for. Freed by squire_trajectory_release. */
+typedef struct squire_trajectory squire_trajectory;
+
+/* Writes from now on every episode that ends, what the host's teacher says of it, and what becomes of the run into a folder, made if
+ * it is not there: record.jsonl and metrics.jsonl, whose form docs/record.md has. recording_json: {"texts": whether episodes come with texts
+ * for people, true}. A distiller that is resumed from a checkpoint is the same run and goes on in its folder. The record comes first: an episode
+ * that cannot be written has not ended (squire_episode_end answers SQUIRE_E_IO and may be called again); where the metrics alone cannot be
+ * written the log says so and the run goes on. With path NULL nothing more is written. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
+ * into the folder, SQUIRE_E_MISMATCH where another run lies in it, SQUIRE_E_FORMAT where something else does. Any thread. */
+squire_status squire_distiller_record(squire_distiller *distiller,
+                                      const char *path,
+                                      size_t path_len,
+                                      const char *recording_json,
+                                      size_t recording_len,
+                                      squire_error **err);
+
+/* Reads a record: a file, or the one in a run's folder. Every line is checked; of several episodes of one identity the last one counts, and a last line
+ * that was cut off is left out. Blocks. SQUIRE_E_IO, SQUIRE_E_FORMAT with the line (detail RECORD_VERSION where it is of a later squire). Any
+ * thread. */
+squire_status squire_record_open(const char *path,
+                                 size_t path_len,
+                                 squire_record **out,
+                                 squire_error **err);
+
+/* What a record holds, as a JSON object: runs (run, episodes, vocabulary, rows, settings, fingerprint), episodes, evaluations (which are
+ * among them), scored (those of which the host's teacher spoke), superseded (that stood there again), cut (bytes of a last line that was cut
+ * off, or null). Keys may be added. Any thread. */
+squire_status squire_record_info(const squire_record *record,
+                                 squire_text **out,
+                                 squire_error **err);
+
+/* Episodes of a record, evaluations too. Any thread. */
+squire_status squire_record_count(const squire_record *record, size_t *count, squire_error **err);
+
+/* An episode of a record, counted from 0 in the order of the file. SQUIRE_E_ARGUMENT for an index that is not below
+ * squire_record_count. Any thread. */
+squire_status squire_record_episode(const squire_record *record,
+                                    size_t index,
+                                    squire_trajectory **out,
+                                    squire_error **err);
+
+/* Frees a record. NULL is allowed. Any thread, also inside a callback. */
+void squire_record_release(squire_record *record);
+
+/* Lets up to max_episodes (0: all) episodes of a record that this run has not had wait for an update, in the order of their numbers, as if they
+ * had just been played: under the settings that they were played under, the update is the same bit for bit. Under others their losses are those of the
+ * distiller's settings. What the host's teacher said comes from the record; a teacher that is a model computes its part when an update takes the
+ * episode, and the host's is asked where the record lacks what the settings ask for. The answer is a JSON object: episodes (that wait now), evaluations (never
+ * learnt), known (had before: played by this run, or imported, also before the checkpoint that it was resumed from), left (beyond max_episodes),
+ * other_settings and unscored (of those that wait). SQUIRE_E_MISMATCH where the record is of another vocabulary, or an episode longer than
+ * the student's context; nothing is taken then. Any thread. */
+squire_status squire_distiller_import(squire_distiller *distiller,
+                                      const squire_record *record,
+                                      uint64_t max_episodes,
+                                      squire_text **out,
+                                      squire_error **err);
+
+/* Every token of an episode so far, the turn under way as far as it is said. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_episode_trajectory(const squire_episode *episode,
+                                        squire_trajectory **out,
+                                        squire_error **err);
+
+/* Token ids [T], their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
+ * NULL. Any thread, also inside a callback. */
+const int32_t *squire_trajectory_ids(const squire_trajectory *trajectory,
+                                     size_t *len);
+
+/* Who wrote each token, [T] of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
+const uint8_t *squire_trajectory_sources(const squire_trajectory *trajectory, size_t *len);
+
+/* Log-probs in nats at temperature 1 over the whole vocabulary, [T], NaN where nothing was sampled or it is not known,
+ * otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
+const float *squire_trajectory_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* The same of the distribution that was drawn from. Any thread, also inside a callback. */
+const float *squire_trajectory_sampled_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* What the host's teacher said of each token, [T], NaN of which it said nothing, of an episode of a record; no numbers where it
+ * said nothing of the episode. Any thread, also inside a callback. */
+const float *squire_trajectory_teacher_logprobs(const squire_trajectory *trajectory,
+                                                size_t *len);
+
+/* Its most likely ids, [N, K]: K of each of the N tokens that it said something of, one token after the other. Any thread, also
+ * inside a callback. */
+const int32_t *squire_trajectory_teacher_top_ids(const squire_trajectory *trajectory,
+                                                 size_t *len);
+
+/* Their log-probs, [N, K]. Any thread, also inside a callback. */
+const float *squire_trajectory_teacher_top_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* The rest of the episode, as a JSON object ended by NUL, its length without the NUL in *len unless len is NULL: what
+ * squire_episode_trace has without an entry a token, and of a record also settings (their fingerprint) and of each turn before and text. Keys may be added. It
+ * lives as long as the object. NULL and 0 for NULL. Any thread, also inside a callback. */
+const char *squire_trajectory_json(const squire_trajectory *trajectory,
+                                   size_t *len);
+
+/* Frees a trajectory. NULL is allowed. Any thread, also inside a callback. */
+void squire_trajectory_release(squire_trajectory *trajectory);
 
 #endif /* SQUIRE_EXPERIMENTAL */
 

@@ -164,9 +164,10 @@ impl Config {
     /// What moves at step `step`, by name: beta, and what [`Config::schedules`] lists.
     pub fn schedules_at(&self, step: u64) -> serde_json::Value {
         let beta = std::iter::once(("beta".to_string(), self.beta_at(step).into()));
-        let others = self.schedules().into_iter().map(|(name, schedule)| {
-            (name.to_string(), schedule.value(step, self.steps).into())
-        });
+        let others = self
+            .schedules()
+            .into_iter()
+            .map(|(name, schedule)| (name.to_string(), schedule.value(step, self.steps).into()));
         serde_json::Value::Object(beta.chain(others).collect())
     }
 

@@ -169,7 +169,8 @@ impl Counting {
     /// rewards are, where any is learnt by.
     pub(super) fn new(trajectories: &[&Trajectory], published: u64, reward: Option<&Reward>) -> Counting {
         let mut told = Quantities::default();
-        let identities: BTreeSet<(RunId, u64)> = trajectories.iter().map(|t| (t.heading.run, t.heading.episode)).collect();
+        let identities: BTreeSet<(RunId, u64)> =
+            trajectories.iter().map(|t| (t.heading.run, t.heading.episode)).collect();
         let (mut of_student, mut repeated, mut otherwise) = (Sum::default(), Sum::default(), Sum::default());
         let (mut lags, mut largest) = (Sum::default(), 0);
         let mut rewards: Vec<f64> = Vec::new();

@@ -178,7 +178,8 @@ impl Tally {
             groups: batch.groups,
             ..Report::default()
         };
-        let identities: BTreeSet<(RunId, u64)> = trajectories.iter().map(|t| (t.heading.run, t.heading.episode)).collect();
+        let identities: BTreeSet<(RunId, u64)> =
+            trajectories.iter().map(|t| (t.heading.run, t.heading.episode)).collect();
         for t in trajectories {
             // What a fork shares with its parent was said once, and is counted there if that is here.
             let parent = t.heading.forked_from.filter(|(parent, _)| identities.contains(&(t.heading.run, *parent)));

@@ -127,9 +127,7 @@ impl Distiller {
         let what =
             format!("step {} of {steps} applied: learning rate {rate:.3e}, KL {moved}, {seconds:.3} s", step + 1);
         self.log(Level::Info, &what);
-        self.note("applied", || {
-            json!({"step": step + 1, "update_kl": kl, "finite": are_finite, "seconds": seconds})
-        });
+        self.note("applied", || json!({"step": step + 1, "update_kl": kl, "finite": are_finite, "seconds": seconds}));
         if !are_finite {
             self.log(Level::Warning, &format!("step {}: the weights are not finite and are not published", step + 1));
         } else if is_asked_for && bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
@@ -164,7 +162,10 @@ impl Distiller {
         match self.publish_if(check) {
             Ok(None) => Ok(self.0.student.current().number),
             Ok(Some(revision)) => {
-                self.note("published", || json!({"step": self.step(), "revision": revision, "probe": self.last_probe()}));
+                self.note(
+                    "published",
+                    || json!({"step": self.step(), "revision": revision, "probe": self.last_probe()}),
+                );
                 Ok(revision)
             }
             Err(e) => {

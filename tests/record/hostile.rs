@@ -44,7 +44,11 @@ fn a_sound_one_is_read_and_what_a_later_squire_may_add_is_no_hindrance() {
 fn contradictions_are_refused_by_line_and_place() {
     type Change = fn(&mut Value);
     let of_header: &[(Change, Fault, &str)] = &[
-        (|l| l["version"] = json!(2), Fault::RecordVersion, "line 1: the record is of version 2, this squire reads up to 1"),
+        (
+            |l| l["version"] = json!(2),
+            Fault::RecordVersion,
+            "line 1: the record is of version 2, this squire reads up to 1",
+        ),
         (|l| l["rows"] = json!(0), Fault::RecordForm, "line 1: rows: wanted a number from 1 to"),
         (|l| l["kind"] = json!("weather"), Fault::RecordForm, "line 2: wanted a line of kind \"record\" of run"),
         (|l| l["run"] = json!("x"), Fault::RecordForm, "expected 32 hexadecimal digits"),
@@ -63,7 +67,7 @@ fn contradictions_are_refused_by_line_and_place() {
         (|l| l["turns"][0]["actor"] = json!("god"), "turns[0]: actor: wanted student, teacher or replay, found god"),
         (|l| l["turns"][1]["start"] = json!(0), "turns[1]: wanted tokens from"),
         (|l| l["turns"][1]["end"] = json!(9999), "turns[1]: wanted tokens from"),
-        (|l| l["turns"][0]["logprobs"] = json!([-1; 9]), "turns[0]: the student's turn of"),
+        (|l| l["turns"][0]["logprobs"] = json!(vec![-1; 9]), "turns[0]: the student's turn of"),
         (|l| l["turns"][0]["logprobs"][0] = json!(2.0), "must be a number of at most 0, found 2"),
         (|l| l["turns"][0]["logprobs"][0] = json!(null), "line 2: "),
         (|l| l["turns"][0]["reward"] = json!(1e10), "a reward must be a number from -1e9 to 1e9"),

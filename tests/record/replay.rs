@@ -144,7 +144,12 @@ fn privileged_views_and_forks_come_back_with_their_bits() {
     act(&parent);
     shown(&parent, 1);
     act(&parent);
-    let of = |episode, train_prefix| ForkOptions { episode: Some(episode), turn: Some(1), train_prefix, ..Default::default() };
+    let of = |episode, train_prefix| ForkOptions {
+        episode: Some(episode),
+        turn: Some(1),
+        train_prefix,
+        ..Default::default()
+    };
     let forks = [parent.fork(of(1, true)).unwrap(), parent.fork(of(2, false)).unwrap()];
     forks.iter().for_each(act);
     for (episode, score) in [(&parent, 1.0), (&forks[0], 0.0), (&forks[1], 0.5)] {

@@ -22,7 +22,10 @@ fn the_metrics_tell_the_run() {
     let kinds: Vec<&str> = told.iter().map(|line| line["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["run", "episode", "episode", "episode", "episode", "update", "applied", "published", "saved"]);
     assert!(told.iter().all(|line| line["run"] == json!(d.run()) && line["time"].as_f64().unwrap() > 1.7e9));
-    assert_eq!((&told[0]["version"], &told[0]["step"], &told[0]["settings"]["seed"]), (&json!(1), &json!(0), &json!(5)));
+    assert_eq!(
+        (&told[0]["version"], &told[0]["step"], &told[0]["settings"]["seed"]),
+        (&json!(1), &json!(0), &json!(5))
+    );
     assert!(told[0]["student"]["parameters"].as_u64().unwrap() > 1000);
     let one = &played[1];
     let rewards: f64 = one.turns().iter().filter_map(|turn| turn.reward).sum();
