@@ -759,49 +759,49 @@ template <class T> struct array_view {
   const T &operator[](std::size_t i) const { return data[i]; }
 };
 
-inline array_view<std::int32_t> ids(const trajectory_handle &t) {
+inline array_view<std::int32_t> trajectory_ids(const trajectory_handle &t) {
   array_view<std::int32_t> view;
   view.data = squire_trajectory_ids(t.get(), &view.size);
   return view;
 }
 
-inline array_view<std::uint8_t> sources(const trajectory_handle &t) {
+inline array_view<std::uint8_t> trajectory_sources(const trajectory_handle &t) {
   array_view<std::uint8_t> view;
   view.data = squire_trajectory_sources(t.get(), &view.size);
   return view;
 }
 
-inline array_view<float> logprobs(const trajectory_handle &t) {
+inline array_view<float> trajectory_logprobs(const trajectory_handle &t) {
   array_view<float> view;
   view.data = squire_trajectory_logprobs(t.get(), &view.size);
   return view;
 }
 
-inline array_view<float> sampled_logprobs(const trajectory_handle &t) {
+inline array_view<float> trajectory_sampled_logprobs(const trajectory_handle &t) {
   array_view<float> view;
   view.data = squire_trajectory_sampled_logprobs(t.get(), &view.size);
   return view;
 }
 
-inline array_view<float> teacher_logprobs(const trajectory_handle &t) {
+inline array_view<float> trajectory_teacher_logprobs(const trajectory_handle &t) {
   array_view<float> view;
   view.data = squire_trajectory_teacher_logprobs(t.get(), &view.size);
   return view;
 }
 
-inline array_view<std::int32_t> teacher_top_ids(const trajectory_handle &t) {
+inline array_view<std::int32_t> trajectory_teacher_top_ids(const trajectory_handle &t) {
   array_view<std::int32_t> view;
   view.data = squire_trajectory_teacher_top_ids(t.get(), &view.size);
   return view;
 }
 
-inline array_view<float> teacher_top_logprobs(const trajectory_handle &t) {
+inline array_view<float> trajectory_teacher_top_logprobs(const trajectory_handle &t) {
   array_view<float> view;
   view.data = squire_trajectory_teacher_top_logprobs(t.get(), &view.size);
   return view;
 }
 
-inline std::string_view json(const trajectory_handle &t) {
+inline std::string_view trajectory_json(const trajectory_handle &t) {
   std::size_t n = 0;
   const char *data = squire_trajectory_json(t.get(), &n);
   return std::string_view(data, n);

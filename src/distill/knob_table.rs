@@ -630,7 +630,7 @@ pub const KNOBS: &[Knob] = &[
         takes: "nats from 0 to 1e12, or null",
         default: "null",
         meaning: "The same, beyond which publish refuses (squire_distiller_publish_anyway does not), as where the KL is no number; null: half of \
-                  what the student knew, the nats a token from what it said to an even guess over the vocabulary, and at least 1; 0: never.",
+                  what the student knew, the nats a token from what it said to an even guess over the vocabulary, and at least 2; 0: never.",
         read: |c, v, p| set(&mut c.refuse_update_kl, if v.is_null() { Ok(None) } else { nats(v, p).map(Some) }),
         show: |c| json!(c.refuse_update_kl),
         ..FREE

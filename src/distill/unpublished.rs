@@ -22,8 +22,8 @@ fn bound(config: &Config, known: f64) -> f64 {
     config.refuse_update_kl.unwrap_or_else(|| (known / 2.0).max(LEAST_BOUND))
 }
 
-/// As `max_update_kl`, beyond which the log warns.
-pub(super) const LEAST_BOUND: f64 = 1.0;
+/// A student that begins at random moves this far in steps that teach it: twice `max_update_kl`, beyond which the log warns.
+pub(super) const LEAST_BOUND: f64 = 2.0;
 
 /// The student's parameters after an applied step.
 pub(super) struct Unpublished {
@@ -93,8 +93,8 @@ mod tests {
         let default = || json!({});
         // A student of 150,000 ids that is sure of them; one of 64 ids; one that knows next to nothing.
         assert!(!refused(default(), Some((5.0, 10.9))) && refused(default(), Some((5.5, 10.9))));
-        assert!(!refused(default(), Some((1.9, 3.9))) && refused(default(), Some((2.0, 3.9))));
-        assert!(!refused(default(), Some((1.0, 0.1))) && refused(default(), Some((1.1, 0.1))));
+        assert!(!refused(default(), Some((2.4, 4.9))) && refused(default(), Some((2.5, 4.9))));
+        assert!(!refused(default(), Some((2.0, 0.1))) && refused(default(), Some((2.1, 0.1))));
         assert!(refused(default(), None), "no number");
         assert!(!refused(json!({"update_kl_tokens": 0}), None) && !refused(json!({"refuse_update_kl": 0}), None));
         let given = || json!({"refuse_update_kl": 7});

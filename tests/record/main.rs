@@ -6,7 +6,9 @@ mod answering;
 #[path = "../support/scripted.rs"]
 mod scripted;
 
+mod full_disk;
 mod hostile;
+mod kills;
 mod replay;
 mod writing;
 
