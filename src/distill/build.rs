@@ -63,7 +63,7 @@ impl Distiller {
         match &mut result {
             Err(e) => self.note_failure("build", e),
             Ok(update) => {
-                update.gradients.report.quantities.teacher_seconds = waited;
+                update.gradients.report.teacher_seconds = waited;
                 self.set_aside(gathering.failed, update);
                 let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
                 let what = format!(

@@ -44,8 +44,6 @@ pub struct Quantities {
     pub clipped_advantages: usize,
     /// (successes, episodes) of each task; beyond the first 64 by name all together under "".
     pub by_task: BTreeMap<String, (usize, usize)>,
-    /// What the build waited for the teacher.
-    pub teacher_seconds: f64,
 }
 
 /// The turns of one index.

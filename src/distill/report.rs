@@ -95,6 +95,8 @@ pub struct Report {
     pub warnings: Vec<String>,
     /// Wall time of the build.
     pub seconds: f64,
+    /// What the build waited for the teacher.
+    pub teacher_seconds: f64,
 }
 
 /// KL in nats a token below which bf16 compute says nothing: what rounding alone makes between two models of equal weights. With
