@@ -165,7 +165,7 @@ pub unsafe extern "C" fn squire_decision_init(decision: *mut squire_decision, si
 }
 
 /// Begins an episode on the student's current revision. spec_json: {"task", "group": the name of the episodes with which its rewards are
-/// compared (those of its task, where there is none), "episode", "evaluation", "max_turns",
+/// compared (those of its task, where there is none), "panel" and "task_seed": for the record, the fixed set of tasks that it is of and the environment's seed, "episode", "evaluation", "max_turns",
 /// "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
 /// is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
 /// and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
@@ -529,8 +529,8 @@ pub unsafe extern "C" fn squire_episode_end(
     }
 }
 
-/// The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
-/// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
+/// The record so far, as a JSON object: episode, run, step, task, panel, task_seed, seed, revision, evaluation, forked_from (episode and turn, or
+/// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, left_out: whether it was taken out of the loss, truncated: whether
 /// it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
 /// teacher read in place of these tokens), phase (the
 /// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
