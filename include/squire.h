@@ -1028,8 +1028,8 @@ squire_status squire_distiller_number(const squire_distiller *distiller,
  * training since the last update), waiting (ended episodes that no update took yet), set_aside (those that the teacher
  * could not score; no part of a checkpoint, and no hindrance to one), kept_for_rollback (numbers of revisions), probe (of the last
  * published revision: rows, differing, largest_difference of log-probs by serving and by training; null where it was not
- * looked at). Keys may be added. Never waits.
- * Any thread. */
+ * looked at), run (32 hexadecimal digits, which a resumed run keeps), recording (folder, episodes, failed: why the metrics could not
+ * be written, or null; null where nothing is recorded). Keys may be added. Never waits. Any thread. */
 squire_status squire_distiller_metrics(const squire_distiller *distiller,
                                        squire_text **out,
                                        squire_error **err);
@@ -1283,7 +1283,7 @@ typedef struct {
 void squire_decision_init(squire_decision *decision, size_t size);
 
 /* Begins an episode on the student's current revision. spec_json: {"task", "group": the name of the episodes with which its rewards are
- * compared (those of its task, where there is none), "episode", "evaluation", "max_turns",
+ * compared (those of its task, where there is none), "panel" and "task_seed": for the record, the fixed set of tasks that it is of and the environment's seed, "episode", "evaluation", "max_turns",
  * "demonstration": a list of texts, "teacher_prefix": messages that the teacher alone is shown, before everything else, and "tools", "documents", "chat_template", "chat_template_kwargs": what every prompt
  * is rendered with, as in squire_chat_render}, all optional but for what the settings build on: actor prefix wants a demonstration,
  * and rewards that are compared a group or a task; {} for a training episode. Takes one session of the
@@ -1432,8 +1432,8 @@ squire_status squire_episode_outcome(squire_episode *episode,
  * of whoever else runs. SQUIRE_E_BUSY while a generation runs, SQUIRE_E_STATE, SQUIRE_E_ARGUMENT. Any thread. */
 squire_status squire_episode_end(squire_episode *episode, double score, int32_t success, squire_error **err);
 
-/* The record so far, as a JSON object: episode, step, task, seed, revision, evaluation, forked_from (episode and turn, or
- * null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, truncated: whether
+/* The record so far, as a JSON object: episode, run, step, task, panel, task_seed, seed, revision, evaluation, forked_from (episode and turn, or
+ * null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, left_out: whether it was taken out of the loss, truncated: whether
  * it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
  * teacher read in place of these tokens), phase (the
  * calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
