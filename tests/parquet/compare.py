@@ -22,7 +22,8 @@ def read(paths):
             if not line.endswith("\n"):
                 break
             line = json.loads(line)
-            key = (line["run"], line.get("episode"))
+            # Evaluations are numbered by themselves, and nobody scores them.
+            key = (line["run"], line.get("evaluation", False), line.get("episode"))
             if line["kind"] == "record":
                 runs.setdefault(line["run"], line)
             elif line["kind"] == "episode":
@@ -39,6 +40,7 @@ def expected(episode, said):
     n = len(episode["ids"])
     row = {key: episode.get(key) for key in ("run", "episode", "step", "task", "group", "panel", "task_seed", "seed", "revision",
                                              "evaluation", "settings", "score", "success", "ids")}
+    row["group"], row["panel"] = row["group"] or "", row["panel"] or ""
     fork = episode.get("forked_from") or {}
     row["forked_from_episode"], row["forked_from_turn"] = fork.get("episode"), fork.get("turn")
     row["source"] = [name for name, length in episode["sources"] for _ in range(length)]

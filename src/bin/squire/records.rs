@@ -58,7 +58,8 @@ impl Merged {
     /// Takes an episode that is there already.
     fn once_more(&mut self, place: usize, later: RecordedEpisode) -> Result<(), Failure> {
         let text = |of: &RecordedEpisode| {
-            serde_json::to_string(&of.played).map_err(|e| Failure::Failed(format!("an episode cannot be compared: {e}")))
+            serde_json::to_string(&of.played)
+                .map_err(|e| Failure::Failed(format!("an episode cannot be compared: {e}")))
         };
         let earlier = &mut self.record.episodes[place];
         let differs = text(earlier)? != text(&later)?;

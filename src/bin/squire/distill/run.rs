@@ -68,7 +68,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let config = settings(args, &merged.record)?;
     let trains_adapter = config.lora.is_some();
     // Now, and not when all is learnt.
-    if trains_adapter { check_adapter_place(&args.out) } else { check_model_place(&args.out) }.map_err(|e| e.within("--out"))?;
+    if trains_adapter { check_adapter_place(&args.out) } else { check_model_place(&args.out) }
+        .map_err(|e| e.within("--out"))?;
     let loading = Waiting::begin("loading");
     let engine = Engine::new(args.engine.engine()?)?;
     let student = engine.load(&args.student, LoadOptions::default())?;
@@ -88,7 +89,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let mut notes = merged.notes();
     if let (n @ 1.., reason) = set_aside {
         let reason = or(reason.as_ref(), "nobody scored them");
-        notes.push(format!("{n} episodes are set aside, since the record does not have all that a teacher has to say of them: {reason}"));
+        notes.push(format!(
+            "{n} episodes are set aside, since the record does not have all that a teacher has to say of them: {reason}"
+        ));
     }
     if *without_loss > 0 {
         notes.push(format!("{without_loss} episodes have no token that carries loss under these settings"));

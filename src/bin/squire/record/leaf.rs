@@ -180,9 +180,7 @@ impl<K: Kind> Column for Leaf<K> {
             Shape::List => list("required", name, leaf("required", "element")),
             Shape::ListOfMaybe => list("required", name, leaf("optional", "element")),
             Shape::MaybeList => list("optional", name, leaf("required", "element")),
-            Shape::ListOfMaybeLists => {
-                list("required", name, list("optional", "element", leaf("required", "element")))
-            }
+            Shape::ListOfMaybeLists => list("required", name, list("optional", "element", leaf("required", "element"))),
         }
     }
 

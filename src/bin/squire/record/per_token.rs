@@ -44,10 +44,9 @@ impl<'a> Tokens<'a> {
         for (index, turn) in played.turns.iter().enumerate() {
             tokens.turn[turn.start..turn.end].fill(index as i32);
             tokens.mask[turn.start..turn.end].fill(turn.train);
-            for (to, from) in [
-                (&mut tokens.logprob, &turn.logprobs),
-                (&mut tokens.sampled_logprob, &turn.sampled_logprobs),
-            ] {
+            for (to, from) in
+                [(&mut tokens.logprob, &turn.logprobs), (&mut tokens.sampled_logprob, &turn.sampled_logprobs)]
+            {
                 to[turn.start..].iter_mut().zip(from).for_each(|(to, &x)| *to = Some(x));
             }
         }
