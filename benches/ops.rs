@@ -159,5 +159,21 @@ fn decide(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, training, attention, sampler, decide);
+/// Rows of logits, 64 as a build takes them: their log-probs alone, and with their entropies.
+fn rows_of_logits(c: &mut Criterion) {
+    let device = device();
+    let mut group = c.benchmark_group("rows of logits");
+    for v in [64, 8192, 151_936] {
+        let (logits, ids) = (random(&[64, v]), [1; 64]);
+        group.throughput(Throughput::Elements(64));
+        group.bench_function(BenchmarkId::new("logprobs", v), |b| {
+            b.iter(|| black_box(ops::logprobs_of(&device, &logits, &ids, 64).unwrap()))
+        });
+        group.bench_function(BenchmarkId::new("entropies", v), |b| {
+            b.iter(|| black_box(ops::spreads_of(&device, &logits, &ids, 64).unwrap()))
+        });
+    }
+}
+
+criterion_group!(benches, linear, training, attention, rows_of_logits, sampler, decide);
 criterion_main!(benches);

@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 8 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 9 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -153,6 +153,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_WRONG_HANDLE 113 /* A handle is not, or no longer, an object of the expected kind. */
 #define SQUIRE_DETAIL_NO_SUCH_DEVICE 114 /* The machine has no device of this index. */
 #define SQUIRE_DETAIL_UNKNOWN_ADAPTER 115 /* No adapter of this name is loaded. */
+#define SQUIRE_DETAIL_UNKNOWN_REVISION 116 /* No revision of this number is kept to go back to. */
 #define SQUIRE_DETAIL_OUT_OF_ORDER 201 /* The call came out of order. */
 #define SQUIRE_DETAIL_INSIDE_CALLBACK 202 /* A call that is not allowed inside a callback. */
 #define SQUIRE_DETAIL_AFTER_FORK 203 /* The object belongs to the process before fork(). */
@@ -164,6 +165,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_TEACHER_REQUEST 211 /* No teacher's request of this number waits for an answer. */
 #define SQUIRE_DETAIL_SESSION_BUSY 301 /* The session is being worked on. */
 #define SQUIRE_DETAIL_DISTILLER_BUSY 302 /* The distiller is building an update. */
+#define SQUIRE_DETAIL_RECORD_IN_USE 303 /* Another distiller writes into the run's folder. */
 #define SQUIRE_DETAIL_STRUCT_SIZE 401 /* `struct_size` is too small, too large with a non-zero tail, or not a multiple of 8. */
 #define SQUIRE_DETAIL_ABI_MAJOR 402 /* The header's ABI major differs from the library's. */
 #define SQUIRE_DETAIL_UNSUPPORTED_ARCHITECTURE 501 /* `model_type` or architecture is not served. */
@@ -206,6 +208,8 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_NOT_THE_CONTENT 718 /* A file holds something else than its content: a Git LFS pointer, a web page, nothing. */
 #define SQUIRE_DETAIL_TENSOR_NAMES 719 /* Two tensors' names are one, or two models', once the prefixes of wrappers are taken off. */
 #define SQUIRE_DETAIL_ADAPTER_FORM 720 /* An adapter's configuration is broken or says what cannot be. */
+#define SQUIRE_DETAIL_RECORD_FORM 721 /* A run's record or metrics are broken, or are none. */
+#define SQUIRE_DETAIL_RECORD_VERSION 722 /* A run's record is of a later form. */
 #define SQUIRE_DETAIL_TENSOR_MISSING 801 /* A tensor that the configuration asks for is missing. */
 #define SQUIRE_DETAIL_TENSOR_EXTRA 802 /* A tensor that the configuration does not know. */
 #define SQUIRE_DETAIL_TENSOR_SHAPE 803 /* A tensor's shape differs from the configuration's. */
@@ -216,6 +220,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_UNMERGED_ADAPTER 808 /* The folder holds an adapter that is not merged into its base model. */
 #define SQUIRE_DETAIL_ADAPTER_MISMATCH 809 /* An adapter belongs to another base, or has another rank or other targets than are wanted. */
 #define SQUIRE_DETAIL_TEACHER_REPLY 810 /* An answer does not fit the teacher's request. */
+#define SQUIRE_DETAIL_RECORD_MISMATCH 811 /* A record is of another run or another vocabulary. */
 #define SQUIRE_DETAIL_OUT_OF_HOST_MEMORY 901 /* A buffer could not be allocated. */
 #define SQUIRE_DETAIL_OUT_OF_DEVICE_MEMORY 1001 /* Device memory could not be had. */
 #define SQUIRE_DETAIL_KV_BUDGET 1101 /* The KV budget is used up. */
@@ -930,8 +935,8 @@ squire_status squire_distiller_create(squire_model *student,
 /* Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
  * SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
  * model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
- * the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, recompute
- * and training_budget. Otherwise as squire_distiller_create. Blocks.
+ * the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, probe_rows,
+ * rollback_revisions, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
  * Any thread. */
 squire_status squire_distiller_resume(squire_model *student,
                                       squire_model *teacher,
@@ -965,13 +970,30 @@ squire_status squire_distiller_save(squire_distiller *distiller,
  * as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
  * SQUIRE_E_DIVERGED if the update moves the student beyond refuse_update_kl of the settings (detail UPDATE_TOO_FAR) or
  * has made weights that are not finite (detail NOT_FINITE): the old revision serves on, and squire_distiller_save is
- * refused likewise, so that the last checkpoint stays to be resumed. SQUIRE_E_BUSY while an update is built or
- * applied. Any thread. */
-squire_status squire_distiller_publish(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+ * refused likewise, so that the last checkpoint stays to be resumed; squire_distiller_rollback goes back without one.
+ * SQUIRE_E_BUSY while an update is built or applied. Before it returns, what is served is compared on probe_rows tokens with what
+ * was trained, bit for bit: squire_distiller_metrics has what was found, and a difference is an error in the log and no status.
+ * Any thread. */
+squire_status squire_distiller_publish(squire_distiller *distiller,
+                                       uint64_t *revision,
+                                       squire_error **err);
 
 /* The same however far the update moves the student: for a host that looked at it. Weights that are not finite are
  * refused all the same. Any thread. */
 squire_status squire_distiller_publish_anyway(squire_distiller *distiller, uint64_t *revision, squire_error **err);
+
+/* Goes back to a published revision that rollback_revisions of the settings keeps: new sessions and episodes get its weights under a
+ * new number, the current one's and 1, since a number never means two weights and staleness counts on numbers; it goes to
+ * *published unless published is NULL. The current revision's own number changes nothing that is served. Either way a step that was applied
+ * and not published is dropped, updates that were built before are stale, and learning goes on from what is served: masters from
+ * its weights, moments of zero and a bias correction that begins anew, while the run's step and its schedules go on. It takes no
+ * memory, so kept_revisions does not refuse it. A resumed run keeps none yet. SQUIRE_E_ARGUMENT (detail UNKNOWN_REVISION) for a
+ * revision that is not kept; the message lists those that are, as squire_distiller_metrics does. SQUIRE_E_BUSY while an update is
+ * built, applied or published. Any thread. */
+squire_status squire_distiller_rollback(squire_distiller *distiller,
+                                        uint64_t revision,
+                                        uint64_t *published,
+                                        squire_error **err);
 
 /* Asks the teacher for one sequence twice and once in two parts, and tells how far its answers lie apart beside how far
  * teacher and student do: to be done before a run, since a teacher that moves by itself as much as it differs from the student
@@ -1004,7 +1026,9 @@ squire_status squire_distiller_number(const squire_distiller *distiller,
 /* Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
  * evaluations, updates, thrown_away, schedules (what else moves, by name, at this step), teacher_tokens (what the teacher said in
  * training since the last update), waiting (ended episodes that no update took yet), set_aside (those that the teacher
- * could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
+ * could not score; no part of a checkpoint, and no hindrance to one), kept_for_rollback (numbers of revisions), probe (of the last
+ * published revision: rows, differing, largest_difference of log-probs by serving and by training; null where it was not
+ * looked at). Keys may be added. Never waits.
  * Any thread. */
 squire_status squire_distiller_metrics(const squire_distiller *distiller,
                                        squire_text **out,
@@ -1469,7 +1493,14 @@ squire_status squire_update_build(squire_distiller *distiller,
  * set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
  * training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
  * moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
- * over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Keys may be added. Any thread. */
+ * over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Beside losses, means
+ * in nats over trained tokens: entropy, teacher_entropy (null of a teacher that gives its most likely ids alone), log_ratio
+ * (|ln p - ln q| of what stands there), teacher_mass (the student's probability of the teacher's most likely ids); turns, a list by
+ * index of {"tokens", "loss_share", "log_ratio", "teacher_nll", "teacher_entropy", "entropy", "episodes", "student", "teacher",
+ * "replay"}; response_length (tokens of a student's turn), repetition and executed_otherwise (shares of turns), lag {"mean",
+ * "largest"}, rewards {"mean", "least", "largest", "clipped": tokens with a reward that a bound of ratio holds} or null,
+ * clipped_advantages (tokens whose teacher's part advantage.shape holds), by_task {task: [successes, episodes]}, teacher_seconds (what
+ * the build waited for the teacher). Keys may be added. Any thread. */
 squire_status squire_update_report(const squire_update *update,
                                    squire_text **out,
                                    squire_error **err);
@@ -1494,6 +1525,116 @@ squire_status squire_update_apply(squire_distiller *distiller,
 /* Frees the update; not applied, it changes nothing. Its episodes are spent. NULL is allowed. Any thread, also inside a
  * callback. */
 void squire_update_release(squire_update *update);
+
+/* ---- record ---------------------------------------------------------------------------------------------- */
+
+#define SQUIRE_SOURCE_HOST 0 /* Of squire_trajectory_sources: text of the host. */
+#define SQUIRE_SOURCE_GLUE 1 /* Of the same: markers of the chat template. */
+#define SQUIRE_SOURCE_STUDENT 2 /* Of the same: sampled by the student. */
+#define SQUIRE_SOURCE_TEACHER 3 /* Of the same: said by the teacher. */
+#define SQUIRE_SOURCE_REPLAY 4 /* Of the same: an action of a demonstration. */
+
+/* A record that was read. Freed by squire_record_release. */
+typedef struct squire_record squire_record;
+
+/* An episode token by token, as it stood when it was asked for. Freed by squire_trajectory_release. */
+typedef struct squire_trajectory squire_trajectory;
+
+/* Writes from now on every episode that ends, what the host's teacher says of it, and what becomes of the run into a folder, made if
+ * it is not there: record.jsonl and metrics.jsonl, whose form docs/record.md has. recording_json: {"texts": whether episodes come with texts
+ * for people, true}. A distiller that is resumed from a checkpoint is the same run and goes on in its folder. The record comes first: an episode
+ * that cannot be written has not ended (squire_episode_end answers SQUIRE_E_IO and may be called again); where the metrics alone cannot be
+ * written the log says so and the run goes on. With path NULL nothing more is written. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
+ * into the folder, SQUIRE_E_MISMATCH where another run lies in it, SQUIRE_E_FORMAT where something else does. Any thread. */
+squire_status squire_distiller_record(squire_distiller *distiller,
+                                      const char *path,
+                                      size_t path_len,
+                                      const char *recording_json,
+                                      size_t recording_len,
+                                      squire_error **err);
+
+/* Reads a record: a file, or the one in a run's folder. Every line is checked; of several episodes of one identity the last one counts, and a last line
+ * that was cut off is left out. Blocks. SQUIRE_E_IO, SQUIRE_E_FORMAT with the line (detail RECORD_VERSION where it is of a later squire). Any
+ * thread. */
+squire_status squire_record_open(const char *path,
+                                 size_t path_len,
+                                 squire_record **out,
+                                 squire_error **err);
+
+/* What a record holds, as a JSON object: runs (run, episodes, vocabulary, rows, settings, fingerprint), episodes, evaluations (which are
+ * among them), scored (those of which the host's teacher spoke), superseded (that stood there again), cut (bytes of a last line that was cut
+ * off, or null). Keys may be added. Any thread. */
+squire_status squire_record_info(const squire_record *record,
+                                 squire_text **out,
+                                 squire_error **err);
+
+/* Episodes of a record, evaluations too. Any thread. */
+squire_status squire_record_count(const squire_record *record, size_t *count, squire_error **err);
+
+/* An episode of a record, counted from 0 in the order of the file. SQUIRE_E_ARGUMENT for an index that is not below
+ * squire_record_count. Any thread. */
+squire_status squire_record_episode(const squire_record *record,
+                                    size_t index,
+                                    squire_trajectory **out,
+                                    squire_error **err);
+
+/* Frees a record. NULL is allowed. Any thread, also inside a callback. */
+void squire_record_release(squire_record *record);
+
+/* Lets up to max_episodes (0: all) episodes of a record that this run has not had wait for an update, in the order of their numbers, as if they
+ * had just been played: under the settings that they were played under, the update is the same bit for bit. Under others their losses are those of the
+ * distiller's settings. What the host's teacher said comes from the record; a teacher that is a model computes its part when an update takes the
+ * episode, and the host's is asked where the record lacks what the settings ask for. The answer is a JSON object: episodes (that wait now), evaluations (never
+ * learnt), known (had before: played by this run, or imported, also before the checkpoint that it was resumed from), left (beyond max_episodes),
+ * other_settings and unscored (of those that wait). SQUIRE_E_MISMATCH where the record is of another vocabulary, or an episode longer than
+ * the student's context; nothing is taken then. Any thread. */
+squire_status squire_distiller_import(squire_distiller *distiller,
+                                      const squire_record *record,
+                                      uint64_t max_episodes,
+                                      squire_text **out,
+                                      squire_error **err);
+
+/* Every token of an episode so far, the turn under way as far as it is said. SQUIRE_E_BUSY while a generation runs. Any thread. */
+squire_status squire_episode_trajectory(const squire_episode *episode,
+                                        squire_trajectory **out,
+                                        squire_error **err);
+
+/* Token ids [T], their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
+ * NULL. Any thread, also inside a callback. */
+const int32_t *squire_trajectory_ids(const squire_trajectory *trajectory,
+                                     size_t *len);
+
+/* Who wrote each token, [T] of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
+const uint8_t *squire_trajectory_sources(const squire_trajectory *trajectory, size_t *len);
+
+/* Log-probs in nats at temperature 1 over the whole vocabulary, [T], NaN where nothing was sampled or it is not known,
+ * otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
+const float *squire_trajectory_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* The same of the distribution that was drawn from. Any thread, also inside a callback. */
+const float *squire_trajectory_sampled_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* What the host's teacher said of each token, [T], NaN of which it said nothing, of an episode of a record; no numbers where it
+ * said nothing of the episode. Any thread, also inside a callback. */
+const float *squire_trajectory_teacher_logprobs(const squire_trajectory *trajectory,
+                                                size_t *len);
+
+/* Its most likely ids, [N, K]: K of each of the N tokens that it said something of, one token after the other. Any thread, also
+ * inside a callback. */
+const int32_t *squire_trajectory_teacher_top_ids(const squire_trajectory *trajectory,
+                                                 size_t *len);
+
+/* Their log-probs, [N, K]. Any thread, also inside a callback. */
+const float *squire_trajectory_teacher_top_logprobs(const squire_trajectory *trajectory, size_t *len);
+
+/* The rest of the episode, as a JSON object ended by NUL, its length without the NUL in *len unless len is NULL: what
+ * squire_episode_trace has without an entry a token, and of a record also settings (their fingerprint) and of each turn before and text. Keys may be added. It
+ * lives as long as the object. NULL and 0 for NULL. Any thread, also inside a callback. */
+const char *squire_trajectory_json(const squire_trajectory *trajectory,
+                                   size_t *len);
+
+/* Frees a trajectory. NULL is allowed. Any thread, also inside a callback. */
+void squire_trajectory_release(squire_trajectory *trajectory);
 
 #endif /* SQUIRE_EXPERIMENTAL */
 

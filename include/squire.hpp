@@ -524,6 +524,8 @@ inline score_row row(const scores_handle &scores, std::size_t i) {
 using distiller_handle = handle<squire_distiller, squire_distiller_release>;
 using episode_handle = handle<squire_episode, squire_episode_release>;
 using update_handle = handle<squire_update, squire_update_release>;
+using record_handle = handle<squire_record, squire_record_release>;
+using trajectory_handle = handle<squire_trajectory, squire_trajectory_release>;
 
 /* An empty teacher means none. */
 inline distiller_handle create_distiller(const model_handle &student, const model_handle &teacher,
@@ -695,6 +697,114 @@ inline std::uint64_t publish_anyway(const distiller_handle &distiller) {
   std::uint64_t number = 0;
   call([&](auto err) { return squire_distiller_publish_anyway(distiller.get(), &number, err); });
   return number;
+}
+
+/* Goes back to a revision that is kept, and gives the number under which it is served again. */
+inline std::uint64_t rollback(const distiller_handle &distiller, std::uint64_t revision) {
+  std::uint64_t number = 0;
+  call([&](auto err) { return squire_distiller_rollback(distiller.get(), revision, &number, err); });
+  return number;
+}
+
+/* Writes the run down in a folder from now on. */
+inline void record(const distiller_handle &distiller, std::string_view folder, std::string_view recording_json = "{}") {
+  call([&](auto err) {
+    return squire_distiller_record(distiller.get(), folder.data(), folder.size(), recording_json.data(),
+                                   recording_json.size(), err);
+  });
+}
+
+inline void stop_recording(const distiller_handle &distiller) {
+  call([&](auto err) { return squire_distiller_record(distiller.get(), nullptr, 0, "{}", 2, err); });
+}
+
+inline record_handle open_record(std::string_view path) {
+  return make<record_handle>(
+      [&](auto out, auto err) { return squire_record_open(path.data(), path.size(), out, err); });
+}
+
+inline text_handle info(const record_handle &record) {
+  return make<text_handle>([&](auto out, auto err) { return squire_record_info(record.get(), out, err); });
+}
+
+inline std::size_t count(const record_handle &record) {
+  std::size_t n = 0;
+  call([&](auto err) { return squire_record_count(record.get(), &n, err); });
+  return n;
+}
+
+inline trajectory_handle episode(const record_handle &record, std::size_t index) {
+  return make<trajectory_handle>(
+      [&](auto out, auto err) { return squire_record_episode(record.get(), index, out, err); });
+}
+
+/* Lets episodes of a record wait for an update; 0 episodes: all. */
+inline text_handle import_record(const distiller_handle &distiller, const record_handle &record,
+                                 std::uint64_t max_episodes = 0) {
+  return make<text_handle>([&](auto out, auto err) {
+    return squire_distiller_import(distiller.get(), record.get(), max_episodes, out, err);
+  });
+}
+
+inline trajectory_handle trajectory(const episode_handle &episode) {
+  return make<trajectory_handle>([&](auto out, auto err) { return squire_episode_trajectory(episode.get(), out, err); });
+}
+
+/* An array of a trajectory: its first element and its length. They live as long as the trajectory. */
+template <class T> struct array_view {
+  const T *data = nullptr;
+  std::size_t size = 0;
+  const T *begin() const { return data; }
+  const T *end() const { return data + size; }
+  const T &operator[](std::size_t i) const { return data[i]; }
+};
+
+inline array_view<std::int32_t> trajectory_ids(const trajectory_handle &t) {
+  array_view<std::int32_t> view;
+  view.data = squire_trajectory_ids(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<std::uint8_t> trajectory_sources(const trajectory_handle &t) {
+  array_view<std::uint8_t> view;
+  view.data = squire_trajectory_sources(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<float> trajectory_logprobs(const trajectory_handle &t) {
+  array_view<float> view;
+  view.data = squire_trajectory_logprobs(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<float> trajectory_sampled_logprobs(const trajectory_handle &t) {
+  array_view<float> view;
+  view.data = squire_trajectory_sampled_logprobs(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<float> trajectory_teacher_logprobs(const trajectory_handle &t) {
+  array_view<float> view;
+  view.data = squire_trajectory_teacher_logprobs(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<std::int32_t> trajectory_teacher_top_ids(const trajectory_handle &t) {
+  array_view<std::int32_t> view;
+  view.data = squire_trajectory_teacher_top_ids(t.get(), &view.size);
+  return view;
+}
+
+inline array_view<float> trajectory_teacher_top_logprobs(const trajectory_handle &t) {
+  array_view<float> view;
+  view.data = squire_trajectory_teacher_top_logprobs(t.get(), &view.size);
+  return view;
+}
+
+inline std::string_view trajectory_json(const trajectory_handle &t) {
+  std::size_t n = 0;
+  const char *data = squire_trajectory_json(t.get(), &n);
+  return std::string_view(data, n);
 }
 
 inline episode_handle begin(const distiller_handle &distiller, std::string_view spec_json = "{}") {

@@ -109,6 +109,8 @@ faults! {
     NoSuchDevice = 114 => Argument,
     /// No adapter of this name is loaded.
     UnknownAdapter = 115 => Argument,
+    /// No revision of this number is kept to go back to.
+    UnknownRevision = 116 => Argument,
 
     // 2xx: state
     /// The call came out of order.

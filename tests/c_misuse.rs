@@ -42,6 +42,8 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_distiller_resume", "teacher"),
     ("squire_distiller_publish", "revision"),
     ("squire_distiller_publish_anyway", "revision"),
+    ("squire_distiller_rollback", "published"),
+    ("squire_distiller_record", "path"),
     ("squire_distiller_discard", "thrown_away"),
     ("squire_distiller_check_teacher", "cancel"),
     ("squire_episode_observe", "added"),

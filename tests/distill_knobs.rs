@@ -91,8 +91,8 @@ fn every_knob_can_be_given_and_is_kept() {
             "warmup_steps": 5, "beta1": 0.8, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.01, "grad_clip": 0.0
         },
         "micro_tokens": 1024, "recompute": "feed-forward", "training_budget": 3_500_000_000_u64, "lora": {"rank": 8, "alpha": 12.0, "rslora": true, "targets": ["q_proj", "down_proj"]},
-        "kept_revisions": 3, "max_turns": 20,
-        "update_kl_tokens": 16, "max_update_kl": 0.25, "refuse_update_kl": 2.5
+        "kept_revisions": 3, "rollback_revisions": 5, "max_turns": 20,
+        "update_kl_tokens": 16, "max_update_kl": 0.25, "refuse_update_kl": 2.5, "probe_rows": 7
     });
     let c = config(document.clone());
     assert_eq!(c.to_json(), document);
@@ -224,10 +224,12 @@ fn every_knob_refuses_wrong_types_and_ranges_by_its_path() {
         ("lora.dropout", json!([0.05, 1, "0"])),
         ("lora.targets", json!(["q_proj", [], [1], ["gate"], ["lm_head"], ["experts.0.up_proj"], ["kv_proj"], null])),
         ("kept_revisions", json!([0, 1025])),
+        ("rollback_revisions", json!([-1, 65, "all", null])),
         ("max_turns", json!([0, 1_000_001])),
         ("update_kl_tokens", json!([-1, 65, "all", null])),
         ("max_update_kl", json!([-0.1, 1e13, "1"])),
-        ("refuse_update_kl", json!([-0.1, null])),
+        ("refuse_update_kl", json!([-0.1, "never"])),
+        ("probe_rows", json!([-1, 65, 1.5, null])),
     ];
     assert!(KNOBS.iter().all(|knob| wrong.iter().any(|(path, _)| *path == knob.path)));
     for (path, values) in wrong {

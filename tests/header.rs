@@ -24,8 +24,13 @@ const SECTIONS: &[(&str, &[&str])] = &[
 ];
 
 /// The sections under SQUIRE_EXPERIMENTAL.
-const EXPERIMENTAL: &[(&str, &[&str])] =
-    &[("distiller", &["distiller"]), ("teacher", &["teacher"]), ("episode", &["episode"]), ("update", &["update"])];
+const EXPERIMENTAL: &[(&str, &[&str])] = &[
+    ("distiller", &["distiller"]),
+    ("teacher", &["teacher"]),
+    ("episode", &["episode"]),
+    ("update", &["update"]),
+    ("record", &["record"]),
+];
 
 fn config() -> cbindgen::Config {
     cbindgen::Config::from_file(cc::root().join("cbindgen.toml")).expect("cbindgen.toml is valid")

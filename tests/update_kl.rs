@@ -53,7 +53,11 @@ fn an_update_that_destroys_is_told_and_warned_of_and_one_that_teaches_is_not() {
     assert!(update.report().update_kl.unwrap() > 1.0, "{:?}", update.report().update_kl);
     let said = warnings.lock().unwrap().clone();
     assert!(said.len() == 1 && said[0].contains("max_update_kl is 1") && said[0].contains("learning rate"), "{said:?}");
-    d.publish().unwrap();
+    assert_eq!(fault(d.publish()), Fault::UpdateTooFar);
+    d.publish_anyway().unwrap();
+    let (d, _) = listening(destroying(json!({"refuse_update_kl": 0})));
+    applied(&d);
+    assert_eq!(d.publish().unwrap(), 2);
 
     let (d, warnings) = listening(destroying(json!({"max_update_kl": 0})));
     applied(&d);

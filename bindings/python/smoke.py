@@ -6,7 +6,7 @@ import ctypes as c
 import sys
 
 # Of the header that the structs below were written from: never the library's, which would then agree with anything.
-ABI = 0 << 16 | 8
+ABI = 0 << 16 | 9
 
 
 class EngineOptions(c.Structure):

@@ -1,6 +1,8 @@
 //! From ended episodes to an update: whose teacher is waited for, who is set aside, and the gradients of the rest.
 #![forbid(unsafe_code)]
 
+use std::time::Instant;
+
 use super::batch::plan;
 use super::distiller::{Distiller, Learning};
 use super::ended::{Gathering, Score, Waiting, may_succeed_later};
@@ -48,7 +50,9 @@ impl Distiller {
         }
         let most = if max_episodes == 0 { self.0.config.batch_episodes as usize } else { max_episodes };
         let mut gathering = Gathering::default();
+        let begun = Instant::now();
         let result = self.gather(&mut gathering, most, cancel, progress);
+        let waited = begun.elapsed().as_secs_f64();
         let result = result.and_then(|()| self.record_teacher(&mut gathering.finished));
         let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
         if result.is_err() {
@@ -59,6 +63,7 @@ impl Distiller {
         match &mut result {
             Err(e) => self.note_failure("build", e),
             Ok(update) => {
+                update.gradients.report.quantities.teacher_seconds = waited;
                 self.set_aside(gathering.failed, update);
                 let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
                 let what = format!(
@@ -178,6 +183,6 @@ impl Distiller {
         let of = (&device, task.teacher, task.vocabulary);
         weigh(&mut packing.batch, &records, workspace, of, settings, &mut go_on)?;
         let gradients = task.gradients(workspace, &records, &packing, cancel, progress)?;
-        Ok(Update { distiller: self.clone(), gradients, step: self.step(), applied: false })
+        Ok(Update { distiller: self.clone(), gradients, step: self.step(), line: learning.line, applied: false })
     }
 }

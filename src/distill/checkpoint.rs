@@ -97,6 +97,8 @@ impl Distiller {
         }
         let Some(learner) = &learning.learner else { return Ok(()) };
         self.sync_record()?;
+        // Fewer than the run's where it went back to an older revision.
+        state["optimizer_steps"] = learner.steps.into();
         fs::create_dir_all(path).map_err(|e| Error::new(Fault::CannotWrite, format!("{}: {e}", path.display())))?;
         let before = checkpoints(path)?;
         if let Some(later) = before.iter().find(|c| c.step > step) {
@@ -189,7 +191,7 @@ impl Distiller {
         let _floats = FloatEnv::scalars();
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
-        let State { document, counters, revision, published, uncertainties } = State::read(&newest)?;
+        let State { document, counters, optimizer_steps, revision, published, uncertainties } = State::read(&newest)?;
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
@@ -210,7 +212,7 @@ impl Distiller {
         let current = student.current();
         distiller.reserve(&mut learning, &current, (1, 1))?;
         let [masters, m, v] = TENSORS.map(|name| read(student.config(), config.lora.as_ref(), &folder.join(name)));
-        let learner = Learner { masters: masters?, m: m?, v: v?, step: counters.0 };
+        let learner = Learner { masters: masters?, m: m?, v: v?, steps: optimizer_steps };
         let dtype = match config.lora {
             None => Dtype::F32, // weights keep their own
             Some(_) => adapter_dtype(&document).ok_or_else(|| broken(&folder, "adapter_dtype is no dtype"))?,
@@ -347,6 +349,8 @@ struct State {
     document: Value,
     /// (step, next episode, next evaluation)
     counters: (u64, u64, u64),
+    /// the optimiser's own
+    optimizer_steps: u64,
     revision: u64,
     published: bool,
     uncertainties: Uncertainties,
@@ -374,13 +378,21 @@ impl State {
         if counters.0 != *step {
             return Err(form(format!("step {} in the folder of step {step}", counters.0)));
         }
+        // Before a run could go back it had as many as the run.
+        let optimizer_steps = match document.get("optimizer_steps") {
+            None => counters.0,
+            Some(_) => number("optimizer_steps")?,
+        };
+        if optimizer_steps > counters.0 {
+            return Err(form(format!("{optimizer_steps} steps of the optimiser at step {}", counters.0)));
+        }
         let published = document["published"].as_bool().ok_or_else(|| form("published is no truth value".into()))?;
         let bits = document.get("uncertainties").map_or(Some(Vec::new()), |list| {
             list.as_array()?.iter().map(|x| x.as_u64().map(f64::from_bits).filter(|x| x.is_finite())).collect()
         });
         let uncertainties =
             Uncertainties::of(bits.ok_or_else(|| form("uncertainties are no list of numbers' bits".into()))?);
-        Ok(State { document, counters, revision, published, uncertainties })
+        Ok(State { document, counters, optimizer_steps, revision, published, uncertainties })
     }
 }
 

@@ -100,14 +100,18 @@ pub struct Config {
     pub lora: Option<Lora>,
     /// Revisions that may live at once.
     pub kept_revisions: u32,
+    /// Published revisions that are kept to go back to, beside the current one.
+    pub rollback_revisions: u32,
     /// Turn cap of an episode.
     pub max_turns: u32,
     /// Trained tokens on which the KL of an update is measured at most; 0: it is not.
     pub update_kl_tokens: u32,
     /// KL of one update, nats a token, above which the log warns; 0: never.
     pub max_update_kl: f64,
-    /// The same above which `publish` refuses; 0: never.
-    pub refuse_update_kl: f64,
+    /// The same above which `publish` refuses; 0: never, None: half of what the student knew, at least 1.
+    pub refuse_update_kl: Option<f64>,
+    /// Rows on which a published revision is compared with what was trained, at most; 0: none.
+    pub probe_rows: u32,
     /// Which layer set each knob, in the table's order.
     pub(super) origins: Vec<Origin>,
 }
@@ -160,9 +164,10 @@ impl Config {
     /// What moves at step `step`, by name: beta, and what [`Config::schedules`] lists.
     pub fn schedules_at(&self, step: u64) -> serde_json::Value {
         let beta = std::iter::once(("beta".to_string(), self.beta_at(step).into()));
-        let others = self.schedules().into_iter().map(|(name, schedule)| {
-            (name.to_string(), schedule.value(step, self.steps).into())
-        });
+        let others = self
+            .schedules()
+            .into_iter()
+            .map(|(name, schedule)| (name.to_string(), schedule.value(step, self.steps).into()));
         serde_json::Value::Object(beta.chain(others).collect())
     }
 

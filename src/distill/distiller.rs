@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use super::config::Config;
 use super::ended::{Ended, Waiting};
+use super::kept::Kept;
 use super::knobs::Proposal;
 use super::learner::Learner;
+use super::probe::Probe;
 use super::queue_options::Vocabulary;
 use super::record::folder::RunFolder;
 use super::record::known::Known;
@@ -70,6 +72,10 @@ pub(super) struct State {
     pub(super) uncertainties: Uncertainties,
     /// episodes that were taken from records
     pub(super) known: Known,
+    /// published revisions to go back to
+    pub(super) kept: Kept,
+    /// of the revision that was published last; None where it was not looked at
+    pub(super) probe: Option<Probe>,
 }
 
 impl State {
@@ -117,6 +123,8 @@ pub(super) struct Learning {
     pub(super) base: Weak<Counted<Weights>>,
     /// what the last applied step made, until it is published
     pub(super) unpublished: Option<Unpublished>,
+    /// times that what was learnt was dropped: updates that were built before are stale
+    pub(super) line: u64,
     /// what the knobs by which the run learns were, each time before it was resumed with others: {path: value}
     pub(super) lineage: Vec<Value>,
     /// buffers of the last build
@@ -197,6 +205,8 @@ impl Distiller {
                 teacher_said: 0,
                 uncertainties: Uncertainties::default(),
                 known: Known::default(),
+                kept: Kept::default(),
+                probe: None,
             }),
             learning: Mutex::new(Learning {
                 learner: None,
@@ -204,6 +214,7 @@ impl Distiller {
                 lineage: Vec::new(),
                 base: Weak::new(),
                 unpublished: None,
+                line: 0,
                 workspace: None,
                 reserved,
             }),
@@ -395,7 +406,21 @@ impl Distiller {
             "set_aside": state.ended.len() - state.n_waiting(),
             "run": self.0.run,
             "recording": recording,
+            "kept_for_rollback": state.kept.numbers(),
+            "probe": state.probe,
         })
+    }
+
+    /// What the probe of the last published revision found; None before the first, and where it was not looked at.
+    pub fn last_probe(&self) -> Option<Probe> {
+        self.0.state.lock().probe
+    }
+
+    /// Keeps a revision that was just replaced to go back to, as far as the settings say. What is kept no longer comes back: its
+    /// memory goes with it, which no lock should wait for.
+    pub(super) fn keep_for_rollback(&self, replaced: Option<Arc<Revision>>) -> Vec<Arc<Revision>> {
+        let most = self.0.config.rollback_revisions as usize;
+        replaced.map_or(Vec::new(), |replaced| self.0.state.lock().kept.push(replaced, most))
     }
 
     /// Tells the host, if it listens. With no lock held.

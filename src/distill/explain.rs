@@ -7,6 +7,7 @@ use super::knob_table::KNOBS;
 use super::knobs::{ActorPolicy, By, Normaliser};
 use super::preset::PRESETS;
 use super::report::{BF16_FLOOR, BF16_FLOOR_OF_EXPERTS};
+use super::unpublished::LEAST_BOUND;
 use crate::backend::ops::{Loss, Ratio};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -68,6 +69,20 @@ fn notes(config: &Config) -> Vec<String> {
     if config.optimizer.weight_decay > 0.0 {
         notes.push("weight_decay is for matrices: weights of norms and biases have none".into());
     }
+    notes.push(match (config.update_kl_tokens, config.refuse_update_kl) {
+        (0, _) => "update_kl_tokens is 0: no step's KL is measured, so publish refuses only weights that are not finite".into(),
+        (_, Some(0.0)) => "refuse_update_kl is 0: publish refuses only weights that are not finite".into(),
+        (_, bound) => format!(
+            "publish refuses a step that moves the student by more than {}, and one whose weights are not finite; the old \
+             revision then serves on",
+            match bound {
+                Some(bound) => format!("{bound} nats a token"),
+                None => format!(
+                    "half of what it knew (the nats a token from what it said to an even guess over the vocabulary; at least {LEAST_BOUND})"
+                ),
+            }
+        ),
+    });
     notes.push(format!(
         "in bf16 compute a KL below {BF16_FLOOR:.0e} nats a token (with experts {BF16_FLOOR_OF_EXPERTS:.0e}) is rounding"
     ));
@@ -187,11 +202,11 @@ mod tests {
         assert_eq!(*of("optimizer.beta2"), json!({"knob": "optimizer.beta2", "value": 0.98, "source": "given"}));
         assert_eq!(*of("steps"), json!({"knob": "steps", "value": 120, "source": "given"}));
         assert_eq!((&of("depth")["source"], &of("seed")["source"]), (&json!("preset tcod-f2b"), &json!("default")));
-        assert!(
-            knobs.iter().all(|knob| ["depth", "recompute", "lora", "teacher_adapter"]
+        assert!(knobs.iter().all(|knob| {
+            ["depth", "recompute", "lora", "teacher_adapter", "refuse_update_kl"]
                 .contains(&knob["knob"].as_str().unwrap())
-                || !knob["value"].is_null())
-        );
+                || !knob["value"].is_null()
+        }));
         assert_eq!(facts["schedules"]["rows"][12][2], json!(3.0));
     }
 
@@ -205,7 +220,10 @@ mod tests {
         assert!(
             plainly.contains("temperature 1") && plainly.contains("all losses together") && plainly.contains("bf16")
         );
-        assert!(!plainly.contains("weight_decay"));
+        assert!(!plainly.contains("weight_decay") && plainly.contains("half of what it knew"));
+        assert!(notes(json!({"refuse_update_kl": 7})).contains("more than 7 nats a token"));
+        assert!(notes(json!({"refuse_update_kl": 0})).contains("refuses only weights that are not finite"));
+        assert!(notes(json!({"update_kl_tokens": 0})).contains("no step's KL is measured"));
         let other = notes(json!({"normaliser": "turn-mean", "optimizer": {"weight_decay": 0.1}}));
         assert!(!other.contains("token-mean") && other.contains("weights of norms and biases have none"));
     }

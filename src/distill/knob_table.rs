@@ -586,6 +586,17 @@ pub const KNOBS: &[Knob] = &[
         ..KNOB
     },
     Knob {
+        path: "rollback_revisions",
+        takes: "a whole number from 0 to 64",
+        default: "0",
+        meaning: "Published revisions that are kept to go back to (squire_distiller_rollback), the last ones before the current. They do not \
+                  count in kept_revisions, so they keep nobody from publishing; each takes an adapter's bytes, or those of all weights, of \
+                  the engine's host budget too.",
+        read: |c, v, p| set(&mut c.rollback_revisions, small(v, p, 0, 64)),
+        show: |c| json!(c.rollback_revisions),
+        ..FREE
+    },
+    Knob {
         path: "max_turns",
         takes: "a whole number from 1 to 1000000",
         default: "30",
@@ -616,11 +627,21 @@ pub const KNOBS: &[Knob] = &[
     },
     Knob {
         path: "refuse_update_kl",
-        takes: "nats from 0 to 1e12",
-        default: "0.0",
-        meaning: "The same, beyond which publish refuses; 0: never.",
-        read: |c, v, p| set(&mut c.refuse_update_kl, nats(v, p)),
+        takes: "nats from 0 to 1e12, or null",
+        default: "null",
+        meaning: "The same, beyond which publish refuses (squire_distiller_publish_anyway does not), as where the KL is no number; null: half of \
+                  what the student knew, the nats a token from what it said to an even guess over the vocabulary, and at least 2; 0: never.",
+        read: |c, v, p| set(&mut c.refuse_update_kl, if v.is_null() { Ok(None) } else { nats(v, p).map(Some) }),
         show: |c| json!(c.refuse_update_kl),
+        ..FREE
+    },
+    Knob {
+        path: "probe_rows",
+        takes: "a whole number from 0 to 64",
+        default: "4",
+        meaning: "Trained tokens, at most, on which each published revision is compared with what was trained, bit for bit; 0: it is not.",
+        read: |c, v, p| set(&mut c.probe_rows, small(v, p, 0, LOSS_ROWS as u64)),
+        show: |c| json!(c.probe_rows),
         ..FREE
     },
 ];

@@ -19,13 +19,15 @@ use std::time::Instant;
 use super::batch::TokenLoss;
 use super::config::Config;
 use super::packing::{Packing, last_loss};
+use super::probe::ProbeRows;
+use super::quantities::TokenFacts;
 use super::report::{Report, Tally};
 use super::run_id::RunId;
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::weighing::targets;
 use super::workspace::{Finished, Scores, Workspace, leave_out};
-use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss};
+use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss, Spread};
 use crate::backend::{Compute, Device, host};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::{Passed, backward_while, head_backward};
@@ -40,26 +42,26 @@ pub struct Learner {
     pub(super) masters: Parameters,
     pub(super) m: Parameters,
     pub(super) v: Parameters,
-    /// Steps applied.
-    pub(super) step: u64,
+    /// Steps applied since the moments were zero, by which their bias is corrected. The run may have more.
+    pub(super) steps: u64,
 }
 
 impl Learner {
     /// A learner that starts from f32 `masters`: 12 bytes a parameter with them.
     pub fn new(config: &ModelConfig, masters: Parameters) -> Result<Learner> {
         let (m, v) = (masters.zeros(config)?, masters.zeros(config)?);
-        Ok(Learner { masters, m, v, step: 0 })
+        Ok(Learner { masters, m, v, steps: 0 })
     }
 
-    /// One AdamW step with the gradients scaled to the clip; `norm` is their global norm.
-    pub fn apply(&mut self, device: &Device, gradients: &Parameters, norm: f64, config: &Config) {
+    /// One AdamW step, the run's of number `step` from 0, with the gradients scaled to the clip; `norm` is their global norm.
+    pub fn apply(&mut self, device: &Device, gradients: &Parameters, norm: f64, (config, step): (&Config, u64)) {
         let o = &config.optimizer;
-        let lr = o.learning_rate_at(self.step, config.steps);
-        self.step += 1;
+        let lr = o.learning_rate_at(step, config.steps);
+        self.steps += 1;
         let clipped = o.grad_clip > 0.0 && norm > o.grad_clip;
         // As torch: the clip coefficient has 1e-6 in its denominator.
         let grad_scale = if clipped { (o.grad_clip / (norm + 1e-6)) as f32 } else { 1.0 };
-        let power = |b: f64| 1.0 - (0..self.step).fold(1.0, |p, _| p * b);
+        let power = |b: f64| 1.0 - (0..self.steps).fold(1.0, |p, _| p * b);
         let (bias_correction1, bias_correction2) = (power(o.beta1), power(o.beta2));
         let (w, m, v) = (self.masters.tensors_mut(), self.m.tensors_mut(), self.v.tensors_mut());
         for (((w, m), v), (_, g)) in w.into_iter().zip(m).zip(v).zip(gradients.tensors()) {
@@ -82,6 +84,8 @@ pub struct Gradients {
     pub report: Report,
     /// On what the step that applies them is measured.
     pub(super) sample: Sample,
+    /// On what it is looked whether the result is served as it was trained.
+    pub(super) probe: ProbeRows,
 }
 
 /// What the gradients of a batch are computed from.
@@ -124,7 +128,7 @@ impl Task<'_> {
         let started = Instant::now();
         let trajectories: Vec<&Trajectory> = finished.iter().map(|f| &f.trajectory).collect();
         let Packing { batch, trained, micro_batches } = packing;
-        let mut tally = Tally::new(&trajectories, batch);
+        let mut tally = Tally::new(&trajectories, batch, self.config, self.published);
         let mut gradients = workspace.zero_gradients(self.student, self.trained)?;
         let mut sample = Sample::of(finished, batch, packing.extent(), self.config.update_kl_tokens as usize);
         if let (Some(served), false) = (&self.served, sample.is_empty()) {
@@ -156,7 +160,8 @@ impl Task<'_> {
         }
         let parameters = Arc::new(gradients);
         workspace.gradients = Some(parameters.clone());
-        Ok(Gradients { parameters, norm, report, sample })
+        let probe = ProbeRows::of(finished, batch, self.config.probe_rows as usize);
+        Ok(Gradients { parameters, norm, report, sample, probe })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side. `go_on` is asked before each layer and each chunk
@@ -211,8 +216,8 @@ impl Task<'_> {
             leave_out(&mut workspace.logits, self.vocabulary, n);
             sample.keep(chunk.iter().map(|(_, t)| *t), &workspace.logits);
             let targets = targets(finished, chunk);
-            let logprobs = ops::logprobs_of(device, &workspace.logits, &targets, n)?;
-            for ((_, t), &logprob) in chunk.iter().zip(&logprobs) {
+            let says = ops::spreads_of(device, &workspace.logits, &targets, n)?;
+            for ((_, t), &Spread { logprob, .. }) in chunk.iter().zip(&says) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
                 let heading = &trajectory.heading;
@@ -222,24 +227,24 @@ impl Task<'_> {
             }
             let teacher = (self.teacher, self.config.tail);
             let teachers = workspace.fill_teacher_rows(teacher, self.vocabulary, finished, chunk)?;
-            let said = match chunk.iter().any(|(_, t)| t.kind.is_sampled()) {
-                true => workspace.teacher_logprobs(device, teachers, &targets, n)?,
-                false => Vec::new(),
-            };
+            // Before the logits become gradients.
+            let theirs = workspace.teacher_facts(teachers, &targets, &says, self.vocabulary)?;
             let spec = |(i, (_, t)): (usize, &(usize, &TokenLoss))| {
                 let mut spec = RowLoss::new(t.kind, t.weight as f32, targets[i]);
                 if t.kind.is_sampled() {
                     let turn_log_ratio = turn_log_ratios.get(&(t.trajectory, t.turn)).copied().unwrap_or(0.0);
                     let logprob = finished[t.trajectory].trajectory.logprobs()[t.position];
                     let drawn = Drawn { logprob, turn_log_ratio, teacher: t.teacher, rest: t.rest };
-                    spec.worth = ops::worth(t.kind, logprobs[i], said[i], &drawn).unwrap_or_default();
+                    spec.worth = ops::worth(t.kind, says[i].logprob, theirs[i].logprob, &drawn).unwrap_or_default();
                 }
                 spec
             };
             let specs: Vec<RowLoss> = chunk.iter().enumerate().map(spec).collect();
             let values = workspace.divergences(device, teachers, &specs, n)?;
-            for (((_, t), value), spec) in chunk.iter().zip(values).zip(&specs) {
-                tally.add(t, value as f64, t.kind.is_sampled().then_some(&spec.worth));
+            for (i, ((_, t), value)) in chunk.iter().zip(values).enumerate() {
+                let Spread { logprob, entropy, .. } = says[i];
+                let facts = TokenFacts { logprob, entropy, teacher: t.kind.needs_teacher().then_some(theirs[i]) };
+                tally.add(t, value as f64, t.kind.is_sampled().then_some(&specs[i].worth), &facts);
             }
             ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
             let operands = (&workspace.logits, &workspace.hidden);

@@ -5,8 +5,8 @@
 //! [`actor`] acts; [`trajectory`] records an episode; [`rewards`] and [`turn_weights`] say what its turns come to; [`batch`] turns
 //! trajectories into loss weights; [`explain`] says what a run will do.
 //! Over these: [`episode`] runs the host's loop against sessions, [`fork`] begins another where one stands, [`proposal`] judges what a student proposed by its [`uncertainty`], [`learner`] builds and applies updates
-//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], which may say turns too ([`teacher_turn`]), and reports them ([`report`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
-//! revision and `update_kl` measures it, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
+//! from what a [`teacher`] says, a model or the host's own behind a [`teacher_queue`], which may say turns too ([`teacher_turn`]), and reports them ([`report`], [`quantities`]), [`distiller`] holds it together, [`update`] carries a step from gradients to a
+//! revision and `update_kl` measures it, [`probe`] looks whether it is served as it was trained and `rollback` goes back, [`teacher_check`] asks a teacher the same twice, [`checkpoint`] survives a crash.
 #![forbid(unsafe_code)]
 
 mod acting;
@@ -24,6 +24,7 @@ mod ended;
 pub mod episode;
 pub mod explain;
 pub mod fork;
+mod kept;
 pub mod knob_table;
 pub mod knobs;
 pub mod learner;
@@ -32,11 +33,14 @@ mod observing;
 mod packing;
 pub mod policy;
 pub mod preset;
+pub mod probe;
 pub mod proposal;
+pub mod quantities;
 pub mod queue_options;
 pub mod record;
 pub mod report;
 pub mod rewards;
+mod rollback;
 mod room;
 pub mod run_id;
 pub mod schedule;
@@ -68,6 +72,7 @@ pub use distiller::Distiller;
 pub use episode::{Episode, Replay};
 pub use fork::ForkOptions;
 pub use policy::{Decision, Reason};
+pub use probe::Probe;
 pub use queue_options::QueueOptions;
 pub use record::{Imported, Record, RecordOptions};
 pub use report::Report;

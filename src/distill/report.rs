@@ -6,8 +6,11 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::actor::Actor;
-use super::batch::{BatchPlan, TokenLoss};
+use super::batch::{BatchPlan, TokenLoss, takes_rewards};
+use super::config::Config;
+use super::quantities::{Counting, Quantities, TokenFacts};
 use super::rewards::GroupReport;
+use super::run_id::RunId;
 use super::trajectory::Trajectory;
 use crate::backend::ops::{Loss, Surrogate, Worth};
 
@@ -85,6 +88,9 @@ pub struct Report {
     /// serve, over at most `update_kl_tokens` trained tokens. None before, where none are asked for, and where it is no finite
     /// number or could not be computed.
     pub update_kl: Option<f64>,
+    /// What is told beside losses.
+    #[serde(flatten)]
+    pub quantities: Quantities,
     /// What the numbers above do not mean.
     pub warnings: Vec<String>,
     /// Wall time of the build.
@@ -153,10 +159,12 @@ pub(super) struct Tally {
     /// sums of loss, advantage, ratio and clips; extremes
     policy_gradient: (PolicyGradientReport, usize),
     by_turn: Vec<(f64, usize)>,
+    quantities: Counting,
 }
 
 impl Tally {
-    pub(super) fn new(trajectories: &[&Trajectory], batch: &BatchPlan) -> Tally {
+    /// `published`: the revision that new episodes get.
+    pub(super) fn new(trajectories: &[&Trajectory], batch: &BatchPlan, config: &Config, published: u64) -> Tally {
         let mut report = Report {
             episodes: trajectories.len(),
             trained_episodes: batch.n_trajectories,
@@ -170,10 +178,11 @@ impl Tally {
             groups: batch.groups,
             ..Report::default()
         };
-        let identities: BTreeSet<u64> = trajectories.iter().map(|t| t.heading.episode).collect();
+        let identities: BTreeSet<(RunId, u64)> =
+            trajectories.iter().map(|t| (t.heading.run, t.heading.episode)).collect();
         for t in trajectories {
             // What a fork shares with its parent was said once, and is counted there if that is here.
-            let parent = t.heading.forked_from.filter(|(parent, _)| identities.contains(parent));
+            let parent = t.heading.forked_from.filter(|(parent, _)| identities.contains(&(t.heading.run, *parent)));
             let shared = parent.map_or(0, |_| t.shared_turns());
             report.successes += usize::from(t.outcome().and_then(|o| o.success) == Some(true));
             for turn in &t.turns()[shared..] {
@@ -204,11 +213,13 @@ impl Tally {
             weighted_k3: (0.0, 0),
             policy_gradient: (PolicyGradientReport::default(), 0),
             by_turn: Vec::new(),
+            quantities: Counting::new(trajectories, published, takes_rewards(config).then_some(&config.reward)),
         }
     }
 
-    /// A trained token's unweighted loss, and what a sampled one is made of.
-    pub(super) fn add(&mut self, token: &TokenLoss, value: f64, worth: Option<&Worth>) {
+    /// A trained token's unweighted loss, what a sampled one is made of, and what its rows say.
+    pub(super) fn add(&mut self, token: &TokenLoss, value: f64, worth: Option<&Worth>, facts: &TokenFacts) {
+        self.quantities.add(token, value, worth, facts);
         self.report.loss += token.weight * value;
         let count = |sum: &mut (f64, usize), value: f64| *sum = (sum.0 + value, sum.1 + 1);
         if let Some(gap) = worth.and_then(|worth| worth.gap) {
@@ -224,7 +235,7 @@ impl Tally {
             // Its value is the gap.
             Loss::SampledReverseKl => {}
             Loss::PolicyGradient(_) => {
-                let Surrogate { ratio, advantage, clipped } = worth.and_then(|w| w.surrogate).unwrap_or_default();
+                let Surrogate { ratio, advantage, clipped, .. } = worth.and_then(|w| w.surrogate).unwrap_or_default();
                 let (sums, n) = &mut self.policy_gradient;
                 let extremes = match *n {
                     0 => (advantage, advantage, ratio),
@@ -284,6 +295,7 @@ impl Tally {
             ));
         }
         self.report.loss_by_turn = self.by_turn.into_iter().map(mean).collect();
+        self.report.quantities = self.quantities.told();
         self.report.gradient_norm = gradient_norm;
         self.report.seconds = seconds;
         self.report

@@ -89,7 +89,7 @@ fn own_from(t: &Trajectory) -> usize {
 }
 
 /// What the environment gave for each turn.
-fn given(trajectory: &Trajectory, settings: &Reward) -> Vec<f64> {
+pub(super) fn given(trajectory: &Trajectory, settings: &Reward) -> Vec<f64> {
     let n = trajectory.turns().len();
     let outcome = trajectory.outcome();
     match settings.of {

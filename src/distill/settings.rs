@@ -72,10 +72,12 @@ impl Default for Config {
             training_budget: 0,
             lora: None,
             kept_revisions: 0,
+            rollback_revisions: 0,
             max_turns: 0,
             update_kl_tokens: 0,
             max_update_kl: 0.0,
-            refuse_update_kl: 0.0,
+            refuse_update_kl: None,
+            probe_rows: 0,
             origins: vec![Origin::Default; KNOBS.len()],
         };
         for knob in KNOBS {
@@ -196,7 +198,9 @@ impl Config {
                  two make of them",
             ));
         }
-        for (knob, bound) in [("refuse_update_kl", self.refuse_update_kl), ("max_update_kl", self.max_update_kl)] {
+        for (knob, bound) in
+            [("refuse_update_kl", self.refuse_update_kl.unwrap_or(0.0)), ("max_update_kl", self.max_update_kl)]
+        {
             let is_asked_for = bound > 0.0 && self.origin(knob) != Some(Origin::Default);
             if is_asked_for && self.update_kl_tokens == 0 {
                 let why = format!("{knob}: wanted 0, or update_kl_tokens above 0, without which no step's KL is known");

@@ -303,8 +303,18 @@ impl Trajectory {
 
     /// The record as JSON for a trace; log-probs that are not there become null.
     pub fn to_json(&self) -> Value {
-        let heading = &self.heading;
         let sources: Vec<_> = self.sources.iter().map(|source| source.name()).collect();
+        let mut facts = self.facts();
+        facts["ids"] = json!(self.ids);
+        facts["sources"] = json!(sources);
+        facts["logprobs"] = json!(self.logprobs);
+        facts["sampled_logprobs"] = json!(self.sampled_logprobs);
+        facts
+    }
+
+    /// All but what is said of each token.
+    pub fn facts(&self) -> Value {
+        let heading = &self.heading;
         let turns: Vec<_> = self.turns.iter().map(|turn| turn_json(turn, &self.view)).collect();
         json!({
             "episode": heading.episode,
@@ -322,10 +332,6 @@ impl Trajectory {
             "success": self.outcome.and_then(|outcome| outcome.success),
             "turns": turns,
             "views": self.view.to_json(),
-            "ids": self.ids,
-            "sources": sources,
-            "logprobs": self.logprobs,
-            "sampled_logprobs": self.sampled_logprobs,
         })
     }
 

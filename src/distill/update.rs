@@ -11,20 +11,23 @@ use serde_json::json;
 
 use super::distiller::{Distiller, Learning};
 use super::learner::Gradients;
+use super::probe::{Expected, Probe};
 use super::report::Report;
 use super::trained;
-use super::unpublished::Unpublished;
-use super::update_kl::{are_finite, mean_kl};
+use super::unpublished::{Moved, Unpublished};
+use super::update_kl::{are_finite, mean_kl, mean_known};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::model::{Adapter, Parameters, Weights};
-use crate::serve::Level;
+use crate::serve::{Level, Session};
 
 /// A built update: gradients with their report. Applied at most once, and only at the step it was built for.
 pub struct Update {
     pub(super) distiller: Distiller,
     pub(super) gradients: Gradients,
     pub(super) step: u64,
+    /// a distiller that went back since has dropped the weights that it is of
+    pub(super) line: u64,
     pub(super) applied: bool,
 }
 
@@ -65,6 +68,10 @@ impl Distiller {
             let why = format!("the update was built at step {}, the distiller is at step {step}", update.step);
             return Err(Error::new(Fault::StaleUpdate, why));
         }
+        if update.line != learning.line {
+            let why = "the distiller went back to a revision since the update was built; build another";
+            return Err(Error::new(Fault::StaleUpdate, why));
+        }
         let (model, current) = (self.0.student.model(), self.0.student.current());
         trained::check(settings, &model.config, &current)?;
         self.check_base(&learning, &current)?;
@@ -72,7 +79,7 @@ impl Distiller {
         let Learning { learner, unpublished, workspace, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
-        let Gradients { parameters: gradients, norm, report, sample } = &mut update.gradients;
+        let Gradients { parameters: gradients, norm, report, sample, probe } = &mut update.gradients;
         // Whatever may be refused is refused before the masters move.
         let compared = match sample.is_empty() {
             true => None,
@@ -86,7 +93,7 @@ impl Distiller {
             Some(Unpublished { parameters, .. }) => parameters,
             None => trained::served_form(settings, &model.config, &current)?,
         };
-        learner.apply(&model.device, gradients, *norm, settings);
+        learner.apply(&model.device, gradients, *norm, (settings, step));
         next.round_from(&model.device, &learner.masters);
         let are_finite = are_finite(&next);
         let student: (&Weights, Option<&Adapter>) = match &next {
@@ -94,13 +101,19 @@ impl Distiller {
             Parameters::Adapter(adapter) => (&current.weights, Some(adapter)),
         };
         let is_asked_for = compared.is_some();
-        let kl = compared.filter(|_| are_finite).and_then(|(before, mut after)| {
+        let moved = compared.filter(|_| are_finite).and_then(|(before, mut after)| {
             sample.logits(model, student, self.0.vocabulary, workspace, &mut after).ok()?;
-            mean_kl(&model.device, &before, after).ok().filter(|kl| kl.is_finite())
+            let known = mean_known(&model.device, &before, self.0.vocabulary).ok()?;
+            let kl = mean_kl(&model.device, &before, after).ok().filter(|kl| kl.is_finite())?;
+            Some(Moved { kl, known })
         });
+        let kl = moved.map(|moved| moved.kl);
         report.update_kl = kl;
+        let probe = std::mem::take(probe);
+        // The step is taken; what cannot be computed of it is not looked at.
+        let probe = if are_finite { probe.expected(model, student, workspace).ok().flatten() } else { None };
         drop(waits);
-        *unpublished = Some(Unpublished { parameters: next, are_finite, update_kl: kl });
+        *unpublished = Some(Unpublished { parameters: next, are_finite, moved, probe });
         update.applied = true;
         let mut state = self.0.state.lock();
         state.step += 1;
@@ -114,9 +127,7 @@ impl Distiller {
         let what =
             format!("step {} of {steps} applied: learning rate {rate:.3e}, KL {moved}, {seconds:.3} s", step + 1);
         self.log(Level::Info, &what);
-        self.note("applied", || {
-            json!({"step": step + 1, "update_kl": kl, "finite": are_finite, "seconds": seconds})
-        });
+        self.note("applied", || json!({"step": step + 1, "update_kl": kl, "finite": are_finite, "seconds": seconds}));
         if !are_finite {
             self.log(Level::Warning, &format!("step {}: the weights are not finite and are not published", step + 1));
         } else if is_asked_for && bound > 0.0 && kl.is_none_or(|kl| kl > bound) {
@@ -133,7 +144,8 @@ impl Distiller {
     /// Makes the applied weights the revision that new sessions and episodes get; returns its number, or
     /// the current one if nothing was applied since. Refused with `UpdateTooFar` beyond `refuse_update_kl`, and with
     /// `NotFinite` where the step broke the weights: the old revision then serves on, and no checkpoint is written
-    /// over the last one.
+    /// over the last one. What is published is then asked a few log-probs, which are compared with the training forward's
+    /// (`probe_rows`): a difference is an error in the log and no refusal.
     pub fn publish(&self) -> Result<u64> {
         self.publish_and_note(|unpublished| unpublished.check(&self.0.config))
     }
@@ -150,11 +162,15 @@ impl Distiller {
         match self.publish_if(check) {
             Ok(None) => Ok(self.0.student.current().number),
             Ok(Some(revision)) => {
-                self.note("published", || json!({"step": self.step(), "revision": revision, "probe": null}));
+                self.note(
+                    "published",
+                    || json!({"step": self.step(), "revision": revision, "probe": self.last_probe()}),
+                );
                 Ok(revision)
             }
             Err(e) => {
                 if e.fault() != Fault::DistillerBusy {
+                    self.log(Level::Warning, &format!("step {} is not published: {}", self.step(), e.message()));
                     self.note("refused", || json!({"step": self.step(), "reason": e.message()}));
                 }
                 Err(e)
@@ -171,16 +187,57 @@ impl Distiller {
         let Some(applied) = unpublished else { return Ok(None) };
         check(applied)?;
         student.check_room(limit)?;
-        let Some(Unpublished { parameters, are_finite, update_kl }) = unpublished.take() else {
+        let Some(Unpublished { parameters, are_finite, moved, probe }) = unpublished.take() else {
             return Ok(None);
         };
-        let published = student.publish_or_give_back(parameters, base, limit).map_err(|refused| {
-            // An episode that began since the check took the room, or somebody replaced the base.
-            let (parameters, e) = *refused;
-            *unpublished = Some(Unpublished { parameters, are_finite, update_kl });
-            e
-        })?;
+        let replaced = student.current();
+        let published = match student.publish_or_give_back(parameters, base, limit) {
+            Ok(published) => published,
+            Err(refused) => {
+                // An episode that began since the check took the room, or somebody replaced the base.
+                let (parameters, e) = *refused;
+                *unpublished = Some(Unpublished { parameters, are_finite, moved, probe });
+                return Err(e);
+            }
+        };
         *begun = None;
+        let forgotten = self.keep_for_rollback(Some(replaced));
+        let probed = probe.map(|expected| self.probe(&expected, published));
+        self.0.state.lock().probe = probed.as_ref().and_then(|probed| probed.as_ref().ok().copied());
+        drop(learning);
+        drop(forgotten);
+        if let Some(probed) = probed {
+            self.tell_of_probe(published, probed);
+        }
         Ok(Some(published))
+    }
+
+    /// Asks the serving path what the revision that was just published says. The learner's lock is held, so that it is the one.
+    fn probe(&self, expected: &Expected, published: u64) -> Result<Probe> {
+        let session = Session::new(&self.0.student)?;
+        let bound = session.revision().number;
+        if bound != published {
+            let why = format!("revision {bound} was published over it at once");
+            return Err(Error::new(Fault::OutOfOrder, why));
+        }
+        expected.ask(&session)
+    }
+
+    fn tell_of_probe(&self, published: u64, probed: Result<Probe>) {
+        let step = self.step();
+        match probed {
+            Ok(Probe { differing: 0, .. }) => {}
+            Ok(Probe { rows, differing, largest_difference }) => self.log(
+                Level::Error,
+                &format!(
+                    "step {step}: revision {published} is not served as it was trained: {differing} of {rows} log-probs differ, by \
+                     up to {largest_difference:e} nats; that is a defect of squire or of the machine"
+                ),
+            ),
+            Err(e) => self.log(
+                Level::Warning,
+                &format!("step {step}: whether revision {published} is served as it was trained is not known: {}", e.message()),
+            ),
+        }
     }
 }

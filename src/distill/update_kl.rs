@@ -90,6 +90,13 @@ impl Sample {
         sample
     }
 
+    /// The tokens at some positions of one sequence.
+    pub(super) fn of_sequence(ids: &[i32], positions: &[usize]) -> Sample {
+        let last = positions.last().copied().unwrap_or(0);
+        let rows = positions.iter().map(|at| at - 1).collect();
+        Sample { sequences: vec![ids[..last].to_vec()], rows, ..Sample::default() }
+    }
+
     /// Whether nothing is measured.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
@@ -138,20 +145,52 @@ impl Sample {
     pub(super) fn logits(
         &self,
         model: &Model,
-        (weights, adapter): (&Weights, Option<&Adapter>),
+        student: (&Weights, Option<&Adapter>),
         vocabulary: usize,
         workspace: &mut Workspace,
         logits: &mut Tensor,
+    ) -> Result<()> {
+        self.pass(model, student, workspace)?;
+        head_forward(model, student.0, logits, &workspace.hidden, self.rows.len())?;
+        leave_out(logits, vocabulary, self.rows.len());
+        Ok(())
+    }
+
+    /// The log-probs of `targets`, one a row, over the whole vocabulary: what serving says of them.
+    pub(super) fn logprobs(
+        &self,
+        model: &Model,
+        student: (&Weights, Option<&Adapter>),
+        targets: &[i32],
+        workspace: &mut Workspace,
+    ) -> Result<Vec<f32>> {
+        self.pass(model, student, workspace)?;
+        head_forward(model, student.0, &mut workspace.logits, &workspace.hidden, self.rows.len())?;
+        ops::logprobs_of(&model.device, &workspace.logits, targets, self.rows.len())
+    }
+
+    /// Leaves the hidden states of the rows in the workspace.
+    fn pass(
+        &self,
+        model: &Model,
+        (weights, adapter): (&Weights, Option<&Adapter>),
+        workspace: &mut Workspace,
     ) -> Result<()> {
         let mut caches: Vec<KvCache> = self.sequences.iter().map(|_| KvCache::new(&workspace.pool)).collect();
         let mut segments: Vec<Segment> =
             self.sequences.iter().zip(&mut caches).map(|(ids, kv)| Segment { ids, kv, adapter }).collect();
         forward(model, weights, &mut segments, &mut workspace.activations)?;
         ops::gather_rows(&model.device, &mut workspace.hidden, &workspace.activations.hidden, &self.rows);
-        head_forward(model, weights, logits, &workspace.hidden, self.rows.len())?;
-        leave_out(logits, vocabulary, self.rows.len());
         Ok(())
     }
+}
+
+/// What rows of logits [rows, V] over `vocabulary` ids know: their mean KL to an even guess, in nats.
+pub(super) fn mean_known(device: &Device, rows: &Tensor, vocabulary: usize) -> Result<f64> {
+    let n = rows.extent(0);
+    let says = ops::spreads_of(device, rows, &vec![0; n], n)?;
+    let entropy = says.iter().map(|row| f64::from(row.entropy)).sum::<f64>() / n.max(1) as f64;
+    Ok((vocabulary as f64).ln() - entropy)
 }
 
 /// The mean KL(before, after) of rows of logits [rows, V], in nats. `after` is spent.

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use super::batch::TokenLoss;
+use super::quantities::TeacherFacts;
 use super::room::Fitted;
 use super::teacher_request::Said;
 use super::trajectory::Trajectory;
-use crate::backend::ops::{self, RowLoss, Tail, TeacherRows, TopK};
-use crate::backend::{Device, Tensor};
+use crate::backend::ops::{self, RowLoss, Spread, Tail, TeacherRows, TopK};
+use crate::backend::{Device, Tensor, host};
 use crate::error::{Error, Fault, Result};
 use crate::model::backward::BackwardScratch;
 use crate::model::forward::head_forward;
@@ -213,6 +214,33 @@ impl Workspace {
         n: usize,
     ) -> Result<Vec<f32>> {
         ops::teacher_logprobs(device, teachers.of(&self.teacher_side, &self.said), targets, n)
+    }
+
+    /// What the teacher says of `targets`, from the rows of a chunk that were filled, beside what the student's logits say of them.
+    /// Of rows that ask no teacher it may say anything.
+    pub(super) fn teacher_facts(
+        &self,
+        teachers: TeachersRows,
+        targets: &[i32],
+        student: &[Spread],
+        vocabulary: usize,
+    ) -> Result<Vec<TeacherFacts>> {
+        match teachers.of(&self.teacher_side, &self.said) {
+            TeacherRows::None => host::collected(targets.iter().map(|_| TeacherFacts::default())),
+            TeacherRows::Logits(logits) => {
+                let says = ops::spreads_of(&self.device, logits, targets, targets.len())?;
+                let facts = |s: Spread| TeacherFacts { logprob: s.logprob, entropy: Some(s.entropy), mass: None };
+                host::collected(says.into_iter().map(facts))
+            }
+            TeacherRows::TopK(topk) => {
+                let facts = |(row, (&logprob, says)): (usize, (&f32, &Spread))| TeacherFacts {
+                    logprob,
+                    entropy: ops::top_entropy(topk, row, vocabulary),
+                    mass: topk.has_ids().then(|| ops::top_mass(&self.logits, topk, row, says)),
+                };
+                host::collected(topk.targets().iter().zip(student).enumerate().map(facts))
+            }
+        }
     }
 
     /// Fills the teacher's rows of a chunk.

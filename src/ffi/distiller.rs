@@ -98,8 +98,8 @@ pub unsafe extern "C" fn squire_distiller_create(
 /// Goes on from the newest checkpoint in a folder, bit for bit: the student gets the checkpoint's weights and revision.
 /// SQUIRE_E_IO if there is none, SQUIRE_E_FORMAT if it is broken or a file of it is no regular one, SQUIRE_E_MISMATCH if
 /// model, vocabulary or settings are not the checkpoint's, nor of an adapter the base weights, but for steps, which may be more (schedules by the fraction of
-/// the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, recompute
-/// and training_budget. Otherwise as squire_distiller_create. Blocks.
+/// the run go on by the new number), and update_kl_tokens, max_update_kl, refuse_update_kl, probe_rows,
+/// rollback_revisions, recompute and training_budget. Otherwise as squire_distiller_create. Blocks.
 /// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_resume(
@@ -178,8 +178,10 @@ pub unsafe extern "C" fn squire_distiller_save(
 /// as a model folder. SQUIRE_E_BUDGET if more than kept_revisions would be alive: end or rebase older sessions first.
 /// SQUIRE_E_DIVERGED if the update moves the student beyond refuse_update_kl of the settings (detail UPDATE_TOO_FAR) or
 /// has made weights that are not finite (detail NOT_FINITE): the old revision serves on, and squire_distiller_save is
-/// refused likewise, so that the last checkpoint stays to be resumed. SQUIRE_E_BUSY while an update is built or
-/// applied. Any thread.
+/// refused likewise, so that the last checkpoint stays to be resumed; squire_distiller_rollback goes back without one.
+/// SQUIRE_E_BUSY while an update is built or applied. Before it returns, what is served is compared on probe_rows tokens with what
+/// was trained, bit for bit: squire_distiller_metrics has what was found, and a difference is an error in the log and no status.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_publish(
     distiller: *mut squire_distiller,
@@ -211,6 +213,32 @@ pub unsafe extern "C" fn squire_distiller_publish_anyway(
             let distiller = call.subject(distiller)?;
             let revision = Slot::optional(revision, "revision")?;
             revision.set(distiller.publish_anyway()?);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Goes back to a published revision that rollback_revisions of the settings keeps: new sessions and episodes get its weights under a
+/// new number, the current one's and 1, since a number never means two weights and staleness counts on numbers; it goes to
+/// *published unless published is NULL. The current revision's own number changes nothing that is served. Either way a step that was applied
+/// and not published is dropped, updates that were built before are stale, and learning goes on from what is served: masters from
+/// its weights, moments of zero and a bias correction that begins anew, while the run's step and its schedules go on. It takes no
+/// memory, so kept_revisions does not refuse it. A resumed run keeps none yet. SQUIRE_E_ARGUMENT (detail UNKNOWN_REVISION) for a
+/// revision that is not kept; the message lists those that are, as squire_distiller_metrics does. SQUIRE_E_BUSY while an update is
+/// built, applied or published. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_distiller_rollback(
+    distiller: *mut squire_distiller,
+    revision: u64,
+    published: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let distiller = call.subject(distiller)?;
+            let published = Slot::optional(published, "published")?;
+            published.set(distiller.rollback(revision)?);
             Ok(Outcome::Done)
         })
     }
@@ -288,7 +316,9 @@ pub unsafe extern "C" fn squire_distiller_number(
 /// Where the run stands, as a JSON object: step, steps, beta, depth, learning_rate, revision, revisions_alive, episodes,
 /// evaluations, updates, thrown_away, schedules (what else moves, by name, at this step), teacher_tokens (what the teacher said in
 /// training since the last update), waiting (ended episodes that no update took yet), set_aside (those that the teacher
-/// could not score; no part of a checkpoint, and no hindrance to one). Keys may be added. Never waits.
+/// could not score; no part of a checkpoint, and no hindrance to one), kept_for_rollback (numbers of revisions), probe (of the last
+/// published revision: rows, differing, largest_difference of log-probs by serving and by training; null where it was not
+/// looked at). Keys may be added. Never waits.
 /// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_metrics(

@@ -28,9 +28,10 @@
 //! | `adapter` | `squire_adapter_load`, `_unload`, `_save`, `_merge`; `squire_session_create_on`, `_use_adapter` |
 //! | `generation` | `squire_gen_options_init`, `_for`, `squire_event_init`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |
-//! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_discard`, `_check_teacher`, `_number`, `_metrics`, `_release`; `squire_checkpoint_probe` |
+//! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_publish_anyway`, `_rollback`, `_discard`, `_check_teacher`, `_number`, `_metrics`, `_release`; `squire_checkpoint_probe` |
 //! | `teacher` | experimental: `squire_teacher_create`, `_retain`, `_release`, `_next`, `_reply`, `_say`, `_say_text`, `_fail`, `_close`; `squire_teacher_batch_request`, `_release`; `squire_teacher_request_init`; `squire_distiller_create_taught`, `_resume_taught` |
 //! | `episode` | experimental: `squire_decision_init`; `squire_episode_begin`, `_fork`, `_prefill`, `_observe`, `_observe_until`, `_observe_ids`, `_observe_view_ids`, `_decide`, `_judge`, `_override`, `_act`, `_replay_ids`, `_replay_text`, `_replay_stored`, `_outcome`, `_end`, `_trace`, `_release` |
+//! | `record` | experimental: `squire_distiller_record`, `_import`; `squire_record_open`, `_info`, `_count`, `_episode`, `_release`; `squire_episode_trajectory`; `squire_trajectory_ids`, `_sources`, `_logprobs`, `_sampled_logprobs`, `_teacher_logprobs`, `_teacher_top_ids`, `_teacher_top_logprobs`, `_json`, `_release` |
 //! | `update` | experimental: `squire_tensor_fn`; `squire_update_build`, `_report`, `_gradients`, `_apply`, `_release` |
 #![allow(non_camel_case_types)] // the types carry the header's names
 #![allow(clippy::missing_safety_doc)] // said once for all calls, at the head of the header
@@ -52,6 +53,7 @@ mod input;
 pub mod model;
 mod options;
 mod output;
+pub mod record;
 pub mod score;
 pub mod scores;
 pub mod session;

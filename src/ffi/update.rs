@@ -94,7 +94,14 @@ pub unsafe extern "C" fn squire_update_build(
 /// set_aside (a list of {"episode", "reason"}), compared, differing, largest_difference (log-probs of rollout and
 /// training), gradient_norm, update_kl, warnings (a list of texts: what the numbers do not mean), seconds. update_kl is null until the update is applied, and then how far it
 /// moves the student: the mean KL in nats a token from the revision that was served to what publishing would serve,
-/// over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Keys may be added. Any thread.
+/// over at most update_kl_tokens trained tokens (null again where none are asked for or it is no finite number). Beside losses, means
+/// in nats over trained tokens: entropy, teacher_entropy (null of a teacher that gives its most likely ids alone), log_ratio
+/// (|ln p - ln q| of what stands there), teacher_mass (the student's probability of the teacher's most likely ids); turns, a list by
+/// index of {"tokens", "loss_share", "log_ratio", "teacher_nll", "teacher_entropy", "entropy", "episodes", "student", "teacher",
+/// "replay"}; response_length (tokens of a student's turn), repetition and executed_otherwise (shares of turns), lag {"mean",
+/// "largest"}, rewards {"mean", "least", "largest", "clipped": tokens with a reward that a bound of ratio holds} or null,
+/// clipped_advantages (tokens whose teacher's part advantage.shape holds), by_task {task: [successes, episodes]}, teacher_seconds (what
+/// the build waited for the teacher). Keys may be added. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_update_report(
     update: *const squire_update,

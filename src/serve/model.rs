@@ -299,6 +299,14 @@ impl ServedModel {
         Ok(number)
     }
 
+    /// Makes what one of its revisions is the current one once more, under the next number, which is returned.
+    pub(crate) fn publish_again(&self, revision: &Revision) -> u64 {
+        let number = self.0.lineage.publish_again(revision);
+        let again = revision.number;
+        self.engine().log(Level::Info, "model", &format!("revision {number} is published, the weights of {again}"));
+        number
+    }
+
     /// Makes `parameters` the current revision under a number from a checkpoint.
     pub fn restore(&self, parameters: impl Into<Parameters>, number: u64) {
         self.0.lineage.restore(parameters.into(), number);

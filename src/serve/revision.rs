@@ -305,6 +305,18 @@ impl Lineage {
         Ok(number)
     }
 
+    /// Makes what a revision is the current one once more, under the next number, which is returned. Weights and adapter are
+    /// shared, so it takes no memory, and no limit refuses it.
+    pub(super) fn publish_again(&self, revision: &Revision) -> u64 {
+        let mut revisions = self.revisions.lock();
+        let number = revisions.current.number + 1;
+        let again = Revision::new(number, revision.weights.clone(), revision.adapter.clone());
+        let replaced = revisions.replace(Arc::new(again));
+        drop(revisions);
+        drop(replaced);
+        number
+    }
+
     /// Makes `parameters` the current revision under a number from a checkpoint.
     pub(super) fn restore(&self, parameters: Parameters, number: u64) {
         let mut revisions = self.revisions.lock();

@@ -122,6 +122,11 @@ impl Session {
         })
     }
 
+    /// Whether pages for `n` tokens more are free, so that nobody has to give up any.
+    pub(crate) fn finds_pages(&self, n: usize) -> Result<bool> {
+        self.idle(|t| Ok(t.kv.lacking(n) <= t.kv.available()))
+    }
+
     /// All tokens with what is known of them.
     pub fn tokens(&self) -> Result<Vec<Token>> {
         self.idle(|t| memory::copied(&t.tokens, "the tokens of a session"))

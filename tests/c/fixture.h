@@ -19,6 +19,8 @@ static squire_distiller *the_squire_distiller;
 static squire_episode *the_squire_episode;
 static squire_update *the_squire_update;
 static squire_teacher *the_squire_teacher;
+static squire_record *the_squire_record;
+static squire_trajectory *the_squire_trajectory;
 static squire_teacher_batch *the_squire_teacher_batch;
 
 static squire_engine_options a_squire_engine_options;
@@ -29,7 +31,7 @@ static squire_decision a_squire_decision;
 static squire_teacher_request a_squire_teacher_request;
 
 static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_json = "{}", *const check_json = "{}", *const messages_json = "[]";
-static const char *const fork_json = "{}";
+static const char *const fork_json = "{}", *const recording_json = "{}";
 static const char *const request_json = "{\"messages\": []}", *const text = "hello";
 static const char *const name = "a", *const adapter = "a", *const why = "because";
 static const char *const options_json = "{\"vocabulary\": \"the-students\"}";
@@ -138,6 +140,9 @@ static void make_fixture(int argc, char **argv) {
   squire_error *err = NULL;
   DONE(squire_teacher_create(TEXT(options_json), &the_squire_teacher, &err));
   DONE(squire_distiller_create_taught(the_squire_model, the_squire_teacher, TEXT(taught_json), &taught, &err));
+  char run[4096];
+  CHECK(snprintf(run, sizeof run, "%s-run", path) < (int)sizeof run);
+  DONE(squire_distiller_record(taught, TEXT(run), TEXT(recording_json), &err));
   DONE(squire_episode_begin(taught, TEXT(spec_json), &asking, &err));
   DONE(squire_episode_observe_ids(asking, ARRAY(ids), &err));
   DONE(squire_episode_decide(asking, &a_squire_decision, &err));
@@ -148,6 +153,10 @@ static void make_fixture(int argc, char **argv) {
   DONE(squire_episode_outcome(asking, 0, 0, &err));
   DONE(squire_episode_end(asking, 1, 1, &err));
   DONE(squire_teacher_next(the_squire_teacher, 1, 0, &the_squire_teacher_batch, &err));
+  DONE(squire_record_open(TEXT(run), &the_squire_record, &err));
+  DONE(squire_record_episode(the_squire_record, 0, &the_squire_trajectory, &err));
+  CHECK(squire_trajectory_ids(the_squire_trajectory, &size) != NULL && size > 2);
+  size = 7;
   squire_episode_release(asking);
   squire_distiller_release(taught);
 }
@@ -165,6 +174,8 @@ static void end_fixture(void) {
   squire_update_release(the_squire_update);
   squire_teacher_release(the_squire_teacher);
   squire_teacher_batch_release(the_squire_teacher_batch);
+  squire_record_release(the_squire_record);
+  squire_trajectory_release(the_squire_trajectory);
 #ifdef SQUIRE_DRILL
   CHECK(squire_drill_live_handles() == 0);
 #endif

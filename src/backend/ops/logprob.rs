@@ -186,10 +186,10 @@ pub(super) struct RowSum {
 }
 
 impl RowSum {
-    fn new(chunks: &[ChunkSum]) -> RowSum {
-        let largest = chunks.iter().fold(f32::NEG_INFINITY, |m, c| if c.largest > m { c.largest } else { m });
-        let scaled = |c: &ChunkSum| c.sum as f64 * exp_at_most_one(c.largest as f64 - largest as f64);
-        let sum: f64 = chunks.iter().map(scaled).sum();
+    pub fn new(chunks: impl Iterator<Item = ChunkSum> + Clone) -> RowSum {
+        let largest = chunks.clone().fold(f32::NEG_INFINITY, |m, c| if c.largest > m { c.largest } else { m });
+        let scaled = |c: ChunkSum| c.sum as f64 * exp_at_most_one(c.largest as f64 - largest as f64);
+        let sum: f64 = chunks.map(scaled).sum();
         // Where a logit is NaN or infinite, or all are -inf, there is no distribution.
         let ln_sum = if sum > 0.0 && sum.is_finite() { math::ln(sum) } else { f64::NAN };
         RowSum { largest, ln_sum }
@@ -231,7 +231,7 @@ pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: &[usize]) -> Result<Row
     let mut chunks = cpu.scratch::<ChunkSum>(rows.len() * n_chunks)?;
     let n_tasks = chunks.len();
     cpu.launch(n_tasks, &ChunkSums { chunks: Shared::new(&mut chunks), x: logits.f32(), rows, v });
-    let rows = host::collected(chunks.chunks_exact(n_chunks).map(RowSum::new))?;
+    let rows = host::collected(chunks.chunks_exact(n_chunks).map(|c| RowSum::new(c.iter().copied())))?;
     Ok(RowSums { rows, chunks })
 }
 

@@ -15,6 +15,7 @@ mod attention_backward;
 mod divergence;
 mod draws;
 mod embedding;
+mod entropy;
 mod experts;
 mod extents;
 mod gather;
@@ -46,6 +47,7 @@ pub use attention_backward::{AttentionGradients, attention_backward, attention_b
 pub use divergence::{TeacherRows, divergence_forward_backward, teacher_logprobs};
 pub use draws::{Draws, sample_row, sample_row_among, sample_rows};
 pub use embedding::{embedding_backward, embedding_forward};
+pub use entropy::{Spread, spreads_of, top_entropy, top_mass};
 pub use experts::{
     ExpertActivations, ExpertBlock, ExpertExtents, ExpertWeights, FfnActivations, FfnHalf, experts_forward, ffn_forward,
 };

@@ -94,7 +94,11 @@ fn policy_gradient(settings: PolicyGradient, p: f32, q: f32, drawn: &Drawn) -> W
     };
     let dual = settings.dual_clip;
     let (phi, slope) = if dual > 0.0 && advantage < 0.0 && phi > dual { (dual, 0.0) } else { (phi, slope) };
-    let surrogate = Surrogate { ratio: r, advantage, clipped: slope != r };
+    let held = match settings.shape {
+        Shape::Clamp(c) => settings.asks_teacher && (log_q - log_reference).abs() > c,
+        Shape::Identity | Shape::Tanh(_) | Shape::Power(_) => false,
+    };
+    let surrogate = Surrogate { ratio: r, advantage, clipped: slope != r, held };
     let gap = settings.asks_teacher.then_some(p - q);
     Worth { loss: -(phi * advantage) as f32, factor: (slope * advantage) as f32, gap, surrogate: Some(surrogate) }
 }
@@ -281,6 +285,18 @@ mod tests {
             // Divided by its power it is the log-ratio in the limit.
             assert!((shaped(Shape::Power(1e-7), q, o) / 1e-7 - x).abs() < 1e-3);
         }
+    }
+
+    #[test]
+    fn a_clamp_tells_whether_it_holds() {
+        let of = |shape, q: f32, asks_teacher| {
+            let settings = PolicyGradient { shape, asks_teacher, ..settings(Ratio::None, Clip::None, 0.0) };
+            let told = worth(Loss::PolicyGradient(settings), -1.0, q, &TEACHER_ALONE).unwrap();
+            told.surrogate.unwrap().held
+        };
+        let clamp = Shape::Clamp(0.5);
+        assert_eq!([-1.75, -1.5, -1.0, -0.5, -0.25].map(|q| of(clamp, q, true)), [true, false, false, false, true]);
+        assert!(!of(clamp, -9.0, false) && !of(Shape::Tanh(0.5), -9.0, true) && !of(Shape::Identity, -9.0, true));
     }
 
     #[test]

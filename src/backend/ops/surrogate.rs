@@ -89,4 +89,6 @@ pub struct Surrogate {
     pub advantage: f64,
     /// Whether a bound changed what the gradient would be.
     pub clipped: bool,
+    /// Whether the shape's bound holds what the teacher says.
+    pub held: bool,
 }

@@ -76,6 +76,17 @@ impl TopK {
         Ok(())
     }
 
+    /// Whether ids are known at all, beside what stands there.
+    pub fn has_ids(&self) -> bool {
+        self.k > 0
+    }
+
+    /// The ids of a row with their log-probs.
+    pub(super) fn row(&self, row: usize) -> (&[i32], &[f32]) {
+        let place = row * self.k..(row + 1) * self.k;
+        self.ids.get(place.clone()).zip(self.logprobs.get(place)).unwrap_or_default()
+    }
+
     /// Log-probs of the tokens that stand there, one a row.
     pub fn targets(&self) -> &[f32] {
         &self.targets

@@ -128,7 +128,8 @@ impl Distiller {
         let mut asked = trajectory.turns().iter().filter(|turn| turn.train && turn.loss.needs_teacher());
         said.top_k == queue.options().top_k as usize
             && asked.all(|turn| {
-                let has_all = turn.range.clone().all(|at| said.positions.binary_search(&trajectory.view().position(at)).is_ok());
+                let has_all =
+                    turn.range.clone().all(|at| said.positions.binary_search(&trajectory.view().position(at)).is_ok());
                 has_all && (turn.loss.needs() != Needs::Distribution || said.top_k > 0)
             })
     }
@@ -141,7 +142,9 @@ impl Distiller {
         let engine = self.student().engine();
         match &self.0.teacher {
             None => Ok(None),
-            Some(Teacher::Queue(queue)) => Scoring::queue(queue, engine, (self.number(), trajectory), self.vocabulary()),
+            Some(Teacher::Queue(queue)) => {
+                Scoring::queue(queue, engine, (self.number(), trajectory), self.vocabulary())
+            }
             Some(Teacher::Local(model)) => {
                 let session = teacher::session(model, self.config())?;
                 session.keep_hidden()?;

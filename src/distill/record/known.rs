@@ -73,7 +73,9 @@ mod tests {
         let json = known.to_json();
         assert_eq!(json[RunId(1).to_string()], json!([[3, 5], [9, 9]]));
         assert_eq!(Known::from_json(&json), Some(known));
-        for wrong in [json!([]), json!({"x": []}), json!({RunId(1).to_string(): [[5, 3]]}), json!({RunId(1).to_string(): [3]})] {
+        for wrong in
+            [json!([]), json!({"x": []}), json!({RunId(1).to_string(): [[5, 3]]}), json!({RunId(1).to_string(): [3]})]
+        {
             assert_eq!(Known::from_json(&wrong), None, "{wrong}");
         }
     }

@@ -220,7 +220,11 @@ impl EpisodeLine {
             score: outcome.map_or(0.0, |o| o.score),
             success: outcome.and_then(|o| o.success),
             ids: trajectory.ids().to_vec(),
-            sources: trajectory.sources().chunk_by(|a, b| a == b).map(|run| (run[0].name().into(), run.len())).collect(),
+            sources: trajectory
+                .sources()
+                .chunk_by(|a, b| a == b)
+                .map(|run| (run[0].name().into(), run.len()))
+                .collect(),
             turns,
             views: views_of(trajectory.view()),
             rest: decoded(end, trajectory.ids().len()),
@@ -345,7 +349,8 @@ impl EpisodeLine {
             let touches = |turn: &TurnLine| turn.start < part.end && part.start < turn.end;
             if !is_in_order || self.turns.iter().any(touches) {
                 let (start, end) = (part.start, part.end);
-                let why = format!("views[{index}]: wanted a part between two turns from {from} on, found {start} to {end}");
+                let why =
+                    format!("views[{index}]: wanted a part between two turns from {from} on, found {start} to {end}");
                 return Err(broken(why));
             }
             if let Some(id) = part.ids.iter().find(|&&id| id < 0 || id as usize >= rows) {
@@ -429,8 +434,13 @@ impl TeacherLine {
             }
         }
         let is_action = |at: usize| trajectory.sources().get(at).is_some_and(|source| source.is_action());
-        if let Some(at) = (0..n).find(|&i| !is_action(self.positions[i]) || (i > 0 && self.positions[i] <= self.positions[i - 1])) {
-            return wrong(format!("positions[{at}]: wanted tokens of turns in ascending order, found {}", self.positions[at]));
+        if let Some(at) =
+            (0..n).find(|&i| !is_action(self.positions[i]) || (i > 0 && self.positions[i] <= self.positions[i - 1]))
+        {
+            return wrong(format!(
+                "positions[{at}]: wanted tokens of turns in ascending order, found {}",
+                self.positions[at]
+            ));
         }
         let numbers = self.logprobs.iter().chain(&self.top_logprobs);
         if let Some(x) = numbers.into_iter().find(|x| !is_logprob(**x)) {

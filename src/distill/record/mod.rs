@@ -14,5 +14,5 @@ pub mod reader;
 mod writing;
 
 pub use import::Imported;
-pub use reader::{Record, RecordedEpisode};
 pub use options::RecordOptions;
+pub use reader::{Record, RecordedEpisode};

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::line::{Any, EpisodeLine, RecordLine, TeacherLine, VERSION};
 use crate::distill::run_id::RunId;
+use crate::distill::trajectory::Trajectory;
 use crate::distill::turn_loss::TurnLoss;
 use crate::error::{Error, Fault, Result, brief};
 use crate::format::open_regular;
@@ -28,6 +29,28 @@ pub struct RecordedEpisode {
     pub said: Option<TeacherLine>,
     /// Ids that there are where it was played.
     pub rows: usize,
+}
+
+impl RecordedEpisode {
+    /// The episode; its turns carry no loss until somebody's settings give them one.
+    pub fn trajectory(&self) -> Result<Trajectory> {
+        self.played.trajectory(self.rows, |_, _| TurnLoss::NONE)
+    }
+
+    /// All but what is said of each token, as [`Trajectory::facts`], with what the record has beside.
+    pub fn facts(&self) -> Result<Value> {
+        let mut facts = self.trajectory()?.facts();
+        facts["settings"] = json!(self.played.settings);
+        for (turn, played) in self.played.turns.iter().enumerate() {
+            let turn = &mut facts["turns"][turn];
+            turn["kernel"] = json!(played.kernel);
+            turn["weight"] = json!(played.weight);
+            turn["train"] = json!(played.train);
+            turn["before"] = json!(played.before);
+            turn["text"] = json!(played.text);
+        }
+        Ok(facts)
+    }
 }
 
 /// A record, in the order of its file; of several episodes of one identity the last one.
@@ -82,8 +105,8 @@ impl Record {
 struct Reading {
     path: PathBuf,
     record: Record,
-    /// where each episode stands in the record
-    places: BTreeMap<(RunId, u64), usize>,
+    /// where each episode stands in the record: evaluations are counted by themselves
+    places: BTreeMap<(RunId, bool, u64), usize>,
 }
 
 impl Reading {
@@ -121,7 +144,8 @@ impl Reading {
         let rows = |reading: &Reading| {
             let known = reading.record.runs.get(&run).map(|line| line.rows);
             known.ok_or_else(|| {
-                let why = format!("wanted a line of kind \"record\" of run {run} before its first of kind {}", brief(&kind));
+                let why =
+                    format!("wanted a line of kind \"record\" of run {run} before its first of kind {}", brief(&kind));
                 Error::new(Fault::RecordForm, why)
             })
         };
@@ -129,7 +153,9 @@ impl Reading {
             "record" => {
                 let version = serde_json::from_slice::<Value>(line).ok().and_then(|line| line["version"].as_u64());
                 if let Some(version) = version.filter(|&version| version > VERSION) {
-                    let why = format!("the record is of version {version}, this squire reads up to {VERSION}; take a newer one");
+                    let why = format!(
+                        "the record is of version {version}, this squire reads up to {VERSION}; take a newer one"
+                    );
                     return Err(Error::new(Fault::RecordVersion, why));
                 }
                 let header: RecordLine = read(line)?;
@@ -150,7 +176,7 @@ impl Reading {
                 let played: EpisodeLine = read(line)?;
                 // Whatever contradicts itself is found now, with its line.
                 played.trajectory(rows, |_, _| TurnLoss::NONE)?;
-                let identity = (run, played.episode);
+                let identity = (run, played.evaluation, played.episode);
                 let episode = RecordedEpisode { played, said: None, rows };
                 match self.places.get(&identity) {
                     Some(&place) => {
@@ -166,7 +192,7 @@ impl Reading {
             "teacher" => {
                 let rows = rows(self)?;
                 let said: TeacherLine = read(line)?;
-                let Some(&place) = self.places.get(&(run, said.episode)) else {
+                let Some(&place) = self.places.get(&(run, false, said.episode)) else {
                     let why = format!("the teacher speaks of episode {}, which is not above", said.episode);
                     return Err(Error::new(Fault::RecordForm, why));
                 };

@@ -169,7 +169,8 @@ impl Distiller {
 
     /// Notes what could not be done, unless somebody stopped it or came too early.
     pub(in crate::distill) fn note_failure(&self, what: &str, e: &Error) {
-        let is_nothing = matches!(e.fault(), Fault::Cancelled | Fault::DistillerBusy | Fault::NothingToLearn | Fault::RunComplete);
+        let is_nothing =
+            matches!(e.fault(), Fault::Cancelled | Fault::DistillerBusy | Fault::NothingToLearn | Fault::RunComplete);
         if !is_nothing {
             self.note("failed", || json!({"step": self.step(), "what": what, "reason": e.message()}));
         }

@@ -1,0 +1,254 @@
+//! Learning from a record.
+
+use super::answering::{answer_all, queue};
+use super::*;
+use squire::backend::Compute;
+use squire::distill::preset::PRESETS;
+use squire::distill::trajectory::Trajectory;
+use squire::distill::{ForkOptions, Imported, Teacher};
+use squire::error::Fault;
+use squire::serve::ServedModel;
+
+/// All of an episode as bits.
+fn all_of(t: &Trajectory) -> impl PartialEq + std::fmt::Debug + use<> {
+    let bits = |list: &[f32]| list.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let turns: Vec<_> = t.turns().iter().map(|turn| (turn.clone(), turn.reward.map(f64::to_bits))).collect();
+    let heading = t.heading.clone();
+    (
+        (heading, t.ids().to_vec(), t.sources().to_vec(), bits(t.logprobs()), bits(t.sampled_logprobs())),
+        (turns, t.view().clone(), t.outcome()),
+    )
+}
+
+/// Gradients, then the weights after the step, of `n` updates.
+fn updates(d: &Distiller, n: usize) -> Vec<(Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>, f64)> {
+    let one = |_| {
+        let mut update = build(d);
+        let gradients = bytes(update.gradients());
+        d.apply(&mut update).unwrap();
+        d.publish().unwrap();
+        (gradients, served(d.student()), update.report().loss)
+    };
+    (0..n).map(one).collect()
+}
+
+/// What new sessions get, an adapter too.
+fn served(model: &ServedModel) -> Vec<(String, Vec<u8>)> {
+    let current = model.current();
+    let adapter = current.adapter().map(|adapter| adapter.tensors());
+    let adapter = adapter.into_iter().flatten().map(|(name, t)| (name, t.bytes().to_vec()));
+    weight_bytes(model).into_iter().chain(adapter).collect()
+}
+
+/// Three batches are played over two updates, so that the last two lag, and are learnt; then the same from the record.
+fn replays(name: &str, compute: Compute, document: Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let d = distiller(Kind::Dense, compute, document.clone());
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 8);
+    let mut wanted = updates(&d, 1);
+    let mut played = play_rewarded(&d, 8, 8);
+    played.extend(play_rewarded(&d, 16, 8));
+    wanted.extend(updates(&d, 2));
+    assert!(wanted.iter().all(|(gradients, ..)| gradients.iter().any(|(_, g)| g.iter().any(|&b| b != 0))), "{name}");
+
+    let record = read(folder.path());
+    assert_eq!((record.episodes.len(), record.superseded, record.cut), (24, 0, None), "{name}");
+    let again = distiller(Kind::Dense, compute, document);
+    let config = again.config();
+    for (recorded, played) in record.episodes[8..].iter().zip(&played) {
+        let back = recorded.played.trajectory(recorded.rows, |actor, step| config.loss_at(actor, step)).unwrap();
+        assert_eq!(all_of(&back), all_of(played), "{name}");
+    }
+    let imported = again.import(&record, 0).unwrap();
+    assert_eq!((imported.episodes, imported.known, imported.other_settings), (24, 0, 0), "{name}");
+    let found = updates(&again, 3);
+    for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+        assert!(found.2.to_bits() == wanted.2.to_bits(), "{name}: loss of step {step}: {} and {}", found.2, wanted.2);
+        assert!(found.0 == wanted.0, "{name}: gradients of step {step}");
+        assert!(found.1 == wanted.1, "{name}: weights after step {step}");
+    }
+}
+
+#[test]
+fn every_presets_updates_from_the_record_are_the_updates() {
+    for preset in PRESETS {
+        replays(preset.name, Compute::F32, super::preset(preset.name));
+    }
+}
+
+#[test]
+fn an_adapters_and_bf16s_updates_from_the_record_are_the_updates() {
+    let mut document = super::preset("guided-opd");
+    replays("bf16", Compute::Bf16, document.clone());
+    document["lora"] = json!({"rank": 4, "alpha": 8});
+    replays("lora", Compute::F32, document);
+}
+
+#[test]
+fn what_the_hosts_teacher_said_is_learnt_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (student, model) = pair(Kind::Dense, Compute::F32);
+    let q = queue(json!({"top_k": 8}));
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 4, "optimizer": {"learning_rate": 1e-2}});
+    let d = Distiller::taught(&student, Some(Teacher::Queue(q.clone())), settings(document.clone())).unwrap();
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 4);
+    answer_all(&q, &model);
+    let wanted = updates(&d, 1);
+
+    // Nobody answers: all that is needed was written down.
+    let closed = queue(json!({"top_k": 8}));
+    closed.close();
+    let (student, _) = pair(Kind::Dense, Compute::F32);
+    let again = Distiller::taught(&student, Some(Teacher::Queue(closed)), settings(document.clone())).unwrap();
+    let imported = again.import(&read(folder.path()), 0).unwrap();
+    assert_eq!(imported, Imported { episodes: 4, ..Default::default() });
+    assert!(updates(&again, 1) == wanted);
+
+    // One that is asked for other likely ids is asked anew, and a teacher that is a model speaks for itself.
+    let other = queue(json!({"top_k": 4}));
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let again = Distiller::taught(&student, Some(Teacher::Queue(other.clone())), settings(document.clone())).unwrap();
+    assert_eq!(again.import(&read(folder.path()), 0).unwrap().unscored, 4);
+    let answering = std::thread::spawn({
+        let (other, model) = (other.clone(), model.clone());
+        move || (0..200).map(|_| answer_all(&other, &model)).take_while(|_| !other.is_closed()).sum::<usize>()
+    });
+    assert!(updates(&again, 1) != wanted);
+    other.close();
+    assert_eq!(answering.join().unwrap(), 4);
+    let again = Distiller::new(&student, Some(&teacher), settings(document)).unwrap();
+    assert_eq!(again.import(&read(folder.path()), 0).unwrap().unscored, 4);
+    build(&again);
+}
+
+#[test]
+fn privileged_views_and_forks_come_back_with_their_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 3, "optimizer": {"learning_rate": 1e-2}});
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    let act = |episode: &squire::distill::Episode| {
+        episode.decide().unwrap();
+        episode.act(&options()).unwrap().collect().unwrap();
+        episode.outcome(None, true).unwrap();
+    };
+    let shown = |episode: &squire::distill::Episode, turn: u64| {
+        let own = observation(3, turn, &[]);
+        let theirs: Vec<i32> = (10..14).chain(own.iter().copied()).collect();
+        episode.observe_ids_as(&own, &theirs).unwrap();
+    };
+    let parent = d.begin(numbered(0)).unwrap();
+    shown(&parent, 0);
+    act(&parent);
+    shown(&parent, 1);
+    act(&parent);
+    let of = |episode, train_prefix| ForkOptions {
+        episode: Some(episode),
+        turn: Some(1),
+        train_prefix,
+        ..Default::default()
+    };
+    let forks = [parent.fork(of(1, true)).unwrap(), parent.fork(of(2, false)).unwrap()];
+    forks.iter().for_each(act);
+    for (episode, score) in [(&parent, 1.0), (&forks[0], 0.0), (&forks[1], 0.5)] {
+        episode.end(score, None).unwrap();
+    }
+    let wanted = updates(&d, 1);
+
+    let record = read(folder.path());
+    assert!(record.episodes.iter().all(|e| !e.played.views.is_empty()));
+    assert_eq!(record.episodes[1].played.forked_from.map(|f| (f.episode, f.turn)), Some((0, 1)));
+    let again = plain(document);
+    again.import(&record, 0).unwrap();
+    assert!(updates(&again, 1) == wanted);
+}
+
+#[test]
+fn nothing_counts_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 2, "steps": 9});
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 5);
+    let evaluation = EpisodeSpec { evaluation: true, ..Default::default() };
+    Seat::new(&d, evaluation).play(1);
+
+    // The file twice is the file once.
+    let file = folder.path().join("record.jsonl");
+    let once = std::fs::read(&file).unwrap();
+    let twice = folder.path().join("twice.jsonl");
+    std::fs::write(&twice, [&once[..], &once[..]].concat()).unwrap();
+    let record = read(&twice);
+    assert_eq!((record.episodes.len(), record.superseded), (6, 6));
+
+    let again = plain(document.clone());
+    let first = again.import(&record, 2).unwrap();
+    assert_eq!(first, Imported { episodes: 2, evaluations: 1, left: 3, unscored: 2, ..Default::default() });
+    let second = again.import(&record, 0).unwrap();
+    assert_eq!(second, Imported { episodes: 3, evaluations: 1, known: 2, unscored: 3, ..Default::default() });
+    assert_eq!((again.import(&record, 0).unwrap().episodes, again.n_waiting()), (0, 5));
+
+    // Nor after a checkpoint: what was learnt before is known.
+    let checkpoints = tempfile::tempdir().unwrap();
+    let d = plain(document.clone());
+    d.import(&record, 2).unwrap();
+    updates(&d, 1);
+    d.save(checkpoints.path()).unwrap();
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let resumed = Distiller::resume(&student, Some(&teacher), settings(document.clone()), checkpoints.path()).unwrap();
+    let rest = resumed.import(&record, 0).unwrap();
+    assert_eq!((rest.episodes, rest.known), (3, 2));
+
+    // A run knows its own by their numbers: those that no update has had wait again.
+    let d = plain(document.clone());
+    let folder = tempfile::tempdir().unwrap();
+    super::record(&d, folder.path());
+    play_rewarded(&d, 0, 2);
+    updates(&d, 1);
+    d.save(checkpoints.path().join("own").as_path()).unwrap();
+    play_rewarded(&d, 2, 2);
+    let wanted = updates(&d, 1);
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    drop(d);
+    let own = checkpoints.path().join("own");
+    let resumed = Distiller::resume(&student, Some(&teacher), settings(document), &own).unwrap();
+    super::record(&resumed, folder.path());
+    let rest = resumed.import(&read(folder.path()), 0).unwrap();
+    assert_eq!((rest.episodes, rest.known), (2, 2));
+    assert!(updates(&resumed, 1) == wanted, "the run goes on with what was played before it was killed");
+    assert_eq!(play_one(&resumed, 4, &mut |_| {}).heading.episode, 4);
+}
+
+#[test]
+fn a_record_is_learnt_by_another_method_than_it_was_played_under() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = plain(super::preset("sft"));
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 8);
+    let again = plain(json!({"preset": "opd", "replay_turns": {"kernel": "forward-kl"}, "batch_episodes": 8}));
+    let imported = again.import(&read(folder.path()), 0).unwrap();
+    assert_eq!((imported.episodes, imported.other_settings), (8, 8));
+    assert!(build(&again).report().forward_kl.is_some());
+}
+
+#[test]
+fn a_record_of_another_vocabulary_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = plain(super::preset("opd"));
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 1);
+    let path = folder.path().join("record.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let other = |from: &str, to: &str| {
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let e = plain(super::preset("opd")).import(&read(folder.path()), 0).unwrap_err();
+        assert_eq!(e.fault(), Fault::RecordMismatch);
+        e.message().to_string()
+    };
+    let said = other("\"rows\":64", "\"rows\":65");
+    assert!(said.ends_with("wanted no tokenizer and 64 ids, found no tokenizer and 65 ids"), "{said}");
+    let said = other("\"vocabulary\":null", "\"vocabulary\":\"0123456789abcdef\"");
+    assert!(said.ends_with("wanted no tokenizer and 64 ids, found the fingerprint 0123456789abcdef"), "{said}");
+}
