@@ -13,9 +13,6 @@ use super::answering::{answer_all, queue};
 use super::folders::write_chat_model;
 use super::scripted::*;
 
-/// The number of the one evaluation.
-pub const EVALUATION: u64 = 1000;
-
 /// Who teaches a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Taught {
@@ -87,7 +84,7 @@ pub fn recorded(taught: Taught, document: Value, updates: u64) -> Recorded {
             play_one(&d, EpisodeSpec { task, task_seed: (i > 0).then_some(u64::MAX - i), ..Default::default() });
         }
         if update_of == 0 {
-            play_one(&d, EpisodeSpec { evaluation: true, episode: Some(EVALUATION), ..Default::default() });
+            play_one(&d, EpisodeSpec { evaluation: true, ..Default::default() });
         }
         asked.iter().for_each(|queue| {
             answer_all(queue, &teaches);
