@@ -45,6 +45,11 @@ pub fn learn(distiller: &Distiller, record: &Record, checkpoint: Option<&Path>) 
     let (bar, steps) = (Counting::begin(training, "episodes"), distiller.config().steps);
     let mut learnt = Learnt::default();
     let mut taken = 0;
+    if distiller.step() >= steps {
+        // How many it knows is told where some are taken; this one is not learnt.
+        learnt.known = distiller.import(record, 1)?.known;
+        distiller.discard();
+    }
     loop {
         if distiller.step() >= steps {
             // What the last builds did not take.
