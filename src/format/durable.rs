@@ -47,7 +47,7 @@ fn parent(path: &Path) -> &Path {
 /// `path`; then the folder is synced, if it can be.
 ///
 /// Errors: `CannotWrite`; the old file, if any, is then untouched.
-pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+pub fn write_file(path: &Path, fill: impl FnOnce(&mut (dyn Write + Send)) -> io::Result<()>) -> Result<()> {
     let temporary = beside(path, "tmp")?;
     let file = File::create_new(&temporary).map_err(|e| failed(&temporary, e))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
@@ -96,6 +96,12 @@ pub fn replace_folder(dir: &Path, layout: &Layout, fill: impl FnOnce(&Path) -> R
     placed?;
     leftovers::sweep_replaced(&dir, parent, layout);
     Ok(())
+}
+
+/// Whether [`replace_folder`] would take the place `dir`: nothing is there, or what it replaces. For who works long before it
+/// writes. Errors: `CannotWrite`.
+pub fn check_place(dir: &Path, layout: &Layout) -> Result<()> {
+    if dir.exists() { check_replaceable(dir, layout) } else { Ok(()) }
 }
 
 fn check_replaceable(dir: &Path, layout: &Layout) -> Result<()> {

@@ -20,7 +20,7 @@ pub use chat_templates::ChatTemplates;
 pub use generation_config::GenerationDefaults;
 pub use layout::Layout;
 pub use mmap::{Bytes, check_regular, open_regular, read_text};
-pub use model_dir::{Companions, ModelDir, save_model};
+pub use model_dir::{Companions, ModelDir, check_model_place, save_model};
 pub use safetensors::StoredTensor;
 
 use std::path::Path;

@@ -195,6 +195,11 @@ pub fn save_model<'a>(
     })
 }
 
+/// Whether [`save_model`] would take this place. Errors: `CannotWrite`.
+pub fn check_model_place(dir: &Path) -> Result<()> {
+    durable::check_place(dir, &SAVED)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

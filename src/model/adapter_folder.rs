@@ -315,3 +315,8 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, config: &ModelConfig, base:
         safetensors::write(&dir.join(TENSORS), list)
     })
 }
+
+/// Whether [`write_adapter`] would take this place. Errors: `CannotWrite`.
+pub fn check_adapter_place(path: &Path) -> Result<()> {
+    durable::check_place(path, &LAYOUT)
+}

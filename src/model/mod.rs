@@ -19,7 +19,7 @@ pub mod weights;
 
 pub use activations::Activations;
 pub use adapter::{Adapter, Lora};
-pub use adapter_folder::{read_adapter, target as adapter_target, write_adapter};
+pub use adapter_folder::{check_adapter_place, read_adapter, target as adapter_target, write_adapter};
 pub use config::{ModelConfig, Moe};
 pub use config_rope::{Llama3, Rope, RopeScaling, Yarn};
 pub use kv_cache::{KvCache, KvPool};

@@ -1,4 +1,5 @@
-//! The program `squire`: look into model folders, generate, chat, score, measure, explain a distillation and watch one.
+//! The program `squire`: look into model folders, generate, chat, score, measure, explain a distillation, learn from records, and
+//! watch a run.
 //!
 //! Results go to stdout, as text or with `--json` as one object; everything else goes to stderr. It exits
 //! with 0, with 1 where something failed, with 2 where it was called wrongly.
@@ -13,6 +14,8 @@ mod inspect;
 mod options;
 mod output;
 mod page;
+mod record;
+mod records;
 mod report;
 mod run_folder;
 mod sampling;
@@ -45,6 +48,7 @@ enum Command {
     Bench(bench::Args),
     Distill(distill::Args),
     Report(report::Args),
+    Record(record::Args),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args, &mut out),
         Command::Distill(args) => distill::run(&args, &mut out),
         Command::Report(args) => report::run(&args, &mut out),
+        Command::Record(args) => record::run(&args, &mut out),
     });
     output::exit(done)
 }

@@ -1,4 +1,5 @@
-//! A sign of life on stderr while something takes longer than a second; nothing where stderr is no terminal.
+//! A sign of life on stderr while something takes longer than a second, and a bar of work that is counted; nothing where stderr is
+//! no terminal.
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, stderr};
@@ -6,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// How long a wait may be before it is shown.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -54,5 +55,34 @@ impl Drop for Waiting {
             // It only paints; whatever happened to it is no concern of the work.
             let _ = painter.join();
         }
+    }
+}
+
+/// Work that is counted, shown until it is dropped.
+pub struct Counting(ProgressBar);
+
+impl Counting {
+    /// Begins with none of `all` done.
+    pub fn begin(all: u64, what: &str) -> Counting {
+        let target = if stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} {elapsed}");
+        let bar = ProgressBar::with_draw_target(Some(all), target);
+        Counting(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_prefix(what.to_string()))
+    }
+
+    /// So many are done.
+    pub fn done(&self, n: u64) {
+        self.0.set_position(n);
+    }
+
+    /// What stands behind the bar.
+    pub fn note(&self, what: String) {
+        self.0.set_message(what);
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
