@@ -20,8 +20,11 @@ fn all_of(t: &Trajectory) -> impl PartialEq + std::fmt::Debug + use<> {
     )
 }
 
-/// Gradients, then the weights after the step, of `n` updates.
-fn updates(d: &Distiller, n: usize) -> Vec<(Vec<(String, Vec<u8>)>, Vec<(String, Vec<u8>)>, f64)> {
+/// The bytes of tensors by name.
+type Tensors = Vec<(String, Vec<u8>)>;
+
+/// Gradients, the weights after the step, and the loss of `n` updates.
+fn updates(d: &Distiller, n: usize) -> Vec<(Tensors, Tensors, f64)> {
     let one = |_| {
         let mut update = build(d);
         let gradients = bytes(update.gradients());
@@ -33,7 +36,7 @@ fn updates(d: &Distiller, n: usize) -> Vec<(Vec<(String, Vec<u8>)>, Vec<(String,
 }
 
 /// What new sessions get, an adapter too.
-fn served(model: &ServedModel) -> Vec<(String, Vec<u8>)> {
+fn served(model: &ServedModel) -> Tensors {
     let current = model.current();
     let adapter = current.adapter().map(|adapter| adapter.tensors());
     let adapter = adapter.into_iter().flatten().map(|(name, t)| (name, t.bytes().to_vec()));

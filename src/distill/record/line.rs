@@ -249,13 +249,12 @@ impl EpisodeLine {
         let sources = self.sources_of_tokens()?;
         let mut end = 0;
         let context = |trajectory: &mut Trajectory, from: usize, to: usize| -> Result<()> {
-            let runs = sources[from..to].chunk_by(|a, b| a == b);
-            runs.fold(Ok(from), |at: Result<usize>, run| {
-                let at = at?;
+            let mut at = from;
+            for run in sources[from..to].chunk_by(|a, b| a == b) {
                 trajectory.add_context(&self.ids[at..at + run.len()], run[0])?;
-                Ok(at + run.len())
-            })
-            .map(drop)
+                at += run.len();
+            }
+            Ok(())
         };
         for (index, turn) in self.turns.iter().enumerate() {
             let wrong = |why: String| broken(format!("turns[{index}]: {why}"));
@@ -291,12 +290,11 @@ impl EpisodeLine {
                 truncated: turn.truncated,
                 from_text: turn.from_text,
             };
-            let add = || -> Result<()> {
+            let mut add = || -> Result<()> {
                 trajectory.add_turn(&action, &decision, loss_at(actor, self.step))?;
                 turn.reward.map_or(Ok(()), |reward| trajectory.reward(reward))?;
                 if turn.left_out { trajectory.executed_otherwise() } else { Ok(()) }
             };
-            let mut add = add;
             add().map_err(|e| wrong(e.message().to_string()))?;
             end = turn.end;
         }
