@@ -1599,32 +1599,33 @@ squire_status squire_episode_trajectory(const squire_episode *episode,
                                         squire_trajectory **out,
                                         squire_error **err);
 
-/* Token ids [T], their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
+/* T token ids, their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
  * NULL. Any thread, also inside a callback. */
 const int32_t *squire_trajectory_ids(const squire_trajectory *trajectory,
                                      size_t *len);
 
-/* Who wrote each token, [T] of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
+/* Who wrote each token, T of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
 const uint8_t *squire_trajectory_sources(const squire_trajectory *trajectory, size_t *len);
 
-/* Log-probs in nats at temperature 1 over the whole vocabulary, [T], NaN where nothing was sampled or it is not known,
+/* Log-probs in nats at temperature 1 over the whole vocabulary, T of them, NaN where nothing was sampled or it is not known,
  * otherwise as squire_trajectory_ids. Any thread, also inside a callback. */
-const float *squire_trajectory_logprobs(const squire_trajectory *trajectory, size_t *len);
+const float *squire_trajectory_logprobs(const squire_trajectory *trajectory,
+                                        size_t *len);
 
 /* The same of the distribution that was drawn from. Any thread, also inside a callback. */
 const float *squire_trajectory_sampled_logprobs(const squire_trajectory *trajectory, size_t *len);
 
-/* What the host's teacher said of each token, [T], NaN of which it said nothing, of an episode of a record; no numbers where it
+/* What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; no numbers where it
  * said nothing of the episode. Any thread, also inside a callback. */
 const float *squire_trajectory_teacher_logprobs(const squire_trajectory *trajectory,
                                                 size_t *len);
 
-/* Its most likely ids, [N, K]: K of each of the N tokens that it said something of, one token after the other. Any thread, also
+/* Its most likely ids, N times K: K of each of the N tokens that it said something of, one token after the other. Any thread, also
  * inside a callback. */
 const int32_t *squire_trajectory_teacher_top_ids(const squire_trajectory *trajectory,
                                                  size_t *len);
 
-/* Their log-probs, [N, K]. Any thread, also inside a callback. */
+/* Their log-probs, N times K. Any thread, also inside a callback. */
 const float *squire_trajectory_teacher_top_logprobs(const squire_trajectory *trajectory, size_t *len);
 
 /* The rest of the episode, as a JSON object ended by NUL, its length without the NUL in *len unless len is NULL: what

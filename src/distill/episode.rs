@@ -521,13 +521,18 @@ impl Episode {
             }
             _ => None,
         };
-        self.distiller.record_episode(&trajectory)?;
+        let summary = self.distiller.record_episode(&trajectory)?;
         state.teacher_computed = teacher_computed;
         state.trajectory = trajectory.clone();
         state.phase = Phase::Ended;
         let teacher = state.sessions.take().and_then(|sessions| sessions.teacher);
         let scoring = asked.or_else(|| teacher.zip(next).map(|(teacher, next)| Scoring::local(engine, teacher, next)));
         self.distiller.ended(Ended::Waiting { trajectory, scoring });
+        // The host may be told of metrics that cannot be written, and ask the episode meanwhile.
+        drop(state);
+        if let Some(summary) = summary {
+            self.distiller.note("episode", || summary);
+        }
         Ok(())
     }
 

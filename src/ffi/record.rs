@@ -44,7 +44,7 @@ pub struct squire_trajectory {
     _opaque: [u8; 0],
 }
 
-/// Arrays of [T] tokens, and of [N, K] likeliest ids of the N tokens that the teacher spoke of.
+/// Arrays of T tokens, and of N times K likeliest ids of the N tokens that the teacher spoke of.
 pub(crate) struct Tokens {
     ids: Box<[i32]>,
     sources: Box<[u8]>,
@@ -251,7 +251,7 @@ unsafe fn array<T>(trajectory: *const squire_trajectory, len: *mut usize, of: im
     }
 }
 
-/// Token ids [T], their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
+/// T token ids, their number in *len unless len is NULL; T is that of all arrays of an episode. They live as long as the object. NULL and 0 for
 /// NULL. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_ids(trajectory: *const squire_trajectory, len: *mut usize) -> *const i32 {
@@ -259,14 +259,14 @@ pub unsafe extern "C" fn squire_trajectory_ids(trajectory: *const squire_traject
     unsafe { array(trajectory, len, |tokens| &tokens.ids) }
 }
 
-/// Who wrote each token, [T] of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback.
+/// Who wrote each token, T of SQUIRE_SOURCE_..., otherwise as squire_trajectory_ids. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_sources(trajectory: *const squire_trajectory, len: *mut usize) -> *const u8 {
     // SAFETY: the conventions at the head of the header.
     unsafe { array(trajectory, len, |tokens| &tokens.sources) }
 }
 
-/// Log-probs in nats at temperature 1 over the whole vocabulary, [T], NaN where nothing was sampled or it is not known,
+/// Log-probs in nats at temperature 1 over the whole vocabulary, T of them, NaN where nothing was sampled or it is not known,
 /// otherwise as squire_trajectory_ids. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_logprobs(
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn squire_trajectory_sampled_logprobs(
     unsafe { array(trajectory, len, |tokens| &tokens.sampled_logprobs) }
 }
 
-/// What the host's teacher said of each token, [T], NaN of which it said nothing, of an episode of a record; no numbers where it
+/// What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; no numbers where it
 /// said nothing of the episode. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_teacher_logprobs(
@@ -298,7 +298,7 @@ pub unsafe extern "C" fn squire_trajectory_teacher_logprobs(
     unsafe { array(trajectory, len, |tokens| &tokens.teacher_logprobs) }
 }
 
-/// Its most likely ids, [N, K]: K of each of the N tokens that it said something of, one token after the other. Any thread, also
+/// Its most likely ids, N times K: K of each of the N tokens that it said something of, one token after the other. Any thread, also
 /// inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_teacher_top_ids(
@@ -309,7 +309,7 @@ pub unsafe extern "C" fn squire_trajectory_teacher_top_ids(
     unsafe { array(trajectory, len, |tokens| &tokens.top_ids) }
 }
 
-/// Their log-probs, [N, K]. Any thread, also inside a callback.
+/// Their log-probs, N times K. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_teacher_top_logprobs(
     trajectory: *const squire_trajectory,

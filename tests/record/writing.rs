@@ -111,6 +111,12 @@ fn a_folder_has_one_run_and_one_writer() {
     let e = refused(&other);
     assert_eq!(e.fault(), Fault::RecordMismatch);
     assert!(e.message().contains(&format!("this one is {}; choose another folder", other.run())), "{e}");
+    // What is refused leaves the record before as it was.
+    let own = tempfile::tempdir().unwrap();
+    record(&other, own.path());
+    assert_eq!(refused(&other).fault(), Fault::RecordMismatch);
+    play_rewarded(&other, 0, 1);
+    assert_eq!(read(own.path()).episodes.len(), 1);
 }
 
 #[test]

@@ -69,6 +69,12 @@ impl RunFolder {
         Ok((RunFolder { path, record, metrics, options, fingerprint, episodes: 0, failed: None }, cut))
     }
 
+    /// Whether a path leads to it.
+    pub(super) fn is(&self, path: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().ok();
+        real(path).is_some_and(|path| real(&self.path) == Some(path))
+    }
+
     /// Puts what was written where a power cut does not reach it.
     pub(super) fn sync(&self) -> Result<()> {
         [&self.record, &self.metrics].into_iter().try_for_each(|f| f.file.sync_data().map_err(|e| failed(&f.path, e)))

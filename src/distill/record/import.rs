@@ -52,27 +52,38 @@ impl Distiller {
         let own = fingerprint(self.config());
         let mut order: Vec<&RecordedEpisode> = record.episodes.iter().collect();
         order.sort_by_key(|e| (e.played.episode, e.played.run));
-        let (mut state, mut taken) = (self.0.state.lock(), Vec::new());
+        let mut wanted = Vec::new();
         for episode in order {
             let played = &episode.played;
             if played.evaluation {
                 imported.evaluations += 1;
-            } else if state.has_had((self.run(), played.run), played.episode) {
+            } else if self.0.state.lock().has_had((self.run(), played.run), played.episode) {
                 imported.known += 1;
-            } else if most > 0 && imported.episodes == most {
+            } else if most > 0 && wanted.len() as u64 == most {
                 imported.left += 1;
             } else {
-                let (waiting, is_scored) = self.waiting(episode)?;
-                imported.episodes += 1;
-                imported.unscored += u64::from(!is_scored);
-                imported.other_settings += u64::from(played.settings != own);
-                taken.push(waiting);
+                wanted.push(episode);
             }
         }
-        for waiting in taken {
+        // Others may play meanwhile: what takes long is done without the lock.
+        let mut taken = Vec::new();
+        for episode in wanted {
+            taken.push((self.waiting(episode)?, episode.played.settings != own));
+        }
+        let mut state = self.0.state.lock();
+        for ((waiting, is_scored), has_other_settings) in taken {
             let heading = &waiting.trajectory().heading;
-            state.takes((self.run(), heading.run), heading.episode);
+            let (identity, episode) = ((self.run(), heading.run), heading.episode);
+            // Of two calls at once each episode is one's.
+            if state.has_had(identity, episode) {
+                imported.known += 1;
+                continue;
+            }
+            state.takes(identity, episode);
             state.ended.push(waiting);
+            imported.episodes += 1;
+            imported.unscored += u64::from(!is_scored);
+            imported.other_settings += u64::from(has_other_settings);
         }
         Ok(imported)
     }

@@ -86,7 +86,7 @@ pub struct EpisodeLine {
     pub score: f64,
     /// The host's.
     pub success: Option<bool>,
-    /// [T]
+    /// One a token.
     pub ids: Vec<i32>,
     /// Runs of one source.
     pub sources: Vec<(String, usize)>,

@@ -1,7 +1,7 @@
 //! The record of a run on disk: what was played, so that an update can be built from it again bit for bit, and what became of it.
 //! docs/record.md has the form of both files.
 //!
-//! [`line`] has an episode and its line, `folder` writes both files, [`reader`] reads the record back, `writing` is what a
+//! [`mod@line`] has an episode and its line, `folder` writes both files, [`reader`] reads the record back, `writing` is what a
 //! distiller writes and when, [`import`] what it takes from a record.
 #![forbid(unsafe_code)]
 

@@ -44,10 +44,12 @@ impl Distiller {
     /// lies there; `RecordForm`, `RecordVersion` where something else does.
     pub fn record(&self, path: &Path, options: RecordOptions) -> Result<()> {
         let student = self.student();
-        let mut recorder = self.0.recorder.lock();
-        // The same folder again: its lock is this one's.
-        *recorder = None;
         let (settings, fingerprint) = (self.config().to_json(), fingerprint(self.config()));
+        let mut recorder = self.0.recorder.lock();
+        // The same folder again is locked by this one; of another that is refused the one before must not suffer.
+        if recorder.as_ref().is_some_and(|folder| folder.is(path)) {
+            *recorder = None;
+        }
         let (mut folder, cut) = RunFolder::open(path, self.run(), (options, fingerprint.clone()))?;
         let line = RecordLine {
             kind: "record".into(),
@@ -96,20 +98,18 @@ impl Distiller {
         })
     }
 
-    /// Writes an episode that ends. Errors: `CannotWrite`.
-    pub(in crate::distill) fn record_episode(&self, trajectory: &Trajectory) -> Result<()> {
-        {
-            let mut recorder = self.0.recorder.lock();
-            let Some(RunFolder { record, options, fingerprint, episodes, .. }) = &mut *recorder else { return Ok(()) };
-            let tokenizer = self.student().tokenizer().ok().filter(|_| options.texts);
-            let line = EpisodeLine::of(trajectory, fingerprint, tokenizer);
-            record.append(&line).map_err(|e| {
-                e.within("the episode has not ended, since its record cannot be written; make room and end it again, or record no more")
-            })?;
-            *episodes += 1;
-        }
-        self.note("episode", || summary(trajectory));
-        Ok(())
+    /// Writes an episode that ends, and gives what the metrics are to say of it once it has; None where nothing is recorded. Errors:
+    /// `CannotWrite`.
+    pub(in crate::distill) fn record_episode(&self, trajectory: &Trajectory) -> Result<Option<Value>> {
+        let mut recorder = self.0.recorder.lock();
+        let Some(RunFolder { record, options, fingerprint, episodes, .. }) = &mut *recorder else { return Ok(None) };
+        let tokenizer = self.student().tokenizer().ok().filter(|_| options.texts);
+        let line = EpisodeLine::of(trajectory, fingerprint, tokenizer);
+        record.append(&line).map_err(|e| {
+            e.within("the episode has not ended, since its record cannot be written; make room and end it again, or record no more")
+        })?;
+        *episodes += 1;
+        Ok(Some(summary(trajectory)))
     }
 
     /// Writes what the host's teacher said of finished episodes, once. Errors: `CannotWrite`.
