@@ -50,10 +50,10 @@ fn show(episode: &Episode, turn: usize) {
     episode.decide().expect("a decision");
 }
 
-/// Seconds of decode with the ends of the episodes, and of what the record has of the teacher's answers in the build.
-fn play(d: &Distiller, queue: &TeacherQueue) -> (f64, f64) {
+/// Seconds of decode, of the ends of the episodes, and of gathering what the teacher said for an update.
+fn play(d: &Distiller, queue: &TeacherQueue) -> [f64; 3] {
     let options = GenerationOptions { max_tokens: TURN, ignore_model_stops: true, ..GenerationOptions::default() };
-    let begun = Instant::now();
+    let (begun, mut ending) = (Instant::now(), 0.0);
     for _ in 0..EPISODES {
         let episode = d.begin(EpisodeSpec::default()).expect("an episode");
         for turn in 0..TURNS {
@@ -61,9 +61,11 @@ fn play(d: &Distiller, queue: &TeacherQueue) -> (f64, f64) {
             drop(episode.act(&options).expect("a turn").collect().expect("tokens"));
             episode.outcome(Some(0.5), true).expect("an outcome");
         }
+        let ends = Instant::now();
         episode.end(1.0, Some(true)).expect("an end");
+        ending += ends.elapsed().as_secs_f64();
     }
-    let played = begun.elapsed().as_secs_f64();
+    let played = begun.elapsed().as_secs_f64() - ending;
     for request in queue.next(EPISODES, Duration::ZERO) {
         let n = request.ids.len() - request.from;
         // Every id as likely as every other.
@@ -76,15 +78,11 @@ fn play(d: &Distiller, queue: &TeacherQueue) -> (f64, f64) {
     }
     // Stopped before the first layer: what is left is the gathering, and the record of what was gathered.
     let begun = Instant::now();
-    let mut told = 0;
-    let stopped = d.build(0, &Cancel::default(), &mut |_, _| {
-        told += 1;
-        told < 12
-    });
+    let stopped = d.build(0, &Cancel::default(), &mut |_, _| false);
     let gathered = begun.elapsed().as_secs_f64();
-    drop(stopped);
+    assert!(stopped.is_err(), "stopped");
     d.discard();
-    (played, gathered)
+    [played, ending, gathered]
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -99,29 +97,27 @@ fn main() {
     let queue = TeacherQueue::new(QueueOptions::from_json(&options).expect("the bench's own options"));
     let d = distiller(&student, "opd", Some(Teacher::Queue(queue.clone())));
     let folder = std::env::temp_dir().join(format!("squire-bench-record-{}", std::process::id()));
-    let (mut with, mut without, mut said, mut unsaid) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut with, mut without) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+    let keep = |lists: &mut [Vec<f64>; 3], times: [f64; 3]| lists.iter_mut().zip(times).for_each(|(l, t)| l.push(t));
     play(&d, &queue);
     for _ in 0..7 {
         d.stop_recording();
-        let (played, gathered) = play(&d, &queue);
-        without.push(played);
-        unsaid.push(gathered);
+        keep(&mut without, play(&d, &queue));
         d.record(&folder, RecordOptions::default()).expect("a folder");
-        let (played, gathered) = play(&d, &queue);
-        with.push(played);
-        said.push(gathered);
+        keep(&mut with, play(&d, &queue));
     }
     let tokens = (EPISODES * TURNS * TURN) as f64;
     let bytes = std::fs::metadata(folder.join("record.jsonl")).map_or(0, |at| at.len()) as f64 / (7.0 * tokens);
-    let [a, b, c, e] = [&mut without, &mut with, &mut unsaid, &mut said].map(|list| median(list));
-    println!("decode without a record: {:.1} us a token, {:.0} tokens/s", 1e6 * a / tokens, tokens / a);
-    println!("decode with a record: {:.1} us a token ({:+.2} %)", 1e6 * b / tokens, 100.0 * (b / a - 1.0));
+    let micros = |list: &mut Vec<f64>| 1e6 * median(list) / tokens;
+    let ([decode, end, gather], [decode_with, end_with, gather_with]) =
+        (without.each_mut().map(micros), with.each_mut().map(micros));
+    println!("us a token said, without and with a record:");
+    println!("decode {decode:.1} {decode_with:.1}; end {end:.2} {end_with:.2}; gathering {gather:.2} {gather_with:.2}");
     println!(
-        "gathering without, with log-probs and top {TOP} of the teacher: {:.2}, {:.2} us a token",
-        1e6 * c / tokens,
-        1e6 * e / tokens
+        "what is written: {:.2} % of decode for the episode, {:.2} % for log-probs and top {TOP} of the teacher; {bytes:.0} bytes a token",
+        100.0 * (end_with - end) / decode,
+        100.0 * (gather_with - gather) / decode
     );
-    println!("both, of decode: {:+.2} %; {bytes:.0} bytes a token said", 100.0 * (b + e - a - c) / a);
     let _ = std::fs::remove_dir_all(&folder);
     read_back(&student);
 }

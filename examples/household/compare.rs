@@ -48,7 +48,7 @@ fn one(engine: &Engine, method: Method, updates: u64, seed: u64, games: u64) -> 
     let (distiller, learnt) = learn(
         &student,
         &teacher,
-        &Plan { method, updates, seed, lora: None, seats: None, set: json!({}), checkpoint: None, watch },
+        &Plan { method, updates, seed, lora: None, seats: None, set: json!({}), checkpoint: None, record: None, watch },
     )?;
     Ok((learnt, unseen(&distiller, games)?))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use squire::distill::{Config, Distiller, Report, Teacher};
+use squire::distill::{Config, Distiller, RecordOptions, Report, Teacher};
 use squire::error::Result;
 use squire::serve::{Cancel, ServedModel};
 
@@ -92,6 +92,8 @@ pub struct Plan {
     pub set: Value,
     /// Where checkpoints go; an interrupted run goes on from there.
     pub checkpoint: Option<PathBuf>,
+    /// Where the run is written down, for `squire report` and `squire distill run`.
+    pub record: Option<PathBuf>,
     /// Called after every update: the distiller, the share of training games won, the report.
     pub watch: fn(&Distiller, f64, &Report),
 }
@@ -121,6 +123,13 @@ pub fn learn(student: &ServedModel, teacher: &Teacher, plan: &Plan) -> Result<(D
         }
         _ => Distiller::taught(student, Some(teacher.clone()), config)?,
     };
+    if let Some(record) = &plan.record {
+        // A checkpoint keeps the run's name: without one, whoever goes on after a kill would be another run.
+        if let Some(folder) = plan.checkpoint.as_ref().filter(|_| distiller.step() == 0) {
+            distiller.save(folder)?;
+        }
+        distiller.record(record, RecordOptions::default())?;
+    }
     let started = Instant::now();
     while distiller.step() < plan.updates {
         // The games of a step are a function of seed and step, so a resumed run plays the same ones.

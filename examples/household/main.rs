@@ -63,6 +63,9 @@ struct Arguments {
     /// Write a checkpoint here after every update, and go on from one that is there.
     #[arg(long)]
     checkpoint: Option<PathBuf>,
+    /// Write the run down in this folder: `squire report` makes a page of it.
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// Where the better student goes.
     #[arg(long, default_value = "target/household/student")]
     save: PathBuf,
@@ -184,6 +187,7 @@ fn demonstrate(engine: &Engine, arguments: &Arguments) -> Result<()> {
         seats: arguments.seats.map(usize::from),
         set: arguments.set.clone(),
         checkpoint: arguments.checkpoint.clone(),
+        record: arguments.record.clone(),
         watch,
     };
     let asked = match &remote {
