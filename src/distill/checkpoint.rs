@@ -43,8 +43,8 @@ const LAYOUT: Layout = Layout {
     folder: None,
 };
 const VERSION: u64 = 1;
-/// The longest state document, in bytes; one has a few thousand.
-const MAX_STATE: u64 = 1 << 20;
+/// The longest state document, in bytes; one has a few thousand, and some tens for each range of episodes that came from records.
+const MAX_STATE: u64 = 1 << 24;
 /// Steps and numbers that a checkpoint may claim; the settings' longest run is as long.
 const LARGEST: u64 = 1_000_000_000;
 
@@ -83,7 +83,7 @@ impl Distiller {
         state["run"] = json!(self.run());
         let known = self.known_of_records();
         if !known.is_empty() {
-            state["imported"] = known.to_json();
+            state["imported"] = known.to_text().into();
         }
         if uncertainties.values().next().is_some() {
             // As bits: reading may lose a number's last one.
@@ -139,6 +139,13 @@ impl Distiller {
                 safetensors::write(&dir.join(name), list)?;
             }
             let text = format!("{state:#}\n");
+            if text.len() as u64 > MAX_STATE {
+                let why = format!(
+                    "the checkpoint's state has {} bytes, which none may have: too many episodes came from records",
+                    text.len()
+                );
+                return Err(Error::new(Fault::CannotWrite, why));
+            }
             durable::write_file(&dir.join(STATE), |file| file.write_all(text.as_bytes()))
         })?;
         drop(learning);
@@ -205,7 +212,8 @@ impl Distiller {
         // Of before runs had a name.
         let run = document["run"].as_str().map_or_else(|| Some(RunId::drawn()), RunId::parse);
         let run = run.ok_or_else(|| broken(&folder, "run is no run's name"))?;
-        let known = document.get("imported").map_or_else(|| Some(Known::default()), Known::from_json);
+        let known =
+            document.get("imported").map_or(Some(Known::default()), |text| text.as_str().and_then(Known::from_text));
         let known = known.ok_or_else(|| broken(&folder, "imported is no list of episodes"))?;
         let distiller = Distiller::of_run(run, student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());

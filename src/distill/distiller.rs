@@ -4,6 +4,7 @@
 //! (one optimiser step on the masters), publish (new sessions and episodes get the new weights).
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -17,14 +18,14 @@ use super::learner::Learner;
 use super::probe::Probe;
 use super::queue_options::Vocabulary;
 use super::record::folder::RunFolder;
-use super::record::known::Known;
+use super::record::known::{Identity, Known};
 use super::room::{Fitted, Room};
 use super::run_id::RunId;
 use super::spec::EpisodeSpec;
 use super::teacher::Teacher;
 use super::teacher_queue::TeacherQueue;
 use super::trained;
-use super::trajectory::Heading;
+use super::trajectory::{Heading, Trajectory};
 use super::uncertainty::Uncertainties;
 use super::unpublished::Unpublished;
 use super::workspace::Workspace;
@@ -91,17 +92,20 @@ impl State {
         episode
     }
 
-    /// Whether an episode of a record was had before: of the own run by its number, since a run counts its episodes.
-    pub(super) fn has_had(&self, (own, run): (RunId, RunId), episode: u64) -> bool {
-        if own == run { episode < self.next_episode } else { self.known.has(run, episode) }
+    /// Whether an episode of a record was had before: taken from one, or of the own run and begun before the updates that were
+    /// applied, or at this step under a number that was given already.
+    pub(super) fn has_had(&self, own: RunId, identity: &Identity) -> bool {
+        let &(run, step, episode) = identity;
+        let was_begun = || step < self.step || (step == self.step && episode < self.next_episode);
+        self.known.has(identity) || (own == run && was_begun())
     }
 
     /// Notes that an episode of a record is had from now on.
-    pub(super) fn takes(&mut self, (own, run): (RunId, RunId), episode: u64) {
-        match own == run {
-            true => _ = self.number(Some(episode), false),
-            false => self.known.add(run, episode),
+    pub(super) fn takes(&mut self, own: RunId, identity: Identity) {
+        if own == identity.0 {
+            self.number(Some(identity.2), false);
         }
+        self.known.add(identity);
         self.totals.episodes += 1;
     }
 }
@@ -502,10 +506,9 @@ impl Distiller {
     pub(super) fn known_of_records(&self) -> Known {
         let state = self.0.state.lock();
         let mut known = state.known.clone();
-        for waiting in &state.ended {
-            let heading = &waiting.trajectory().heading;
-            known.forget(heading.run, heading.episode);
-        }
+        let aside: BTreeSet<Identity> = state.ended.iter().map(|waiting| identity(waiting.trajectory())).collect();
+        // Of the own run the step says it.
+        known.forget(|identity| aside.contains(identity) || (identity.0 == self.0.run && identity.1 < state.step));
         known
     }
 
@@ -524,6 +527,12 @@ impl Distiller {
         let mut state = self.0.state.lock();
         (state.step, state.next_episode, state.next_evaluation) = (step, next_episode, next_evaluation);
     }
+}
+
+/// Of a trained episode.
+pub(super) fn identity(trajectory: &Trajectory) -> Identity {
+    let Heading { run, step, episode, .. } = trajectory.heading;
+    (run, step, episode)
 }
 
 /// Whether the ids of the host's teacher mean what the student's mean.

@@ -169,7 +169,8 @@ impl Distiller {
                 Ok(revision)
             }
             Err(e) => {
-                if e.fault() != Fault::DistillerBusy {
+                // For want of room it is asked again and again.
+                if matches!(e.fault(), Fault::UpdateTooFar | Fault::NotFinite) {
                     self.log(Level::Warning, &format!("step {} is not published: {}", self.step(), e.message()));
                     self.note("refused", || json!({"step": self.step(), "reason": e.message()}));
                 }

@@ -81,7 +81,7 @@ impl Object for squire_trajectory {
 /// it is not there: record.jsonl and metrics.jsonl, whose form docs/record.md has. recording_json: {"texts": whether episodes come with texts
 /// for people, true}. A distiller that is resumed from a checkpoint is the same run and goes on in its folder. The record comes first: an episode
 /// that cannot be written has not ended (squire_episode_end answers SQUIRE_E_IO and may be called again); where the metrics alone cannot be
-/// written the log says so and the run goes on. With path NULL nothing more is written. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
+/// written the log says so and the run goes on. With path NULL and length 0 nothing more is written, whatever the options. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
 /// into the folder, SQUIRE_E_MISMATCH where another run lies in it, SQUIRE_E_FORMAT where something else does. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_distiller_record(
@@ -96,13 +96,13 @@ pub unsafe extern "C" fn squire_distiller_record(
     unsafe {
         guard(err, |call| {
             let distiller = call.subject(distiller)?;
-            let stops = path.is_null() && path_len == 0;
-            let path = if stops { None } else { Some(input::path(path, path_len, "path")?) };
-            let options = RecordOptions::from_json(input::text(recording_json, recording_len, "recording_json")?)?;
-            match path {
-                None => distiller.stop_recording(),
-                Some(path) => distiller.record(path, options)?,
+            if path.is_null() && path_len == 0 {
+                distiller.stop_recording();
+                return Ok(Outcome::Done);
             }
+            let path = input::path(path, path_len, "path")?;
+            let options = RecordOptions::from_json(input::text(recording_json, recording_len, "recording_json")?)?;
+            distiller.record(path, options)?;
             Ok(Outcome::Done)
         })
     }
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn squire_trajectory_sampled_logprobs(
     unsafe { array(trajectory, len, |tokens| &tokens.sampled_logprobs) }
 }
 
-/// What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; no numbers where it
+/// What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; of length 0 where it
 /// said nothing of the episode. Any thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_trajectory_teacher_logprobs(

@@ -59,6 +59,8 @@ fn contradictions_are_refused_by_line_and_place() {
         (|l| l["ids"][3] = json!(64), "episode 0: ids[3]: wanted one of 64 ids, found 64"),
         (|l| l["ids"][3] = json!(-1), "ids[3]: wanted one of 64 ids, found -1"),
         (|l| l["ids"][3] = json!(1e300), "line 2: "),
+        (|l| l["episode"] = json!(u64::MAX), "wanted a number and a step of at most"),
+        (|l| l["step"] = json!(1u64 << 63), "wanted a number and a step of at most"),
         (|l| l["sources"][0][1] = json!(1), "sources"),
         (|l| l["sources"][0][1] = json!(1u64 << 60), "sources: they are of more than the"),
         (|l| l["sources"][0][0] = json!("ghost"), "sources: wanted host, glue, student, teacher or replay"),
@@ -96,7 +98,7 @@ fn what_the_teacher_said_is_checked_too() {
     let start = lines[1]["turns"][0]["start"].clone();
     let said = |key: &str, value: Value| {
         let mut line = json!({
-            "kind": "teacher", "run": lines[0]["run"], "episode": 0, "positions": [start], "logprobs": [-0.5], "top_k": 2,
+            "kind": "teacher", "run": lines[0]["run"], "episode": 0, "step": 0, "positions": [start], "logprobs": [-0.5], "top_k": 2,
             "top_ids": [3, 4], "top_logprobs": [-0.9, -1.0],
         });
         line[key] = value;
@@ -106,8 +108,10 @@ fn what_the_teacher_said_is_checked_too() {
         Record::read(folder.path()).map(|record| record.episodes[0].said.is_some()).map_err(|e| e.message().to_string())
     };
     assert_eq!(said("episode", json!(0)), Ok(true));
+    // Of an episode that is not there, or of another step: it is left out and counted.
+    assert_eq!((said("episode", json!(77)), said("step", json!(1))), (Ok(false), Ok(false)));
+    assert_eq!(read(folder.path()).unattached, 1);
     for (key, value, wanted) in [
-        ("episode", json!(77), "the teacher speaks of episode 77, which is not above"),
         ("positions", json!([0]), "positions[0]: wanted tokens of turns in ascending order, found 0"),
         ("positions", json!([u64::MAX]), "positions[0]: wanted tokens of turns in ascending order"),
         ("positions", json!([]), "logprobs: wanted 0 places with top_k 2, found 1 numbers"),

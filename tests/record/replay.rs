@@ -255,3 +255,43 @@ fn a_record_of_another_vocabulary_is_refused() {
     let said = other("\"vocabulary\":null", "\"vocabulary\":\"0123456789abcdef\"");
     assert!(said.ends_with("wanted no tokenizer and 64 ids, found the fingerprint 0123456789abcdef"), "{said}");
 }
+
+#[test]
+fn a_record_that_begins_after_an_episode_ended_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (student, model) = pair(Kind::Dense, Compute::F32);
+    let q = queue(json!({"top_k": 8}));
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 4, "optimizer": {"learning_rate": 1e-2}});
+    let d = Distiller::taught(&student, Some(Teacher::Queue(q.clone())), settings(document)).unwrap();
+    play_rewarded(&d, 0, 2);
+    record(&d, folder.path());
+    play_rewarded(&d, 2, 2);
+    answer_all(&q, &model);
+    build(&d);
+    let record = read(folder.path());
+    assert_eq!((record.episodes.len(), record.unattached), (2, 2));
+    assert!(record.episodes.iter().all(|e| e.said.is_some()));
+}
+
+#[test]
+fn hosts_that_number_alike_in_every_update_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 2, "optimizer": {"learning_rate": 1e-2}});
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    let mut wanted = Vec::new();
+    for _ in 0..3 {
+        (0..2).for_each(|number| drop(Seat::new(&d, numbered(number)).play(2)));
+        wanted.extend(updates(&d, 1));
+    }
+    let record = read(folder.path());
+    assert_eq!((record.episodes.len(), record.superseded), (6, 0));
+    let again = plain(document);
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        assert_eq!(again.import(&record, 2).unwrap().episodes, 2);
+        found.extend(updates(&again, 1));
+    }
+    assert!(found == wanted);
+    assert_eq!(again.import(&record, 0).unwrap(), Imported { known: 6, ..Default::default() });
+}

@@ -30,7 +30,7 @@ impl Merged {
         let mut merged = Merged { record: Record::default(), files: paths.len(), again: 0, differing: 0 };
         let mut places = BTreeMap::new();
         for path in paths {
-            let Record { runs, episodes, superseded, cut } = Record::read(path)?;
+            let Record { runs, episodes, superseded, unattached, cut } = Record::read(path)?;
             for (run, line) in runs {
                 let first = merged.record.runs.entry(run).or_insert_with(|| line.clone());
                 if (&first.vocabulary, first.rows) != (&line.vocabulary, line.rows) {
@@ -39,10 +39,10 @@ impl Merged {
                 }
             }
             merged.record.superseded += superseded;
+            merged.record.unattached += unattached;
             merged.record.cut = [merged.record.cut, cut].into_iter().flatten().reduce(|a, b| a + b);
             for episode in episodes {
-                // Evaluations are numbered by themselves.
-                let identity = (episode.played.run, episode.played.evaluation, episode.played.episode);
+                let identity = episode.played.identity();
                 match places.get(&identity) {
                     None => {
                         places.insert(identity, merged.record.episodes.len());

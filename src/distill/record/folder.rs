@@ -14,6 +14,7 @@ use super::reader::RECORD;
 use crate::distill::run_id::RunId;
 use crate::error::{Error, Fault, Result};
 use crate::format::check_regular;
+use crate::format::durable::sync_folder;
 
 /// The name of the file of events.
 pub const METRICS: &str = "metrics.jsonl";
@@ -57,6 +58,8 @@ impl RunFolder {
         }
         let mut metrics = Appended::open(&path.join(METRICS))?;
         for file in [&mut record, &mut metrics] {
+            // Behind the lock: whoever had it before may have written until then.
+            file.len = file.file.metadata().map_err(|e| failed(&file.path, e))?.len();
             file.check_run(run)?;
         }
         let mut cut = Vec::new();
@@ -65,6 +68,8 @@ impl RunFolder {
                 cut.push(format!("{}: a last line of {n} bytes was not finished and is cut off", file.path.display()));
             }
         }
+        // Two files that are new outlive a power cut with their folder alone; one that cannot be synced takes nothing back.
+        let _ = sync_folder(path);
         let path = path.to_path_buf();
         Ok((RunFolder { path, record, metrics, options, fingerprint, episodes: 0, failed: None }, cut))
     }

@@ -8,10 +8,10 @@
 use serde::Serialize;
 
 use super::reader::{Record, RecordedEpisode};
-use super::writing::fingerprint;
+use super::writing::{fingerprint, summary};
 use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Needs;
-use crate::distill::distiller::Distiller;
+use crate::distill::distiller::{Distiller, identity};
 use crate::distill::ended::{Ended, Waiting};
 use crate::distill::scoring::Scoring;
 use crate::distill::teacher::{self, Teacher};
@@ -40,7 +40,8 @@ pub struct Imported {
 }
 
 impl Distiller {
-    /// Takes up to `most` episodes (0: all) of a record that this run has not had, in the order of their numbers.
+    /// Takes up to `most` episodes (0: all) of a record that this run has not had, in the order of their steps
+    /// and numbers.
     ///
     /// Errors: `RecordMismatch` where the record is of another vocabulary or an episode is longer than the student's context;
     /// `RecordForm`. Nothing is taken then.
@@ -51,13 +52,13 @@ impl Distiller {
         let mut imported = Imported::default();
         let own = fingerprint(self.config());
         let mut order: Vec<&RecordedEpisode> = record.episodes.iter().collect();
-        order.sort_by_key(|e| (e.played.episode, e.played.run));
+        order.sort_by_key(|e| (e.played.step, e.played.episode, e.played.run));
         let mut wanted = Vec::new();
         for episode in order {
             let played = &episode.played;
             if played.evaluation {
                 imported.evaluations += 1;
-            } else if self.0.state.lock().has_had((self.run(), played.run), played.episode) {
+            } else if self.0.state.lock().has_had(self.run(), &(played.run, played.step, played.episode)) {
                 imported.known += 1;
             } else if most > 0 && wanted.len() as u64 == most {
                 imported.left += 1;
@@ -70,21 +71,24 @@ impl Distiller {
         for episode in wanted {
             taken.push((self.waiting(episode)?, episode.played.settings != own));
         }
-        let mut state = self.0.state.lock();
+        let (mut state, mut own_again) = (self.0.state.lock(), Vec::new());
         for ((waiting, is_scored), has_other_settings) in taken {
-            let heading = &waiting.trajectory().heading;
-            let (identity, episode) = ((self.run(), heading.run), heading.episode);
+            let identity = identity(waiting.trajectory());
             // Of two calls at once each episode is one's.
-            if state.has_had(identity, episode) {
+            if state.has_had(self.run(), &identity) {
                 imported.known += 1;
                 continue;
             }
-            state.takes(identity, episode);
+            state.takes(self.run(), identity);
+            own_again.extend((identity.0 == self.run()).then(|| summary(waiting.trajectory())));
             state.ended.push(waiting);
             imported.episodes += 1;
             imported.unscored += u64::from(!is_scored);
             imported.other_settings += u64::from(has_other_settings);
         }
+        drop(state);
+        // What a process that was killed had told of them is void, since this one began again at an earlier step.
+        own_again.into_iter().for_each(|summary| self.note("episode", || summary));
         Ok(imported)
     }
 

@@ -2,59 +2,63 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-
-use serde_json::{Map, Value, json};
+use std::fmt::Write;
 
 use crate::distill::run_id::RunId;
 
-/// Episodes by run and number.
+/// The most episodes that a checkpoint may name: far beyond a run, and what fits memory.
+const MOST: u64 = 1 << 24;
+
+/// An episode among the trained ones: run, step and number.
+pub(in crate::distill) type Identity = (RunId, u64, u64);
+
+/// Episodes by run, step and number.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(in crate::distill) struct Known(BTreeSet<(RunId, u64)>);
+pub(in crate::distill) struct Known(BTreeSet<Identity>);
 
 impl Known {
-    pub(in crate::distill) fn has(&self, run: RunId, episode: u64) -> bool {
-        self.0.contains(&(run, episode))
+    pub(in crate::distill) fn has(&self, identity: &Identity) -> bool {
+        self.0.contains(identity)
     }
 
-    pub(in crate::distill) fn add(&mut self, run: RunId, episode: u64) {
-        self.0.insert((run, episode));
+    pub(in crate::distill) fn add(&mut self, identity: Identity) {
+        self.0.insert(identity);
     }
 
-    /// Without one that will have to be taken again.
-    pub(in crate::distill) fn forget(&mut self, run: RunId, episode: u64) {
-        self.0.remove(&(run, episode));
+    /// Without those that `forgets` names.
+    pub(in crate::distill) fn forget(&mut self, forgets: impl Fn(&Identity) -> bool) {
+        self.0.retain(|identity| !forgets(identity));
     }
 
     pub(in crate::distill) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Ranges of numbers by run: `{run: [[first, last], ...]}`.
-    pub(in crate::distill) fn to_json(&self) -> Value {
-        let mut runs = Map::new();
-        let all: Vec<&(RunId, u64)> = self.0.iter().collect();
-        for range in all.chunk_by(|a, b| a.0 == b.0 && a.1 + 1 == b.1) {
-            let (run, first) = *range[0];
-            let ranges = runs.entry(run.to_string()).or_insert_with(|| json!([]));
-            if let Some(ranges) = ranges.as_array_mut() {
-                ranges.push(json!([first, first + (range.len() as u64 - 1)]));
-            }
+    /// Ranges of numbers, `run:step:first-last`, with a blank between two.
+    pub(in crate::distill) fn to_text(&self) -> String {
+        let (all, mut text) = (self.0.iter().collect::<Vec<_>>(), String::new());
+        for range in all.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1) && a.2 + 1 == b.2) {
+            let (run, step, first) = range[0];
+            let blank = if text.is_empty() { "" } else { " " };
+            // A text takes whatever is written into it.
+            let _ = write!(text, "{blank}{run}:{step}:{first}-{}", first + (range.len() as u64 - 1));
         }
-        Value::Object(runs)
+        text
     }
 
     /// Reads the same; None where it is not of this form.
-    pub(in crate::distill) fn from_json(value: &Value) -> Option<Known> {
-        let mut known = Known::default();
-        for (run, ranges) in value.as_object()? {
-            let run = RunId::parse(run)?;
-            for range in ranges.as_array()? {
-                let [first, last] = range.as_array()?.as_slice() else { return None };
-                let (first, last) = (first.as_u64()?, last.as_u64()?);
-                // A document of a megabyte must not ask for more numbers than there can be episodes of one process.
-                (last.checked_sub(first)? < 1 << 32).then_some(())?;
-                known.0.extend((first..=last).map(|episode| (run, episode)));
+    pub(in crate::distill) fn from_text(text: &str) -> Option<Known> {
+        let (mut known, mut n) = (Known::default(), 0u64);
+        for range in text.split_ascii_whitespace() {
+            let mut parts = range.split(':');
+            let (run, step, numbers) = (RunId::parse(parts.next()?)?, parts.next()?.parse().ok()?, parts.next()?);
+            let (first, last) = numbers.split_once('-')?;
+            let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
+            n = n.checked_add(last.checked_sub(first)?)?.checked_add(1)?;
+            if n > MOST {
+                return None;
             }
+            known.0.extend((first..=last).map(|episode| (run, step, episode)));
         }
         Some(known)
     }
@@ -67,16 +71,15 @@ mod tests {
     #[test]
     fn ranges_come_back() {
         let mut known = Known::default();
-        for (run, episode) in [(1, 3), (1, 4), (1, 5), (1, 9), (2, 0)] {
-            known.add(RunId(run), episode);
+        for (run, step, episode) in [(1, 0, 3), (1, 0, 4), (1, 0, 5), (1, 0, 9), (1, 2, 10), (2, 0, 0)] {
+            known.add((RunId(run), step, episode));
         }
-        let json = known.to_json();
-        assert_eq!(json[RunId(1).to_string()], json!([[3, 5], [9, 9]]));
-        assert_eq!(Known::from_json(&json), Some(known));
-        for wrong in
-            [json!([]), json!({"x": []}), json!({RunId(1).to_string(): [[5, 3]]}), json!({RunId(1).to_string(): [3]})]
-        {
-            assert_eq!(Known::from_json(&wrong), None, "{wrong}");
+        let (one, two) = (RunId(1), RunId(2));
+        assert_eq!(known.to_text(), format!("{one}:0:3-5 {one}:0:9-9 {one}:2:10-10 {two}:0:0-0"));
+        assert_eq!(Known::from_text(&known.to_text()), Some(known));
+        assert_eq!(Known::from_text(""), Some(Known::default()));
+        for wrong in ["x", "1:0:3-5", &format!("{one}:0:5-3"), &format!("{one}:0"), &format!("{one}:0:0-4294967295")] {
+            assert_eq!(Known::from_text(wrong), None, "{wrong}");
         }
     }
 }

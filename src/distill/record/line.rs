@@ -12,7 +12,7 @@ use crate::distill::policy::{Decision, Reason};
 use crate::distill::run_id::RunId;
 use crate::distill::teacher_request::Said;
 use crate::distill::teacher_turn::is_logprob;
-use crate::distill::trajectory::{Action, Heading, Outcome, Trajectory, Turn};
+use crate::distill::trajectory::{Action, Heading, MOST_EPISODES, Outcome, Trajectory, Turn};
 use crate::distill::turn_loss::TurnLoss;
 use crate::distill::view::View;
 use crate::error::{Error, Fault, Result, brief};
@@ -173,6 +173,8 @@ pub struct TeacherLine {
     pub run: RunId,
     /// The episode's number.
     pub episode: u64,
+    /// The episode's step.
+    pub step: u64,
     /// In the episode's ids, ascending.
     pub positions: Vec<usize>,
     /// Of the ids that stand there.
@@ -190,6 +192,11 @@ fn broken(why: impl Into<String>) -> Error {
 }
 
 impl EpisodeLine {
+    /// Its identity: run, whether it is an evaluation, step, number.
+    pub fn identity(&self) -> (RunId, bool, u64, u64) {
+        (self.run, self.evaluation, self.step, self.episode)
+    }
+
     /// The line of an episode that has ended, played under the settings of this fingerprint; with a tokenizer, with texts.
     pub(in crate::distill) fn of(trajectory: &Trajectory, settings: &str, texts: Option<&Tokenizer>) -> EpisodeLine {
         let heading = &trajectory.heading;
@@ -242,6 +249,13 @@ impl EpisodeLine {
 
     fn read(&self, rows: usize, loss_at: impl Fn(Actor, u64) -> TurnLoss) -> Result<Trajectory> {
         let n = self.ids.len();
+        if self.episode > MOST_EPISODES || self.step > MOST_EPISODES {
+            let why = format!(
+                "wanted a number and a step of at most {MOST_EPISODES}, found {} and {}",
+                self.episode, self.step
+            );
+            return Err(broken(why));
+        }
         if let Some(at) = self.ids.iter().position(|&id| id < 0 || id as usize >= rows) {
             return Err(broken(format!("ids[{at}]: wanted one of {rows} ids, found {}", self.ids[at])));
         }
@@ -409,6 +423,7 @@ impl TeacherLine {
             kind: "teacher".into(),
             run: heading.run,
             episode: heading.episode,
+            step: heading.step,
             positions: own.collect(),
             logprobs: said.logprobs.clone(),
             top_k: said.top_k,

@@ -62,6 +62,8 @@ pub struct Record {
     pub episodes: Vec<RecordedEpisode>,
     /// Episodes that stood there again, so that an earlier one was left out.
     pub superseded: usize,
+    /// What a teacher said of episodes that are not there.
+    pub unattached: usize,
     /// Bytes of a last line that was cut off.
     pub cut: Option<u64>,
 }
@@ -97,6 +99,7 @@ impl Record {
             "evaluations": self.episodes.iter().filter(|e| e.played.evaluation).count(),
             "scored": self.episodes.iter().filter(|e| e.said.is_some()).count(),
             "superseded": self.superseded,
+            "unattached": self.unattached,
             "cut": self.cut,
         })
     }
@@ -106,7 +109,7 @@ struct Reading {
     path: PathBuf,
     record: Record,
     /// where each episode stands in the record: evaluations are counted by themselves
-    places: BTreeMap<(RunId, bool, u64), usize>,
+    places: BTreeMap<(RunId, bool, u64, u64), usize>,
 }
 
 impl Reading {
@@ -176,7 +179,7 @@ impl Reading {
                 let played: EpisodeLine = read(line)?;
                 // Whatever contradicts itself is found now, with its line.
                 played.trajectory(rows, |_, _| TurnLoss::NONE)?;
-                let identity = (run, played.evaluation, played.episode);
+                let identity = played.identity();
                 let episode = RecordedEpisode { played, said: None, rows };
                 match self.places.get(&identity) {
                     Some(&place) => {
@@ -192,9 +195,10 @@ impl Reading {
             "teacher" => {
                 let rows = rows(self)?;
                 let said: TeacherLine = read(line)?;
-                let Some(&place) = self.places.get(&(run, false, said.episode)) else {
-                    let why = format!("the teacher speaks of episode {}, which is not above", said.episode);
-                    return Err(Error::new(Fault::RecordForm, why));
+                // Of an episode that ended before somebody began to write, or into another folder.
+                let Some(&place) = self.places.get(&(run, false, said.step, said.episode)) else {
+                    self.record.unattached += 1;
+                    return Ok(());
                 };
                 let episode = &mut self.record.episodes[place];
                 let trajectory = episode.played.trajectory(rows, |_, _| TurnLoss::NONE)?;

@@ -45,9 +45,11 @@ impl Distiller {
     pub fn record(&self, path: &Path, options: RecordOptions) -> Result<()> {
         let student = self.student();
         let (settings, fingerprint) = (self.config().to_json(), fingerprint(self.config()));
+        let step = self.step();
         let mut recorder = self.0.recorder.lock();
         // The same folder again is locked by this one; of another that is refused the one before must not suffer.
-        if recorder.as_ref().is_some_and(|folder| folder.is(path)) {
+        let goes_on = recorder.as_ref().is_some_and(|folder| folder.is(path));
+        if goes_on {
             *recorder = None;
         }
         let (mut folder, cut) = RunFolder::open(path, self.run(), (options, fingerprint.clone()))?;
@@ -62,26 +64,29 @@ impl Distiller {
             squire: env!("CARGO_PKG_VERSION").into(),
         };
         folder.record.append(&line)?;
+        let config = student.config();
+        // Before anything else can be told: whoever reads begins with it.
+        folder.metrics.append(&json!({
+            "kind": "run",
+            "run": self.run(),
+            "time": now(),
+            "version": VERSION,
+            "step": step,
+            "goes_on": goes_on,
+            "settings": settings,
+            "fingerprint": fingerprint,
+            "student": {
+                "parameters": student.current().weights.n_parameters(),
+                "layers": config.n_layers,
+                "hidden_size": config.hidden_size,
+            },
+            "squire": env!("CARGO_PKG_VERSION"),
+        }))?;
         *recorder = Some(folder);
         drop(recorder);
         for what in cut {
             self.log(Level::Warning, &what);
         }
-        let config = student.config();
-        self.note("run", || {
-            json!({
-                "version": VERSION,
-                "step": self.step(),
-                "settings": settings,
-                "fingerprint": fingerprint,
-                "student": {
-                    "parameters": student.current().weights.n_parameters(),
-                    "layers": config.n_layers,
-                    "hidden_size": config.hidden_size,
-                },
-                "squire": env!("CARGO_PKG_VERSION"),
-            })
-        });
         Ok(())
     }
 
@@ -178,7 +183,7 @@ impl Distiller {
 }
 
 /// An episode in a line.
-fn summary(trajectory: &Trajectory) -> Value {
+pub(super) fn summary(trajectory: &Trajectory) -> Value {
     let heading = &trajectory.heading;
     let own = &trajectory.turns()[trajectory.shared_turns()..];
     let of = |actor: Actor| own.iter().filter(move |turn| turn.actor == actor);

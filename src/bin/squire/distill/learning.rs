@@ -70,7 +70,8 @@ pub fn learn(distiller: &Distiller, record: &Record, checkpoint: Option<&Path>) 
                 learnt.loss = Some(report.loss);
                 learnt.warnings.extend(report.warnings.iter().map(|w| format!("update {}: {w}", update.step())));
                 report.set_aside.iter().for_each(|aside| learnt.was_set_aside(aside.reason.clone()));
-                if let Some(folder) = checkpoint {
+                // One that is asked for again after it was set aside may wait beside a whole batch; the next update takes it.
+                if let Some(folder) = checkpoint.filter(|_| distiller.n_waiting() == 0) {
                     distiller.save(folder)?;
                 }
                 bar.note(format!("update {} of {steps}, loss {:.4}", distiller.step(), report.loss));

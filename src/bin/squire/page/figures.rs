@@ -35,7 +35,7 @@ pub type Cell = fn(&Step, &Update) -> Option<f64>;
 fn span(history: &History) -> (u64, u64) {
     let first = history.steps.keys().next().copied().unwrap_or(0);
     let last = history.steps.keys().next_back().copied().unwrap_or(0);
-    (first, last.max(first + 1))
+    (first, last.max(first.saturating_add(1)))
 }
 
 fn caption(id: &'static str, title: &str, unit: &'static str, about: &'static str) -> Caption {

@@ -18,6 +18,9 @@ pub struct Head {
 #[derive(Deserialize)]
 pub struct RunBegins {
     pub step: u64,
+    /// Whether it is the same process that goes on.
+    #[serde(default)]
+    pub goes_on: bool,
     #[serde(default)]
     pub settings: Value,
     pub squire: Option<String>,

@@ -172,6 +172,7 @@ impl History {
             "rolled_back" => {
                 let back: RolledBack = lines.parse()?;
                 self.rolled_back.push((back.step, back.revision));
+                self.last = Last::Nothing;
             }
             "saved" => self.saved = Some(lines.parse::<Saved>()?.step),
             _ => {}
@@ -194,6 +195,9 @@ impl History {
         self.settings = begins.settings;
         self.squire = short(begins.squire.as_deref().unwrap_or(""));
         self.student = begins.student;
+        if begins.goes_on {
+            return Ok(());
+        }
         self.resumed.push(begins.step);
         // What was built from here on is built again. Lines that name the step after an update (applied, published) are
         // kept with the update, so that the one that made this very step stays what it was.

@@ -40,7 +40,6 @@ struct Reward {
 /// Where an episode stands, and what the choice goes by.
 struct Place {
     at: u64,
-    step: u64,
     evaluation: bool,
     gain: f64,
 }
@@ -98,10 +97,13 @@ pub struct Chosen {
     pub why: Vec<&'static str>,
 }
 
+/// Of an episode in its run: whether it is an evaluation, step and number.
+type Identity = (bool, u64, u64);
+
 /// The record of a run, gone through.
 pub struct Record {
     lines: Lines,
-    places: BTreeMap<u64, Place>,
+    places: BTreeMap<Identity, Place>,
     cut: u64,
 }
 
@@ -137,8 +139,8 @@ impl Record {
                 "episode" => {
                     let Heading { episode, step, evaluation, score, turns } = lines.parse()?;
                     let gain = score.unwrap_or(0.0) + turns.iter().filter_map(|turn| turn.reward).sum::<f64>();
-                    // Of several of one number the last counts.
-                    places.insert(episode, Place { at: lines.at(), step, evaluation, gain });
+                    // Of several of one identity the last counts.
+                    places.insert((evaluation, step, episode), Place { at: lines.at(), evaluation, gain });
                 }
                 _ => {}
             }
@@ -172,15 +174,15 @@ impl Record {
 }
 
 /// Where the chosen ones stand and why they were chosen, by step and number.
-fn choice(places: &BTreeMap<u64, Place>, most: usize) -> Vec<(u64, Vec<&'static str>)> {
-    let mut played: Vec<(u64, &Place)> = places.iter().map(|(number, place)| (*number, place)).collect();
-    played.sort_by_key(|(number, place)| (place.step, *number));
+fn choice(places: &BTreeMap<Identity, Place>, most: usize) -> Vec<(u64, Vec<&'static str>)> {
+    let mut played: Vec<(Identity, &Place)> = places.iter().map(|(identity, place)| (*identity, place)).collect();
+    played.sort_by_key(|((evaluation, step, number), _)| (*step, *number, *evaluation));
     let (evaluations, training): (Vec<_>, Vec<_>) = played.iter().partition(|(_, place)| place.evaluation);
-    let mut by_gain: Vec<&(u64, &Place)> = training.to_vec();
+    let mut by_gain: Vec<&(Identity, &Place)> = training.to_vec();
     by_gain.sort_by(|a, b| b.1.gain.total_cmp(&a.1.gain));
 
-    let mut why: BTreeMap<u64, Vec<&'static str>> = BTreeMap::new();
-    let mut take = |list: &mut dyn Iterator<Item = u64>, n: usize, rule: &'static str| {
+    let mut why: BTreeMap<Identity, Vec<&'static str>> = BTreeMap::new();
+    let mut take = |list: &mut dyn Iterator<Item = Identity>, n: usize, rule: &'static str| {
         for number in list.take(n) {
             if why.len() < most || why.contains_key(&number) {
                 why.entry(number).or_default().push(rule);
@@ -193,10 +195,10 @@ fn choice(places: &BTreeMap<u64, Place>, most: usize) -> Vec<(u64, Vec<&'static 
     take(&mut by_gain.iter().rev().map(|e| e.0), WORST, "lowest return");
     take(&mut evaluations.iter().rev().map(|e| e.0), EVALUATIONS, "evaluation");
     let left = most.saturating_sub(why.len());
-    let mut take = |number: u64| why.entry(number).or_insert_with(|| vec!["spread over the run"]).len();
+    let mut take = |number: Identity| why.entry(number).or_insert_with(|| vec!["spread over the run"]).len();
     (0..left.min(played.len())).for_each(|i| {
         // The middles of equal stretches.
         take(played[(2 * i + 1) * played.len() / (2 * left.min(played.len()))].0);
     });
-    played.iter().filter_map(|(number, place)| Some((place.at, why.remove(number)?))).collect()
+    played.iter().filter_map(|(identity, place)| Some((place.at, why.remove(identity)?))).collect()
 }
