@@ -1544,7 +1544,7 @@ typedef struct squire_trajectory squire_trajectory;
  * it is not there: record.jsonl and metrics.jsonl, whose form docs/record.md has. recording_json: {"texts": whether episodes come with texts
  * for people, true}. A distiller that is resumed from a checkpoint is the same run and goes on in its folder. The record comes first: an episode
  * that cannot be written has not ended (squire_episode_end answers SQUIRE_E_IO and may be called again); where the metrics alone cannot be
- * written the log says so and the run goes on. With path NULL nothing more is written. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
+ * written the log says so and the run goes on. With path NULL and length 0 nothing more is written, whatever the options. SQUIRE_E_IO, SQUIRE_E_BUSY (detail RECORD_IN_USE) where another distiller writes
  * into the folder, SQUIRE_E_MISMATCH where another run lies in it, SQUIRE_E_FORMAT where something else does. Any thread. */
 squire_status squire_distiller_record(squire_distiller *distiller,
                                       const char *path,
@@ -1615,7 +1615,7 @@ const float *squire_trajectory_logprobs(const squire_trajectory *trajectory,
 /* The same of the distribution that was drawn from. Any thread, also inside a callback. */
 const float *squire_trajectory_sampled_logprobs(const squire_trajectory *trajectory, size_t *len);
 
-/* What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; no numbers where it
+/* What the host's teacher said of each token, T log-probs, NaN of which it said nothing, of an episode of a record; of length 0 where it
  * said nothing of the episode. Any thread, also inside a callback. */
 const float *squire_trajectory_teacher_logprobs(const squire_trajectory *trajectory,
                                                 size_t *len);

@@ -523,7 +523,7 @@ fn a_state_document_that_no_checkpoint_has_is_not_read_into_memory() {
     let file = fs::File::options().write(true).open(at.join("state.json")).unwrap();
     file.set_len(1 << 40).unwrap(); // a hole in the file: nothing of it lies on disk
     let e = Distiller::checkpoint(folder.path()).unwrap_err();
-    assert!(e.fault() == Fault::CheckpointForm && e.message().contains("1048576"), "{e}");
+    assert!(e.fault() == Fault::CheckpointForm && e.message().contains("16777216"), "{e}");
 }
 
 #[test]

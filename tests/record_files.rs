@@ -101,7 +101,7 @@ fn made_up(path: &Path, n: u64, turns: u64) {
         // Evaluations are not scored.
         if number % 4 != 2 && number % 5 != 4 {
             lines.push(json!({
-                "kind": "teacher", "run": RUN, "episode": number, "positions": positions, "logprobs": said, "top_k": top_k,
+                "kind": "teacher", "run": RUN, "episode": number, "step": number / 2, "positions": positions, "logprobs": said, "top_k": top_k,
                 "top_ids": top_ids, "top_logprobs": top,
             }));
         }

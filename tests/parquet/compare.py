@@ -22,8 +22,8 @@ def read(paths):
             if not line.endswith("\n"):
                 break
             line = json.loads(line)
-            # Evaluations are numbered by themselves, and nobody scores them.
-            key = (line["run"], line.get("evaluation", False), line.get("episode"))
+            # Evaluations are numbered by themselves, and nobody scores them; a host may number alike in every update.
+            key = (line["run"], line.get("evaluation", False), line.get("step"), line.get("episode"))
             if line["kind"] == "record":
                 runs.setdefault(line["run"], line)
             elif line["kind"] == "episode":
