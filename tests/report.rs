@@ -422,6 +422,22 @@ fn hostile_texts_are_inert_in_a_browser() {
     }
 }
 
+#[test]
+fn a_probe_is_told_where_it_found_something() {
+    let of = |differing: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &Made::default());
+        let path = folder.path().join("metrics.jsonl");
+        let mut lines = Lines(std::fs::read_to_string(&path).unwrap());
+        let probe = json!({"rows": 4, "differing": differing, "largest_difference": 0.25});
+        lines.add(&line("published", json!({"step": 3, "revision": 4, "probe": probe})));
+        std::fs::write(&path, lines.0).unwrap();
+        page_of(folder.path())
+            .contains("2 of 4 log-probs are served otherwise than they were trained, by up to 2.50e-1 nats")
+    };
+    assert!(of(2) && !of(0));
+}
+
 /// TensorBoard's own reader, in an environment that .ci/run makes.
 #[test]
 fn tensorboard_reads_the_same_numbers() {

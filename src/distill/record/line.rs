@@ -41,6 +41,9 @@ pub struct RecordLine {
     pub vocabulary: Option<String>,
     /// Ids that there are.
     pub rows: usize,
+    /// What activations were rounded to; empty in files that do not say it.
+    #[serde(default)]
+    pub compute: String,
     /// All knobs.
     pub settings: Value,
     /// Of the settings.

@@ -89,6 +89,7 @@ impl Record {
                 "episodes": of(*run),
                 "vocabulary": line.vocabulary,
                 "rows": line.rows,
+                "compute": line.compute,
                 "settings": line.settings,
                 "fingerprint": line.fingerprint,
             })

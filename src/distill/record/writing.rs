@@ -59,6 +59,7 @@ impl Distiller {
             version: VERSION,
             vocabulary: vocabulary(student),
             rows: self.vocabulary(),
+            compute: student.model().compute.name().into(),
             settings: settings.clone(),
             fingerprint: fingerprint.clone(),
             squire: env!("CARGO_PKG_VERSION").into(),

@@ -87,6 +87,14 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
 
     let Learnt { updates, episodes, loss, known, other_settings, without_loss, set_aside, left, warnings } = &learnt;
     let mut notes = merged.notes();
+    let compute = student.model().compute.name();
+    let mut played = merged.record.runs.values().map(|line| line.compute.as_str());
+    if let Some(other) = played.find(|of| !of.is_empty() && *of != compute) {
+        notes.push(format!(
+            "the record was played in {other} compute and learnt in {compute}: the update is another in its last bits; --compute {other} \
+             makes it the same"
+        ));
+    }
     if let (n @ 1.., reason) = set_aside {
         let reason = or(reason.as_ref(), "nobody scored them");
         notes.push(format!(

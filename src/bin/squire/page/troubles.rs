@@ -43,9 +43,19 @@ fn troubles(history: &History) -> Vec<Trouble> {
         if step.applied.as_ref().is_some_and(|applied| applied.finite == Some(false)) {
             add("not finite", *at, "the step's weights are not all finite");
         }
-        if let Some(published) = step.published.as_ref().filter(|published| !published.probe.is_null()) {
-            let probe = &published.probe;
-            add("probe", *at, &probe.as_str().map_or_else(|| probe.to_string(), str::to_string));
+        // A probe that found nothing is no trouble.
+        if let Some(probe) = step.published.as_ref().map(|published| &published.probe)
+            && probe["differing"].as_u64().is_some_and(|n| n > 0)
+        {
+            let [rows, n] = ["rows", "differing"].map(|key| probe[key].as_u64().unwrap_or(0));
+            let most = probe["largest_difference"].as_f64().unwrap_or(0.0);
+            add(
+                "probe",
+                *at,
+                &format!(
+                    "{n} of {rows} log-probs are served otherwise than they were trained, by up to {most:.2e} nats"
+                ),
+            );
         }
         let Some(update) = &step.update else { continue };
         update.report.set_aside.iter().for_each(|aside| add("set aside", *at, &aside.reason));
