@@ -59,12 +59,16 @@ impl Distiller {
             // Under the learner's lock: a checkpoint that is taken next must not miss them.
             self.0.state.lock().ended.extend(std::mem::take(&mut gathering).give_back());
         }
+        let aside = match &mut result {
+            Err(_) => Vec::new(),
+            Ok(update) => self.set_aside(gathering.failed, update),
+        };
         drop(learning);
+        aside.iter().for_each(|what| self.log(Level::Warning, what));
         match &mut result {
             Err(e) => self.note_failure("build", e),
             Ok(update) => {
                 update.gradients.report.teacher_seconds = waited;
-                self.set_aside(gathering.failed, update);
                 let Report { loss, trained_tokens, episodes, gradient_norm, seconds, .. } = update.report();
                 let what = format!(
                     "update of step {} built: loss {loss:.6}, {trained_tokens} tokens of {episodes} episodes, gradient \
@@ -118,19 +122,19 @@ impl Distiller {
         }
     }
 
-    /// Keeps what could not be scored beside the waiting episodes, and tells of it in the report and the log.
-    fn set_aside(&self, failed: Vec<(Waiting, Error)>, update: &mut Update) {
+    /// Keeps what could not be scored beside the waiting episodes, tells of it in the report, and gives what the log is to say:
+    /// under the learner's lock too.
+    fn set_aside(&self, failed: Vec<(Waiting, Error)>, update: &mut Update) -> Vec<String> {
+        let mut told = Vec::new();
         for (mut waiting, e) in failed {
             let (episode, reason) = (waiting.episode, e.message().to_string());
             let next = if may_succeed_later(&e) { "later builds ask again" } else { "it stays until it is discarded" };
-            self.log(
-                Level::Warning,
-                &format!("episode {episode} is set aside, the teacher could not score it ({next}): {reason}"),
-            );
+            told.push(format!("episode {episode} is set aside, the teacher could not score it ({next}): {reason}"));
             update.gradients.report.set_aside.push(SetAside { episode, reason });
             waiting.set_aside = Some(e);
             self.0.state.lock().ended.push(waiting);
         }
+        told
     }
 
     fn build_from(
@@ -164,7 +168,6 @@ impl Distiller {
             revision,
             served: revision.map(|_| current.watch()),
             published: current.number,
-            run: self.run(),
             teacher: self.teacher(),
             vocabulary: self.0.vocabulary,
             config: &self.0.config,

@@ -371,7 +371,7 @@ impl Distiller {
             state.totals.evaluations += 1;
         } else {
             state.totals.episodes += 1;
-            state.ended.push(Waiting { episode, ended, set_aside: None });
+            state.ended.push(Waiting { episode, ended, set_aside: None, is_imported: false });
         }
     }
 

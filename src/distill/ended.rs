@@ -29,6 +29,8 @@ pub(super) struct Waiting {
     pub(super) ended: Ended,
     /// Why the teacher could not score it, once a build went on without it.
     pub(super) set_aside: Option<Error>,
+    /// Whether it came from a record.
+    pub(super) is_imported: bool,
 }
 
 impl Waiting {
@@ -48,11 +50,10 @@ impl Waiting {
 
     /// Asks the teacher of an episode of a record.
     fn asked(self, score: &Score) -> std::result::Result<Waiting, Box<(Waiting, Error)>> {
-        let Waiting { episode, ended, set_aside } = self;
-        let Ended::Imported(trajectory) = ended else { return Ok(Waiting { episode, ended, set_aside }) };
+        let Ended::Imported(trajectory) = self.ended else { return Ok(self) };
         match score(&trajectory) {
-            Ok(scoring) => Ok(Waiting { episode, ended: Ended::Waiting { trajectory, scoring }, set_aside }),
-            Err(e) => Err(Box::new((Waiting { episode, ended: Ended::Imported(trajectory), set_aside }, e))),
+            Ok(scoring) => Ok(Waiting { ended: Ended::Waiting { trajectory, scoring }, ..self }),
+            Err(e) => Err(Box::new((Waiting { ended: Ended::Imported(trajectory), ..self }, e))),
         }
     }
 
@@ -63,20 +64,20 @@ impl Waiting {
         progress: &mut dyn FnMut() -> bool,
         score: &Score,
     ) -> std::result::Result<Finished, Box<(Waiting, Error)>> {
-        let Waiting { episode, ended, set_aside } = self.asked(score)?;
+        let Waiting { episode, ended, set_aside, is_imported } = self.asked(score)?;
         match ended {
             Ended::Whole(finished) => Ok(finished),
             Ended::Waiting { trajectory, scoring: None } | Ended::Imported(trajectory) => {
-                Ok(Finished { trajectory, scores: None, is_noted: false })
+                Ok(Finished { trajectory, scores: None, is_noted: false, is_imported })
             }
             Ended::Waiting { trajectory, scoring: Some(mut scoring) } => match scoring.scores(since, progress) {
-                Ok(scores) => Ok(Finished { trajectory, scores: Some(scores), is_noted: false }),
+                Ok(scores) => Ok(Finished { trajectory, scores: Some(scores), is_noted: false, is_imported }),
                 Err(e) => {
                     if e.fault() != Fault::Cancelled {
                         scoring.give_up();
                     }
                     let ended = Ended::Waiting { trajectory, scoring: Some(scoring) };
-                    Err(Box::new((Waiting { episode, ended, set_aside }, e)))
+                    Err(Box::new((Waiting { episode, ended, set_aside, is_imported }, e)))
                 }
             },
         }
@@ -170,7 +171,10 @@ impl Gathering {
 
     /// Everything, as it was before the build.
     pub(super) fn give_back(self) -> impl Iterator<Item = Waiting> {
-        let whole = |(episode, finished)| Waiting { episode, ended: Ended::Whole(finished), set_aside: None };
+        let whole = |(episode, finished): (u64, Finished)| {
+            let is_imported = finished.is_imported;
+            Waiting { episode, ended: Ended::Whole(finished), set_aside: None, is_imported }
+        };
         let waiting = self.queue.into_iter().map(|(waiting, _)| waiting);
         waiting.chain(self.failed.into_iter().map(|(waiting, _)| waiting)).chain(self.finished.into_iter().map(whole))
     }

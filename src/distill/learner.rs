@@ -22,7 +22,6 @@ use super::packing::{Packing, last_loss};
 use super::probe::ProbeRows;
 use super::quantities::TokenFacts;
 use super::report::{Report, Tally};
-use super::run_id::RunId;
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::weighing::targets;
@@ -104,8 +103,6 @@ pub struct Task<'a> {
     pub served: Option<Weak<Revision>>,
     /// The revision that new episodes get, from which staleness is counted.
     pub published: u64,
-    /// The run, in which revisions have these numbers.
-    pub run: RunId,
     /// The teacher, where a loss asks for one.
     pub teacher: Option<&'a ServedModel>,
     /// Ids that student and teacher share.
@@ -220,8 +217,8 @@ impl Task<'_> {
             for ((_, t), &Spread { logprob, .. }) in chunk.iter().zip(&says) {
                 let trajectory = &finished[t.trajectory].trajectory;
                 let sampled_here = trajectory.sources()[t.position] == Source::Student;
-                let heading = &trajectory.heading;
-                if sampled_here && heading.run == self.run && Some(heading.revision) == self.revision {
+                let is_known = !finished[t.trajectory].is_imported;
+                if sampled_here && is_known && Some(trajectory.heading.revision) == self.revision {
                     tally.compare(trajectory.logprobs()[t.position], logprob);
                 }
             }

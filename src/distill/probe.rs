@@ -125,7 +125,7 @@ mod tests {
         });
         let ids: Vec<i32> = (0..n as i32).map(|i| (base + 7 * i) % 50).collect();
         trajectory.add_context(&ids, Source::Host).unwrap();
-        Finished { trajectory, scores: None, is_noted: false }
+        Finished { trajectory, scores: None, is_noted: false, is_imported: false }
     }
 
     fn rows(lengths: &[usize], trained: &[&[usize]], wanted: usize) -> (Vec<i32>, Vec<usize>) {

@@ -230,7 +230,7 @@ mod tests {
         };
         let mut trajectory = Trajectory::new(heading);
         trajectory.add_context(&vec![0; n], Source::Host).unwrap();
-        Finished { trajectory, scores: None, is_noted: false }
+        Finished { trajectory, scores: None, is_noted: false, is_imported: false }
     }
 
     /// The sample of trajectories whose trained tokens stand at these positions.

@@ -27,6 +27,8 @@ pub struct Finished {
     pub scores: Option<Scores>,
     /// Whether the run's record has what the host's teacher said, or has nothing to have.
     pub is_noted: bool,
+    /// Whether it came from a record, so that nobody here knows what weights its revision's number stood for.
+    pub is_imported: bool,
 }
 
 /// A teacher's side of an episode.

@@ -94,7 +94,7 @@ impl Distiller {
 
     /// Refuses a record whose ids mean something else.
     fn check_record(&self, record: &Record) -> Result<()> {
-        let own = self.student().tokenizer().ok().map(|tokenizer| format!("{:016x}", tokenizer.fingerprint()));
+        let own = self.student().vocabulary_fingerprint();
         for (run, line) in &record.runs {
             let shown = |vocabulary: &Option<String>, rows: usize| match vocabulary {
                 Some(fingerprint) => format!("the fingerprint {fingerprint}"),
@@ -130,10 +130,12 @@ impl Distiller {
         let needs = trajectory.turns().iter().any(|turn| turn.train && turn.loss.needs_teacher());
         let is_scored = said.is_some() || !needs;
         let ended = match is_scored {
-            true => Ended::Whole(Finished { trajectory, scores: said.map(Scores::Said), is_noted: true }),
+            true => {
+                Ended::Whole(Finished { trajectory, scores: said.map(Scores::Said), is_noted: true, is_imported: true })
+            }
             false => Ended::Imported(trajectory),
         };
-        Ok((Waiting { episode, ended, set_aside: None }, is_scored))
+        Ok((Waiting { episode, ended, set_aside: None, is_imported: true }, is_scored))
     }
 
     /// Whether what was said once is what this distiller's teacher would be asked for: of every token whose loss asks, and with as
