@@ -1029,7 +1029,8 @@ squire_status squire_distiller_number(const squire_distiller *distiller,
  * could not score; no part of a checkpoint, and no hindrance to one), kept_for_rollback (numbers of revisions), probe (of the last
  * published revision: rows, differing, largest_difference of log-probs by serving and by training; null where it was not
  * looked at), run (32 hexadecimal digits, which a resumed run keeps), recording (folder, episodes, failed: why the metrics could not
- * be written, or null; null where nothing is recorded). Keys may be added. Never waits. Any thread. */
+ * be written, or null; null where nothing is recorded). Keys may be added. Waits for nothing but a line
+ * of the record that is being written. Any thread. */
 squire_status squire_distiller_metrics(const squire_distiller *distiller,
                                        squire_text **out,
                                        squire_error **err);

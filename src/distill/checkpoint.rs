@@ -70,7 +70,7 @@ impl Distiller {
             "model": student.config().to_json(),
             "dtype": student.current().weights.dtypes(),
             "compute": student.model().compute.name(),
-            "vocabulary": student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok(),
+            "vocabulary": student.vocabulary_fingerprint(),
             "settings": self.config().to_json(),
         });
         if !learning.lineage.is_empty() {
@@ -246,7 +246,7 @@ impl Distiller {
 
 /// Refuses a checkpoint of another run: its model, vocabulary and settings must be this one's, but for what is free.
 fn check_run(document: &Value, folder: &Path, student: &ServedModel, config: &Config) -> Result<()> {
-    let vocabulary = student.tokenizer().map(|t| format!("{:016x}", t.fingerprint())).ok();
+    let vocabulary = student.vocabulary_fingerprint();
     let base = config.lora.as_ref().map(|_| student.current().weights.fingerprint(student.config()));
     let wanted = [
         ("base", json!(base)),

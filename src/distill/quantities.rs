@@ -34,7 +34,7 @@ pub struct Quantities {
     pub response_length: Option<f64>,
     /// Share of turns that say what the turn before in their episode said.
     pub repetition: Option<f64>,
-    /// Share of turns that would carry loss and that the host did not carry out.
+    /// Share of turns, those that a fork shares with its parent aside, that the host did not carry out.
     pub executed_otherwise: Option<f64>,
     /// Revisions that the episodes lag.
     pub lag: Option<Lag>,

@@ -159,30 +159,35 @@ impl Distiller {
     }
 
     fn publish_and_note(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<u64> {
-        match self.publish_if(check) {
+        // Another thread may apply the next step as soon as this one is published.
+        let mut step = self.step();
+        match self.publish_if(check, &mut step) {
             Ok(None) => Ok(self.0.student.current().number),
-            Ok(Some(revision)) => {
-                self.note(
-                    "published",
-                    || json!({"step": self.step(), "revision": revision, "probe": self.last_probe()}),
-                );
+            Ok(Some((revision, probe))) => {
+                self.note("published", || json!({"step": step, "revision": revision, "probe": probe}));
                 Ok(revision)
             }
             Err(e) => {
                 // For want of room it is asked again and again.
                 if matches!(e.fault(), Fault::UpdateTooFar | Fault::NotFinite) {
-                    self.log(Level::Warning, &format!("step {} is not published: {}", self.step(), e.message()));
-                    self.note("refused", || json!({"step": self.step(), "reason": e.message()}));
+                    self.log(Level::Warning, &format!("step {step} is not published: {}", e.message()));
+                    self.note("refused", || json!({"step": step, "reason": e.message()}));
                 }
                 Err(e)
             }
         }
     }
 
-    /// The number of the new revision, None where nothing was applied since the last.
-    fn publish_if(&self, check: impl FnOnce(&Unpublished) -> Result<()>) -> Result<Option<u64>> {
+    /// The number of the new revision and what its probe found, None where nothing was applied since the last; `step` is set to that
+    /// which is published or refused.
+    fn publish_if(
+        &self,
+        check: impl FnOnce(&Unpublished) -> Result<()>,
+        step: &mut u64,
+    ) -> Result<Option<(u64, Option<Probe>)>> {
         let busy = || Error::new(Fault::DistillerBusy, "an update is being built or applied");
         let mut learning = self.0.learning.try_lock().ok_or_else(busy)?;
+        *step = self.step();
         let (student, limit) = (&self.0.student, self.0.config.kept_revisions as usize);
         let Learning { unpublished, begun, base, .. } = &mut *learning;
         let Some(applied) = unpublished else { return Ok(None) };
@@ -204,13 +209,14 @@ impl Distiller {
         *begun = None;
         let forgotten = self.keep_for_rollback(Some(replaced));
         let probed = probe.map(|expected| self.probe(&expected, published));
-        self.0.state.lock().probe = probed.as_ref().and_then(|probed| probed.as_ref().ok().copied());
+        let found = probed.as_ref().and_then(|probed| probed.as_ref().ok().copied());
+        self.0.state.lock().probe = found;
         drop(learning);
         drop(forgotten);
         if let Some(probed) = probed {
-            self.tell_of_probe(published, probed);
+            self.tell_of_probe((*step, published), probed);
         }
-        Ok(Some(published))
+        Ok(Some((published, found)))
     }
 
     /// Asks the serving path what the revision that was just published says. The learner's lock is held, so that it is the one.
@@ -224,8 +230,7 @@ impl Distiller {
         expected.ask(&session)
     }
 
-    fn tell_of_probe(&self, published: u64, probed: Result<Probe>) {
-        let step = self.step();
+    fn tell_of_probe(&self, (step, published): (u64, u64), probed: Result<Probe>) {
         match probed {
             Ok(Probe { differing: 0, .. }) => {}
             Ok(Probe { rows, differing, largest_difference }) => self.log(

@@ -175,7 +175,7 @@ pub unsafe extern "C" fn squire_record_episode(
 fn recorded(record: &Record, index: usize, none: impl FnOnce() -> Error) -> Result<Tokens> {
     let episode = record.episodes.get(index).ok_or_else(none)?;
     let trajectory = episode.trajectory()?;
-    let mut tokens = Tokens::of(&trajectory, &episode.facts()?.to_string());
+    let mut tokens = Tokens::of(&trajectory, &episode.facts(&trajectory).to_string());
     if let Some(said) = &episode.said {
         let mut logprobs = vec![f32::NAN; tokens.ids.len()];
         // Checked when it was read: each of them is a token's.

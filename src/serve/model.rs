@@ -134,6 +134,11 @@ impl ServedModel {
         self.0.tokenizer.clone()
     }
 
+    /// What tells vocabularies apart wherever one is written down: 16 hexadecimal digits; None without a tokenizer.
+    pub fn vocabulary_fingerprint(&self) -> Option<String> {
+        self.0.tokenizer.as_ref().map(|tokenizer| format!("{:016x}", tokenizer.fingerprint()))
+    }
+
     /// The tokenizer, or a refusal where the folder has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         let missing = || {
@@ -345,7 +350,7 @@ impl ServedModel {
             "revisions_alive": self.n_revisions_alive(),
             "tokenizer": self.0.tokenizer.is_some(),
             // Of what every id means: equal for two tokenizers that agree.
-            "vocabulary_fingerprint": self.0.tokenizer.as_ref().map(|t| format!("{:016x}", t.fingerprint())),
+            "vocabulary_fingerprint": self.vocabulary_fingerprint(),
             "chat_template": self.0.template.is_some(),
             "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
             "history": "keep",

@@ -80,9 +80,9 @@ impl RunFolder {
         real(path).is_some_and(|path| real(&self.path) == Some(path))
     }
 
-    /// Puts what was written where a power cut does not reach it.
-    pub(super) fn sync(&self) -> Result<()> {
-        [&self.record, &self.metrics].into_iter().try_for_each(|f| f.file.sync_data().map_err(|e| failed(&f.path, e)))
+    /// Both files once more, to be synced while lines are written.
+    pub(super) fn files(&self) -> Result<[Appended; 2]> {
+        Ok([self.record.again()?, self.metrics.again()?])
     }
 }
 
@@ -102,6 +102,16 @@ impl Appended {
         let file = File::options().read(true).append(true).create(true).open(path).map_err(|e| failed(path, e))?;
         let len = file.metadata().map_err(|e| failed(path, e))?.len();
         Ok(Appended { file, path: path.to_path_buf(), len })
+    }
+
+    fn again(&self) -> Result<Appended> {
+        let file = self.file.try_clone().map_err(|e| failed(&self.path, e))?;
+        Ok(Appended { file, path: self.path.clone(), len: self.len })
+    }
+
+    /// Puts what was written where a power cut does not reach it.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| failed(&self.path, e))
     }
 
     /// Refuses a file that is not this run's.

@@ -37,9 +37,9 @@ impl RecordedEpisode {
         self.played.trajectory(self.rows, |_, _| TurnLoss::NONE)
     }
 
-    /// All but what is said of each token, as [`Trajectory::facts`], with what the record has beside.
-    pub fn facts(&self) -> Result<Value> {
-        let mut facts = self.trajectory()?.facts();
+    /// All but what is said of each token of its `trajectory`, as [`Trajectory::facts`], with what the record has beside.
+    pub fn facts(&self, trajectory: &Trajectory) -> Value {
+        let mut facts = trajectory.facts();
         facts["settings"] = json!(self.played.settings);
         for (turn, played) in self.played.turns.iter().enumerate() {
             let turn = &mut facts["turns"][turn];
@@ -49,7 +49,7 @@ impl RecordedEpisode {
             turn["before"] = json!(played.before);
             turn["text"] = json!(played.text);
         }
-        Ok(facts)
+        facts
     }
 }
 

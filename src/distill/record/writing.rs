@@ -21,15 +21,11 @@ use crate::distill::trajectory::{Trajectory, Turn};
 use crate::distill::workspace::{Finished, Scores};
 use crate::error::{Error, Fault, Result};
 use crate::random::mix_bytes;
-use crate::serve::{Level, ServedModel};
+use crate::serve::Level;
 
 /// Tells settings apart.
 pub(in crate::distill) fn fingerprint(config: &Config) -> String {
     format!("{:016x}", mix_bytes(0, config.to_json().to_string().as_bytes()))
-}
-
-fn vocabulary(student: &ServedModel) -> Option<String> {
-    student.tokenizer().ok().map(|tokenizer| format!("{:016x}", tokenizer.fingerprint()))
 }
 
 fn now() -> f64 {
@@ -57,7 +53,7 @@ impl Distiller {
             kind: "record".into(),
             run: self.run(),
             version: VERSION,
-            vocabulary: vocabulary(student),
+            vocabulary: student.vocabulary_fingerprint(),
             rows: self.vocabulary(),
             compute: student.model().compute.name().into(),
             settings: settings.clone(),
@@ -122,7 +118,7 @@ impl Distiller {
     pub(in crate::distill) fn record_teacher(&self, finished: &mut [(u64, Finished)]) -> Result<()> {
         let mut recorder = self.0.recorder.lock();
         let Some(RunFolder { record, .. }) = &mut *recorder else { return Ok(()) };
-        for (_, Finished { trajectory, scores, is_noted }) in finished {
+        for (_, Finished { trajectory, scores, is_noted, .. }) in finished {
             // Another run's episodes stand in another record.
             let is_own = trajectory.heading.run == self.run();
             if let (Some(Scores::Said(said)), false, true) = (&*scores, *is_noted, is_own) {
@@ -135,7 +131,9 @@ impl Distiller {
 
     /// Puts what was written where a power cut does not reach it: a checkpoint must not be ahead of the record.
     pub(in crate::distill) fn sync_record(&self) -> Result<()> {
-        self.0.recorder.lock().as_ref().map_or(Ok(()), RunFolder::sync)
+        let files = self.0.recorder.lock().as_ref().map(RunFolder::files);
+        // Without the lock: nobody's episode waits for the disk.
+        files.map_or(Ok(()), |files| files?.into_iter().try_for_each(|file| file.sync()))
     }
 
     /// Writes an event down; `of` gives an object, and is called where somebody records only.
