@@ -161,6 +161,14 @@ fn settings(args: &Args, record: &Record) -> Result<Config, Failure> {
                 );
                 return Err(Failure::Usage(why));
             }
+            // A run may have been resumed under others.
+            if let Some(other) = record.episodes.iter().find(|e| e.played.settings != first.fingerprint) {
+                let why = format!(
+                    "the record begins under the settings {} and has episodes of others: {} in episode {}; give a settings document",
+                    first.fingerprint, other.played.settings, other.played.episode
+                );
+                return Err(Failure::Usage(why));
+            }
             Config::from_value(&first.settings).map_err(|e| e.within("the record's settings"))?
         }
     };
