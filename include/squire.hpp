@@ -759,46 +759,41 @@ template <class T> struct array_view {
   const T &operator[](std::size_t i) const { return data[i]; }
 };
 
-inline array_view<std::int32_t> trajectory_ids(const trajectory_handle &t) {
-  array_view<std::int32_t> view;
-  view.data = squire_trajectory_ids(t.get(), &view.size);
+namespace detail {
+template <class T>
+array_view<T> array_of(const trajectory_handle &t, const T *(*of)(const squire_trajectory *, std::size_t *)) {
+  array_view<T> view;
+  view.data = of(t.get(), &view.size);
   return view;
+}
+} /* namespace detail */
+
+inline array_view<std::int32_t> trajectory_ids(const trajectory_handle &t) {
+  return detail::array_of(t, squire_trajectory_ids);
 }
 
 inline array_view<std::uint8_t> trajectory_sources(const trajectory_handle &t) {
-  array_view<std::uint8_t> view;
-  view.data = squire_trajectory_sources(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_sources);
 }
 
 inline array_view<float> trajectory_logprobs(const trajectory_handle &t) {
-  array_view<float> view;
-  view.data = squire_trajectory_logprobs(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_logprobs);
 }
 
 inline array_view<float> trajectory_sampled_logprobs(const trajectory_handle &t) {
-  array_view<float> view;
-  view.data = squire_trajectory_sampled_logprobs(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_sampled_logprobs);
 }
 
 inline array_view<float> trajectory_teacher_logprobs(const trajectory_handle &t) {
-  array_view<float> view;
-  view.data = squire_trajectory_teacher_logprobs(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_teacher_logprobs);
 }
 
 inline array_view<std::int32_t> trajectory_teacher_top_ids(const trajectory_handle &t) {
-  array_view<std::int32_t> view;
-  view.data = squire_trajectory_teacher_top_ids(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_teacher_top_ids);
 }
 
 inline array_view<float> trajectory_teacher_top_logprobs(const trajectory_handle &t) {
-  array_view<float> view;
-  view.data = squire_trajectory_teacher_top_logprobs(t.get(), &view.size);
-  return view;
+  return detail::array_of(t, squire_trajectory_teacher_top_logprobs);
 }
 
 inline std::string_view trajectory_json(const trajectory_handle &t) {
