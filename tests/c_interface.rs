@@ -63,6 +63,13 @@ fn a_c_program_teaches_from_a_thread_of_its_own() {
 }
 
 #[test]
+fn a_c_program_writes_a_run_down_and_learns_from_it_again() {
+    let program = cc::Program::compile("gcc", "c11", &cc::root().join("tests/c/record.c"));
+    let folder = program.folder.path().join("run");
+    program.run([folders::golden("dense_f32"), folder]);
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
         run_with_models("g++", standard, "wrapper.cpp");

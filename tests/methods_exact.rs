@@ -5,17 +5,20 @@
 
 #[path = "support/by_hand.rs"]
 mod by_hand;
+#[path = "support/rewarded.rs"]
+mod rewarded;
 #[path = "support/scripted.rs"]
 mod scripted;
 
 use by_hand::{assert_near, logits, softmax};
+use rewarded::{play_one, preset, score};
 use scripted::*;
 use serde_json::{Value, json};
 use squire::backend::Compute;
 use squire::backend::ops::Loss;
 use squire::distill::preset::PRESETS;
 use squire::distill::trajectory::Trajectory;
-use squire::distill::{Actor, Distiller, EpisodeSpec, Reason, Replay, Update};
+use squire::distill::{Actor, Distiller, EpisodeSpec, Update};
 use squire::serve::Cancel;
 use std::collections::HashMap;
 
@@ -26,45 +29,9 @@ fn reward(episode: usize, turn: usize) -> f64 {
     ((episode * 7 + turn * 3) % 5) as f64 / 2.0
 }
 
-fn score(episode: usize) -> f64 {
-    ((episode * 5) % 7) as f64 / 3.0
-}
-
 /// Plays episodes of at most three turns, four of each task.
 fn play(d: &Distiller, n: usize) -> Vec<Trajectory> {
-    let one = |i: usize| {
-        let demonstration = Some(vec!["shown".to_string(); 3]);
-        let spec = EpisodeSpec { task: format!("task {}", i / 4), demonstration, ..Default::default() };
-        let episode = d.begin(spec).unwrap();
-        let mut said = Vec::new();
-        for turn in 0..3 {
-            episode.observe_ids(&observation(i as u64, turn, &said)).unwrap();
-            let decision = episode.decide().unwrap();
-            match decision.actor {
-                None => break,
-                Some(Actor::Replay) => {
-                    said = demonstration_of(i as u64, turn);
-                    episode.replay(Replay::Ids(&said)).unwrap();
-                }
-                Some(_) => {
-                    said = episode.act(&options()).unwrap().collect().unwrap().0.ids;
-                    let judged =
-                        (decision.reason == Reason::Proposal).then(|| episode.judge(&Cancel::default()).unwrap());
-                    if judged.is_some_and(|judged| judged.actor == Some(Actor::Teacher)) {
-                        said = episode.act(&options()).unwrap().collect().unwrap().0.ids;
-                    }
-                }
-            }
-            episode.outcome(Some(reward(i, turn as usize)), true).unwrap();
-        }
-        episode.end(score(i), Some(i.is_multiple_of(2))).unwrap();
-        episode.trajectory().unwrap()
-    };
-    (0..n).map(one).collect()
-}
-
-fn demonstration_of(episode: u64, turn: u64) -> Vec<i32> {
-    demonstration(episode, turn)
+    (0..n).map(|i| play_one(d, i, |turn| (reward(i, turn), true))).collect()
 }
 
 /// An action's token, log-probs in nats: the student's now and when it was drawn, the teacher's.
@@ -308,19 +275,8 @@ fn by_hand_of(name: &str, batch: &[Trajectory], all: &[Token]) -> Vec<Weighted> 
 
 /// Settings under which a preset's batch of three turns shows what it does.
 fn document(name: &str) -> Value {
-    let mut document = json!({
-        "preset": name, "seed": 5, "batch_episodes": 8, "kept_revisions": 4,
-        "optimizer": {"learning_rate": RATE, "eps": ADAM_EPS}
-    });
-    let more = match name {
-        "guided-opd" | "guided-opd-sampled" | "dagger" => json!({"actor": {"kind": "bernoulli", "beta": 0.5}}),
-        "tcod-f2b" | "tcod-code" => json!({"depth": 3}),
-        "oec" => json!({"actor": {"kind": "switch", "from": 0, "to": 2}}),
-        "uopd" => json!({"actor": {"kind": "proposal", "by": "teacher", "rate": 0.5, "window": 20, "minimum": 4}}),
-        "atod" | "grpo" | "skill-sd" | "opd-then-rl" | "turn-ppo" | "sod" => json!({"reward": {"group": 4}}),
-        _ => json!({}),
-    };
-    more.as_object().unwrap().iter().for_each(|(key, value)| document[key] = value.clone());
+    let mut document = preset(name);
+    document["optimizer"] = json!({"learning_rate": RATE, "eps": ADAM_EPS});
     document
 }
 

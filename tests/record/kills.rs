@@ -159,7 +159,7 @@ fn ten_kills_change_no_bit() {
 
 /// The long form: cargo test --release --test record -- --ignored --nocapture a_hundred
 #[test]
-#[ignore = "takes a minute or more"]
+#[ignore = "ten of the same run above; a hundred take from a quarter of a minute to minutes beside other work"]
 fn a_hundred_kills_change_no_bit() {
     kills_change_no_bit(100);
 }

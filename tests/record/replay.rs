@@ -1,6 +1,7 @@
 //! Learning from a record.
 
 use super::answering::{answer_all, queue};
+use super::by_hand::{logits, softmax};
 use super::*;
 use squire::backend::Compute;
 use squire::distill::preset::PRESETS;
@@ -221,7 +222,7 @@ fn nothing_counts_twice() {
     let rest = resumed.import(&read(folder.path()), 0).unwrap();
     assert_eq!((rest.episodes, rest.known), (2, 2));
     assert!(updates(&resumed, 1) == wanted, "the run goes on with what was played before it was killed");
-    assert_eq!(play_one(&resumed, 4, &mut |_| {}).heading.episode, 4);
+    assert_eq!(play_rewarded(&resumed, 4, 1)[0].heading.episode, 4);
 }
 
 #[test]
@@ -294,4 +295,43 @@ fn hosts_that_number_alike_in_every_update_lose_nothing() {
     }
     assert!(found == wanted);
     assert_eq!(again.import(&record, 0).unwrap(), Imported { known: 6, ..Default::default() });
+}
+
+#[test]
+fn the_students_mass_in_the_teachers_top_ids_is_what_the_record_comes_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (student, model) = pair(Kind::Dense, Compute::F32);
+    let q = queue(json!({"top_k": 3}));
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 3});
+    let d = Distiller::taught(&student, Some(Teacher::Queue(q.clone())), settings(document)).unwrap();
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 3);
+    answer_all(&q, &model);
+    let found = build(&d).report().quantities.teacher_mass.unwrap();
+    let (mut sum, mut n) = (0.0, 0.0);
+    for episode in &read(folder.path()).episodes {
+        let (logits, said) = (logits(&student, &episode.played.ids).0, episode.said.as_ref().unwrap());
+        for (at, top) in said.positions.iter().zip(said.top_ids.chunks(3)) {
+            let p = softmax(&logits[(at - 1) * VOCABULARY..at * VOCABULARY]);
+            sum += top.iter().map(|&id| p[id as usize]).sum::<f64>();
+            n += 1.0;
+        }
+    }
+    assert!(n > 10.0 && (found - sum / n).abs() < 1e-5 && found < 0.9, "{found} and {} of {n}", sum / n);
+}
+
+#[test]
+fn an_imported_episode_is_compared_with_no_revision_of_the_same_number() {
+    // Of a run that was killed after a revision that no checkpoint has: under its number the resumed run serves other weights.
+    let folder = tempfile::tempdir().unwrap();
+    let d = plain(json!({"preset": "opd", "seed": 5, "batch_episodes": 2}));
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 2);
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    student.restore(wide(&student, 77), 1);
+    let other = Distiller::new(&student, Some(&teacher), d.config().clone()).unwrap();
+    other.import(&read(folder.path()), 0).unwrap();
+    let update = build(&other);
+    assert_eq!((update.report().compared, update.report().differing), (0, 0));
+    assert!(build(&d).report().compared > 0);
 }
