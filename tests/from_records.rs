@@ -211,6 +211,12 @@ fn what_cannot_be_learnt_from_is_refused_by_name() {
     let mut args = words(&of, &of.run, &out);
     args.insert(4, text(&other.run));
     refused(&args, 2, "the records were played under different settings");
+    // One run that was resumed under others.
+    let resumed = file("resumed", &|lines| {
+        let last = lines.iter_mut().rfind(|line| line["kind"] == "episode").unwrap();
+        last["settings"] = json!("00112233aabbccdd");
+    });
+    of_record(&resumed, 2, "and has episodes of others: 00112233aabbccdd in episode");
     assert!(!out.exists(), "what is refused writes nothing");
     // Places that hold something else.
     let full = of.root.path().join("full");
