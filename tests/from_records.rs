@@ -64,6 +64,23 @@ fn a_record_gives_the_student_that_learnt_as_it_was_played() {
 }
 
 #[test]
+fn what_a_model_said_of_each_token_teaches_without_it() {
+    let sampled = |kernel: &str| json!({"student_turns": {"kernel": kernel}});
+    let of = recorded(Taught::Model, steps(3, sampled("sampled-reverse-kl")), 3);
+    let out = of.root.path().join("out");
+    let told = json_of(&[&words(&of, &of.run, &out)[..], &["--json"]].concat());
+    assert_eq!((&told["updates"], &told["episodes"]), (&json!(3), &json!(9)), "{told}");
+    assert_eq!(weights(&out), weights(&of.learnt));
+    assert_ne!(weights(&out), weights(&of.student));
+    // A divergence asks for more than that.
+    let of = recorded(Taught::Model, steps(1, sampled("reverse-kl")), 1);
+    let out = of.root.path().join("out");
+    let why = "student_turns.kernel: reverse-kl asks for a teacher's scores; the record has the log-probs of what was said alone";
+    refused(&words(&of, &of.run, &out), 2, why);
+    assert!(!out.exists());
+}
+
+#[test]
 fn records_are_put_together_and_the_later_one_counts() {
     let of = recorded(Taught::Host(8), steps(2, json!({})), 2);
     let (out, changed) = (of.root.path().join("out"), of.root.path().join("changed.jsonl"));

@@ -54,7 +54,11 @@ impl Distiller {
         let result = self.gather(&mut gathering, most, cancel, progress);
         let waited = begun.elapsed().as_secs_f64();
         let result = result.and_then(|()| self.record_teacher(&mut gathering.finished));
-        let mut result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
+        let result = result.and_then(|()| self.build_from(&mut learning, &gathering.finished, cancel, progress));
+        let mut result = result.and_then(|mut update| {
+            let by_model = std::mem::take(&mut update.gradients.by_model);
+            self.record_model(&mut gathering.finished, &by_model).map(|()| update)
+        });
         if result.is_err() {
             // Under the learner's lock: a checkpoint that is taken next must not miss them.
             self.0.state.lock().ended.extend(std::mem::take(&mut gathering).give_back());

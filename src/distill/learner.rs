@@ -25,7 +25,7 @@ use super::report::{Report, Tally};
 use super::trajectory::Trajectory;
 use super::update_kl::Sample;
 use super::weighing::targets;
-use super::workspace::{Finished, Scores, Workspace, leave_out};
+use super::workspace::{Finished, Scores, TeachersRows, Workspace, leave_out};
 use crate::backend::ops::{self, AdamW, Drawn, Loss, Ratio, RowLoss, Spread};
 use crate::backend::{Compute, Device, host};
 use crate::error::{Error, Fault, Result};
@@ -85,7 +85,12 @@ pub struct Gradients {
     pub(super) sample: Sample,
     /// On what it is looked whether the result is served as it was trained.
     pub(super) probe: ProbeRows,
+    /// What a teacher that is a model says of the trained tokens: trajectory, token, log-prob. For the record.
+    pub(super) by_model: Vec<ByModel>,
 }
+
+/// A trajectory of the batch, a token of it, and the log-prob of that by a teacher that is a model.
+pub(super) type ByModel = (usize, usize, f32);
 
 /// What the gradients of a batch are computed from.
 pub struct Task<'a> {
@@ -131,6 +136,10 @@ impl Task<'_> {
         if let (Some(served), false) = (&self.served, sample.is_empty()) {
             sample = sample.keeping(&self.student.config, served.clone())?;
         }
+        let is_by_model = |t: &&TokenLoss| {
+            t.kind.needs_teacher() && matches!(finished[t.trajectory].scores, Some(Scores::Hidden { .. }))
+        };
+        let mut by_model = host::with_room(batch.tokens.iter().filter(is_by_model).count())?;
         let total = batch.n_fed();
         let mut done = 0;
         for (members, n) in micro_batches {
@@ -138,7 +147,7 @@ impl Task<'_> {
                 true => Ok(()),
                 false => Err(Error::new(Fault::Cancelled, "the update was cancelled")),
             };
-            let account = (&mut tally, &mut sample);
+            let account = (&mut tally, &mut sample, &mut by_model);
             let members = &trained[members.clone()];
             self.micro_batch(workspace, &mut gradients, finished, members, &batch.tokens, account, &mut go_on)?;
             done += n;
@@ -158,7 +167,8 @@ impl Task<'_> {
         let parameters = Arc::new(gradients);
         workspace.gradients = Some(parameters.clone());
         let probe = ProbeRows::of(finished, batch, self.config.probe_rows as usize);
-        Ok(Gradients { parameters, norm, report, sample, probe })
+        by_model.sort_unstable_by_key(|&(trajectory, position, _)| (trajectory, position));
+        Ok(Gradients { parameters, norm, report, sample, probe, by_model })
     }
 
     /// Adds the gradients of some whole trajectories, packed side by side. `go_on` is asked before each layer and each chunk
@@ -171,7 +181,7 @@ impl Task<'_> {
         finished: &[&Finished],
         members: &[usize],
         losses: &[TokenLoss],
-        (tally, sample): (&mut Tally, &mut Sample),
+        (tally, sample, by_model): (&mut Tally, &mut Sample, &mut Vec<ByModel>),
         go_on: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let (model, device) = (self.student, &self.student.device);
@@ -242,6 +252,9 @@ impl Task<'_> {
                 let Spread { logprob, entropy, .. } = says[i];
                 let facts = TokenFacts { logprob, entropy, teacher: t.kind.needs_teacher().then_some(theirs[i]) };
                 tally.add(t, value as f64, t.kind.is_sampled().then_some(&specs[i].worth), &facts);
+                if facts.teacher.is_some() && teachers == TeachersRows::Logits {
+                    by_model.push((t.trajectory, t.position, theirs[i].logprob));
+                }
             }
             ops::fill(device, &mut workspace.dhidden_rows, 0.0, n);
             let operands = (&workspace.logits, &workspace.hidden);

@@ -79,7 +79,7 @@ impl Distiller {
         let Learning { learner, unpublished, workspace, .. } = &mut *learning;
         let missing = || Error::new(Fault::OutOfOrder, "there is no learner: build an update first");
         let (learner, workspace) = learner.as_mut().zip(workspace.as_mut()).ok_or_else(missing)?;
-        let Gradients { parameters: gradients, norm, report, sample, probe } = &mut update.gradients;
+        let Gradients { parameters: gradients, norm, report, sample, probe, .. } = &mut update.gradients;
         // Whatever may be refused is refused before the masters move.
         let compared = match sample.is_empty() {
             true => None,

@@ -25,7 +25,7 @@ pub struct Finished {
     pub trajectory: Trajectory,
     /// The teacher's side; None without a teacher.
     pub scores: Option<Scores>,
-    /// Whether the run's record has what the host's teacher said, or has nothing to have.
+    /// Whether the run's record has what the teacher says.
     pub is_noted: bool,
     /// Whether it came from a record, so that nobody here knows what weights its revision's number stood for.
     pub is_imported: bool,

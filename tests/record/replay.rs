@@ -128,6 +128,39 @@ fn what_the_hosts_teacher_said_is_learnt_without_it() {
 }
 
 #[test]
+fn what_a_model_says_is_written_with_the_update_that_computes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (student, model) = pair(Kind::Dense, Compute::F32);
+    let document = json!({
+        "preset": "guided-opd", "actor": {"kind": "bernoulli", "beta": 0.4}, "seed": 5, "batch_episodes": 3,
+        "teacher_turns": {"kernel": "cross-entropy"},
+    });
+    let d = Distiller::new(&student, Some(&model), settings(document)).unwrap();
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 3);
+    let of_teacher = |folder: &Path| lines(folder, "record.jsonl").iter().filter(|l| l["kind"] == "teacher").count();
+    assert_eq!(of_teacher(folder.path()), 0);
+    // An update that nobody takes is built again; what was said is written once.
+    drop(build(&d));
+    assert_eq!(of_teacher(folder.path()), 3);
+    let mut places = 0;
+    for episode in &read(folder.path()).episodes {
+        let said = episode.said.as_ref().unwrap();
+        assert_eq!((said.by.as_str(), said.top_k, said.top_ids.len()), ("model", 0, 0));
+        let asked = episode.played.turns.iter().filter(|turn| turn.train && turn.kernel == "reverse-kl");
+        assert_eq!(said.positions, asked.flat_map(|turn| turn.start..turn.end).collect::<Vec<_>>());
+        let logits = logits(&model, &episode.played.ids).0;
+        for (&at, &found) in said.positions.iter().zip(&said.logprobs) {
+            let q = softmax(&logits[(at - 1) * VOCABULARY..at * VOCABULARY]);
+            let wanted = q[episode.played.ids[at] as usize].ln();
+            assert!((f64::from(found) - wanted).abs() < 1e-4, "token {at}: {found} and {wanted}");
+            places += 1;
+        }
+    }
+    assert!(places > 10, "{places}");
+}
+
+#[test]
 fn privileged_views_and_forks_come_back_with_their_bits() {
     let folder = tempfile::tempdir().unwrap();
     let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 3, "optimizer": {"learning_rate": 1e-2}});

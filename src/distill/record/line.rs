@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::distill::actor::Actor;
+use crate::distill::learner::ByModel;
 use crate::distill::policy::{Decision, Reason};
 use crate::distill::run_id::RunId;
 use crate::distill::teacher_request::Said;
@@ -168,7 +169,7 @@ pub struct ViewLine {
     pub ids: Vec<i32>,
 }
 
-/// What the host's teacher said of an episode.
+/// What the teacher said of an episode.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TeacherLine {
     pub(super) kind: String,
@@ -178,6 +179,9 @@ pub struct TeacherLine {
     pub episode: u64,
     /// The episode's step.
     pub step: u64,
+    /// Who: "host", or "model", which says the log-probs alone.
+    #[serde(default)]
+    pub by: String,
     /// In the episode's ids, ascending.
     pub positions: Vec<usize>,
     /// Of the ids that stand there.
@@ -416,22 +420,40 @@ fn views_of(view: &View) -> Vec<ViewLine> {
 }
 
 impl TeacherLine {
-    /// The line of what was said of an episode.
+    /// The line of what the host's teacher said of an episode.
     pub(in crate::distill) fn of(trajectory: &Trajectory, said: &Said) -> TeacherLine {
-        let heading = &trajectory.heading;
         // The positions are those in what the teacher read.
         let own: Vec<usize> = trajectory.turns().iter().flat_map(|turn| turn.range.clone()).collect();
         let own = own.into_iter().filter(|&at| said.positions.binary_search(&trajectory.view().position(at)).is_ok());
+        TeacherLine {
+            top_k: said.top_k,
+            top_ids: said.top_ids.clone(),
+            top_logprobs: said.top_logprobs.clone(),
+            ..TeacherLine::plain(trajectory, "host", (own.collect(), said.logprobs.clone()))
+        }
+    }
+
+    /// The line of what a teacher that is a model says of tokens of an episode, in ascending order.
+    pub(in crate::distill) fn by_model(trajectory: &Trajectory, tokens: &[ByModel]) -> TeacherLine {
+        // A log-prob beyond what a record takes, of logits beyond f32 say, is not known.
+        let said = tokens.iter().filter(|(_, _, logprob)| is_logprob(*logprob));
+        TeacherLine::plain(trajectory, "model", said.map(|&(_, position, logprob)| (position, logprob)).unzip())
+    }
+
+    /// Log-probs at these places alone.
+    fn plain(trajectory: &Trajectory, by: &str, (positions, logprobs): (Vec<usize>, Vec<f32>)) -> TeacherLine {
+        let heading = &trajectory.heading;
         TeacherLine {
             kind: "teacher".into(),
             run: heading.run,
             episode: heading.episode,
             step: heading.step,
-            positions: own.collect(),
-            logprobs: said.logprobs.clone(),
-            top_k: said.top_k,
-            top_ids: said.top_ids.clone(),
-            top_logprobs: said.top_logprobs.clone(),
+            by: by.into(),
+            positions,
+            logprobs,
+            top_k: 0,
+            top_ids: Vec::new(),
+            top_logprobs: Vec::new(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a distiller writes into its run's folder, and when.
 //!
 //! The record comes first: an episode whose line cannot be written has not ended, and what the host's teacher said of one is
-//! written before an update is built from it. The metrics are for people: where they cannot be written the log says so once, and
+//! written before an update is built from it, what a teacher in the process says of it with the update that computes it. The metrics are for people: where they cannot be written the log says so once, and
 //! the run goes on.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ use super::options::RecordOptions;
 use crate::distill::actor::Actor;
 use crate::distill::config::Config;
 use crate::distill::distiller::Distiller;
+use crate::distill::learner::ByModel;
 use crate::distill::report::Report;
 use crate::distill::trajectory::{Trajectory, Turn};
 use crate::distill::workspace::{Finished, Scores};
@@ -123,8 +124,22 @@ impl Distiller {
             let is_own = trajectory.heading.run == self.run();
             if let (Some(Scores::Said(said)), false, true) = (&*scores, *is_noted, is_own) {
                 record.append(&TeacherLine::of(trajectory, said))?;
+                *is_noted = true;
             }
-            *is_noted = true;
+        }
+        Ok(())
+    }
+
+    /// Writes what a teacher that is a model says of the tokens that an update was built from, once. Errors: `CannotWrite`.
+    pub(in crate::distill) fn record_model(&self, finished: &mut [(u64, Finished)], said: &[ByModel]) -> Result<()> {
+        let mut recorder = self.0.recorder.lock();
+        let Some(RunFolder { record, .. }) = &mut *recorder else { return Ok(()) };
+        for of_one in said.chunk_by(|a, b| a.0 == b.0) {
+            let (_, Finished { trajectory, is_noted, .. }) = &mut finished[of_one[0].0];
+            if trajectory.heading.run == self.run() && !*is_noted {
+                record.append(&TeacherLine::by_model(trajectory, of_one))?;
+                *is_noted = true;
+            }
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use squire::backend::ops::Needs;
 use squire::distill::queue_options::Vocabulary;
 use squire::distill::{Actor, Config, QueueOptions, Record, Teacher, TeacherQueue};
 use squire::serve::{Engine, LoadOptions};
@@ -24,16 +25,21 @@ pub fn teacher(
     if !config.needs_teacher() {
         return Ok(None);
     }
-    let said = said(record);
-    let asks = [Actor::Student, Actor::Teacher, Actor::Replay]
-        .into_iter()
-        .find(|&actor| config.loss_of(actor).needs_teacher());
-    if let (None, Some(actor)) = (said, asks) {
+    let actors = [Actor::Student, Actor::Teacher, Actor::Replay];
+    let asks_for = |needs: Needs| actors.into_iter().find(|&actor| config.loss_of(actor).needs() == needs);
+    let (distribution, asks) = (asks_for(Needs::Distribution), asks_for(Needs::Logprob));
+    // A teacher that was a model left the log-probs of what was said alone.
+    let said = said(record, usize::from(distribution.is_some()));
+    if let (None, Some(actor)) = (said, distribution.or(asks)) {
+        let loss = config.loss_of(actor);
+        let found = match record.episodes.iter().any(|episode| episode.said.is_some()) {
+            true => "the record has the log-probs of what was said alone, and none of a teacher's likely ids",
+            false => "there is no line of what a teacher said in the record",
+        };
         let why = format!(
-            "{}_turns.kernel: {} asks for a teacher's scores, and there is neither --teacher nor a line of what a teacher said in \
-             the record",
+            "{}_turns.kernel: {} asks for a teacher's scores; {found}, so the teacher is wanted with --teacher",
             actor.name(),
-            config.loss_of(actor).name()
+            loss.name()
         );
         return Err(Failure::Usage(why));
     }
@@ -51,10 +57,10 @@ pub fn teacher(
     Ok(Some(Teacher::Queue(queue)))
 }
 
-/// With how many ids a place most of the record's episodes were scored; None where none was.
-fn said(record: &Record) -> Option<u32> {
+/// With how many ids a place, `least` at least, most of the record's episodes were scored; None where none was.
+fn said(record: &Record, least: usize) -> Option<u32> {
     let mut episodes = BTreeMap::new();
-    for said in record.episodes.iter().filter_map(|episode| episode.said.as_ref()) {
+    for said in record.episodes.iter().filter_map(|episode| episode.said.as_ref()).filter(|said| said.top_k >= least) {
         *episodes.entry(said.top_k).or_insert(0_usize) += 1;
     }
     let most = episodes.into_iter().max_by_key(|&(top_k, n)| (n, top_k));
