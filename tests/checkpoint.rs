@@ -343,6 +343,8 @@ fn broken_checkpoints_are_refused_by_name() {
         ("next_evaluation", Value::Null),
         ("revision", json!(u64::MAX)),
         ("published", json!(1)),
+        ("imported", json!([])),
+        ("unlearnt", json!("0:0:0-1")),
     ] {
         let mut changed = whole.clone();
         changed[key] = value.clone();

@@ -25,6 +25,7 @@ use super::run_id::RunId;
 use super::teacher::Teacher;
 use super::trained;
 use super::uncertainty::Uncertainties;
+use super::unlearnt::Unlearnt;
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::format::{Layout, StoredTensor, check_regular, durable, read_text, safetensors};
@@ -53,7 +54,7 @@ impl Distiller {
     /// Refused while ended episodes wait for an update: build it, or discard them.
     pub fn save(&self, path: &Path) -> Result<()> {
         let mut learning = self.learning()?;
-        let (step, next_episode, next_evaluation) = self.counters_with_nothing_waiting()?;
+        let ((step, next_episode, next_evaluation), unlearnt) = self.counters_with_nothing_waiting()?;
         if let Some(unpublished) = &learning.unpublished {
             // Resuming would serve it, and the last good checkpoint would be gone.
             unpublished.check(self.config()).map_err(|e| e.within("no checkpoint is written"))?;
@@ -84,6 +85,9 @@ impl Distiller {
         let known = self.known_of_records();
         if !known.is_empty() {
             state["imported"] = known.to_text().into();
+        }
+        if !unlearnt.is_empty() {
+            state["unlearnt"] = unlearnt.to_text().into();
         }
         if uncertainties.values().next().is_some() {
             // As bits: reading may lose a number's last one.
@@ -198,7 +202,8 @@ impl Distiller {
         let _floats = FloatEnv::scalars();
         let none = || Error::new(Fault::MissingFile, format!("{}: there is no checkpoint", path.display()));
         let newest = checkpoints(path)?.into_iter().max().ok_or_else(none)?;
-        let State { document, counters, optimizer_steps, revision, published, uncertainties } = State::read(&newest)?;
+        let State { document, counters, optimizer_steps, revision, published, uncertainties, episodes } =
+            State::read(&newest)?;
         let folder = newest.folder;
         check_steps(&document["settings"]["steps"], &config, counters.0).map_err(|e| e.within(folder.display()))?;
         check_run(&document, &folder, student, &config)?;
@@ -212,9 +217,6 @@ impl Distiller {
         // Of before runs had a name.
         let run = document["run"].as_str().map_or_else(|| Some(RunId::drawn()), RunId::parse);
         let run = run.ok_or_else(|| broken(&folder, "run is no run's name"))?;
-        let known =
-            document.get("imported").map_or(Some(Known::default()), |text| text.as_str().and_then(Known::from_text));
-        let known = known.ok_or_else(|| broken(&folder, "imported is no list of episodes"))?;
         let distiller = Distiller::of_run(run, student, teacher, config)?;
         let (mut learning, config) = (distiller.learning()?, distiller.config());
         let current = student.current();
@@ -231,7 +233,7 @@ impl Distiller {
         student.restore(served, revision + u64::from(!published));
         distiller.set_counters(counters);
         distiller.set_uncertainties(uncertainties);
-        distiller.0.state.lock().known = known;
+        distiller.knows(episodes);
         distiller.teacher_said(document["teacher_said"].as_u64().unwrap_or(0));
         learning.base = Arc::downgrade(&current.weights);
         learning.lineage = lineage;
@@ -362,6 +364,8 @@ struct State {
     revision: u64,
     published: bool,
     uncertainties: Uncertainties,
+    /// taken from records, and begun without an update that had them
+    episodes: (Known, Unlearnt),
 }
 
 impl State {
@@ -400,7 +404,13 @@ impl State {
         });
         let uncertainties =
             Uncertainties::of(bits.ok_or_else(|| form("uncertainties are no list of numbers' bits".into()))?);
-        Ok(State { document, counters, optimizer_steps, revision, published, uncertainties })
+        let listed = |key: &str| {
+            let list =
+                document.get(key).map_or(Some(Known::default()), |text| text.as_str().and_then(Known::from_text));
+            list.ok_or_else(|| form(format!("{key} is no list of episodes")))
+        };
+        let episodes = (listed("imported")?, Unlearnt::of_checkpoint(listed("unlearnt")?));
+        Ok(State { document, counters, optimizer_steps, revision, published, uncertainties, episodes })
     }
 }
 

@@ -25,8 +25,9 @@ use super::spec::EpisodeSpec;
 use super::teacher::Teacher;
 use super::teacher_queue::TeacherQueue;
 use super::trained;
-use super::trajectory::{Heading, Trajectory};
+use super::trajectory::Heading;
 use super::uncertainty::Uncertainties;
+use super::unlearnt::{Unlearnt, identity};
 use super::unpublished::Unpublished;
 use super::workspace::Workspace;
 use crate::backend::cpu::FloatEnv;
@@ -73,6 +74,8 @@ pub(super) struct State {
     pub(super) uncertainties: Uncertainties,
     /// episodes that were taken from records
     pub(super) known: Known,
+    /// training episodes that no update had
+    pub(super) unlearnt: Unlearnt,
     /// published revisions to go back to
     pub(super) kept: Kept,
     /// of the revision that was published last; None where it was not looked at
@@ -93,17 +96,19 @@ impl State {
     }
 
     /// Whether an episode of a record was had before: taken from one, or of the own run and begun before the updates that were
-    /// applied, or at this step under a number that was given already.
+    /// applied, or at this step under a number that was given already; but for those that an earlier process had begun and no
+    /// update had.
     pub(super) fn has_had(&self, own: RunId, identity: &Identity) -> bool {
         let &(run, step, episode) = identity;
         let was_begun = || step < self.step || (step == self.step && episode < self.next_episode);
-        self.known.has(identity) || (own == run && was_begun())
+        self.known.has(identity) || (own == run && was_begun() && !self.unlearnt.was_left(identity))
     }
 
     /// Notes that an episode of a record is had from now on.
     pub(super) fn takes(&mut self, own: RunId, identity: Identity) {
         if own == identity.0 {
             self.number(Some(identity.2), false);
+            self.unlearnt.taken(&identity);
         }
         self.known.add(identity);
         self.totals.episodes += 1;
@@ -209,6 +214,7 @@ impl Distiller {
                 teacher_said: 0,
                 uncertainties: Uncertainties::default(),
                 known: Known::default(),
+                unlearnt: Unlearnt::default(),
                 kept: Kept::default(),
                 probe: None,
             }),
@@ -339,15 +345,10 @@ impl Distiller {
         state.ended.len() - state.n_waiting()
     }
 
-    /// Numbers a fork of an episode.
-    pub(super) fn number_episode(&self, asked: Option<u64>, evaluation: bool) -> u64 {
-        self.0.state.lock().number(asked, evaluation)
-    }
-
     /// Numbers a new episode.
     pub(super) fn heading(&self, spec: &EpisodeSpec, revision: u64) -> Heading {
         let mut state = self.0.state.lock();
-        Heading {
+        let heading = Heading {
             episode: state.number(spec.episode, spec.evaluation),
             step: state.step,
             task: spec.task.clone(),
@@ -359,7 +360,23 @@ impl Distiller {
             task_seed: spec.task_seed,
             run: self.0.run,
             forked_from: None,
-        }
+        };
+        state.unlearnt.begun(&heading);
+        heading
+    }
+
+    /// Numbers a fork that begins with a turn of another episode.
+    pub(super) fn heading_of_fork(&self, asked: Option<u64>, (parent, turn): (&Heading, u32)) -> Heading {
+        let mut state = self.0.state.lock();
+        let episode = state.number(asked, parent.evaluation);
+        let heading = Heading { episode, forked_from: Some((parent.episode, turn)), ..parent.clone() };
+        state.unlearnt.begun(&heading);
+        heading
+    }
+
+    /// An episode that nobody plays on.
+    pub(super) fn given_up(&self, heading: &Heading) {
+        self.0.state.lock().unlearnt.closed(heading);
     }
 
     /// Takes an ended episode; its teacher may still be computing.
@@ -367,6 +384,7 @@ impl Distiller {
         let Ended::Waiting { trajectory, .. } = &ended else { return };
         let Heading { episode, evaluation, .. } = trajectory.heading;
         let mut state = self.0.state.lock();
+        state.unlearnt.closed(&trajectory.heading);
         if evaluation {
             state.totals.evaluations += 1;
         } else {
@@ -488,10 +506,15 @@ impl Distiller {
 
     /// (step, next episode, next evaluation), for a checkpoint: read in one moment with the waiting episodes, so that none
     /// that ended before it is left out. The learner's lock is held, so no update takes episodes meanwhile.
-    pub(super) fn counters_with_nothing_waiting(&self) -> Result<(u64, u64, u64)> {
+    pub(super) fn counters_with_nothing_waiting(&self) -> Result<((u64, u64, u64), Known)> {
         let state = self.0.state.lock();
         match state.n_waiting() {
-            0 => Ok((state.step, state.next_episode, state.next_evaluation)),
+            0 => {
+                let aside = state.ended.iter().map(|waiting| identity(&waiting.trajectory().heading));
+                let mut unlearnt = Known::default();
+                state.unlearnt.all().chain(aside).filter(|of| of.0 == self.0.run).for_each(|of| unlearnt.add(of));
+                Ok(((state.step, state.next_episode, state.next_evaluation), unlearnt))
+            }
             waiting => {
                 let why = format!(
                     "{waiting} ended episodes wait for an update and are no part of a checkpoint; build or discard"
@@ -506,10 +529,16 @@ impl Distiller {
     pub(super) fn known_of_records(&self) -> Known {
         let state = self.0.state.lock();
         let mut known = state.known.clone();
-        let aside: BTreeSet<Identity> = state.ended.iter().map(|waiting| identity(waiting.trajectory())).collect();
+        let aside: BTreeSet<Identity> = state.ended.iter().map(|w| identity(&w.trajectory().heading)).collect();
         // Of the own run the step says it.
         known.forget(|identity| aside.contains(identity) || (identity.0 == self.0.run && identity.1 < state.step));
         known
+    }
+
+    /// Puts a checkpoint's lists of episodes in place.
+    pub(super) fn knows(&self, episodes: (Known, Unlearnt)) {
+        let mut state = self.0.state.lock();
+        (state.known, state.unlearnt) = episodes;
     }
 
     /// The window of proposals, as a checkpoint keeps it.
@@ -527,12 +556,6 @@ impl Distiller {
         let mut state = self.0.state.lock();
         (state.step, state.next_episode, state.next_evaluation) = (step, next_episode, next_evaluation);
     }
-}
-
-/// Of a trained episode.
-pub(super) fn identity(trajectory: &Trajectory) -> Identity {
-    let Heading { run, step, episode, .. } = trajectory.heading;
-    (run, step, episode)
 }
 
 /// Whether the ids of the host's teacher mean what the student's mean.

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::document::{bad, fields, integer};
 use super::episode::{Episode, Phase, Sessions, State, out_of_order};
-use super::trajectory::{Heading, MOST_EPISODES};
+use super::trajectory::MOST_EPISODES;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Cancel, Engine, Session};
 use crate::sync::Mutex;
@@ -98,11 +98,7 @@ impl Episode {
         };
         // Last, so that a fork that is refused takes no number.
         let parent = &state.trajectory.heading;
-        let heading = Heading {
-            episode: self.distiller.number_episode(options.episode, parent.evaluation),
-            forked_from: Some((parent.episode, turn)),
-            ..parent.clone()
-        };
+        let heading = self.distiller.heading_of_fork(options.episode, (parent, turn));
         let fork = State {
             phase: if state.seen.len() > n_turns { Phase::Observed } else { Phase::Open },
             trajectory: state.trajectory.fork(heading, n_turns, options.train_prefix),

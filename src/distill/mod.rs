@@ -59,6 +59,7 @@ pub mod trajectory;
 pub mod turn_loss;
 pub mod turn_weights;
 pub mod uncertainty;
+mod unlearnt;
 mod unpublished;
 pub mod update;
 mod update_kl;

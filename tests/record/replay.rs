@@ -259,6 +259,60 @@ fn nothing_counts_twice() {
 }
 
 #[test]
+fn what_was_open_at_a_checkpoint_and_ended_after_it_waits_again() {
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 2, "steps": 9, "max_staleness": 4});
+    let (folder, checkpoints) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    play_rewarded(&d, 0, 2);
+    let [ended, forked, given_up] = [2, 3, 4].map(|n| Seat::new(&d, numbered(n)));
+    updates(&d, 1);
+    d.save(checkpoints.path()).unwrap();
+    let number = |n| ForkOptions { episode: Some(n), ..Default::default() };
+    let fork = forked.episode.fork(number(9)).unwrap();
+    d.save(checkpoints.path()).unwrap();
+    fork.end(0.5, None).unwrap();
+    ended.play(2);
+    drop(given_up);
+    drop((forked, d));
+
+    let resume = || {
+        let (student, teacher) = pair(Kind::Dense, Compute::F32);
+        Distiller::resume(&student, Some(&teacher), settings(document.clone()), checkpoints.path()).unwrap()
+    };
+    // Whoever saves before it imports loses none of them.
+    let d = resume();
+    d.save(checkpoints.path()).unwrap();
+    drop(d);
+    let d = resume();
+    let record = read(folder.path());
+    let imported = d.import(&record, 0).unwrap();
+    assert_eq!((imported.episodes, imported.known), (2, 2), "the fork too, which has no turns");
+    assert_eq!(d.import(&record, 0).unwrap().known, 4);
+    updates(&d, 1);
+    d.save(checkpoints.path()).unwrap();
+    assert_eq!(resume().import(&record, 0).unwrap(), Imported { known: 4, ..Default::default() });
+}
+
+#[test]
+fn one_that_is_played_again_under_its_number_counts_alone() {
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 1, "steps": 9});
+    let (folder, checkpoints) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    let open = Seat::new(&d, numbered(0));
+    d.save(checkpoints.path()).unwrap();
+    open.play(1);
+    drop(d);
+    let (student, teacher) = pair(Kind::Dense, Compute::F32);
+    let d = Distiller::resume(&student, Some(&teacher), settings(document), checkpoints.path()).unwrap();
+    let again = Seat::new(&d, numbered(0));
+    assert_eq!(d.import(&read(folder.path()), 0).unwrap(), Imported { known: 1, ..Default::default() });
+    again.play(1);
+    assert_eq!(d.n_waiting(), 1);
+}
+
+#[test]
 fn a_record_is_learnt_by_another_method_than_it_was_played_under() {
     let folder = tempfile::tempdir().unwrap();
     let d = plain(super::preset("sft"));

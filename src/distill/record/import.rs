@@ -11,12 +11,13 @@ use super::reader::{Record, RecordedEpisode};
 use super::writing::{fingerprint, summary};
 use crate::backend::cpu::FloatEnv;
 use crate::backend::ops::Needs;
-use crate::distill::distiller::{Distiller, identity};
+use crate::distill::distiller::Distiller;
 use crate::distill::ended::{Ended, Waiting};
 use crate::distill::scoring::Scoring;
 use crate::distill::teacher::{self, Teacher};
 use crate::distill::teacher_request::Said;
 use crate::distill::trajectory::Trajectory;
+use crate::distill::unlearnt::identity;
 use crate::distill::workspace::{Finished, Scores};
 use crate::error::{Error, Fault, Result};
 use crate::serve::Token;
@@ -73,7 +74,7 @@ impl Distiller {
         }
         let (mut state, mut own_again) = (self.0.state.lock(), Vec::new());
         for ((waiting, is_scored), has_other_settings) in taken {
-            let identity = identity(waiting.trajectory());
+            let identity = identity(&waiting.trajectory().heading);
             // Of two calls at once each episode is one's.
             if state.has_had(self.run(), &identity) {
                 imported.known += 1;

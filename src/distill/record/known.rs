@@ -25,6 +25,14 @@ impl Known {
         self.0.insert(identity);
     }
 
+    pub(in crate::distill) fn remove(&mut self, identity: &Identity) {
+        self.0.remove(identity);
+    }
+
+    pub(in crate::distill) fn iter(&self) -> impl Iterator<Item = &Identity> {
+        self.0.iter()
+    }
+
     /// Without those that `forgets` names.
     pub(in crate::distill) fn forget(&mut self, forgets: impl Fn(&Identity) -> bool) {
         self.0.retain(|identity| !forgets(identity));
