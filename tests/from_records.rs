@@ -253,3 +253,23 @@ fn what_cannot_be_learnt_from_is_refused_by_name() {
     refused(&["distill", "run", "--explain", "opd"], 2, "--explain");
     refused(&["distill", "--explain", "opd", "run"], 2, "run");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_is_shown_how_far_it_is() {
+    let of = recorded(Taught::Host(4), steps(3, json!({})), 3);
+    let out = of.root.path().join("out");
+    let terminal = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/terminal.py");
+    let mut command = std::process::Command::new("python3");
+    command.arg(terminal).arg(env!("CARGO_BIN_EXE_squire")).args(words(&of, &of.run, &out));
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    // Bars are painted over: the bytes have all of them.
+    for wanted in ["episodes", "0/9", "update 1 of 3, loss ", "9/9", "update 3 of 3, loss "] {
+        assert!(said.contains(wanted), "{wanted}: {said:?}");
+    }
+    // What is left in the end is the result alone.
+    let last = said.rsplit("\u{1b}[2K").next().unwrap();
+    assert!(last.contains("updates   3") && !last.contains("9/9"), "{last:?}");
+}

@@ -132,6 +132,30 @@ fn every_number_of_a_played_record_is_in_the_file() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_file_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let [record, out] = ["record.jsonl", "out.parquet"].map(|name| root.path().join(name));
+    made_up(&record, 30, 9);
+    let args = ["record", "parquet", text(&record), "-o", text(&out), "--json"];
+    let size = json_of(&args)["bytes"].as_u64().unwrap();
+    assert!(size > 8192, "{size}");
+    let old = fs::read(&out).unwrap();
+    // A file may have 8 blocks of 512 bytes. Where the signal is not ignored the program is killed by it.
+    for (ignored, code) in [("trap '' XFSZ; ", Some(1)), ("", None)] {
+        let script = format!("{ignored}ulimit -f 8; exec \"$@\"");
+        let mut command = Command::new("sh");
+        let output = command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_squire")]).args(args).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), code, "{said}");
+        assert!(code.is_none() || (said.starts_with("squire: ") && said.contains("out.parquet: ")), "{said}");
+        assert_eq!(fs::read(&out).unwrap(), old);
+    }
+    json_of(&args);
+    assert_eq!(fs::read(&out).unwrap(), old, "and the next one is written");
+}
+
 #[test]
 fn nulls_extremes_and_row_groups_come_back_as_they_were() {
     let root = tempfile::tempdir().unwrap();
