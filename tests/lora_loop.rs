@@ -43,7 +43,7 @@ fn one_update(d: &Distiller) -> squire::distill::report::Report {
 fn rollout_and_training_log_probs_are_equal_bit_for_bit_and_the_base_never_moves() {
     for (kind, compute) in ALL {
         let d = distiller(kind, compute, document());
-        let base = weight_bytes(d.student());
+        let (base, weights) = (weight_bytes(d.student()), d.student().current().weights.clone());
         let mut served: Vec<Vec<(String, Vec<u8>)>> = Vec::new();
         for step in 0..5 {
             let report = one_update(&d);
@@ -53,6 +53,10 @@ fn rollout_and_training_log_probs_are_equal_bit_for_bit_and_the_base_never_moves
             assert!(!served[..step].contains(&served[step]), "each step serves another adapter");
         }
         assert!(weight_bytes(d.student()) == base);
+        assert!(
+            std::sync::Arc::ptr_eq(&d.student().current().weights, &weights),
+            "a step costs the adapter's bytes alone"
+        );
         assert_eq!(d.student().current().number, 6);
         let dtype = if compute == Compute::F32 { Dtype::F32 } else { Dtype::Bf16 };
         assert_eq!(d.student().current().adapter().unwrap().dtype(), dtype);
