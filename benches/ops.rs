@@ -81,6 +81,10 @@ fn training(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new(name, "dx"), |b| {
             b.iter(|| ops::linear_backward_input(&device, &mut dx, &dy, &w, ROWS))
         });
+        let mut dw = Tensor::zeros(Dtype::F32, &[o, k]).expect("a tensor of the bench fits memory");
+        group.bench_function(BenchmarkId::new(name, "dw"), |b| {
+            b.iter(|| ops::linear_backward_weight(&device, &mut dw, &dy, &x, ROWS))
+        });
     }
     group.finish();
 }

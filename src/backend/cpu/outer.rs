@@ -2,7 +2,10 @@
 //!
 //! Both gradients of a linear layer have this form: dx = dy W sums over outputs, dW = dy^T x sums over rows; and all three
 //! gradients of attention. r runs in order for every output, whatever the tile, the cache block or the thread, so the result
-//! has one set of bits for any thread count.
+//! has one set of bits for any thread count. The products of matrices pack a block of both operands first: rows whose
+//! distance is a multiple of 4,096 bytes, as those of most models are, share the same eight places of a first-level cache.
+
+use std::mem::MaybeUninit;
 
 use super::dot::Widen;
 use super::lanes::Lanes;
@@ -10,13 +13,13 @@ use super::{Kernel, Shared, piece};
 
 /// Columns of C in a task: four vectors.
 pub const COLUMNS: usize = 64;
-/// Rows of C in a task.
-pub const ROWS: usize = 48;
+/// Rows of C in a task: so many share one packing of B. A multiple of the tile and of sixteen.
+pub const ROWS: usize = 96;
 /// Rows of the register tile: four vectors wide where lanes are one register (AVX-512: 24 accumulators of 32), one where they
 /// are two of sixteen (AVX2: 12 accumulators, two of B and one of A; with more the compiler begins to move them about).
 pub const TILE: usize = 6;
-/// Terms per cache block: the panel of B (64 columns) stays in the first-level cache.
-const BLOCK: usize = 128;
+/// Terms per cache block: the packed columns of a tile and the coefficients of its rows stay in the first-level cache.
+const BLOCK: usize = 64;
 
 /// So many terms, whose coefficients and vectors lie so far apart.
 #[derive(Clone, Copy)]
@@ -201,22 +204,83 @@ impl<B: Widen> Outer<'_, B> {
     }
 }
 
+/// Columns that are packed side by side: those of a tile.
+#[inline(always)]
+fn packed_columns<V: Lanes>() -> usize {
+    if V::COLUMNS == 8 { COLUMNS } else { 16 }
+}
+
+/// Copies `n_columns` of the `n_terms` vectors, as f32 and one behind the other: as they stand their rows may all fall into the
+/// same few sets of the first-level cache.
+///
+/// # Safety
+/// The contract of [`Lanes`]; the vectors are readable, and `to` has room for whole groups of `packed_columns`.
+#[inline(always)]
+unsafe fn pack<V: Lanes, B: Widen>(to: *mut f32, (b, stride): (*const B, usize), n_terms: usize, n_columns: usize) {
+    let group = packed_columns::<V>();
+    for first in (0..n_columns).step_by(group) {
+        for r in 0..n_terms {
+            for j in (0..group).step_by(16) {
+                let n = n_columns.saturating_sub(first + j).min(16);
+                if n == 0 {
+                    break;
+                }
+                // SAFETY: the caller's; groups before it, terms before it and vectors before it lie in the panel.
+                unsafe {
+                    let x: V = B::load(b.add(r * stride + first + j), n);
+                    x.store(to.add(first * n_terms + r * group + j));
+                }
+            }
+        }
+    }
+}
+
+/// Copies the coefficients of so many rows that lie side by side, `ROWS` from one term to the next.
+///
+/// # Safety
+/// The contract of [`Lanes`]; the coefficients are readable, and `to` has room for `n_terms` times `ROWS`.
+#[inline(always)]
+unsafe fn pack_rows<V: Lanes>(to: *mut f32, (a, stride): (*const f32, usize), n_terms: usize, n_rows: usize) {
+    for r in 0..n_terms {
+        for i in (0..n_rows).step_by(16) {
+            // SAFETY: the caller's; `ROWS` is a multiple of 16.
+            unsafe { V::load_up_to(a.add(r * stride + i), n_rows - i).store(to.add(r * ROWS + i)) };
+        }
+    }
+}
+
 impl<B: Widen> Kernel for Outer<'_, B> {
     #[inline(always)]
     unsafe fn task<V: Lanes>(&self, index: usize) {
         let n_column_blocks = self.n_columns.div_ceil(COLUMNS);
         let columns = piece(index % n_column_blocks, COLUMNS, self.n_columns);
         let rows = piece(index / n_column_blocks, ROWS, self.n_rows);
+        let group = packed_columns::<V>();
+        // Not cleared: what is read of them was packed before.
+        let mut panel = MaybeUninit::<[f32; BLOCK * COLUMNS]>::uninit();
+        let mut coefficients = MaybeUninit::<[f32; BLOCK * ROWS]>::uninit();
+        let (panel, coefficients) = (panel.as_mut_ptr().cast::<f32>(), coefficients.as_mut_ptr().cast::<f32>());
         for block in 0..self.n_terms.div_ceil(BLOCK) {
             let terms = piece(block, BLOCK, self.n_terms);
-            // SAFETY: rows and columns lie inside C by construction, and tasks own disjoint blocks of it.
+            // SAFETY: rows and columns lie inside C by construction, and tasks own disjoint blocks of it; the panel has room for
+            // a block of terms.
             unsafe {
-                let at = self.c.at(rows.start * self.n_columns + columns.start);
-                let c = Rows { at, stride: self.n_columns, n: rows.len() };
-                let a = self.a.as_ptr().add(terms.start * self.a_step_r + rows.start * self.a_step_i);
                 let b = self.b.as_ptr().add(terms.start * self.n_columns + columns.start);
-                let inner = Steps { n: terms.len(), a: self.a_step_r, b: self.n_columns };
-                add::<V, B>(c, Terms { a, a_row: self.a_step_i, b, outer: Steps::ONE, inner }, columns.len());
+                pack::<V, B>(panel, (b, self.n_columns), terms.len(), columns.len());
+                let mut a = self.a.as_ptr().add(terms.start * self.a_step_r + rows.start * self.a_step_i);
+                let (mut a_step, n_terms) = (self.a_step_r, terms.len());
+                if self.a_step_i == 1 && rows.len() > TILE {
+                    pack_rows::<V>(coefficients, (a, a_step), n_terms, rows.len());
+                    (a, a_step) = (coefficients.cast_const(), ROWS);
+                }
+                for first in (0..columns.len()).step_by(group) {
+                    let at = self.c.at(rows.start * self.n_columns + columns.start + first);
+                    let c = Rows { at, stride: self.n_columns, n: rows.len() };
+                    let inner = Steps { n: n_terms, a: a_step, b: group };
+                    let b = panel.add(first * n_terms).cast_const();
+                    let terms = Terms { a, a_row: self.a_step_i, b, outer: Steps::ONE, inner };
+                    add::<V, f32>(c, terms, (columns.len() - first).min(group));
+                }
             }
         }
     }
