@@ -384,6 +384,10 @@ typedef struct {
    * tokens come more evenly; without sessions at work nothing waits. 0: the default. -1: until the update is done. For the
    * processor. */
   int32_t learning_slice_ms;
+  /* Bytes of kv_budget that each model's pages may take that no session holds; 1 GiB. They are kept for sessions that come with
+   * the same ids under the same weights, and those that were asked for the longest ago go first. Sessions that exist share
+   * what they have in common in any case. */
+  uint64_t prefix_budget;
 } squire_engine_options;
 
 /* Sets up the options: squire_engine_options_init(&o, sizeof o, SQUIRE_ABI). NULL, and a size that no struct has, does
@@ -490,7 +494,7 @@ void squire_model_release(squire_model *model);
 squire_status squire_model_revision(const squire_model *model, uint64_t *revision, squire_error **err);
 
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
- * kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
+ * kv_bytes_per_token, kv_pages_in_use, kv_pages_idle, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
  * targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
  * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
  * stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),

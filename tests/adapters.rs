@@ -8,7 +8,9 @@ use squire::backend::{Compute, KernelSet};
 use squire::error::Fault;
 use squire::model::{Adapter, Lora, Weights};
 use squire::random::{Stream, below};
-use squire::serve::{Cancel, Engine, EngineOptions, Generation, GenerationOptions, Next, ServedModel, Session};
+use squire::serve::{
+    Cancel, Engine, EngineOptions, Generation, GenerationOptions, Metrics, Next, ServedModel, Session,
+};
 use squire::tensor::Dtype;
 use squire::text::source::Source;
 use tiny_model::{adapter, dense, moe, tiny};
@@ -139,9 +141,14 @@ fn what_was_computed_under_one_adapter_is_never_used_under_another() {
     for name in [Some("b"), None, Some("h"), Some("a")] {
         moving.truncate(prompt.len()).unwrap();
         moving.use_adapter(name).unwrap();
-        let before = model.engine().metrics().rows;
+        let before = model.engine().metrics();
         assert_eq!(said(&moving, 12), fresh(name), "{name:?}");
-        assert!(model.engine().metrics().rows - before >= 2 * prompt.len() as u64, "all of it is computed again");
+        let after = model.engine().metrics();
+        let rows = |m: Metrics| m.rows + m.prefix_rows;
+        assert!(rows(after) - rows(before) >= 2 * prompt.len() as u64, "all of it is computed again, or found");
+        // What the first session on an adapter computed serves the second, and nobody on another.
+        let of_others = name != Some("a");
+        assert_eq!(after.rows - before.rows >= prompt.len() as u64, of_others, "{name:?}");
     }
     // A fork goes on where it was made, whatever its parent does, and pages that they share stay whose they are.
     let parent = session(&model, Some("c"), &prompt);

@@ -303,6 +303,13 @@ impl Distiller {
     }
 }
 
+impl Drop for Episode {
+    fn drop(&mut self) {
+        let heading = self.heading();
+        self.distiller.given_up(&heading);
+    }
+}
+
 impl Episode {
     pub(super) fn begin(distiller: &Distiller, spec: EpisodeSpec) -> Result<Episode> {
         spec.check(distiller.config())?;

@@ -2,7 +2,6 @@
 //! counts when the run goes on from there.
 #![forbid(unsafe_code)]
 
-use super::episode::Episode;
 use super::record::known::{Identity, Known};
 use super::trajectory::Heading;
 
@@ -54,11 +53,4 @@ impl Unlearnt {
 /// By what it is told from others of the run.
 pub(super) fn identity(heading: &Heading) -> Identity {
     (heading.run, heading.step, heading.episode)
-}
-
-impl Drop for Episode {
-    fn drop(&mut self) {
-        let heading = self.heading();
-        self.distiller.given_up(&heading);
-    }
 }

@@ -112,6 +112,10 @@ pub struct squire_engine_options {
     /// tokens come more evenly; without sessions at work nothing waits. 0: the default. -1: until the update is done. For the
     /// processor.
     pub learning_slice_ms: i32,
+    /// Bytes of kv_budget that each model's pages may take that no session holds; 1 GiB. They are kept for sessions that come with
+    /// the same ids under the same weights, and those that were asked for the longest ago go first. Sessions that exist share
+    /// what they have in common in any case.
+    pub prefix_budget: u64,
 }
 
 // SAFETY: numbers, a nullable function and a pointer; the sizes are checked where the header is compiled.
@@ -141,6 +145,7 @@ unsafe impl Versioned for squire_engine_options {
             device_budget: defaults.device_budget,
             prefill_slice_ms: defaults.prefill_slice.map_or(0, |slice| slice.as_millis() as i32),
             learning_slice_ms: defaults.learning_slice.map_or(-1, |slice| slice.as_millis() as i32),
+            prefix_budget: defaults.prefix_budget,
         }
     }
 }
@@ -186,6 +191,7 @@ impl squire_engine_options {
             host_budget: self.host_budget,
             device_budget: self.device_budget,
             kv_budget: self.kv_budget,
+            prefix_budget: self.prefix_budget,
             max_sessions: options::count(self.max_sessions, "max_sessions")?,
             max_batch_tokens: options::count(self.max_batch_tokens, "max_batch_tokens")?,
             prefill_slice: slice(self.prefill_slice_ms, "prefill_slice_ms")?,

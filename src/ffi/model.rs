@@ -186,7 +186,7 @@ pub unsafe extern "C" fn squire_model_revision(
 }
 
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
-/// kv_bytes_per_token, kv_pages_in_use, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
+/// kv_bytes_per_token, kv_pages_in_use, kv_pages_idle, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
 /// targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
 /// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
 /// stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),

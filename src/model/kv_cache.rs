@@ -1,11 +1,13 @@
 //! The KV cache of one timeline: reference-counted pages from a pool with a budget, copied on write.
 //!
 //! A fork shares all pages and costs one pointer a page; the page that both would write into is copied
-//! when one of them does. Pages return to the pool when the last timeline lets go of them.
+//! when one of them does. Full pages are found by their ids (`prefixes`) and outlive their timelines while there is room; all
+//! others return to the pool when the last timeline lets go of them.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
+use super::prefixes::{Ids, Prefixes};
 use crate::backend::page::{PAGE, Page, PageShape};
 use crate::backend::{Device, host};
 use crate::error::{Error, Fault, Result};
@@ -17,13 +19,22 @@ pub struct KvPool {
     device: Device,
     shape: PageShape,
     budget: usize,
+    /// idle pages that may be
+    most_idle: usize,
     pages: Mutex<Pages>,
 }
 
-/// Pages that exist: those that timelines hold, those on their way to one, and those that nobody holds.
+/// Pages that exist: those that timelines hold, those on their way to one, idle ones, and those that nobody holds.
 struct Pages {
     existing: usize,
     free: Vec<Page>,
+    prefixes: Prefixes,
+}
+
+impl Pages {
+    fn in_use(&self) -> usize {
+        self.existing - self.free.len() - self.prefixes.n_idle()
+    }
 }
 
 /// Freed pages that are kept though fewer are in use: about those of a chunk of prefill.
@@ -32,9 +43,31 @@ const KEPT: usize = 16;
 impl KvPool {
     /// A pool of pages of one shape that together take at most `budget_bytes`.
     pub fn new(device: &Device, shape: PageShape, budget_bytes: u64) -> Arc<KvPool> {
-        let budget = usize::try_from(budget_bytes).unwrap_or(usize::MAX) / shape.bytes().max(1);
-        let pages = Mutex::new(Pages { existing: 0, free: Vec::new() });
-        Arc::new(KvPool { device: device.clone(), shape, budget, pages })
+        KvPool::keeping(device, shape, budget_bytes, 0)
+    }
+
+    /// The same; full pages that no timeline holds any more stay for whoever asks for their ids, at most `idle_bytes` of them.
+    pub fn keeping(device: &Device, shape: PageShape, budget_bytes: u64, idle_bytes: u64) -> Arc<KvPool> {
+        let pages_of = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX) / shape.bytes().max(1);
+        let pages = Mutex::new(Pages { existing: 0, free: Vec::new(), prefixes: Prefixes::default() });
+        let (budget, most_idle) = (pages_of(budget_bytes), pages_of(idle_bytes));
+        Arc::new(KvPool { device: device.clone(), shape, budget, most_idle, pages })
+    }
+
+    /// A number for new weights: what is computed under them is kept by it.
+    pub fn new_root(&self) -> u64 {
+        self.pages.lock().prefixes.new_root()
+    }
+
+    /// Frees what was computed under weights that are gone.
+    pub fn forget(&self, root: u64) {
+        let mut pages = self.pages.lock();
+        let gone = pages.prefixes.forget(root);
+        drop(pages);
+        let n = gone.len();
+        drop(gone);
+        // They count until they are gone.
+        self.pages.lock().existing -= n;
     }
 
     /// The pages' shape.
@@ -44,8 +77,12 @@ impl KvPool {
 
     /// Pages that timelines hold.
     pub fn pages_in_use(&self) -> usize {
-        let pages = self.pages.lock();
-        pages.existing - pages.free.len()
+        self.pages.lock().in_use()
+    }
+
+    /// Pages that no timeline holds and that are kept for whoever asks for their ids.
+    pub fn pages_idle(&self) -> usize {
+        self.pages.lock().prefixes.n_idle()
     }
 
     /// Pages that exist, in use or kept.
@@ -60,6 +97,9 @@ impl KvPool {
                 return Ok(page);
             }
             if pages.existing >= self.budget {
+                if let Some(page) = pages.prefixes.give_up_oldest() {
+                    return Ok(page);
+                }
                 let bytes = self.shape.bytes() as u64;
                 let why = format!("the KV budget of {} pages of {bytes} bytes is used up", self.budget);
                 return Err(Error::memory(Fault::KvBudget, bytes, 0, why));
@@ -71,9 +111,17 @@ impl KvPool {
     }
 
     fn give_back(&self, page: Arc<Page>) {
-        let Some(page) = Arc::into_inner(page) else { return };
         let mut pages = self.pages.lock();
-        let in_use = pages.existing - pages.free.len() - 1;
+        // Under the lock, so that what is idle is counted right.
+        let page = match pages.prefixes.let_go(page) {
+            Some(page) => page,
+            None if pages.prefixes.n_idle() > self.most_idle => match pages.prefixes.give_up_oldest() {
+                Some(page) => page,
+                None => return,
+            },
+            None => return,
+        };
+        let in_use = pages.in_use() - 1;
         let most = if self.device.reuses_memory(self.shape.bytes()) { 0 } else { in_use.max(KEPT) };
         // As pages come back one by one, at most two are too many.
         let dropped = match pages.free.len() < most && pages.free.try_reserve(1).is_ok() {
@@ -97,12 +145,14 @@ pub struct KvCache {
     pool: Arc<KvPool>,
     pages: Vec<Arc<Page>>,
     len: usize,
+    /// the nodes of the first pages, where their ids are known to the pool
+    nodes: Vec<u64>,
 }
 
 impl KvCache {
     /// An empty cache.
     pub fn new(pool: &Arc<KvPool>) -> KvCache {
-        KvCache { pool: pool.clone(), pages: Vec::new(), len: 0 }
+        KvCache { pool: pool.clone(), pages: Vec::new(), len: 0, nodes: Vec::new() }
     }
 
     /// Positions computed.
@@ -129,13 +179,73 @@ impl KvCache {
     pub fn fork(&self) -> Result<KvCache> {
         // A page that is reserved but not yet written to stays this timeline's own: its next write copies nothing.
         let pages = host::collected(self.pages[..self.len.div_ceil(PAGE)].iter().cloned())?;
-        Ok(KvCache { pool: self.pool.clone(), pages, len: self.len })
+        let nodes = host::collected(self.nodes.iter().copied())?;
+        Ok(KvCache { pool: self.pool.clone(), pages, len: self.len, nodes })
     }
 
     /// Forgets positions from `len` on, and every page reserved for later ones.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+        self.nodes.truncate(self.len / PAGE);
         self.keep_pages(self.len.div_ceil(PAGE));
+    }
+
+    /// Tells the pool what its full pages were computed from: `ids`, under the weights of `root`. The pool may know them already,
+    /// by another page.
+    pub fn tell_ids(&mut self, root: u64, ids: &[i32]) {
+        let full = self.len / PAGE;
+        if self.nodes.len() >= full || self.nodes.try_reserve(full - self.nodes.len()).is_err() {
+            return;
+        }
+        let mut pages = self.pool.pages.lock();
+        for page in self.nodes.len()..full {
+            let Some(own) = ids_of(ids, page) else { return };
+            let before = self.nodes.last().copied().unwrap_or(root);
+            self.nodes.push(pages.prefixes.add(root, before, own, &self.pages[page]));
+        }
+        pages.prefixes.touch(&self.nodes);
+    }
+
+    /// Takes pages that were computed from the next of `ids` under the weights of `root`, as far as they go and not beyond
+    /// position `most`. Returns how many positions need no computing.
+    pub fn adopt(&mut self, root: u64, ids: &[i32], most: usize) -> usize {
+        let first = self.len / PAGE;
+        if !self.may_adopt(most) {
+            return 0;
+        }
+        let room = most / PAGE - first;
+        if self.nodes.try_reserve(room).is_err() || self.pages.try_reserve(room).is_err() {
+            return 0;
+        }
+        // What is reserved for positions behind is asked for anew.
+        self.keep_pages(first);
+        let mut pages = self.pool.pages.lock();
+        for page in first..most / PAGE {
+            let before = self.nodes.last().copied().unwrap_or(root);
+            let found = ids_of(ids, page).and_then(|own| pages.prefixes.find(before, own));
+            let Some((node, found)) = found else { break };
+            self.nodes.push(node);
+            self.pages.push(found);
+        }
+        let adopted = (self.nodes.len() - first) * PAGE;
+        if adopted > 0 {
+            self.len += adopted;
+            pages.prefixes.touch(&self.nodes);
+        }
+        adopted
+    }
+
+    /// What the page that it computes next will be known by: what stands before, and its ids. None where not all of them are
+    /// there, or what stands before is not known.
+    pub fn next_page<'a>(&self, root: u64, ids: &'a [i32]) -> Option<(u64, &'a [i32])> {
+        let page = self.len / PAGE;
+        let own = ids_of(ids, page).filter(|_| self.nodes.len() == page)?;
+        Some((self.nodes.last().copied().unwrap_or(root), own.as_slice()))
+    }
+
+    /// Whether it could take the next page whole, and not compute beyond position `most`.
+    pub fn may_adopt(&self, most: usize) -> bool {
+        self.nodes.len() * PAGE == self.len && self.len + PAGE <= most
     }
 
     fn keep_pages(&mut self, n: usize) {
@@ -155,9 +265,10 @@ impl KvCache {
         (self.len + n).div_ceil(PAGE) <= self.pool.budget
     }
 
-    /// Whether a page would be free if this timeline let go of it.
+    /// Whether no other timeline holds some page of it.
     pub fn holds_a_page_alone(&self) -> bool {
-        self.pages.iter().any(|page| Arc::strong_count(page) == 1)
+        let pages = self.pool.pages.lock();
+        self.pages.iter().any(|page| Arc::strong_count(page) == 1 + usize::from(pages.prefixes.has(page)))
     }
 
     /// Pages that the pool can still give.
@@ -204,6 +315,11 @@ impl KvCache {
     }
 }
 
+/// The ids of a page, if all of them are there.
+fn ids_of(ids: &[i32], page: usize) -> Option<&Ids> {
+    ids.get(page * PAGE..)?.first_chunk()
+}
+
 impl Drop for KvCache {
     fn drop(&mut self) {
         self.truncate(0);
@@ -219,7 +335,7 @@ mod tests {
     fn pool(pages: u64) -> Arc<KvPool> {
         let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 4, dtype: Dtype::F32 };
         let device = Device::Cpu(Cpu::new(1, None).unwrap());
-        KvPool::new(&device, shape, pages * shape.bytes() as u64)
+        KvPool::keeping(&device, shape, pages * shape.bytes() as u64, u64::MAX)
     }
 
     fn grow(kv: &mut KvCache, n: usize, mark: f32) -> Result<()> {

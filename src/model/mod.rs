@@ -15,6 +15,7 @@ pub mod forward;
 pub mod kv_cache;
 mod parameters;
 pub mod plan;
+mod prefixes;
 pub mod weights;
 
 pub use activations::Activations;

@@ -38,6 +38,17 @@ pub(super) enum Work {
     Generate(Box<Generating>),
 }
 
+impl Work {
+    /// Who wrote the token that follows the timeline, where that is known.
+    pub(super) fn next_source(&self) -> Option<Source> {
+        match self {
+            Work::Generate(g) => Some(g.options.source),
+            Work::Feed { next, .. } => *next,
+            Work::Score { .. } => None,
+        }
+    }
+}
+
 /// The state of a generation.
 pub(super) struct Generating {
     pub(super) options: GenerationOptions,
@@ -115,6 +126,38 @@ impl Job {
         timeline.len() - timeline.kv.len()
     }
 
+    /// Tells the pool what was computed of whole pages, and takes what others computed from the same ids, but for rows that
+    /// something is wanted of. Returns how many rows it took.
+    pub(super) fn adopt(&mut self) -> usize {
+        let most = self.adoptable();
+        let root = self.revision().root();
+        let Timeline { ids, kv, .. } = self.parts().0;
+        kv.tell_ids(root, ids);
+        kv.adopt(root, ids, most)
+    }
+
+    /// What the page that it computes next will be known by, and whether it would rather take it from somebody else.
+    pub(super) fn next_page(&self) -> Option<((u64, &[i32]), bool)> {
+        let State { timeline, revision, .. } = self.state();
+        let next = timeline.kv.next_page(revision.root(), &timeline.ids)?;
+        Some((next, timeline.kv.may_adopt(self.adoptable())))
+    }
+
+    /// Positions whose rows may have been computed for somebody else: those behind give what this work is for.
+    fn adoptable(&self) -> usize {
+        let State { timeline, work, .. } = self.state();
+        let (len, next) = (timeline.len(), work.next_source());
+        let of_work = match work {
+            Work::Feed { .. } => len,
+            Work::Score { from, rows, .. } => from + rows.len() - 1,
+            Work::Generate(_) => len - 1,
+        };
+        // The row before an action has a hidden state to keep; whether the last one is before one may be known only later.
+        let first = (timeline.kv.len() + 1..=len).find(|&p| timeline.keeps_hidden(p) && timeline.is_action(p, next));
+        let of_hidden = first.map_or(if timeline.hidden.is_some() { len.saturating_sub(1) } else { len }, |p| p - 1);
+        of_work.min(of_hidden)
+    }
+
     /// Whether all that is pending is one step of a generation from the whole vocabulary whose hidden states nobody keeps.
     pub(super) fn decodes_plainly(&self) -> bool {
         let State { timeline, work, .. } = self.state();
@@ -139,6 +182,7 @@ impl Job {
     /// caller who was answered finds the session idle, and if it then drops it, its pages free.
     pub(super) fn finish(mut self, end: End) {
         let Some(State { slot, revision, mut timeline, work, .. }) = self.state.take() else { return };
+        timeline.kv.tell_ids(revision.root(), &timeline.ids);
         match &work {
             // A score that failed leaves the timeline as it was.
             Work::Score { from, .. } if !matches!(end, End::Done) => timeline.truncate(*from),

@@ -30,6 +30,10 @@ counters! {
     rows,
     /// Tokens sampled.
     sampled,
+    /// Times that work found pages that others had computed from the same ids.
+    prefix_hits,
+    /// Rows of them, which needed no computing.
+    prefix_rows,
     /// Sessions at rest whose KV pages others needed; they compute again when they are used.
     evicted,
     /// Generations and other work whose KV pages older work needed; they compute again in their turn.

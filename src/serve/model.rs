@@ -86,8 +86,9 @@ impl ServedModel {
     /// A model of an engine, with `weights` as its first revision.
     pub(super) fn of(engine: &Engine, parts: Parts) -> ServedModel {
         let Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, documents } = parts;
+        let options = engine.options();
+        let pool = KvPool::keeping(&model.device, model.page_shape(), options.kv_budget, options.prefix_budget);
         ServedModel(Arc::new(Inner {
-            pool: KvPool::new(&model.device, model.page_shape(), engine.options().kv_budget),
             slots: Arc::default(),
             model: Arc::new(model),
             tokenizer,
@@ -97,7 +98,8 @@ impl ServedModel {
             stops: stop_ids,
             end_of_turn,
             defaults,
-            lineage: Lineage::new(engine.host_bytes(), weights),
+            lineage: Lineage::new(engine.host_bytes(), weights, &pool),
+            pool,
             told: Mutex::default(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             engine: Released(engine.clone()),
@@ -235,6 +237,11 @@ impl ServedModel {
         self.0.pool.pages_in_use()
     }
 
+    /// Pages that no session holds, kept for whoever asks for the ids that they were computed from.
+    pub fn idle_kv_pages(&self) -> usize {
+        self.0.pool.pages_idle()
+    }
+
     /// The revision that new sessions get.
     pub fn current(&self) -> Arc<Revision> {
         self.0.lineage.current()
@@ -344,6 +351,7 @@ impl ServedModel {
             "max_context": model.max_context(),
             "kv_bytes_per_token": model.page_shape().bytes() / PAGE,
             "kv_pages_in_use": self.kv_pages(),
+            "kv_pages_idle": self.idle_kv_pages(),
             "revision": revision.number,
             "adapter": revision.adapter().map(Adapter::describe),
             "adapters": self.adapters(),

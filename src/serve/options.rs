@@ -41,6 +41,8 @@ pub struct EngineOptions {
     pub device_budget: u64,
     /// Bytes that each model's KV pages may take.
     pub kv_budget: u64,
+    /// Of them, bytes that each model's pages may take that no session holds, kept for whoever asks for the same ids.
+    pub prefix_budget: u64,
     /// Sessions that may exist.
     pub max_sessions: usize,
     /// Rows of one round.
@@ -66,6 +68,7 @@ impl Default for EngineOptions {
             host_budget: 0,
             device_budget: 0,
             kv_budget: 4 << 30,
+            prefix_budget: 1 << 30,
             max_sessions: 1024,
             max_batch_tokens: 512,
             prefill_slice: Some(Duration::from_millis(20)),

@@ -6,8 +6,12 @@
 //! processor; on a GPU prefill and decode agree within rounding). A job that finds no pages all the same waits for those before it, and those behind it that hold none
 //! wait with it. Pages may also be on their way: with a session whose host is just using it, with work that has not arrived,
 //! with a session that is being dropped; they are waited for too. Only a job that does not fit alone fails, and at once.
+//!
+//! What somebody has computed from the same ids under the same weights is taken and not computed. Where several are to compute the
+//! same page, the first does, and the others follow.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::job::{End, Job};
@@ -27,12 +31,29 @@ pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<
     let mut ends = Vec::new();
     // Models, by address, for whose pages somebody waits.
     let mut waited_for: Vec<usize> = Vec::new();
+    // Pages that somebody computes in this round.
+    let mut under_way: BTreeSet<(usize, u64, Vec<i32>)> = BTreeSet::new();
     for i in 0..jobs.len() {
         let pool = pool_of(&jobs[i]);
+        let rows = jobs[i].adopt() as u64;
+        if rows > 0 {
+            add(&counters.prefix_hits, 1);
+            add(&counters.prefix_rows, rows);
+        }
+        let (next, follows) = match jobs[i].next_page() {
+            Some(((before, ids), follows)) => (Some((pool, before, ids.to_vec())), follows),
+            None => (None, false),
+        };
+        if follows && next.as_ref().is_some_and(|next| under_way.contains(next)) {
+            continue;
+        }
         let waits_in_line = waited_for.contains(&pool) && held(&mut jobs[i]) == 0;
         let asked = if waits_in_line { Asked::Waits } else { ask(jobs, i, &mut runs, counters) };
         match asked {
-            Asked::Runs => runs[i] = true,
+            Asked::Runs => {
+                runs[i] = true;
+                under_way.extend(next);
+            }
             Asked::Waits => waited_for.push(pool),
             Asked::Fails(e) => ends.push((jobs[i].id, End::Failed(e))),
         }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::error::{Error, Fault, Result, brief};
-use crate::model::{Adapter, Parameters, Weights};
+use crate::model::{Adapter, KvPool, Parameters, Weights};
 use crate::sync::Mutex;
 
 /// Something of the engine's weights, counted as long as it lives.
@@ -55,11 +55,25 @@ pub struct Revision {
     pub name: Option<String>,
     /// who is bound to it
     bound: AtomicUsize,
+    computed: Computed,
+}
+
+/// What was computed under a revision, kept for whoever asks for the same ids, and gone with it.
+struct Computed {
+    pool: Arc<KvPool>,
+    root: u64,
+}
+
+impl Drop for Computed {
+    fn drop(&mut self) {
+        self.pool.forget(self.root);
+    }
 }
 
 impl Revision {
-    fn new(number: u64, weights: Arc<Counted<Weights>>, adapter: Option<Arc<Counted<Adapter>>>) -> Revision {
-        Revision { number, weights, adapter, name: None, bound: AtomicUsize::new(0) }
+    /// By what its pages are known to the pool. No two revisions share it, also where a checkpoint gave them one number.
+    pub(super) fn root(&self) -> u64 {
+        self.computed.root
     }
 
     /// Its adapter.
@@ -119,6 +133,8 @@ impl Deref for Bound {
 pub(super) struct Lineage {
     /// bytes of all revisions of the engine
     total: Arc<AtomicU64>,
+    /// where their pages come from
+    pool: Arc<KvPool>,
     revisions: Mutex<Revisions>,
 }
 
@@ -231,14 +247,25 @@ impl Revisions {
     }
 }
 
+/// A revision without a name.
+fn made(
+    pool: &Arc<KvPool>,
+    number: u64,
+    weights: Arc<Counted<Weights>>,
+    adapter: Option<Arc<Counted<Adapter>>>,
+) -> Revision {
+    let computed = Computed { pool: pool.clone(), root: pool.new_root() };
+    Revision { number, weights, adapter, name: None, bound: AtomicUsize::new(0), computed }
+}
+
 impl Lineage {
     /// A lineage that begins with `weights` as revision 1; `total` counts the bytes of all the engine's.
-    pub(super) fn new(total: &Arc<AtomicU64>, weights: Weights) -> Lineage {
+    pub(super) fn new(total: &Arc<AtomicU64>, weights: Weights, pool: &Arc<KvPool>) -> Lineage {
         let bytes = weights.bytes();
-        let current = Arc::new(Revision::new(1, Counted::new(total, weights, bytes), None));
+        let current = Arc::new(made(pool, 1, Counted::new(total, weights, bytes), None));
         let revisions =
             Revisions { alive: vec![Arc::downgrade(&current)], current, named: BTreeMap::new(), last_named: NAMED };
-        Lineage { total: total.clone(), revisions: Mutex::new(revisions) }
+        Lineage { total: total.clone(), pool: pool.clone(), revisions: Mutex::new(revisions) }
     }
 
     /// A revision of parameters: weights of its own, or the base of `current` under an adapter.
@@ -246,12 +273,12 @@ impl Lineage {
         match parameters {
             Parameters::Weights(weights) => {
                 let bytes = weights.bytes();
-                Revision::new(number, Counted::new(&self.total, weights, bytes), None)
+                made(&self.pool, number, Counted::new(&self.total, weights, bytes), None)
             }
             Parameters::Adapter(adapter) => {
                 let bytes = adapter.bytes();
                 let adapter = Counted::new(&self.total, adapter, bytes);
-                Revision::new(number, current.weights.clone(), Some(adapter))
+                made(&self.pool, number, current.weights.clone(), Some(adapter))
             }
         }
     }
@@ -310,7 +337,7 @@ impl Lineage {
     pub(super) fn publish_again(&self, revision: &Revision) -> u64 {
         let mut revisions = self.revisions.lock();
         let number = revisions.current.number + 1;
-        let again = Revision::new(number, revision.weights.clone(), revision.adapter.clone());
+        let again = made(&self.pool, number, revision.weights.clone(), revision.adapter.clone());
         let replaced = revisions.replace(Arc::new(again));
         drop(revisions);
         drop(replaced);

@@ -328,13 +328,7 @@ fn keep_hidden(
     if timeline.hidden.is_none() {
         return Ok(());
     }
-    let next_source = match work {
-        Work::Generate(g) => Some(g.options.source),
-        Work::Feed { next, .. } => *next,
-        Work::Score { .. } => None,
-    };
-    let source_of = |p: usize| timeline.tokens.get(p).map(|t| t.source).or(next_source);
-    let wanted = |p: usize| timeline.keeps_hidden(p) && source_of(p).is_some_and(|s| s.is_action());
+    let wanted = |p: usize| timeline.keeps_hidden(p) && timeline.is_action(p, work.next_source());
     let rows: Vec<usize> = (0..share.n).filter(|i| wanted(share.start + i + 1)).collect();
     let at: Vec<usize> = rows.iter().map(|i| share.row + i).collect();
     let hidden = ops::read_rows(&model.device, &activations.hidden, &at)?;

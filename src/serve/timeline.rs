@@ -180,6 +180,11 @@ impl Timeline {
         }
     }
 
+    /// Whether the token at this position is an action's; `next` wrote the one behind the last, if that is known.
+    pub(super) fn is_action(&self, position: usize, next: Option<Source>) -> bool {
+        self.tokens.get(position).map(|t| t.source).or(next).is_some_and(|source| source.is_action())
+    }
+
     /// Whether the hidden state that predicts this position is still to be kept.
     pub(super) fn keeps_hidden(&self, position: usize) -> bool {
         self.hidden.is_some() && position >= self.hidden_to
