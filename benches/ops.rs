@@ -125,7 +125,7 @@ fn sampler(c: &mut Criterion) {
     {
         let sampling = Sampling { temperature, top_k, top_p };
         group.bench_function(name, |b| {
-            b.iter(|| black_box(ops::sample_token(&device, &logits, 0, sampling, 0.37).unwrap()))
+            b.iter(|| black_box(ops::sample_token(&device, &logits, 0, &(sampling, 0.37).into()).unwrap()))
         });
     }
     group.finish();

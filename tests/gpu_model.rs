@@ -323,7 +323,8 @@ fn overlapping_launches_change_no_bit() {
         let mut next = 7;
         for _ in 0..4 {
             let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
-            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
+            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv, adapter: None }], &[draw.into()], &mut a)
+                .unwrap();
             let s = a.draws.take().unwrap()[0];
             drawn.push((s.id, s.logprob.to_bits(), s.sampled_logprob.to_bits()));
             next = s.id;

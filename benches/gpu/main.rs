@@ -255,9 +255,9 @@ impl Bench {
         kv.reserve(1)?;
         let (mut batch, mut draws) = (Batch::default(), ops::Draws::new(&self.device)?);
         let row = BatchSegment { ids: &[1], start: 0, pages: kv.pages() };
-        batch.set(&self.device, &[row], &[(sampling, 0.3)], self.model.heads())?;
+        batch.set(&self.device, &[row], &[(sampling, 0.3).into()], self.model.heads())?;
         device_us(cuda, || {
-            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3)], &batch)?;
+            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3).into()], &batch)?;
             Ok(())
         })
     }
