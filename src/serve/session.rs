@@ -44,35 +44,32 @@ pub(super) struct Counted(Arc<Counters>);
 
 impl Counted {
     fn new(engine: &Engine) -> Result<Counted> {
-        let limit = engine.options().max_sessions;
-        Counted::take(engine, 1).map_err(|_| {
+        let (counters, limit) = (engine.counters(), engine.options().max_sessions as u64);
+        let below = |n: u64| if n < limit { Some(n + 1) } else { None };
+        if counters.sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).is_err() {
             let why = format!("{limit} sessions exist, and the engine was made for as many; release one");
-            Error::new(Fault::SessionBudget, why)
-        })?;
-        Ok(Counted(engine.counters().clone()))
+            return Err(Error::new(Fault::SessionBudget, why));
+        }
+        Ok(Counted(counters.clone()))
     }
 
     /// `n` of them, or none.
     pub(super) fn several(engine: &Engine, n: usize) -> Result<Vec<Counted>> {
-        let mut all = memory::reserved(n, "the continuations of a session")?;
-        Counted::take(engine, n as u64).map_err(|exist| {
-            let limit = engine.options().max_sessions as u64;
-            let room = limit.saturating_sub(exist);
+        let (exist, limit) = (engine.counters().sessions.load(Ordering::Relaxed), engine.options().max_sessions as u64);
+        let room = limit.saturating_sub(exist);
+        if n as u64 > room {
             let why = format!(
                 "n: wanted at most {room}, found {n}: each continuation is a session, {exist} exist, and the engine was made \
                  for {limit}"
             );
-            Error::new(Fault::SessionBudget, why)
-        })?;
-        all.extend((0..n).map(|_| Counted(engine.counters().clone())));
+            return Err(Error::new(Fault::SessionBudget, why));
+        }
+        let mut all = memory::reserved(n, "the continuations of a session")?;
+        for _ in 0..n {
+            // Others may have come between.
+            all.push(Counted::new(engine)?);
+        }
         Ok(all)
-    }
-
-    /// Counts `n` more where there is room for them; else how many exist.
-    fn take(engine: &Engine, n: u64) -> std::result::Result<(), u64> {
-        let limit = engine.options().max_sessions as u64;
-        let below = |exist: u64| exist.checked_add(n).filter(|&all| all <= limit);
-        engine.counters().sessions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below).map(|_| ())
     }
 }
 

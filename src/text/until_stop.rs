@@ -193,7 +193,7 @@ mod tests {
             let mut tokens: Vec<&[u8]> = Vec::new();
             let mut at = 0;
             while at < bytes.len() {
-                let end = (at + draw(7000 + at as u64, 6)).min(bytes.len());
+                let end = (at + draw(7000 + tokens.len() as u64, 6)).min(bytes.len());
                 tokens.push(&bytes[at..end]);
                 at = end;
             }
