@@ -16,12 +16,9 @@ use squire::backend::Tensor;
 use squire::backend::ops::Sampling;
 use squire::backend::page::PAGE;
 use squire::error::{Error, Fault};
-use squire::format::{ChatTemplates, Companions, save_model};
-use squire::model::{ModelConfig, Weights};
 use squire::random::{Stream, below};
 use squire::serve::{
-    Cancel, Engine, EngineOptions, Finish, Generation, GenerationOptions, LoadOptions, Next, ServedModel, Session,
-    Token,
+    Cancel, Engine, EngineOptions, Finish, Generation, GenerationOptions, Next, ServedModel, Session, Token,
 };
 use squire::tensor::Dtype;
 use squire::text::chat::RenderOptions;

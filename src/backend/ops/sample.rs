@@ -500,7 +500,8 @@ mod tests {
                                 assert_eq!(got, *judge.get_or_insert(got));
                             }
                             let (got, wanted) = (judge.unwrap(), distribution_under(&x, &pick));
-                            let at = wanted.iter().position(|t| t.0 == got.id as usize).expect("an id that was cut");
+                            let at = wanted.iter().position(|t| t.0 == got.id as usize);
+                            let at = at.unwrap_or_else(|| panic!("{pick:?}: {got:?} was cut of {v}: {wanted:?}"));
                             let below: f64 = wanted[..at].iter().map(|t| t.1).sum();
                             let p = wanted[at].1;
                             // With nothing but edits the walk goes up the ids.
