@@ -60,8 +60,11 @@ fn collect(session: &Session, options: &GenerationOptions) -> (Chunk, Finish) {
     session.generate(options.clone()).unwrap().collect().unwrap()
 }
 
+/// Ids, log-probs, log-probs of the draw, likeliest ids and their log-probs.
+type Bits = (Vec<i32>, Vec<u32>, Vec<u32>, Vec<i32>, Vec<u32>);
+
 /// A chunk's numbers as bits.
-fn bits(chunk: &Chunk) -> (Vec<i32>, Vec<u32>, Vec<u32>, Vec<i32>, Vec<u32>) {
+fn bits(chunk: &Chunk) -> Bits {
     let of = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let Chunk { ids, logprobs, sampled_logprobs, top_ids, top_logprobs, .. } = chunk;
     (ids.clone(), of(logprobs), of(sampled_logprobs), top_ids.clone(), of(top_logprobs))
@@ -249,7 +252,7 @@ fn penalties_count_the_same_after_truncation_fork_and_rewind_and_when_pages_were
     let given = prompt(2, 40);
     let session = session_of(&model, &given);
     let whole = bits(&collect(&session, &options(60)).0);
-    let rest = |from: usize, got: (Vec<i32>, Vec<u32>, Vec<u32>, Vec<i32>, Vec<u32>)| {
+    let rest = |from: usize, got: Bits| {
         assert_eq!((&got.0[..], &got.1[..], &got.2[..]), (&whole.0[from..], &whole.1[from..], &whole.2[from..]));
     };
     for keep in [40, 41, 63, 90] {

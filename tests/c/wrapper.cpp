@@ -174,7 +174,7 @@ static void every_section_is_wrapped(char **argv) {
   several.max_tokens = 2, several.seed = 4;
   for (const squire::continuation &one : squire::generate_several(session, 2, several)) {
     CHECK(squire::pull(one.generation, [](const squire_event &) {}) == SQUIRE_FINISH_LENGTH);
-    CHECK(squire::length(one.session).length == 6);
+    CHECK(squire::length(one.session).length == 8);
   }
   squire_gen_options drawing = squire::gen_options();
   drawing.seed = 9;

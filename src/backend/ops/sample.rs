@@ -196,16 +196,21 @@ impl Row<'_> {
     fn near_the_largest(&self, min_p: f32) -> Result<Vec<(usize, f32)>> {
         let (ids, masses) = self.reaching(0.99 * min_p as f64)?;
         let mut kept = host::with_room(ids.len())?;
-        kept.extend(ids.into_iter().zip(masses.iter().copied()).filter(|&(_, m)| m > 0.0));
+        kept.extend(ids.into_iter().zip(masses.iter().copied()).filter(|&(i, m)| self.has_mass(i, m)));
         self.sort(&mut kept);
         Ok(kept)
+    }
+
+    /// Whether an id of mass m can be drawn: that of a masked one is next to nothing, and not always nothing.
+    fn has_mass(&self, i: usize, m: f32) -> bool {
+        m > 0.0 && self.x[i] > f32::NEG_INFINITY
     }
 
     /// All ids that have a mass, in rising order.
     fn all(&self) -> Result<Vec<(usize, f32)>> {
         let masses = self.masses(self.x)?;
         let mut all = host::with_room(self.x.len())?;
-        all.extend(masses.iter().copied().enumerate().filter(|&(_, m)| m > 0.0));
+        all.extend(masses.iter().copied().enumerate().filter(|&(i, m)| self.has_mass(i, m)));
         Ok(all)
     }
 
