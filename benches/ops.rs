@@ -1,5 +1,5 @@
 //! Times of single ops on two threads: at the shapes of Qwen3-0.6B, linear layers of one, eight and 512 rows, attention of
-//! one row over a context, the choice of a token, and of who acts in a turn; at those of SmolLM2-135M, the products of a training step.
+//! one row over a context, the choice of a token, also under controls in whole decode steps, and of who acts in a turn; at those of SmolLM2-135M, the products of a training step.
 //!
 //! Rows of linear layers are given as elements, so the report's rate is rows a second; of a training step's products the
 //! elements are floating-point operations.
@@ -8,14 +8,18 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use serde_json::json;
 use squire::backend::cpu::Cpu;
-use squire::backend::ops::{self, Heads, Sampling, Span};
+use squire::backend::ops::{self, Edit, Heads, Pick, Sampling, Span};
 use squire::backend::page::{PAGE, Page, PageShape};
 use squire::backend::{Compute, Device, Matrix, Tensor};
 use squire::distill::Config;
 use squire::distill::policy::{self, DecideInput};
+use squire::model::ModelConfig;
 use squire::random::{Stream, uniform};
+use squire::serve::{Cancel, Controls, Engine, EngineOptions, GenerationOptions, Session};
 use squire::tensor::Dtype;
+use squire::text::source::Source;
 
 fn device() -> Device {
     Device::Cpu(Cpu::new(2, None).expect("two threads of the best kernel set"))
@@ -129,7 +133,57 @@ fn sampler(c: &mut Criterion) {
     {
         let sampling = Sampling { temperature, top_k, top_p };
         group.bench_function(name, |b| {
-            b.iter(|| black_box(ops::sample_token(&device, &logits, 0, sampling, 0.37).unwrap()))
+            b.iter(|| black_box(ops::sample_token(&device, &logits, 0, &(sampling, 0.37).into()).unwrap()))
+        });
+    }
+    group.finish();
+}
+
+/// A decode step of the shape of Qwen3-0.6B, vocabulary 151,936, drawn plainly and under many controls, and the sampler alone: what
+/// controls take of a step is (controls - plain) of `decode step`, or `sample/controls` over it.
+fn controls(c: &mut Criterion) {
+    let sampling = Sampling { temperature: 0.7, top_k: 20, top_p: 0.95 };
+    let controls = Controls {
+        min_p: 0.05,
+        repetition_penalty: 1.1,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.2,
+        no_repeat_ngram_size: 3,
+        logit_bias: (0..16).map(|i| (1000 * i, 0.5)).collect(),
+        ..Controls::default()
+    };
+    let device = device();
+    let logits = random(&[1, 151_936]);
+    // As many ids as a conversation of a few thousand tokens has.
+    let edit = |i: u32| Edit { id: i * 97 % 151_936, bias: 0.0, penalty: 1.1, less: 0.5 };
+    let edits: Vec<Edit> = (0..1500).map(edit).collect();
+    let pick = Pick { sampling, cuts: controls.cuts(), edits: &edits, u: 0.37 };
+    let mut group = c.benchmark_group("sample");
+    group.bench_function("controls", |b| b.iter(|| black_box(ops::sample_token(&device, &logits, 0, &pick).unwrap())));
+    group.finish();
+
+    let engine = Engine::new(EngineOptions::default()).expect("an engine is made");
+    let config = ModelConfig::from_json(&json!({
+        "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 8192, "tie_word_embeddings": true,
+    }))
+    .expect("the shape is known");
+    let model = engine.random_model(config, Dtype::Bf16, 1, 0).expect("the model fits memory");
+    let session = Session::new(&model).expect("a session is made");
+    let ids: Vec<i32> = (0..2000).map(|i| i * 97 % 151_936).collect();
+    session.append(&ids, Source::Host).expect("the context has room");
+    session.prefill(&Cancel::default()).expect("the prompt is computed");
+    let mut group = c.benchmark_group("decode step");
+    group.sample_size(10);
+    for (name, controls) in [("plain", Controls::default()), ("controls", controls)] {
+        let options = GenerationOptions { sampling, controls, max_tokens: 16, ..GenerationOptions::default() };
+        group.throughput(Throughput::Elements(16));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                session.truncate(2000).unwrap();
+                black_box(session.generate(options.clone()).unwrap().collect().unwrap())
+            })
         });
     }
     group.finish();
@@ -179,5 +233,5 @@ fn rows_of_logits(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, linear, training, attention, rows_of_logits, sampler, decide);
+criterion_group!(benches, linear, training, attention, rows_of_logits, sampler, controls, decide);
 criterion_main!(benches);

@@ -498,7 +498,7 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
  * targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
  * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
  * stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
- * generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
+ * generation_defaults (temperature, top_k, top_p and every other control: how squire_gen_start samples where it is not told), warnings (of
  * loading). Keys may be added. Any thread. */
 squire_status squire_model_info(const squire_model *model,
                                 squire_text **out,
@@ -761,11 +761,15 @@ squire_status squire_chat_append_until(squire_session *session,
 /* ---- generation ------------------------------------------------------------------------------------------ */
 
 #define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
-#define SQUIRE_GEN_UNSET (-1) /* Of temperature, top_k and top_p: as the model's makers advise, and where they do not, 1, 0 and 1. */
+
+/* Of temperature, top_k, top_p, min_p, typical_p, repetition_penalty and no_repeat_ngram_size: as the model's makers advise,
+ * and where they do not, what changes nothing (1, 0, 1, 0, 1, 1 and 0). */
+#define SQUIRE_GEN_UNSET -1
+#define SQUIRE_GEN_UNSET_PENALTY (-1000) /* The same of presence_penalty and frequency_penalty, of which -1 is a value: as the makers advise, else 0. */
 #define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
 #define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
 #define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
-#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled. */
+#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
 #define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
 #define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
 #define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
@@ -773,6 +777,22 @@ squire_status squire_chat_append_until(squire_session *session,
 
 /* One running generation. Freed by squire_gen_release, which cancels it. */
 typedef struct squire_gen squire_gen;
+
+/* What is added to the logit of an id. */
+typedef struct {
+  /* The id. */
+  int32_t id;
+  /* From -100 to 100. */
+  float bias;
+} squire_logit_bias;
+
+/* A text that ends a generation. */
+typedef struct {
+  /* UTF-8. */
+  const char *text;
+  /* Its bytes, 1 to 4096. */
+  size_t len;
+} squire_stop_string;
 
 /* How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
  * shows what that is. Each field that is set counts for itself. */
@@ -802,6 +822,38 @@ typedef struct {
   const char *adapter;
   /* Bytes of adapter. */
   size_t adapter_len;
+  /* After top_p: only ids with at least this share of the likeliest one's probability are sampled from; from 0, which keeps
+   * all, to 1. SQUIRE_GEN_UNSET, the default: the model's. docs/numerics.md has the order of all controls. */
+  float min_p;
+  /* After min_p: only ids whose -ln p lies nearest to the entropy are sampled from, up to this mass; above 0, at most 1, which
+   * keeps all. SQUIRE_GEN_UNSET, the default: the model's. */
+  float typical_p;
+  /* Before all cuts: logits of ids that stand in the timeline, the prompt included, are divided by this where they are
+   * positive, else multiplied; from 0.01 to 100. SQUIRE_GEN_UNSET, the default: the model's. */
+  float repetition_penalty;
+  /* Then taken once from logits of ids that were sampled in the turn under way; from -2 to 2. SQUIRE_GEN_UNSET_PENALTY, the
+   * default: the model's. */
+  float presence_penalty;
+  /* And for each time that they were; from -2 to 2. SQUIRE_GEN_UNSET_PENALTY, the default: the model's. */
+  float frequency_penalty;
+  /* No so many ids of the timeline side by side come again; at most 64, 0: they may. SQUIRE_GEN_UNSET, the default: the
+   * model's. */
+  int32_t no_repeat_ngram_size;
+  /* Added to logits before anything else, each id once. NULL, the default: the model's. */
+  const squire_logit_bias *logit_bias;
+  /* Number of logit_bias. */
+  size_t logit_bias_len;
+  /* Texts that end the generation, at most 128: the text of the events ends before the first that is complete, the ids with the
+   * token that completes it, and so does the timeline. Text that may become one is held back until that is certain. NULL, the
+   * default: the model's. */
+  const squire_stop_string *stop_strings;
+  /* Number of stop_strings. */
+  size_t stop_strings_len;
+  /* How many of the likeliest ids events have beside each token, with their log-probs at temperature 1; at most 128. 0, the
+   * default: none. */
+  int32_t top_logprobs;
+  /* Nothing; 0. */
+  int32_t reserved;
 } squire_gen_options;
 
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
@@ -832,6 +884,20 @@ typedef struct {
   uint64_t position;
   /* Revision of the weights that sampled them. */
   uint64_t revision;
+  /* The likeliest ids beside each token, likeliest first: ids_len times top_k of them, -1 where there are no more. */
+  const int32_t *top_ids;
+  /* Their log-probs at temperature 1, in nats; -INFINITY where there are no more. */
+  const float *top_logprobs;
+  /* Entries beside each token: top_logprobs of the options; 0 in a turn of the host's teacher. */
+  size_t top_k;
+  /* Which of the stop strings the last of these ids completed; at the end, which ended the generation. -1: none. */
+  int32_t stop_string;
+  /* Nothing; 0. */
+  int32_t reserved;
+  /* Where a stop string ended it: the byte of the generation's text at which that begins, which is as many as all events had. */
+  uint64_t stop_byte;
+  /* And which of the generation's ids, counted from 0, holds its first byte. */
+  uint64_t stop_token;
 } squire_event;
 
 /* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
@@ -842,9 +908,10 @@ void squire_gen_options_init(squire_gen_options *options, size_t size);
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
 
-/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k and
- * top_p as the folder's generation_config.json advises and the neutral 1, 0 and 1 where it does not, and every other field
- * its default. Any thread. */
+/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k, top_p,
+ * min_p, typical_p, no_repeat_ngram_size and the three penalties as the folder's generation_config.json advises and what changes
+ * nothing where it does not, and every other field its default; the folder's biases and stop strings stand in
+ * squire_model_info. Any thread. */
 squire_status squire_gen_options_for(const squire_model *model,
                                      squire_gen_options *options,
                                      squire_error **err);
@@ -857,6 +924,21 @@ squire_status squire_gen_start(squire_session *session,
                                const squire_gen_options *options,
                                squire_gen **out,
                                squire_error **err);
+
+/* Starts n generations on n forks of the session, which share its pages: several continuations of one prompt. What is pending
+ * is computed first, once, and waited for, as squire_session_prefill does; cancel (may be NULL) stops that. sessions and gens
+ * have room for n pointers each; all are released by the host, in any order. The first draws by the seed of options (may be NULL), each
+ * other by one derived from it, which squire_gen_seed tells. The session itself stays idle. On an error, or SQUIRE_CANCELLED,
+ * none is started and the pointers are as they were. Errors are those of squire_gen_start and squire_session_prefill;
+ * SQUIRE_E_BUDGET (SESSION_BUDGET) where the engine has no room for n more sessions; SQUIRE_E_ARGUMENT where n is 0 or an
+ * adapter is named. Any thread. */
+squire_status squire_gen_start_n(squire_session *session,
+                                 const squire_gen_options *options,
+                                 size_t n,
+                                 const squire_cancel *cancel,
+                                 squire_session **sessions,
+                                 squire_gen **gens,
+                                 squire_error **err);
 
 /* The seed of the generation's draws, in *seed: given again with the same ids, options and revision, it repeats the run.
  * Never waits. Any thread. */

@@ -453,6 +453,27 @@ inline gen_handle generate(const session_handle &session, const squire_gen_optio
   return make<gen_handle>([&](auto out, auto err) { return squire_gen_start(session.get(), &options, out, err); });
 }
 
+/* A continuation of a prompt on a session of its own. */
+struct continuation {
+  session_handle session;
+  gen_handle generation;
+};
+
+/* Several of them; what is pending in the session is computed first, once, and waited for. */
+inline std::vector<continuation> generate_several(const session_handle &session, std::size_t n,
+                                                  const squire_gen_options &options = gen_options()) {
+  std::vector<squire_session *> sessions(n);
+  std::vector<squire_gen *> gens(n);
+  std::vector<continuation> all(n);
+  call([&](auto err) {
+    return squire_gen_start_n(session.get(), &options, n, nullptr, sessions.data(), gens.data(), err);
+  });
+  for (std::size_t i = 0; i < n; i++) {
+    all[i] = {session_handle(sessions[i]), gen_handle(gens[i])};
+  }
+  return all;
+}
+
 /* The seed of its draws. */
 inline std::uint64_t seed(const gen_handle &generation) {
   std::uint64_t seed = 0;

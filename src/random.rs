@@ -23,6 +23,8 @@ pub enum Stream {
     Weights = 4,
     /// Whatever an example or a test draws for itself.
     World = 5,
+    /// Deriving the seeds of several continuations of one prompt.
+    Continuation = 6,
 }
 
 /// A seed that differs from run to run and from call to call: the only draw here that is no function of a key. Below

@@ -136,7 +136,7 @@ fn passes_over_a_model_end_with_out_of_host_memory_and_never_abort() {
                         &model,
                         &weights,
                         &mut [Segment { ids: &[7], kv: &mut fork, adapter: None }],
-                        &[draw],
+                        &[draw.into()],
                         &mut a,
                     )?;
                     a.draws.take()?;

@@ -47,6 +47,18 @@ fn a_c_program_asks_for_what_embedders_miss() {
 }
 
 #[test]
+fn a_c_program_sets_controls_stops_at_texts_and_starts_continuations() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/controls.c"));
+    let chat = program.folder.path().join("chat");
+    folders::write_chat_model(&chat, 1);
+    let advice = serde_json::json!({
+        "min_p": 0.25, "repetition_penalty": 1.5, "frequency_penalty": -1.0, "no_repeat_ngram_size": 2,
+    });
+    folders::advise(&chat, advice);
+    program.run([chat]);
+}
+
+#[test]
 fn a_c_program_serves_many_adapters_of_one_base() {
     let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/adapters.c"));
     let scratch = program.folder.path().join("scratch");

@@ -38,6 +38,8 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_chat_append_until", "cancel"),
     ("squire_chat_append_until", "added"),
     ("squire_gen_start", "options"),
+    ("squire_gen_start_n", "options"),
+    ("squire_gen_start_n", "cancel"),
     ("squire_distiller_create", "teacher"),
     ("squire_distiller_resume", "teacher"),
     ("squire_distiller_publish", "revision"),

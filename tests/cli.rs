@@ -226,13 +226,46 @@ fn generate_answers_through_the_template_or_continues_raw_text() {
 
     let raw = json_of(&["generate", dir, "hello", "--raw", "--max-tokens", "7", "--seed", "3", "--json"]);
     assert_eq!((&raw["chat_template"], &raw["prompt_ids"]), (&json!(false), &json!([259])));
-    let sampling = json!({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3});
+    let sampling = json!({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3, "min_p": 0.0, "typical_p": 1.0,
+        "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "no_repeat_ngram_size": 0,
+        "logit_bias": [], "stop_strings": []});
     assert_eq!(raw["sampling"], sampling);
+    assert_eq!((&raw["stop"], &raw["top_logprobs"]), (&Value::Null, &Value::Null));
 
     let streamed = squire(&["generate", dir, "hello", "--raw", "--max-tokens", "7", "--seed", "3"]);
     assert_eq!((streamed.code, streamed.err.as_str()), (0, ""));
     let wanted = raw["text"].as_str().unwrap();
     assert_eq!(streamed.out.strip_suffix('\n').unwrap(), wanted.strip_suffix('\n').unwrap_or(wanted));
+}
+
+#[test]
+fn generate_ends_before_a_stop_string_and_tells_the_likeliest_beside_each_token() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    let args = ["generate", dir, "hello", "--raw", "--temperature", "0", "--max-tokens", "20", "--json"];
+    let whole = json_of(&[&args[..], &["--top-logprobs", "3"]].concat());
+    for (i, top) in whole["top_logprobs"].as_array().unwrap().iter().enumerate() {
+        assert_eq!((top.as_array().unwrap().len(), &top[0]["id"]), (3, &whole["ids"][i]));
+        assert_eq!(top[0]["logprob"], whole["logprobs"][i]);
+    }
+    let said = whole["text"].as_str().unwrap();
+    let stop: String = said.chars().skip(3).take(2).collect();
+    let ended = json_of(&[&args[..], &["--stop", "never said", "--stop", &stop]].concat());
+    let begins = said.find(&stop).unwrap();
+    assert_eq!((ended["text"].as_str().unwrap(), &ended["finish"]), (&said[..begins], &json!("stop")));
+    assert_eq!(ended["stop"]["byte"], begins);
+    assert_eq!((&ended["stop"]["string"], &ended["stop"]["index"]), (&json!(stop), &json!(1)));
+    // Without repetitions it says each token once.
+    let once = json_of(
+        &[&args[..], &["--no-repeat-ngram-size", "1", "--logit-bias", "104=100", "--logit-bias", "5=-1"]].concat(),
+    );
+    let mut ids: Vec<i64> = once["ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
+    assert_eq!(ids[0], 104);
+    let n = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), n);
+    refused(&["generate", dir, "hello", "--top-logprobs", "3"], 2, "--json");
 }
 
 #[test]
@@ -410,6 +443,15 @@ fn negative_numbers_are_values_and_not_options() {
         ("--seed", "-1", "leave it out"),
         ("--temperature", "-1", "temperature"),
         ("--top-p", "-0.5", "top_p"),
+        ("--min-p", "-0.5", "min_p"),
+        ("--typical-p", "-1", "typical_p"),
+        ("--repetition-penalty", "-1", "repetition_penalty"),
+        ("--presence-penalty", "-3", "presence_penalty"),
+        ("--frequency-penalty", "-3", "frequency_penalty"),
+        ("--no-repeat-ngram-size", "65", "no_repeat_ngram_size"),
+        ("--logit-bias", "-5", "42=-1.5"),
+        ("--logit-bias", "100000=1", "logit_bias[0]"),
+        ("--stop", "", "stop_strings[0]"),
         ("--threads", "-1", "--threads"),
         ("--device", "-1", "--device"),
         ("--device-budget", "-1", "--device-budget"),

@@ -10,7 +10,7 @@ use squire::error::Fault;
 use squire::format::{Companions, save_model};
 use squire::model::ModelConfig;
 use squire::serve::{
-    Cancel, DeviceChoice, Engine, EngineOptions, GenerationOptions, LoadOptions, ServedModel, Session,
+    Cancel, Controls, DeviceChoice, Engine, EngineOptions, GenerationOptions, LoadOptions, ServedModel, Session,
 };
 use squire::tensor::Dtype;
 
@@ -273,6 +273,51 @@ fn a_stop_token_ends_a_generation_though_the_next_step_was_asked_for() {
 }
 
 #[test]
+fn the_likeliest_beside_each_token_are_those_of_its_row() {
+    if !has_gpu() {
+        return;
+    }
+    let config = dense();
+    let gpu = model(GPU, &config);
+    let prompt = ids(5, 2, config.vocab_size);
+    let options = GenerationOptions { top_logprobs: 3, ..sampled(6, 8) };
+    let (chunk, _) = session(&gpu, &prompt).generate(options).unwrap().collect().unwrap();
+    assert_eq!((chunk.ids.len(), chunk.top_ids.len()), (6, 18));
+    for (i, (_, top)) in scores(&gpu, &prompt, &chunk.ids, 3).iter().enumerate() {
+        for (k, (_, logprob)) in top.iter().enumerate() {
+            let got = chunk.top_logprobs[3 * i + k];
+            assert!((got - logprob).abs() < 0.05, "token {i}: {got}, not {logprob}");
+        }
+        let own = chunk.top_ids[3 * i..][..3].iter().position(|&id| id == chunk.ids[i]);
+        assert!(own.is_none_or(|k| chunk.top_logprobs[3 * i + k] == chunk.logprobs[i]), "one row, one number");
+    }
+}
+
+#[test]
+fn controls_that_a_gpu_does_not_have_are_refused_by_name() {
+    if !has_gpu() {
+        return;
+    }
+    let config = dense();
+    let s = session(&model(GPU, &config), &ids(5, 2, config.vocab_size));
+    let neutral = Controls::default;
+    for (name, controls) in [
+        ("min_p", Controls { min_p: 0.1, ..neutral() }),
+        ("typical_p", Controls { typical_p: 0.9, ..neutral() }),
+        ("repetition_penalty", Controls { repetition_penalty: 1.1, ..neutral() }),
+        ("presence_penalty", Controls { presence_penalty: 0.1, ..neutral() }),
+        ("frequency_penalty", Controls { frequency_penalty: 0.1, ..neutral() }),
+        ("no_repeat_ngram_size", Controls { no_repeat_ngram_size: 3, ..neutral() }),
+        ("logit_bias", Controls { logit_bias: vec![(1, 1.0)], ..neutral() }),
+    ] {
+        let e = s.generate(GenerationOptions { controls, ..greedy(1) }).err().unwrap();
+        assert_eq!(e.fault(), Fault::UnsupportedBackend);
+        assert!(e.message().starts_with(&format!("{name}: wanted unset on a GPU")), "{}", e.message());
+    }
+    assert_eq!(generate(&s, greedy(2)).0.len(), 2);
+}
+
+#[test]
 fn sessions_that_come_and_go_between_steps_change_nothing_for_others() {
     if !has_gpu() {
         return;
@@ -323,7 +368,8 @@ fn overlapping_launches_change_no_bit() {
         let mut next = 7;
         for _ in 0..4 {
             let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
-            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
+            decode(&m, &w, &mut [Segment { ids: &[next], kv: &mut kv, adapter: None }], &[draw.into()], &mut a)
+                .unwrap();
             let s = a.draws.take().unwrap()[0];
             drawn.push((s.id, s.logprob.to_bits(), s.sampled_logprob.to_bits()));
             next = s.id;

@@ -144,7 +144,8 @@ fn a_device_gives_what_the_plan_says_experts_included() {
         // A first decode step takes the attention and the facts of its plan, and eight rows of head.
         let (mut a, mut kv) = (Activations::for_serving(&model).unwrap(), KvCache::new(&pool));
         let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
-        decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut kv, adapter: None }], &[draw], &mut a).unwrap();
+        decode(&model, &weights, &mut [Segment { ids: &[7], kv: &mut kv, adapter: None }], &[draw.into()], &mut a)
+            .unwrap();
         a.draws.take().unwrap();
         assert_eq!(a.batch.taken(), Batch::bytes(&device, Plan::of_decode(1, 1)));
         let rows = Activations::bytes(&device, &config, 1, None);

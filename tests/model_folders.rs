@@ -224,7 +224,7 @@ fn without_a_head_the_embedding_is_used_whatever_the_flag_says() {
 fn warnings_are_logged_with_the_folder_when_the_model_is_loaded() {
     let folder = Folder::new(&untied(), Dtype::Bf16)
         .with_tensors(|t| drop(t.remove(HEAD)))
-        .with_file("generation_config.json", r#"{"top_k": -1, "top_p": 0, "min_p": 0.1}"#)
+        .with_file("generation_config.json", r#"{"top_k": -1, "top_p": 0, "min_p": 7}"#)
         .with_file("adapter_config.json", "{}");
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = lines.clone();

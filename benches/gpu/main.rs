@@ -168,7 +168,7 @@ impl Bench {
         let first = context.saturating_sub(self.steps * (self.rounds + 1) + 1).max(1);
         let mut caches = (0..batch).map(|_| filled(&pool, first, cuda)).collect::<Result<Vec<_>>>()?;
         let mut activations = Activations::for_serving(&self.model)?;
-        let draws = vec![(Sampling { temperature: 0.7, top_k: 20, top_p: 0.95 }, 0.3); batch];
+        let draws = vec![(Sampling { temperature: 0.7, top_k: 20, top_p: 0.95 }, 0.3).into(); batch];
         let mut ids: Vec<i32> = vec![1; batch];
         let mut times = Vec::new();
         for round in 0..=self.rounds {
@@ -255,9 +255,9 @@ impl Bench {
         kv.reserve(1)?;
         let (mut batch, mut draws) = (Batch::default(), ops::Draws::new(&self.device)?);
         let row = BatchSegment { ids: &[1], start: 0, pages: kv.pages() };
-        batch.set(&self.device, &[row], &[(sampling, 0.3)], self.model.heads())?;
+        batch.set(&self.device, &[row], &[(sampling, 0.3).into()], self.model.heads())?;
         device_us(cuda, || {
-            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3)], &batch)?;
+            ops::sample_rows(&self.device, &mut draws, &head, &[(sampling, 0.3).into()], &batch)?;
             Ok(())
         })
     }

@@ -14,7 +14,7 @@ use super::cuda::step::{Addresses, Capacity, Draw, Facts, Item, Room, Step, Tile
 use super::device::Device;
 use super::host;
 use super::page::{PAGE, Page};
-use super::terms::{Heads, SPLIT, Sampling};
+use super::terms::{Heads, Pick, SPLIT};
 pub use super::terms::{MAX_DECODE_ROWS, Plan, TILE_COLUMNS};
 use crate::error::Result;
 
@@ -61,13 +61,7 @@ impl Batch {
     }
 
     /// Takes the rows of some segments, and how the token after each is drawn where that is wanted.
-    pub fn set(
-        &mut self,
-        device: &Device,
-        segments: &[BatchSegment],
-        draws: &[(Sampling, f32)],
-        heads: Heads,
-    ) -> Result<()> {
+    pub fn set(&mut self, device: &Device, segments: &[BatchSegment], draws: &[Pick], heads: Heads) -> Result<()> {
         let f = &mut self.facts;
         f.ids.clear();
         f.positions.clear();
@@ -88,11 +82,11 @@ impl Batch {
         if let Device::Cuda(cuda) = device {
             f.draws.clear();
             host::reserve(&mut f.draws, draws.len())?;
-            f.draws.extend(draws.iter().map(|(s, u)| Draw {
+            f.draws.extend(draws.iter().map(|Pick { sampling, u, .. }| Draw {
                 u: *u,
-                temperature: s.temperature,
-                top_p: s.top_p,
-                top_k: s.top_k,
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                top_k: sampling.top_k,
             }));
             let group = heads.group();
             list_pages(f, segments)?;

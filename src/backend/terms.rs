@@ -41,6 +41,64 @@ pub struct Sampling {
     pub top_p: f32,
 }
 
+/// What is cut besides, after top-k and top-p. The default cuts nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cuts {
+    /// Keep the ids with at least this share of the likeliest one's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Keep the smallest set of ids whose mass reaches `typical_p`, at least one, taken in the order in which their
+    /// -ln p lies near the entropy; 1 keeps all.
+    pub typical_p: f32,
+}
+
+impl Default for Cuts {
+    fn default() -> Cuts {
+        Cuts { min_p: 0.0, typical_p: 1.0 }
+    }
+}
+
+/// What is done to the logit of one id before anything else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Edit {
+    /// The id. One beyond the vocabulary has no logit.
+    pub id: u32,
+    /// Added first.
+    pub bias: f32,
+    /// Then a negative logit is multiplied by this, another divided; above 0.
+    pub penalty: f32,
+    /// Then taken away; infinity rules the id out.
+    pub less: f32,
+}
+
+impl Edit {
+    /// The logit x as it is edited; no finite one becomes +inf, which would leave no distribution.
+    pub fn of(&self, x: f32) -> f32 {
+        let x = x + self.bias;
+        let x = if x < 0.0 { x * self.penalty } else { x / self.penalty };
+        (x - self.less).min(f32::MAX)
+    }
+}
+
+/// How the token after one row is drawn: its logits are edited, tempered, cut, and walked by `u`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick<'a> {
+    /// Temperature, and the first cuts.
+    pub sampling: Sampling,
+    /// The cuts that follow.
+    pub cuts: Cuts,
+    /// In this order; an id may come more than once.
+    pub edits: &'a [Edit],
+    /// The draw, in [0, 1).
+    pub u: f32,
+}
+
+impl From<(Sampling, f32)> for Pick<'_> {
+    fn from((sampling, u): (Sampling, f32)) -> Self {
+        Pick { sampling, cuts: Cuts::default(), edits: &[], u }
+    }
+}
+
 /// What activations are rounded to at the named points (docs/numerics.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compute {

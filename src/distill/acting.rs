@@ -16,7 +16,7 @@ use super::trajectory::Heading;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Generation, GenerationOptions};
+use crate::serve::{Controls, Ending, Generation, GenerationOptions, ServedModel};
 use crate::text::source::Source;
 
 impl Episode {
@@ -47,15 +47,20 @@ impl Episode {
             top_k: config.sampling.top_k,
             top_p: config.sampling.top_p as f32,
         };
+        let own = state.student()?.model().clone();
+        if !heading.evaluation {
+            refuse_controls(&options.controls, &own)?;
+        }
         let mut options = GenerationOptions {
             sampling: if heading.evaluation { options.sampling } else { training },
+            controls: if heading.evaluation { options.controls.clone() } else { Controls::default() },
             seed,
             source: if teacher_acts { Source::Teacher } else { Source::Student },
             // What one says in training the other must be able to read.
             vocabulary: if heading.evaluation { 0 } else { self.distiller.vocabulary_to_draw_from(teacher_acts) },
             ..options.clone()
         };
-        options.check()?;
+        options.check(own.config().vocab_size)?;
         if let (true, Some(queue)) = (teacher_acts, self.distiller.acting_queue()) {
             return self.ask_host(queue, &mut state, decision, options);
         }
@@ -72,7 +77,8 @@ impl Episode {
         let start = if teacher_acts { state.shown.view.position(start) } else { start };
         if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
             let model_stops = actor.model().stop_ids().contains(&last.id) && !options.ignore_model_stops;
-            if model_stops || options.stop_ids.contains(&last.id) {
+            let string_stops = state.ending.as_ref().is_some_and(Ending::was_ended_by_a_string);
+            if model_stops || string_stops || options.stop_ids.contains(&last.id) {
                 return Err(out_of_order("act", state.phase));
             }
         }
@@ -96,7 +102,10 @@ impl Episode {
         }
         let start = state.begin_turn()?;
         let student = state.student()?;
-        let (model, tokens) = (student.model().clone(), student.tokens()?);
+        let (model, tokens, seed) = (student.model().clone(), student.tokens()?, options.seed);
+        if !options.stop_strings.is_empty() {
+            model.tokenizer().map_err(|e| e.within("generation options: stop_strings"))?;
+        }
         let room = model.model().max_context().saturating_sub(start);
         if room == 0 {
             let why = format!("the episode has {start} tokens and the student's context holds no more");
@@ -110,6 +119,7 @@ impl Episode {
             sampling: options.sampling,
             seed: options.seed,
             stop_ids,
+            stop_strings: options.stop_strings,
             messages: state.conversation.as_ref().and_then(Conversation::to_text),
         };
         let spoken = Spoken::new(&model, state.prompt(), tokens.iter().map(|token| token.id).collect());
@@ -124,11 +134,28 @@ impl Episode {
                 state.phase = Phase::Decided(stepped_in(decision, trains));
             }
         })?);
-        let how = (Source::Teacher, options.seed, asked.cancel().clone());
-        let generation = asked.feed().generation(model.engine(), asked.clone(), how, model.shared_tokenizer());
+        let how = (Source::Teacher, seed, asked.cancel().clone());
+        let generation = asked.feed().generation(model.engine(), asked.clone(), how);
         state.ending = Some(generation.ending());
         state.asked_turn = Some(asked);
         state.phase = Phase::Acting(decision);
         Ok(generation)
+    }
+}
+
+/// Refuses controls in training, where rollouts are drawn from the distribution that the settings name. What a folder advises is
+/// passed over, as its temperature is.
+fn refuse_controls(given: &Controls, student: &ServedModel) -> Result<()> {
+    if *given == student.generation_options().controls {
+        return Ok(());
+    }
+    match given.differs_from(&Controls::default()) {
+        None => Ok(()),
+        Some(name) => {
+            let why = format!(
+                "{name} is set, but training rollouts sample as the distiller's settings say, which have no {name}; leave it unset"
+            );
+            Err(Error::new(Fault::BadOption, why))
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::serve::ServedModel;
 use crate::text::tokenizer::{Control, Room};
-use crate::text::{RenderOptions, Watch, unsaid};
+use crate::text::{RenderOptions, TextUntilStop, Watch, unsaid};
 
 /// A place in a timeline where an assistant's text is to stand.
 pub(super) struct Spoken {
@@ -21,6 +21,11 @@ impl Spoken {
     /// Behind the student's ids so far, the turn's generation prompt included.
     pub(super) fn new(model: &ServedModel, prompt: &Arc<RenderOptions>, before: Vec<i32>) -> Spoken {
         Spoken { model: model.clone(), prompt: prompt.clone(), before }
+    }
+
+    /// What makes text of the ids that are said, up to the first of these strings.
+    pub(super) fn until(&self, stop_strings: &[String]) -> Result<TextUntilStop> {
+        TextUntilStop::new(self.model.shared_tokenizer(), stop_strings)
     }
 
     /// The ids of a text, with the one by which the template ends a turn where `ends` says so. Errors: `ContextFull` where the text

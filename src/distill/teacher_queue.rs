@@ -215,7 +215,8 @@ impl TeacherQueue {
         let turn = said_turn((wanted, &place), request.vocabulary, says, by_text)
             .map_err(|e| e.within(format!("request {number}")))?;
         let from_text = matches!(says.what, Words::Text(_));
-        self.end_with(number, Done::Answered, |_| told.say(turn, place.position, from_text))
+        let text = place.spoken.until(&wanted.stop_strings)?;
+        self.end_with(number, Done::Answered, |_| told.say(turn, text, place.position, from_text))
     }
 
     fn open(&self, number: u64) -> Result<(Arc<Request>, Waits)> {

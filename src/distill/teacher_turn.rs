@@ -11,6 +11,7 @@ use super::spoken::Spoken;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Feed, Finish, Token};
+use crate::text::TextUntilStop;
 use crate::text::source::Source;
 
 /// How a turn is to be said.
@@ -24,6 +25,8 @@ pub struct TurnWanted {
     pub seed: u64,
     /// Ids that end a turn.
     pub stop_ids: Vec<i32>,
+    /// Texts that end a turn: what is said behind the first of them does not count.
+    pub stop_strings: Vec<String>,
     /// What was said so far, as the teacher is to read it: a JSON list of `{role, content}`. None where that is not known, since ids
     /// were observed.
     pub messages: Option<String>,
@@ -145,9 +148,15 @@ pub(super) struct Told {
 
 impl Told {
     /// Puts the answer down; `position`: where the turn starts in the student's timeline.
-    pub(super) fn say(&self, (tokens, finish): (Vec<Token>, Finish), position: usize, from_text: bool) {
+    pub(super) fn say(
+        &self,
+        (tokens, finish): (Vec<Token>, Finish),
+        text: TextUntilStop,
+        position: usize,
+        from_text: bool,
+    ) {
         self.from_text.store(from_text, Ordering::Release);
-        self.feed.say(tokens, position, finish);
+        self.feed.say(tokens, position, text, finish);
     }
 
     /// Whether its ids were made of a text.

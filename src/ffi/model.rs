@@ -190,7 +190,7 @@ pub unsafe extern "C" fn squire_model_revision(
 /// targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
 /// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
 /// stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
-/// generation_defaults (temperature, top_k, top_p: how squire_gen_start samples where it is not told), warnings (of
+/// generation_defaults (temperature, top_k, top_p and every other control: how squire_gen_start samples where it is not told), warnings (of
 /// loading). Keys may be added. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_info(

@@ -39,6 +39,28 @@ impl<T> Slot<T> {
     }
 }
 
+/// Where `n` values go.
+pub(crate) struct Slots<T>(*mut T, usize);
+
+impl<T> Slots<T> {
+    /// Slots that must be there.
+    ///
+    /// # Safety
+    /// `p` is NULL, or `n` values are writable there until the slots are gone.
+    pub(crate) unsafe fn required(p: *mut T, n: usize, what: &str) -> Result<Slots<T>> {
+        // SAFETY: passed on.
+        unsafe { Slot::required(p, what) }?;
+        Ok(Slots(p, n))
+    }
+
+    /// Writes the i-th value.
+    pub(crate) fn set(&self, i: usize, value: T) {
+        assert!(i < self.1, "value {i} of {}", self.1);
+        // SAFETY: one of the n, which are aligned as checked and writable by the constructor's contract.
+        unsafe { self.0.add(i).write(value) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

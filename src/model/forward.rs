@@ -70,7 +70,7 @@ pub fn decode(
     model: &Model,
     weights: &Weights,
     segments: &mut [Segment],
-    draws: &[(ops::Sampling, f32)],
+    draws: &[ops::Pick],
     activations: &mut Activations,
 ) -> Result<()> {
     assert_eq!(segments.len(), draws.len(), "a draw a segment");
@@ -122,12 +122,7 @@ fn outside(model: &Model, id: i32) -> Error {
 }
 
 /// Checks ids and context, reserves pages, tells the device of the rows and makes room for them.
-fn begin(
-    model: &Model,
-    segments: &mut [Segment],
-    draws: &[(ops::Sampling, f32)],
-    activations: &mut Activations,
-) -> Result<()> {
+fn begin(model: &Model, segments: &mut [Segment], draws: &[ops::Pick], activations: &mut Activations) -> Result<()> {
     let ids = segments.iter().flat_map(|s| s.ids);
     if let Some(id) = ids.into_iter().find(|&&id| id >= 0 && id as usize >= model.config.vocab_size) {
         return Err(outside(model, *id));

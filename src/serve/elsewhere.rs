@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::cancel::Cancel;
 use super::engine::Engine;
 use super::generation::{Generation, Maker, Speaker};
-use super::outbox::{Finish, Outbox, Sampled};
+use super::outbox::{Finish, Outbox, Rest, Sampled};
 use super::timeline::Token;
 use crate::error::Result;
 use crate::sync::Mutex;
+use crate::text::TextUntilStop;
 use crate::text::source::Source;
-use crate::text::tokenizer::Tokenizer;
 
 /// Where what is said is put, once and as a whole. Clones are the same one.
 #[derive(Clone, Default)]
@@ -23,19 +23,31 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    /// Puts a whole turn down; its first token stands at `position` of the timeline that is shown to whoever pulls.
-    pub(crate) fn say(&self, tokens: Vec<Token>, position: usize, finish: Finish) {
-        let sampled = |(i, token): (usize, &Token)| Sampled {
-            id: token.id,
-            logprob: token.logprob,
-            sampled_logprob: token.sampled_logprob,
-            position: (position + i) as u64,
-            revision: token.revision,
-        };
-        let all: Vec<Sampled> = tokens.iter().enumerate().map(sampled).collect();
+    /// Puts a whole turn down; its first token stands at `position` of the timeline that is shown to whoever pulls. It ends
+    /// with the token that completes a stop string, whatever was said behind it.
+    pub(crate) fn say(&self, mut tokens: Vec<Token>, position: usize, mut text: TextUntilStop, finish: Finish) {
+        let mut all = Vec::with_capacity(tokens.len());
+        for (i, token) in tokens.iter().enumerate() {
+            if text.found().is_some() {
+                break;
+            }
+            all.push(Sampled {
+                id: token.id,
+                logprob: token.logprob,
+                sampled_logprob: token.sampled_logprob,
+                top: Vec::new(),
+                position: (position + i) as u64,
+                revision: token.revision,
+                text: text.push(token.id),
+                stop: text.found(),
+            });
+        }
+        tokens.truncate(all.len());
+        let rest = Rest { text: text.finish(), stop: text.found() };
+        let finish = if rest.stop.is_some() { Finish::Stop } else { finish };
         let mut said = self.said.lock();
         *said = tokens;
-        self.outbox.put_whole(all, finish);
+        self.outbox.put_whole(all, finish, rest);
     }
 
     /// Takes back what was said and nobody has heard, as if it had been cancelled before.
@@ -48,7 +60,7 @@ impl Feed {
 
     /// Ends it with nothing said.
     pub(crate) fn end(&self, end: Result<Finish>) {
-        self.outbox.end(end);
+        self.outbox.end(end, Rest::default());
     }
 
     /// What was said; None while it is still to come.
@@ -62,7 +74,6 @@ impl Feed {
         engine: &Engine,
         speaker: Arc<dyn Speaker>,
         (source, seed, cancel): (Source, u64, Cancel),
-        tokenizer: Option<Arc<Tokenizer>>,
     ) -> Generation {
         Generation {
             engine: engine.clone(),
@@ -71,8 +82,6 @@ impl Feed {
             source,
             seed,
             maker: Maker::Elsewhere(speaker),
-            tokenizer,
-            text: Mutex::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A running generation, pulled by the caller: whoever pulls waits for tokens, and makes text of them.
+//! A running generation, pulled by the caller.
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Weak};
@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::outbox::{Finish, Outbox, Sampled, Taken};
+use super::outbox::{Finish, Outbox, Taken};
 use super::slot::Slot;
 use crate::error::Result;
-use crate::sync::Mutex;
+use crate::text::StopFound;
 use crate::text::source::Source;
-use crate::text::stream::TextStream;
-use crate::text::tokenizer::Tokenizer;
 
 /// What was sampled since the last pull.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,8 +21,15 @@ pub struct Chunk {
     pub logprobs: Vec<f32>,
     /// Their log-probs in the distribution sampled from.
     pub sampled_logprobs: Vec<f32>,
-    /// Whole UTF-8 text of them, without special tokens; bytes of a broken-off character come later.
+    /// Their likeliest alternatives, [ids, k] with the k of `top_logprobs`, likeliest first: ids, -1 where there are no more.
+    pub top_ids: Vec<i32>,
+    /// The log-probs of those at temperature 1, nats; -inf where there are no more.
+    pub top_logprobs: Vec<f32>,
+    /// Whole UTF-8 text of them, without special tokens; bytes of a broken-off character come later, and so does what may
+    /// be the beginning of a stop string and is none.
     pub text: String,
+    /// The stop string that the last of them completed.
+    pub stop: Option<StopFound>,
     /// Position of the first of them in the timeline.
     pub position: u64,
     /// Revision of the weights that sampled them.
@@ -32,12 +37,18 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    fn of(tokens: &[Sampled]) -> Chunk {
+    fn of(Taken { tokens, rest }: Taken) -> Chunk {
+        let top = || tokens.iter().flat_map(|t| &t.top);
+        let mut text: String = tokens.iter().map(|t| t.text.as_str()).collect();
+        text += &rest;
         Chunk {
             ids: tokens.iter().map(|t| t.id).collect(),
             logprobs: tokens.iter().map(|t| t.logprob).collect(),
             sampled_logprobs: tokens.iter().map(|t| t.sampled_logprob).collect(),
-            text: String::new(),
+            top_ids: top().map(|one| one.0).collect(),
+            top_logprobs: top().map(|one| one.1).collect(),
+            text,
+            stop: tokens.iter().find_map(|t| t.stop),
             position: tokens.first().map_or(0, |t| t.position),
             revision: tokens.first().map_or(0, |t| t.revision),
         }
@@ -83,9 +94,6 @@ pub struct Generation {
     pub(super) source: Source,
     pub(super) seed: u64,
     pub(super) maker: Maker,
-    pub(super) tokenizer: Option<Arc<Tokenizer>>,
-    /// the characters that the tokens so far have begun
-    pub(super) text: Mutex<TextStream>,
 }
 
 impl Generation {
@@ -97,6 +105,11 @@ impl Generation {
     /// Who writes the tokens.
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// The stop string that ended it, once it has ended.
+    pub fn stopped_by(&self) -> Option<StopFound> {
+        self.outbox.stop()
     }
 
     /// What tells later how it ended, whoever pulls it.
@@ -144,20 +157,7 @@ impl Generation {
 
     /// What is there now, None if nothing is.
     fn take(&self) -> Option<Result<Next>> {
-        // Held while tokens are taken, so that two who pull keep the order of the characters.
-        let mut text = self.text.lock();
-        let (mut chunk, over) = match self.outbox.take()? {
-            Taken::Tokens(tokens, last) => (Chunk::of(&tokens), last),
-            Taken::Over => (Chunk::default(), true),
-        };
-        for &id in &chunk.ids {
-            let tokenizer = self.tokenizer.as_deref().filter(|t| !t.is_special(id));
-            chunk.text += &tokenizer.and_then(|t| t.token_bytes(id)).map(|bytes| text.push(bytes)).unwrap_or_default();
-        }
-        if over {
-            // A character that was broken off will not be whole.
-            chunk.text += &text.finish();
-        }
+        let chunk = Chunk::of(self.outbox.take()?);
         if !(chunk.ids.is_empty() && chunk.text.is_empty()) {
             return Some(Ok(Next::Chunk(chunk)));
         }
@@ -175,7 +175,10 @@ impl Generation {
                         a.ids.extend(chunk.ids);
                         a.logprobs.extend(chunk.logprobs);
                         a.sampled_logprobs.extend(chunk.sampled_logprobs);
+                        a.top_ids.extend(chunk.top_ids);
+                        a.top_logprobs.extend(chunk.top_logprobs);
                         a.text.push_str(&chunk.text);
+                        a.stop = a.stop.or(chunk.stop);
                     }
                 },
                 Next::End(finish) => return Ok((all.unwrap_or_default(), finish)),
@@ -215,6 +218,11 @@ impl Ending {
     /// Whether it ended with an error.
     pub(crate) fn failed(&self) -> bool {
         self.0.failed()
+    }
+
+    /// Whether a stop string ended it.
+    pub(crate) fn was_ended_by_a_string(&self) -> bool {
+        self.0.stop().is_some()
     }
 
     /// Whether it was cancelled, or failed.

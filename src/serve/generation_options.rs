@@ -1,9 +1,14 @@
 //! How to generate: how much, how it is drawn, what ends it.
 #![forbid(unsafe_code)]
 
+use super::controls::Controls;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
+use crate::text::check_stop_strings;
 use crate::text::source::Source;
+
+/// Log-probs beside each token at most.
+pub const MAX_TOP_LOGPROBS: usize = 128;
 
 /// How to generate. The default is the distribution itself under seed 0, the same in every run;
 /// `ServedModel::generation_options` has what a model's makers advise and a fresh seed.
@@ -13,10 +18,17 @@ pub struct GenerationOptions {
     pub max_tokens: usize,
     /// Temperature and cuts.
     pub sampling: Sampling,
+    /// What changes the distribution besides.
+    pub controls: Controls,
     /// Draws are keyed by (seed, position), so they depend on neither batch nor rewind.
     pub seed: u64,
     /// Ids that end the generation besides the model's own; the id that ends it is part of the timeline.
     pub stop_ids: Vec<i32>,
+    /// Texts that end the generation: the text that is handed out ends before the first of them, and ids go on to the token that
+    /// completes it. Special tokens are no text. At most 128, of 1 to 4096 bytes each; they need a tokenizer.
+    pub stop_strings: Vec<String>,
+    /// How many of the likeliest ids are told beside each token, with their log-probs at temperature 1; at most 128.
+    pub top_logprobs: usize,
     /// Whether the model's own stop ids are not obeyed.
     pub ignore_model_stops: bool,
     /// Who is written down as the author.
@@ -31,8 +43,11 @@ impl Default for GenerationOptions {
         GenerationOptions {
             max_tokens: 0,
             sampling: Sampling { temperature: 1.0, top_k: 0, top_p: 1.0 },
+            controls: Controls::default(),
             seed: 0,
             stop_ids: Vec::new(),
+            stop_strings: Vec::new(),
+            top_logprobs: 0,
             ignore_model_stops: false,
             source: Source::Student,
             vocabulary: 0,
@@ -41,8 +56,8 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
-    /// Refuses values outside their range.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses values outside their range, for a model of so many ids.
+    pub fn check(&self, vocabulary: usize) -> Result<()> {
         let refuse = |what: &str, found: f32| Err(Error::new(Fault::BadOption, format!("{what}, found {found}")));
         let Sampling { temperature, top_p, .. } = self.sampling;
         if !(0.0..=1e4).contains(&temperature) {
@@ -51,6 +66,12 @@ impl GenerationOptions {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return refuse("top_p must lie above 0 and at most 1", top_p);
         }
-        Ok(())
+        let most = MAX_TOP_LOGPROBS.min(vocabulary);
+        if self.top_logprobs > most {
+            let why = format!("top_logprobs: wanted a number from 0 to {most}, found {}", self.top_logprobs);
+            return Err(Error::new(Fault::BadOption, why));
+        }
+        check_stop_strings(&self.stop_strings)?;
+        self.controls.check(vocabulary)
     }
 }

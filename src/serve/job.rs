@@ -10,12 +10,15 @@ use crossbeam::channel::Sender;
 
 use super::cancel::Cancel;
 use super::generation_options::GenerationOptions;
-use super::outbox::{Finish, Outbox};
+use super::history::History;
+use super::outbox::{Finish, Outbox, Rest};
 use super::revision::{Bound, Revision};
 use super::slot::Slot;
 use super::timeline::Timeline;
+use crate::backend::ops::Pick;
 use crate::error::{Error, Fault, Result};
 use crate::model::Model;
+use crate::text::TextUntilStop;
 use crate::text::source::Source;
 
 /// The score of one given token.
@@ -55,7 +58,29 @@ pub(super) struct Generating {
     /// the model's stop ids, unless they are ignored, and the caller's
     pub(super) stop_ids: Vec<i32>,
     pub(super) n_sampled: usize,
+    /// what its controls know of the timeline; None where nothing edits logits
+    pub(super) history: Option<History>,
+    /// the text of what was sampled
+    pub(super) text: TextUntilStop,
     pub(super) outbox: Arc<Outbox>,
+}
+
+impl Generating {
+    /// How the token after `ids` is drawn by `u`.
+    pub(super) fn pick(&mut self, ids: &[i32], u: f32) -> Result<Pick<'_>> {
+        let edits = self.history.as_mut().map_or(Ok(&[][..]), |history| history.edits(ids))?;
+        Ok(Pick { sampling: self.options.sampling, cuts: self.options.controls.cuts(), edits, u })
+    }
+
+    /// Tells how it ended, with the text that was held back until now.
+    fn end(mut self, end: Result<Finish>) {
+        let text = self.text.finish();
+        let stop = self.text.found();
+        // A character that was broken off may complete a stop string.
+        let ended_by_itself = |finish| matches!(finish, Finish::Length | Finish::ContextFull);
+        let end = end.map(|finish| if stop.is_some() && ended_by_itself(finish) { Finish::Stop } else { finish });
+        self.outbox.end(end, Rest { text, stop });
+    }
 }
 
 /// One piece of work on one timeline. Dropping it unfinished (a panic, an engine that stops) fails it and
@@ -158,12 +183,14 @@ impl Job {
         of_work.min(of_hidden)
     }
 
-    /// Whether all that is pending is one step of a generation from the whole vocabulary whose hidden states nobody keeps.
+    /// Whether all that is pending is one step of a generation from the whole vocabulary whose hidden states nobody keeps, and
+    /// whose logits nobody looks at after a device has run ahead.
     pub(super) fn decodes_plainly(&self) -> bool {
-        let State { timeline, work, .. } = self.state();
+        let State { model, timeline, work, .. } = self.state();
+        let looks = |g: &Generating| g.options.top_logprobs > 0 && model.device.runs_ahead();
         self.pending() == 1
             && timeline.hidden.is_none()
-            && matches!(work, Work::Generate(g) if g.options.vocabulary == 0)
+            && matches!(work, Work::Generate(g) if g.options.vocabulary == 0 && !looks(g))
     }
 
     /// The timeline, the work, and the weights that it runs on.
@@ -207,7 +234,7 @@ impl Job {
                     _ => Ok(rows),
                 });
             }
-            Work::Generate(g) => g.outbox.end(match end {
+            Work::Generate(g) => g.end(match end {
                 End::Failed(e) => Err(e),
                 End::Cancelled => Ok(Finish::Cancelled),
                 End::Finished(f) => Ok(f),
@@ -228,7 +255,7 @@ impl Job {
         match work {
             Work::Feed { reply, .. } => drop(reply.send(Err(why()))),
             Work::Score { reply, .. } => drop(reply.send(Err(why()))),
-            Work::Generate(g) => g.outbox.end(Err(why())),
+            Work::Generate(g) => g.end(Err(why())),
         }
     }
 }

@@ -8,13 +8,14 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::cancel::Cancel;
+use super::controls::Controls;
 use super::documents::Documents;
 use super::engine::Engine;
 use super::log::Level;
 use super::model::{Parts, ServedModel};
 use crate::backend::Tensor;
 use crate::error::{Error, Fault, Result};
-use crate::format::{ModelDir, within_folder};
+use crate::format::{GenerationDefaults, ModelDir, within_folder};
 use crate::model::{Load, MemoryPlan, Model, ModelConfig, Weights, context_of};
 use crate::tensor::Dtype;
 
@@ -188,7 +189,7 @@ fn assemble(
         let (ids, bytes) = (t.n_ids(), documents.tokenizer.as_ref().map_or(0, |text| text.len()));
         engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
     }
-    let defaults = documents.generation_defaults();
+    let defaults = defaults_for(engine, &mut documents, config.vocab_size, tokenizer.is_some());
     let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
     weights.check(&model.config)?;
     if engine.device().free_bytes()?.is_none() {
@@ -198,4 +199,32 @@ fn assemble(
         engine,
         Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, documents },
     ))
+}
+
+/// What the folder advises, as far as this model can follow it; what is left out becomes a warning.
+fn defaults_for(engine: &Engine, documents: &mut ModelDir, vocabulary: usize, has_text: bool) -> GenerationDefaults {
+    let mut defaults = documents.generation_defaults();
+    let mut left_out = |why: String| documents.warnings.push(format!("generation_config.json: {why}; it is left out"));
+    if let Some(&(id, _)) = defaults.logit_bias.iter().find(|one| one.0 as usize >= vocabulary) {
+        left_out(format!("sequence_bias names id {id}, outside the vocabulary of {vocabulary}"));
+        defaults.logit_bias.clear();
+    }
+    if !has_text && !defaults.stop_strings.is_empty() {
+        left_out("stop_strings need a tokenizer, and the folder has none".into());
+        defaults.stop_strings.clear();
+    }
+    if engine.device().runs_ahead() {
+        let plain = GenerationDefaults {
+            temperature: defaults.temperature,
+            top_k: defaults.top_k,
+            top_p: defaults.top_p,
+            stop_strings: std::mem::take(&mut defaults.stop_strings),
+            ..GenerationDefaults::default()
+        };
+        if let Some(name) = Controls::advised(&defaults).differs_from(&Controls::default()) {
+            left_out(format!("{name} is no control of a GPU's"));
+        }
+        return plain;
+    }
+    defaults
 }

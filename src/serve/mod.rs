@@ -5,6 +5,8 @@
 
 mod adapters;
 pub mod cancel;
+mod continuations;
+mod controls;
 mod device;
 mod documents;
 mod driver;
@@ -13,6 +15,7 @@ pub mod engine;
 mod fair;
 pub mod generation;
 mod generation_options;
+mod history;
 mod job;
 mod loading;
 pub mod log;
@@ -31,12 +34,14 @@ mod slot;
 mod timeline;
 
 pub use cancel::Cancel;
+pub use continuations::Continuation;
+pub use controls::{Controls, MAX_BIAS, MAX_NGRAM};
 pub use documents::{Documents, StopId, stop_ids_json};
 pub(crate) use elsewhere::Feed;
 pub use engine::Engine;
 pub use generation::{Chunk, Generation, Next};
 pub(crate) use generation::{Ending, Speaker};
-pub use generation_options::GenerationOptions;
+pub use generation_options::{GenerationOptions, MAX_TOP_LOGPROBS};
 pub use job::ScoreRow;
 pub use loading::LoadOptions;
 pub use log::{Level, Log};

@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
 
+use super::controls::Controls;
 use super::documents::{StopId, stop_ids_json};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
@@ -213,18 +214,26 @@ impl ServedModel {
     }
 
     /// How the model's makers advise to sample.
-    pub fn generation_defaults(&self) -> GenerationDefaults {
-        self.0.defaults
+    pub fn generation_defaults(&self) -> &GenerationDefaults {
+        &self.0.defaults
     }
 
     /// How a generation goes where nobody says otherwise: as the folder advises, what it leaves open neutral, with a seed
     /// drawn for this call.
     pub fn generation_options(&self) -> GenerationOptions {
-        let GenerationDefaults { temperature, top_k, top_p } = self.0.defaults;
-        let mut options = GenerationOptions { seed: fresh_seed(), ..GenerationOptions::default() };
-        let Sampling { temperature: t, top_k: k, top_p: p } = &mut options.sampling;
-        (*t, *k, *p) = (temperature.unwrap_or(*t), top_k.unwrap_or(*k), top_p.unwrap_or(*p));
-        options
+        let (folder, neutral) = (&self.0.defaults, GenerationOptions::default());
+        let sampling = neutral.sampling;
+        GenerationOptions {
+            sampling: Sampling {
+                temperature: folder.temperature.unwrap_or(sampling.temperature),
+                top_k: folder.top_k.unwrap_or(sampling.top_k),
+                top_p: folder.top_p.unwrap_or(sampling.top_p),
+            },
+            controls: Controls::advised(folder),
+            stop_strings: folder.stop_strings.clone(),
+            seed: fresh_seed(),
+            ..neutral
+        }
     }
 
     /// What is not as it should be in the folder and was understood all the same.
@@ -339,7 +348,8 @@ impl ServedModel {
     /// What the model is: extents, dtypes, revision, vocabulary, template, bytes.
     pub fn info(&self) -> Value {
         let (revision, model) = (self.current(), &self.0.model);
-        let Sampling { temperature, top_k, top_p } = self.generation_options().sampling;
+        let own = self.generation_options();
+        let (Sampling { temperature, top_k, top_p }, controls) = (own.sampling, own.controls);
         // 0.6, and not what f32 makes of it in f64.
         let short = |x: f32| x.to_string().parse::<f64>().unwrap_or(x.into());
         json!({
@@ -364,7 +374,16 @@ impl ServedModel {
             "history": "keep",
             "stop_ids": self.0.stop_ids,
             "stop_ids_from": stop_ids_json(&self.0.stops, self.0.tokenizer.as_deref()),
-            "generation_defaults": { "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p) },
+            "generation_defaults": {
+                "temperature": short(temperature), "top_k": top_k, "top_p": short(top_p),
+                "min_p": short(controls.min_p), "typical_p": short(controls.typical_p),
+                "repetition_penalty": short(controls.repetition_penalty),
+                "presence_penalty": short(controls.presence_penalty),
+                "frequency_penalty": short(controls.frequency_penalty),
+                "no_repeat_ngram_size": controls.no_repeat_ngram_size,
+                "logit_bias": controls.logit_bias.iter().map(|&(id, bias)| json!([id, short(bias)])).collect::<Vec<_>>(),
+                "stop_strings": own.stop_strings,
+            },
             "warnings": self.0.documents.warnings,
         })
     }

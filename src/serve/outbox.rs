@@ -1,17 +1,17 @@
-//! Where the scheduler puts what it sampled, and where a caller waits for it. It knows ids and numbers; text is made of
-//! them by whoever pulls (`generation`).
+//! Where the scheduler puts what it sampled, and where a caller waits for it.
 #![forbid(unsafe_code)]
 
 use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::sync::{Condvar, Mutex};
+use crate::text::StopFound;
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub enum Finish {
-    /// A stop id was sampled.
+    /// A stop id was sampled, or a stop string was completed.
     Stop = 1,
     /// `max_tokens` were sampled.
     Length = 2,
@@ -24,23 +24,39 @@ pub enum Finish {
 }
 
 /// One sampled token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Sampled {
     pub(super) id: i32,
     /// at temperature 1, nats
     pub(super) logprob: f32,
     /// in the distribution sampled from, nats
     pub(super) sampled_logprob: f32,
+    /// the likeliest ids at temperature 1 with their log-probs, as many as were asked for: -1 where there are fewer
+    pub(super) top: Vec<(i32, f32)>,
     pub(super) position: u64,
     pub(super) revision: u64,
+    /// what became certain with it
+    pub(super) text: String,
+    /// the stop string that it completed
+    pub(super) stop: Option<StopFound>,
+}
+
+/// What is told with the end.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// what was held back
+    pub(super) text: String,
+    /// the stop string that ended it
+    pub(super) stop: Option<StopFound>,
 }
 
 /// What lies there for a pull.
-pub(super) enum Taken {
-    /// Tokens that were not pulled before, and whether they are the last.
-    Tokens(Vec<Sampled>, bool),
-    /// No token is left, and none will come.
-    Over,
+#[derive(Default)]
+pub(super) struct Taken {
+    /// Tokens that were not pulled before; none where none will come.
+    pub(super) tokens: Vec<Sampled>,
+    /// What follows their text, once they are the last.
+    pub(super) rest: String,
 }
 
 /// The tokens of one generation between the scheduler and its caller.
@@ -63,6 +79,8 @@ struct End {
     finish: Finish,
     /// the error, until it was told
     error: Option<Error>,
+    /// its text is taken with the last tokens
+    rest: Rest,
 }
 
 impl Outbox {
@@ -72,10 +90,10 @@ impl Outbox {
     }
 
     /// Puts all tokens there are and the end.
-    pub(super) fn put_whole(&self, tokens: Vec<Sampled>, finish: Finish) {
+    pub(super) fn put_whole(&self, tokens: Vec<Sampled>, finish: Finish, rest: Rest) {
         let mut state = self.state.lock();
         state.waiting = tokens;
-        state.end = Some(End { finish, error: None });
+        state.end = Some(End { finish, error: None, rest });
         drop(state);
         self.changed.notify_all();
     }
@@ -86,15 +104,15 @@ impl Outbox {
         let untaken = !state.taken && !state.waiting.is_empty();
         if untaken {
             state.waiting.clear();
-            state.end = Some(End { finish: Finish::Cancelled, error: None });
+            state.end = Some(End { finish: Finish::Cancelled, error: None, rest: Rest::default() });
         }
         untaken
     }
 
-    pub(super) fn end(&self, end: Result<Finish>) {
+    pub(super) fn end(&self, end: Result<Finish>, rest: Rest) {
         let end = match end {
-            Ok(finish) => End { finish, error: None },
-            Err(e) => End { finish: Finish::Failed, error: Some(e) },
+            Ok(finish) => End { finish, error: None, rest },
+            Err(e) => End { finish: Finish::Failed, error: Some(e), rest },
         };
         self.state.lock().end = Some(end);
         self.changed.notify_all();
@@ -103,11 +121,18 @@ impl Outbox {
     /// What is there now, None if nothing is.
     pub(super) fn take(&self) -> Option<Taken> {
         let mut state = self.state.lock();
-        if !state.waiting.is_empty() {
-            state.taken = true;
-            return Some(Taken::Tokens(std::mem::take(&mut state.waiting), state.end.is_some()));
+        let tokens = std::mem::take(&mut state.waiting);
+        state.taken |= !tokens.is_empty();
+        match &mut state.end {
+            None if tokens.is_empty() => None,
+            None => Some(Taken { tokens, rest: String::new() }),
+            Some(end) => Some(Taken { tokens, rest: std::mem::take(&mut end.rest.text) }),
         }
-        state.end.is_some().then_some(Taken::Over)
+    }
+
+    /// The stop string that ended it, once it has.
+    pub(super) fn stop(&self) -> Option<StopFound> {
+        self.state.lock().end.as_ref().and_then(|end| end.rest.stop)
     }
 
     /// How it ended; an error is told once, and `Failed` afterwards. None while it runs.

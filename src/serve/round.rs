@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cancel::Cancel;
+use super::history::all_ruled_out;
 use super::job::{End, Job, ScoreRow, Work, end_each};
 use super::metrics::{Counters, add};
 use super::outbox::{Finish, Sampled};
@@ -126,16 +127,17 @@ impl Rounds {
     fn launch(&mut self, jobs: &mut [Job], round: &Ahead, ids: &[i32], counters: &Counters) -> Result<()> {
         let Ahead { weights, model, jobs: wanted } = round;
         let scratch = self.made(model);
-        let mut rows: Vec<(usize, Segment, (ops::Sampling, f32))> = Vec::with_capacity(wanted.len());
+        let mut rows: Vec<(usize, Segment, ops::Pick)> = Vec::with_capacity(wanted.len());
         for job in jobs.iter_mut() {
             let Some(row) = wanted.iter().position(|&id| id == job.id) else { continue };
             let (timeline, work, revision) = job.all_parts();
             let Work::Generate(g) = work else { continue };
             let position = timeline.kv.len() + 1;
             let u = uniform(Stream::Sample, &[g.options.seed, position as u64]);
+            let pick = g.pick(&timeline.ids, u)?;
             let (kv, adapter) = (&mut timeline.kv, revision.adapter());
             let segment = Segment { ids: &ids[row..row + 1], kv, adapter };
-            rows.push((row, segment, (g.options.sampling, u)));
+            rows.push((row, segment, pick));
         }
         rows.sort_by_key(|(row, ..)| *row);
         let mut draws = Vec::with_capacity(rows.len());
@@ -160,10 +162,16 @@ impl Rounds {
         counters: &Counters,
         ends: &mut Vec<(u64, End)>,
     ) -> Result<()> {
-        let sampled = self.scratch(&ahead.model)?.activations.draws.take()?;
-        for (&id, sampled) in ahead.jobs.iter().zip(sampled) {
+        let activations = &mut self.scratch(&ahead.model)?.activations;
+        let sampled = activations.draws.take()?;
+        for (row, (&id, sampled)) in ahead.jobs.iter().zip(sampled).enumerate() {
             let Some(job) = jobs.iter_mut().find(|job| job.id == id) else { continue };
-            ends.extend(give(job, &ahead.model, sampled, counters).map(|end| (id, end)));
+            // Where a device runs ahead, no such job is in the round.
+            let top = match &activations.head {
+                Some(head) => likeliest(&ahead.model, head, row, job)?,
+                None => Vec::new(),
+            };
+            ends.extend(give(job, &ahead.model, sampled, top, counters).map(|end| (id, end)));
         }
         Ok(())
     }
@@ -301,11 +309,14 @@ impl Rounds {
                     }
                     Work::Generate(g) => {
                         let u = uniform(Stream::Sample, &[g.options.seed, timeline.len() as u64]);
-                        let sampled = match g.options.vocabulary {
-                            0 => ops::sample_row(&model.device, head, i, g.options.sampling, u)?,
-                            v => ops::sample_row_among(&model.device, head, i, v, g.options.sampling, u)?,
+                        let vocabulary = g.options.vocabulary;
+                        let pick = g.pick(&timeline.ids, u)?;
+                        let sampled = match vocabulary {
+                            0 => ops::sample_row(&model.device, head, i, &pick)?,
+                            v => ops::sample_row_among(&model.device, head, i, v, &pick)?,
                         };
-                        ends.extend(give(job, &model, sampled, counters).map(|end| (job.id, end)));
+                        let top = likeliest(&model, head, i, job)?;
+                        ends.extend(give(job, &model, sampled, top, counters).map(|end| (job.id, end)));
                     }
                 }
             }
@@ -347,9 +358,22 @@ fn not_finite(position: usize, revision: u64) -> Error {
     Error::new(Fault::NotFinite, why)
 }
 
+/// The likeliest ids of a job's row of the head's logits, as many as it asked for, -1 where there are fewer.
+fn likeliest(model: &Model, head: &ops::Head, row: usize, job: &mut Job) -> Result<Vec<(i32, f32)>> {
+    let (_, Work::Generate(g)) = job.parts() else { return Ok(Vec::new()) };
+    let k = g.options.top_logprobs;
+    let mut top = match (k, g.options.vocabulary) {
+        (0, _) => return Ok(Vec::new()),
+        (_, 0) => ops::top_k_of_head(&model.device, head, row, k)?,
+        (_, v) => ops::top_k_of_head_among(&model.device, head, row, v, k)?,
+    };
+    top.resize(k, (-1, f32::NEG_INFINITY));
+    Ok(top)
+}
+
 /// Appends a sampled token to its timeline and delivers it; returns how the generation ends, if it does. A row without
-/// a distribution gives no token.
-fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, counters: &Counters) -> Option<End> {
+/// a distribution gives no token, nor does one of which controls leave nothing.
+fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, top: Vec<(i32, f32)>, counters: &Counters) -> Option<End> {
     let revision = job.revision().number;
     let (timeline, work) = job.parts();
     let Work::Generate(g) = work else { return None };
@@ -357,14 +381,22 @@ fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, counters: &Counters
     if !(sampled.logprob.is_finite() && sampled.sampled_logprob.is_finite()) {
         // Whoever tries again computes the row again, and a hidden state that predicts nothing goes.
         timeline.forget_computed(timeline.len().saturating_sub(1));
-        return Some(End::Failed(not_finite(timeline.len(), revision)));
+        return Some(End::Failed(match sampled.logprob.is_nan() {
+            true => not_finite(timeline.len(), revision),
+            false => all_ruled_out(timeline.len(), g.options.controls.no_repeat_ngram_size),
+        }));
     }
     add(&counters.sampled, 1);
     let (id, logprob, sampled_logprob) = (sampled.id, sampled.logprob, sampled.sampled_logprob);
     timeline.push(Token { id, source: g.options.source, logprob, sampled_logprob, revision });
     g.n_sampled += 1;
-    g.outbox.push(Sampled { id, logprob, sampled_logprob, position, revision });
-    if g.stop_ids.contains(&id) {
+    let text = g.text.push(id);
+    let stop = g.text.found();
+    g.outbox.push(Sampled { id, logprob, sampled_logprob, top, position, revision, text, stop });
+    if let Some(Err(e)) = g.history.as_mut().map(|history| history.push(&timeline.ids)) {
+        return Some(End::Failed(e));
+    }
+    if stop.is_some() || g.stop_ids.contains(&id) {
         Some(End::Finished(Finish::Stop))
     } else if g.n_sampled == g.options.max_tokens {
         Some(End::Finished(Finish::Length))

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cancel::Cancel;
+use super::controls::Controls;
 use super::engine::Engine;
 use super::generation::{Generation, Maker};
 use super::generation_options::GenerationOptions;
+use super::history::History;
 use super::job::{Generating, Job, ScoreRow, Work};
 use super::metrics::Counters;
 use super::model::ServedModel;
@@ -22,11 +24,9 @@ use super::timeline::{Hidden, Mark, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
-use crate::sync::Mutex;
-use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
-use crate::text::generation_prompt;
 use crate::text::source::Source;
+use crate::text::{Json, TextUntilStop, generation_prompt};
 use crossbeam::channel::{Receiver, bounded, unbounded};
 
 /// Entries (`ids` times `top_k`) that one score may give: what a single call can make the host hold is bounded.
@@ -34,13 +34,13 @@ pub const MAX_SCORE_ENTRIES: usize = 1 << 24;
 
 /// A session. Dropping it frees its pages, as soon as a generation that still runs on it has ended.
 pub struct Session {
-    model: ServedModel,
+    pub(super) model: ServedModel,
     slot: Arc<Slot>,
     _counted: Counted,
 }
 
 /// One of the sessions that may exist on an engine.
-struct Counted(Arc<Counters>);
+pub(super) struct Counted(Arc<Counters>);
 
 impl Counted {
     fn new(engine: &Engine) -> Result<Counted> {
@@ -51,6 +51,25 @@ impl Counted {
             return Err(Error::new(Fault::SessionBudget, why));
         }
         Ok(Counted(counters.clone()))
+    }
+
+    /// `n` of them, or none.
+    pub(super) fn several(engine: &Engine, n: usize) -> Result<Vec<Counted>> {
+        let (exist, limit) = (engine.counters().sessions.load(Ordering::Relaxed), engine.options().max_sessions as u64);
+        let room = limit.saturating_sub(exist);
+        if n as u64 > room {
+            let why = format!(
+                "n: wanted at most {room}, found {n}: each continuation is a session, {exist} exist, and the engine was made \
+                 for {limit}"
+            );
+            return Err(Error::new(Fault::SessionBudget, why));
+        }
+        let mut all = memory::reserved(n, "the continuations of a session")?;
+        for _ in 0..n {
+            // Others may have come between.
+            all.push(Counted::new(engine)?);
+        }
+        Ok(all)
     }
 }
 
@@ -85,8 +104,11 @@ impl Session {
     }
 
     fn with(model: &ServedModel, revision: Bound, timeline: Timeline) -> Result<Session> {
-        let counted = Counted::new(model.engine())?;
-        Ok(Session { model: model.clone(), slot: Slot::new(&model.0.slots, timeline, revision), _counted: counted })
+        Ok(Session::counted(model, revision, timeline, Counted::new(model.engine())?))
+    }
+
+    fn counted(model: &ServedModel, revision: Bound, timeline: Timeline, counted: Counted) -> Session {
+        Session { model: model.clone(), slot: Slot::new(&model.0.slots, timeline, revision), _counted: counted }
     }
 
     /// Its model.
@@ -224,8 +246,13 @@ impl Session {
 
     /// A session with the same timeline on the same revision; the pages are shared until one writes.
     pub fn fork(&self) -> Result<Session> {
+        self.fork_counted(Counted::new(self.model.engine())?)
+    }
+
+    /// The same where the session is counted already.
+    pub(super) fn fork_counted(&self, counted: Counted) -> Result<Session> {
         let (timeline, revision) = self.slot.resting(|t, revision| Ok((t.fork()?, revision.clone())))?;
-        Session::with(&self.model, revision, timeline)
+        Ok(Session::counted(&self.model, revision, timeline, counted))
     }
 
     /// Where the timeline stands now, to be forked at when it has gone on.
@@ -297,19 +324,33 @@ impl Session {
 
     /// The same after a move to an adapter, as [`Session::use_adapter`] does; what is refused leaves the session where it was.
     pub fn generate_on(&self, adapter: &str, options: GenerationOptions) -> Result<Generation> {
-        self.check_options(&options)?;
-        self.model.engine().check_alive()?;
-        self.idle(|t| self.check_goes_on(t))?;
+        self.check_generates(&options)?;
         self.use_adapter(Some(adapter))?;
         self.generate(options)
     }
 
+    /// Refuses to continue as these options say, or at all.
+    pub(super) fn check_generates(&self, options: &GenerationOptions) -> Result<()> {
+        self.check_options(options)?;
+        self.model.engine().check_alive()?;
+        self.idle(|t| self.check_goes_on(t))
+    }
+
     fn check_options(&self, options: &GenerationOptions) -> Result<()> {
-        options.check()?;
+        options.check(self.model.config().vocab_size)?;
+        if !options.stop_strings.is_empty() {
+            self.model.tokenizer().map_err(|e| e.within("generation options: stop_strings"))?;
+        }
         check_ids(&options.stop_ids, self.model.config().vocab_size)
             .map_err(|e| e.within("generation options: stop_ids"))?;
         if options.vocabulary > 0 && !self.model.model().device.trains() {
             let why = "vocabulary: wanted 0 on a GPU, where every id may be drawn; load the model on the cpu backend";
+            return Err(Error::new(Fault::UnsupportedBackend, why));
+        }
+        let differs = options.controls.differs_from(&Controls::default());
+        if let (Some(name), true) = (differs, self.model.model().device.runs_ahead()) {
+            let why =
+                format!("{name}: wanted unset on a GPU, which draws without it; load the model on the cpu backend");
             return Err(Error::new(Fault::UnsupportedBackend, why));
         }
         Ok(())
@@ -334,9 +375,12 @@ impl Session {
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
         let (source, seed) = (options.source, options.seed);
-        let generating = Generating { options, stop_ids, n_sampled: 0, outbox: outbox.clone() };
+        let text = TextUntilStop::new(self.model.shared_tokenizer(), &options.stop_strings)?;
+        let waiting = outbox.clone();
         let work = self.submit(&cancel, |t| {
             self.check_goes_on(t)?;
+            let history = History::of(&options.controls, &t.tokens, &t.ids)?;
+            let generating = Generating { options, stop_ids, n_sampled: 0, history, text, outbox: waiting };
             // The last token's row must be computed (again) to sample after it.
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))
@@ -348,8 +392,6 @@ impl Session {
             source,
             seed,
             maker: Maker::Engine(Arc::downgrade(&self.slot), work),
-            tokenizer: self.model.0.tokenizer.clone(),
-            text: Mutex::default(),
         })
     }
 

@@ -61,7 +61,7 @@ static void options_left_alone_are_the_models(squire_engine *engine) {
   CHECK(o.temperature == 1 && o.top_k == 0 && o.top_p == 1);
   squire_text *info = NULL;
   DONE(squire_model_info(chat, &info, &err));
-  CHECK(says(info, "\"generation_defaults\":{\"temperature\":0.6,\"top_k\":20,\"top_p\":0.95}"));
+  CHECK(says(info, "\"generation_defaults\":{\"temperature\":0.6,\"top_k\":20,\"top_p\":0.95,"));
 
   /* What is left alone is the same as the advice written out, under one seed; the neutral values say something else. */
   int32_t by_model[SAID], written[SAID], neutral[SAID];

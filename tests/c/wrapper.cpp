@@ -170,6 +170,12 @@ static void every_section_is_wrapped(char **argv) {
   const squire::score_row best = squire::row(scores, 1);
   CHECK(best.k == 2 && best.logprob <= 0 && best.top_logprobs[0] >= best.top_logprobs[1] && best.top_ids[0] >= 0);
   CHECK(squire::view(squire::trace(session)).find("\"sources\"") != std::string_view::npos);
+  squire_gen_options several = squire::gen_options();
+  several.max_tokens = 2, several.seed = 4;
+  for (const squire::continuation &one : squire::generate_several(session, 2, several)) {
+    CHECK(squire::pull(one.generation, [](const squire_event &) {}) == SQUIRE_FINISH_LENGTH);
+    CHECK(squire::length(one.session).length == 8);
+  }
   squire_gen_options drawing = squire::gen_options();
   drawing.seed = 9;
   const squire::gen_handle generation = squire::generate(session, drawing);

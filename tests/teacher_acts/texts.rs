@@ -105,6 +105,58 @@ fn what_a_text_becomes_is_what_a_replay_of_it_becomes() {
 }
 
 #[test]
+fn a_teachers_turn_ends_with_the_token_that_completes_a_stop_string() {
+    let (d, queue) = of_text(imitation());
+    let episode = d.begin(EpisodeSpec::default()).unwrap();
+    episode.observe(message("user", "where?")).unwrap();
+    episode.override_actor(Actor::Teacher).unwrap();
+    let stop_strings = vec!["!".to_string(), "st and".to_string()];
+    let options = GenerationOptions { stop_strings: stop_strings.clone(), ..GenerationOptions::default() };
+    let generation = episode.act(&options).unwrap();
+    let request = queue.next(1, SHORT).pop().unwrap();
+    assert_eq!(request.turn.as_ref().unwrap().stop_strings, stop_strings);
+    let whole = "go east and then north!";
+    queue.say(request.number, TeacherSays { what: Words::Text(whole), cut_off: false }).unwrap();
+    let (chunk, finish) = generation.collect().unwrap();
+    assert_eq!((chunk.text.as_str(), finish), ("go ea", Finish::Stop));
+    assert_eq!(chunk.stop.map(|found| (found.index, found.byte)), Some((1, 5)));
+    let said = d.student().tokenizer().unwrap().decode(&chunk.ids, true);
+    assert!(said.starts_with("go east and") && said.len() < whole.len(), "{said}");
+    episode.outcome(None, true).unwrap();
+    let record = episode.trajectory().unwrap();
+    assert_eq!(&record.ids()[record.turns()[0].range.clone()], &chunk.ids[..]);
+    assert!(!record.turns()[0].truncated);
+}
+
+#[test]
+fn a_student_stops_at_a_stop_string_in_training_and_controls_are_refused_there() {
+    let (d, _) = of_text(imitation());
+    let begun = || {
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(Actor::Student).unwrap();
+        episode
+    };
+    let (first, second) = (begun(), begun());
+    let free = GenerationOptions { max_tokens: 30, ignore_model_stops: true, ..GenerationOptions::default() };
+    let controls = squire::serve::Controls { frequency_penalty: 0.5, ..Default::default() };
+    let why = "frequency_penalty is set, but training rollouts sample as the distiller's settings say";
+    is(first.act(&GenerationOptions { controls, ..free.clone() }).err().unwrap(), Fault::BadOption, why);
+    // Another episode draws otherwise: the stop string is of what this one says, which is all characters.
+    let all: Vec<String> = ('a'..='z').chain(['\u{fffd}', ' ']).map(String::from).collect();
+    let options = GenerationOptions { stop_strings: all.clone(), top_logprobs: 2, ..free };
+    for episode in [first, second] {
+        let (chunk, finish) = episode.act(&options).unwrap().collect().unwrap();
+        assert!(finish == Finish::Stop && chunk.top_ids.len() == 2 * chunk.ids.len());
+        assert!(all.iter().all(|stop| !chunk.text.contains(stop.as_str())), "{:?}", chunk.text);
+        assert_eq!(chunk.logprobs, chunk.sampled_logprobs, "nothing changes the distribution");
+        is(episode.act(&options).err().unwrap(), Fault::OutOfOrder, "act");
+        episode.outcome(None, true).unwrap();
+        assert_eq!(episode.trajectory().unwrap().turns()[0].range.len(), chunk.ids.len());
+    }
+}
+
+#[test]
 fn a_student_without_a_tokenizer_has_no_teacher_of_another_vocabulary() {
     let (student, _) = pair(Kind::Dense, Compute::F32);
     let queue = TeacherQueue::new(squire::distill::QueueOptions::from_json(r#"{"vocabulary": "another"}"#).unwrap());

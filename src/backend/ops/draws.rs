@@ -9,7 +9,7 @@ use super::head::Head;
 use super::logprob::select_bytes;
 use super::sample::{Sampled, sample_token};
 use crate::backend::cuda::{Address, Buffer, Cuda, Event, KernelArgs, Launch, Pinned};
-use crate::backend::terms::{MAX_DECODE_ROWS, Sampling};
+use crate::backend::terms::{MAX_DECODE_ROWS, Pick};
 use crate::backend::{Batch, Device, Tensor, host};
 use crate::error::Result;
 
@@ -43,18 +43,12 @@ struct Sent {
 }
 
 /// Draws a token for each row of the head's logits; on a GPU as the batch's step says.
-pub fn sample_rows(
-    device: &Device,
-    draws: &mut Draws,
-    head: &Head,
-    wanted: &[(Sampling, f32)],
-    batch: &Batch,
-) -> Result<()> {
+pub fn sample_rows(device: &Device, draws: &mut Draws, head: &Head, wanted: &[Pick], batch: &Batch) -> Result<()> {
     match device {
         Device::Cpu(_) => {
             let mut sampled = host::with_room(wanted.len())?;
-            for (i, &(sampling, u)) in wanted.iter().enumerate() {
-                sampled.push(sample_token(device, &head.logits, i, sampling, u)?);
+            for (i, pick) in wanted.iter().enumerate() {
+                sampled.push(sample_token(device, &head.logits, i, pick)?);
             }
             draws.sampled = sampled;
         }
@@ -71,42 +65,26 @@ pub fn sample_rows(
 }
 
 /// Draws from a row of the head's logits, and waits for it.
-pub fn sample_row(device: &Device, head: &Head, row: usize, sampling: Sampling, u: f32) -> Result<Sampled> {
+pub fn sample_row(device: &Device, head: &Head, row: usize, pick: &Pick) -> Result<Sampled> {
     match device {
-        Device::Cpu(_) => sample_token(device, &head.logits, row, sampling, u),
-        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, sampling, u),
+        Device::Cpu(_) => sample_token(device, &head.logits, row, pick),
+        Device::Cuda(cuda) => sample_row_on(cuda, &head.logits, head.stats(), row, pick),
     }
 }
 
 /// The same from the first `v` ids alone, as if a row had no more. On the CPU.
-pub fn sample_row_among(
-    device: &Device,
-    head: &Head,
-    row: usize,
-    v: usize,
-    sampling: Sampling,
-    u: f32,
-) -> Result<Sampled> {
-    let width = head.logits.extent(1);
-    let v = v.min(width);
-    let part = Tensor::from_f32(&[1, v], &head.logits.f32()[row * width..][..v])?;
-    sample_token(device, &part, 0, sampling, u)
+pub fn sample_row_among(device: &Device, head: &Head, row: usize, v: usize, pick: &Pick) -> Result<Sampled> {
+    sample_token(device, &head.part(row, v)?, 0, pick)
 }
 
 /// Draws from row `row` on a GPU, and waits for it.
-fn sample_row_on(
-    cuda: &Cuda,
-    logits: &Tensor,
-    stats: &Tensor,
-    row: usize,
-    sampling: Sampling,
-    u: f32,
-) -> Result<Sampled> {
+fn sample_row_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, row: usize, pick: &Pick) -> Result<Sampled> {
     const COUNT: usize = 16;
     const DRAW: usize = 16;
     let memory = cuda.allocate(COUNT + DRAW + 4 + RECORD)?;
     let mut asked = 1u32.to_ne_bytes().to_vec();
     asked.resize(COUNT, 0);
+    let Pick { sampling, u, .. } = pick;
     for word in [u.to_bits(), sampling.temperature.to_bits(), sampling.top_p.to_bits(), sampling.top_k] {
         asked.extend(word.to_ne_bytes());
     }
@@ -246,6 +224,7 @@ mod tests {
     use crate::backend::batch::BatchSegment;
     use crate::backend::ops::Heads;
     use crate::backend::page::{Page, PageShape};
+    use crate::backend::terms::Sampling;
     use crate::random::{Stream, below, uniform};
     use crate::tensor::Dtype;
 
@@ -264,6 +243,10 @@ mod tests {
         head
     }
 
+    fn picks(wanted: &[(Sampling, f32)]) -> Vec<Pick<'static>> {
+        wanted.iter().map(|&draw| Pick::from(draw)).collect()
+    }
+
     /// A step of one row for each draw.
     fn batch_of(gpu: &Device, wanted: &[(Sampling, f32)]) -> Batch {
         let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 32, dtype: Dtype::Bf16 };
@@ -271,7 +254,7 @@ mod tests {
         let rows: Vec<BatchSegment> =
             wanted.iter().map(|_| BatchSegment { ids: &[0], start: 0, pages: &pages }).collect();
         let mut batch = Batch::default();
-        batch.set(gpu, &rows, wanted, Heads { n_heads: 1, n_kv_heads: 1, head_dim: 32, scale: 1.0 }).unwrap();
+        batch.set(gpu, &rows, &picks(wanted), Heads { n_heads: 1, n_kv_heads: 1, head_dim: 32, scale: 1.0 }).unwrap();
         batch
     }
 
@@ -281,7 +264,7 @@ mod tests {
         let mut draws = Draws::new(gpu).unwrap();
         let mut all = Vec::new();
         for wanted in wanted.chunks(32) {
-            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted)).unwrap();
+            sample_rows(gpu, &mut draws, &head, &picks(wanted), &batch_of(gpu, wanted)).unwrap();
             draws.send(wanted.len()).unwrap();
             all.extend(draws.take().unwrap());
         }
@@ -345,7 +328,7 @@ mod tests {
         let (device, logits) = (device(), Tensor::from_f32(&[1, x.len()], x).unwrap());
         let mut n_border = 0;
         for (&(s, u), got) in wanted.iter().zip(got) {
-            let judge = sample_token(&device, &logits, 0, s, u).unwrap();
+            let judge = sample_token(&device, &logits, 0, &(s, u).into()).unwrap();
             assert!((got.id as usize) < x.len(), "{s:?} {u}: {got:?}");
             let logprob = logprobs_of(&device, &logits, &[got.id], 1).unwrap()[0];
             assert!(agree(got.logprob, logprob), "{s:?} {u}: {got:?}, log-prob {logprob}");
@@ -402,7 +385,7 @@ mod tests {
             let got: Vec<Sampled> = wanted
                 .iter()
                 .enumerate()
-                .map(|(row, &(s, u))| super::super::sample_row(&gpu, &head, row, s, u).unwrap())
+                .map(|(row, &(s, u))| super::super::sample_row(&gpu, &head, row, &(s, u).into()).unwrap())
                 .collect();
             compare(&x, &wanted, &got);
         }
@@ -420,7 +403,7 @@ mod tests {
                     let wanted: Vec<_> = [RAW, Sampling { top_k: 3, top_p: 0.5, ..RAW }].map(|s| (s, 0.5)).into();
                     let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
                     for ((s, u), got) in wanted.iter().zip(draw_all(&gpu, &x, &wanted)) {
-                        let judge = sample_token(&device(), &logits, 0, *s, *u).unwrap();
+                        let judge = sample_token(&device(), &logits, 0, &(*s, *u).into()).unwrap();
                         assert_eq!(got.id, judge.id, "{bad} {mixed} {s:?}");
                         assert!(agree(got.logprob, judge.logprob), "{bad} {mixed}: {got:?}, not {judge:?}");
                         assert!(agree(got.sampled_logprob, judge.sampled_logprob), "{got:?}, not {judge:?}");
@@ -463,7 +446,7 @@ mod tests {
                     (0..3).for_each(|row| x[20 * row + 3 * row + step + round] = 1.0);
                     // Three rows launch as four; the fourth is not in use.
                     let head = head_on(&gpu, &[x, vec![0.0; 20]].concat(), 20);
-                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3])).unwrap();
+                    sample_rows(&gpu, &mut draws, &head, &picks(&[greedy; 3]), &batch_of(&gpu, &[greedy; 3])).unwrap();
                     draws.send(3).unwrap();
                 }
                 for step in 0..3 {

@@ -110,6 +110,13 @@ impl Head {
         self.gathered.taken() + self.hidden.taken() + self.logits.taken() + stats
     }
 
+    /// The first `v` logits of a row [1, v], as if it had no more. On the CPU.
+    pub fn part(&self, row: usize, v: usize) -> Result<Tensor> {
+        let width = self.logits.extent(1);
+        let v = v.min(width);
+        Tensor::from_f32(&[1, v], &self.logits.f32()[row * width..][..v])
+    }
+
     /// The statistics of a head on a GPU.
     pub fn stats(&self) -> &Tensor {
         self.stats.as_ref().expect("a head on a GPU has statistics")
@@ -130,6 +137,11 @@ pub fn top_k_of_head(device: &Device, head: &Head, row: usize, k: usize) -> Resu
         Device::Cpu(_) => top_k(device, &head.logits, row, k),
         Device::Cuda(cuda) => top_k_on(cuda, &head.logits, head.stats(), row, k),
     }
+}
+
+/// The same of the first `v` ids alone, as if the row had no more. On the CPU.
+pub fn top_k_of_head_among(device: &Device, head: &Head, row: usize, v: usize, k: usize) -> Result<Vec<(i32, f32)>> {
+    top_k(device, &head.part(row, v)?, 0, k)
 }
 
 /// Logits (and statistics) of rows of x [N, C], through a norm where one is given; w [V, C]: row i of the list in row i of

@@ -225,12 +225,16 @@ impl RowSums {
 
 /// The sums of some rows of logits [N, V]; the caller has set the float environment.
 pub(super) fn row_sums(cpu: &Cpu, logits: &Tensor, rows: &[usize]) -> Result<RowSums> {
-    let v = logits.extent(1);
     assert!(rows.iter().all(|&row| row < logits.extent(0)), "a row lies outside the logits, {}", logits.shape());
+    sums_of(cpu, logits.f32(), logits.extent(1), rows)
+}
+
+/// The same of logits x [N, v].
+pub(super) fn sums_of(cpu: &Cpu, x: &[f32], v: usize, rows: &[usize]) -> Result<RowSums> {
     let n_chunks = v.div_ceil(CHUNK);
     let mut chunks = cpu.scratch::<ChunkSum>(rows.len() * n_chunks)?;
     let n_tasks = chunks.len();
-    cpu.launch(n_tasks, &ChunkSums { chunks: Shared::new(&mut chunks), x: logits.f32(), rows, v });
+    cpu.launch(n_tasks, &ChunkSums { chunks: Shared::new(&mut chunks), x, rows, v });
     let rows = host::collected(chunks.chunks_exact(n_chunks).map(|c| RowSum::new(c.iter().copied())))?;
     Ok(RowSums { rows, chunks })
 }

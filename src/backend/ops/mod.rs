@@ -39,7 +39,7 @@ mod surrogate;
 mod swiglu;
 mod topk_divergence;
 
-pub use super::terms::{Heads, Sampling};
+pub use super::terms::{Cuts, Edit, Heads, Pick, Sampling};
 pub use adamw::{AdamW, adamw_step, convert, sum_of_squares};
 pub use attend::{Attend, AttendLayer, AttendScratch, attend_forward};
 pub use attention::{KeysValues, PageLayer, Span, attention_forward, attention_scratch_bytes, kv_append};
@@ -53,7 +53,7 @@ pub use experts::{
 };
 pub use extents::{Extents, check_extents};
 pub use gather::{gather_rows, scatter_add_rows};
-pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, top_k_of_head};
+pub use head::{Head, RowList, STATS_IDS, head_forward, logprobs_of_head, top_k_of_head, top_k_of_head_among};
 pub use linear::{
     LinearGradient, linear_backward, linear_backward_input, linear_backward_weight, linear_forward, linear_forward_f32,
     linear_residual_forward, linear_scratch_bytes,

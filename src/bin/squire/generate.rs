@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use squire::serve::Chunk;
+use squire::serve::{Chunk, GenerationOptions};
 use squire::text::source::Source;
 use squire::text::tokenizer::Control;
 
@@ -32,6 +32,9 @@ pub struct Args {
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     json: bool,
+    /// The K likeliest tokens at each place, with their log-probs
+    #[arg(long, value_name = "K", default_value_t = 0, requires = "json")]
+    top_logprobs: usize,
 }
 
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
@@ -56,8 +59,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         session.append(&ids, Source::Host)?;
     }
     let prompt_ids: Vec<i32> = session.tokens()?.iter().map(|t| t.id).collect();
-    let options = args.sampling.options(&model);
-    let (sampling, seed) = (options.sampling, options.seed);
+    let options = GenerationOptions { top_logprobs: args.top_logprobs, ..args.sampling.options(&model) };
+    let (sampling, controls, seed) = (options.sampling, options.controls.clone(), options.seed);
+    let stop_strings = options.stop_strings.clone();
     let begun = Instant::now();
     let generation = session.generate(options)?;
     let mut all = Chunk::default();
@@ -71,6 +75,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         }
         all.ids.extend(chunk.ids);
         all.logprobs.extend(chunk.logprobs);
+        all.top_ids.extend(chunk.top_ids);
+        all.top_logprobs.extend(chunk.top_logprobs);
         all.text.push_str(&chunk.text);
         Ok(())
     })?;
@@ -79,15 +85,31 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     }
     let first_token = first_token.unwrap_or_default();
     let later = begun.elapsed().saturating_sub(first_token);
+    // Of a vocabulary with fewer ids than were asked for, or with masked ones, all that there are.
+    let top = |at: usize| {
+        let places = at * args.top_logprobs..(at + 1) * args.top_logprobs;
+        let there = all.top_ids[places.clone()].iter().zip(&all.top_logprobs[places]).filter(|(id, _)| **id >= 0);
+        there.map(|(id, logprob)| json!({"id": id, "logprob": logprob})).collect::<Vec<Value>>()
+    };
+    let top: Option<Vec<_>> = (args.top_logprobs > 0).then(|| (0..all.ids.len()).map(top).collect());
+    let stop = generation.stopped_by().map(|found| {
+        json!({"string": stop_strings[found.index], "index": found.index, "byte": found.byte, "token": found.token})
+    });
     out.json(&json!({
         "text": all.text,
         "ids": all.ids,
         "logprobs": all.logprobs,
+        "top_logprobs": top,
         "finish": name_of(finish),
+        "stop": stop,
         "prompt_ids": prompt_ids,
         "chat_template": templated,
         "sampling": {
             "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": seed,
+            "min_p": controls.min_p, "typical_p": controls.typical_p,
+            "repetition_penalty": controls.repetition_penalty, "presence_penalty": controls.presence_penalty,
+            "frequency_penalty": controls.frequency_penalty, "no_repeat_ngram_size": controls.no_repeat_ngram_size,
+            "logit_bias": controls.logit_bias, "stop_strings": stop_strings,
         },
         "compute": args.engine.compute.name(),
         "seconds_to_first_token": first_token.as_secs_f64(),

@@ -82,6 +82,11 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
             "chat_templates": templates.iter().map(|(name, text)| (name.clone(), json!({"bytes": text.len()}))).collect::<Map<_, _>>(),
             "generation_defaults": {
                 "temperature": defaults.temperature, "top_k": defaults.top_k, "top_p": defaults.top_p,
+                "min_p": defaults.min_p, "typical_p": defaults.typical_p,
+                "repetition_penalty": defaults.repetition_penalty, "presence_penalty": defaults.presence_penalty,
+                "frequency_penalty": defaults.frequency_penalty,
+                "no_repeat_ngram_size": defaults.no_repeat_ngram_size,
+                "logit_bias": defaults.logit_bias, "stop_strings": defaults.stop_strings,
             },
             "stop_ids": stop_ids.iter().map(|stop| stop.id).collect::<Vec<_>>(),
             "stop_ids_from": stop_ids_json(&stop_ids, tokenizer.as_ref()),
@@ -124,12 +129,28 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let template = (!templates.is_empty()).then(|| {
         templates.iter().map(|(name, text)| format!("{name}, {} bytes", text.len())).collect::<Vec<_>>().join("; ")
     });
-    let sampling = format!(
+    let mut sampling = format!(
         "temperature {}, top-k {}, top-p {}",
         or(defaults.temperature, "-"),
         or(defaults.top_k, "-"),
         or(defaults.top_p, "-")
     );
+    for (name, value) in [
+        ("min-p", defaults.min_p.map(f64::from)),
+        ("typical-p", defaults.typical_p.map(f64::from)),
+        ("repetition penalty", defaults.repetition_penalty.map(f64::from)),
+        ("presence penalty", defaults.presence_penalty.map(f64::from)),
+        ("frequency penalty", defaults.frequency_penalty.map(f64::from)),
+        ("no-repeat n-gram", defaults.no_repeat_ngram_size.map(f64::from)),
+    ] {
+        sampling.extend(value.map(|value| format!(", {name} {}", value as f32)));
+    }
+    if !defaults.logit_bias.is_empty() {
+        sampling += &format!(", {} biased ids", defaults.logit_bias.len());
+    }
+    if !defaults.stop_strings.is_empty() {
+        sampling += &format!(", stops at {:?}", defaults.stop_strings);
+    }
     let stop = |stop: &StopId| format!("{} ({})", stop.id, stop.from.join(", "));
     let stops: Vec<String> = stop_ids.iter().map(stop).collect();
     let stops = if stops.is_empty() { "none".into() } else { stops.join("; ") };

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use squire::backend::ops::Sampling;
-use squire::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
+use squire::serve::{Chunk, Controls, Finish, Generation, GenerationOptions, Next, ServedModel};
 use squire::text::{Json, RenderOptions, request};
 
 use crate::output::Failure;
@@ -23,6 +23,30 @@ pub struct SamplingArgs {
     /// Keep the likeliest tokens of this mass [default: the folder's, else 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
+    /// Keep tokens with at least this share of the likeliest one's probability [default: the folder's, else 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Keep tokens of this mass whose surprise lies nearest to the entropy [default: the folder's, else 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    typical_p: Option<f32>,
+    /// Divides positive logits of tokens that came, prompt included, and multiplies others [default: the folder's, else 1]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// Taken from logits of tokens that were said in this turn [default: the folder's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Taken from them for each time that they were [default: the folder's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// No N tokens side by side come again, prompt included [default: the folder's, else 0: they may]
+    #[arg(long, value_name = "N")]
+    no_repeat_ngram_size: Option<u32>,
+    /// Add X to the logit of a token, may be given more than once [default: the folder's]
+    #[arg(long, value_name = "ID=X", allow_negative_numbers = true, value_parser = bias)]
+    logit_bias: Vec<(i32, f32)>,
+    /// End before this text, may be given more than once [default: the folder's]
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Seed of the draws; the same seed gives the same text [default: another one each run, printed with --json]
     #[arg(long, value_name = "SEED", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
@@ -37,9 +61,30 @@ impl SamplingArgs {
             top_k: self.top_k.unwrap_or(defaults.sampling.top_k),
             top_p: self.top_p.unwrap_or(defaults.sampling.top_p),
         };
+        let own = &defaults.controls;
+        let controls = Controls {
+            min_p: self.min_p.unwrap_or(own.min_p),
+            typical_p: self.typical_p.unwrap_or(own.typical_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(own.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(own.frequency_penalty),
+            no_repeat_ngram_size: self.no_repeat_ngram_size.unwrap_or(own.no_repeat_ngram_size),
+            logit_bias: given(&self.logit_bias, &own.logit_bias),
+        };
+        let stop_strings = given(&self.stop, &defaults.stop_strings);
         let seed = self.seed.unwrap_or(defaults.seed);
-        GenerationOptions { max_tokens: self.max_tokens, sampling, seed, ..defaults }
+        GenerationOptions { max_tokens: self.max_tokens, sampling, controls, stop_strings, seed, ..defaults }
     }
+}
+
+/// What was given, else the folder's.
+fn given<T: Clone>(given: &[T], own: &[T]) -> Vec<T> {
+    if given.is_empty() { own.to_vec() } else { given.to_vec() }
+}
+
+fn bias(text: &str) -> Result<(i32, f32), String> {
+    let parts = text.split_once('=').and_then(|(id, bias)| Some((id.parse().ok()?, bias.parse().ok()?)));
+    parts.ok_or_else(|| "wanted a token's id and a number, as 42=-1.5".into())
 }
 
 /// A number of which 0 and -1 mean "no limit".
