@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 9 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 10 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -182,6 +182,7 @@ void squire_error_release(squire_error *error);
 #define SQUIRE_DETAIL_NO_DEVICE 512 /* This machine has no driver, too old a driver, or no usable device. */
 #define SQUIRE_DETAIL_NO_KERNELS 513 /* This build has no kernels for the device or for the model's extents. */
 #define SQUIRE_DETAIL_UNSUPPORTED_ADAPTER 514 /* A kind of adapter that squire does not compute. */
+#define SQUIRE_DETAIL_NO_DESCRIPTOR 515 /* The platform has no descriptor for a queue, or none is left. */
 #define SQUIRE_DETAIL_CANNOT_OPEN 601 /* A file could not be opened. */
 #define SQUIRE_DETAIL_CANNOT_READ 602 /* A file could not be read. */
 #define SQUIRE_DETAIL_CANNOT_WRITE 603 /* A file could not be written, synced or renamed. */
@@ -968,6 +969,46 @@ void squire_gen_cancel(squire_gen *generation);
  * squire_gen_next that waits on another thread answers SQUIRE_END with SQUIRE_FINISH_CANCELLED. NULL is allowed. Any
  * thread, also inside a callback. */
 void squire_gen_release(squire_gen *generation);
+
+/* ---- queue ----------------------------------------------------------------------------------------------- */
+
+/* Generations of one engine that are waited for together. Freed by squire_queue_release. */
+typedef struct squire_queue squire_queue;
+
+/* Makes an empty queue for generations of the engine. Any thread. */
+squire_status squire_queue_create(squire_engine *engine, squire_queue **out, squire_error **err);
+
+/* Puts a generation into the queue under a tag of the host's, from its next event on. It stays the host's: it is cancelled and
+ * released as ever, and leaves the queue with its end or its release. Several may have one tag. SQUIRE_E_ARGUMENT (detail
+ * FOREIGN_HANDLE) for one of another engine, SQUIRE_E_ARGUMENT for one that is in a queue already. Any thread, also while another
+ * waits in squire_queue_next. */
+squire_status squire_queue_add(squire_queue *queue,
+                               squire_gen *generation,
+                               uint64_t tag,
+                               squire_error **err);
+
+/* Waits up to timeout_ms (-1: as long as it takes, also while the queue is empty; 0: not at all) until one of the queue's
+ * generations has something to tell, and gives it with its tag as squire_gen_next does: all tokens since its last event, or its
+ * end, after which it is no longer in the queue. Those that have something take turns. SQUIRE_OK with *tag and an event, whose
+ * kind tells an end; SQUIRE_TIMEOUT with both as they were. An error is the generation's of *tag, of which the end comes next;
+ * where no generation can be blamed *tag is as it was. What the event points to lives until the queue's next
+ * squire_queue_next, the generation's next squire_gen_next or its release. SQUIRE_E_BUSY while another call waits for this
+ * queue. On an engine that the caller drives, it steps meanwhile. Any thread. */
+squire_status squire_queue_next(squire_queue *queue,
+                                int32_t timeout_ms,
+                                uint64_t *tag,
+                                squire_event *event,
+                                squire_error **err);
+
+/* A descriptor in *fd that is readable while a generation of the queue may have something to tell, for poll, epoll and what is
+ * built on them: call squire_queue_next with a timeout of 0 until it says SQUIRE_TIMEOUT, then wait again. It is the queue's: it is not to be
+ * read from or closed, and is gone with the queue. On an engine that the caller drives nothing moves while nobody steps. SQUIRE_E_UNSUPPORTED where the platform has none. Any thread. */
+squire_status squire_queue_fd(squire_queue *queue,
+                              int32_t *fd,
+                              squire_error **err);
+
+/* Frees the queue. Generations that were in it go on and are pulled by squire_gen_next. NULL is allowed. Any thread. */
+void squire_queue_release(squire_queue *queue);
 
 /* ---- score ----------------------------------------------------------------------------------------------- */
 

@@ -39,6 +39,7 @@ using engine_handle = handle<squire_engine, squire_engine_release>;
 using model_handle = handle<squire_model, squire_model_release>;
 using session_handle = handle<squire_session, squire_session_release>;
 using gen_handle = handle<squire_gen, squire_gen_release>;
+using queue_handle = handle<squire_queue, squire_queue_release>;
 
 /* The name of a status, such as "SQUIRE_E_BUSY". */
 inline const char *status_name(squire_status status) noexcept { return squire_status_name(status); }
@@ -495,6 +496,31 @@ inline squire_event event() noexcept {
  * SQUIRE_TIMEOUT. */
 inline squire_status next(const gen_handle &generation, squire_event &e, std::int32_t timeout_ms = -1) {
   return call([&](auto err) { return squire_gen_next(generation.get(), timeout_ms, &e, err); });
+}
+
+/* One wait for many generations of an engine. */
+inline queue_handle create_queue(const engine_handle &engine) {
+  return make<queue_handle>([&](auto out, auto err) { return squire_queue_create(engine.get(), out, err); });
+}
+
+/* Puts a generation into it under a tag; it leaves with its end, or when it is released. */
+inline void add(const queue_handle &queue, const gen_handle &generation, std::uint64_t tag) {
+  call([&](auto err) { return squire_queue_add(queue.get(), generation.get(), tag, err); });
+}
+
+/* The tag of a generation that has something to tell, which is in `e`; none where nothing came in time. */
+inline std::optional<std::uint64_t> next(const queue_handle &queue, squire_event &e, std::int32_t timeout_ms = -1) {
+  std::uint64_t tag = 0;
+  const squire_status status =
+      call([&](auto err) { return squire_queue_next(queue.get(), timeout_ms, &tag, &e, err); });
+  return status == SQUIRE_OK ? std::optional<std::uint64_t>(tag) : std::nullopt;
+}
+
+/* A descriptor that is readable while there may be something, for event loops. */
+inline std::int32_t descriptor(const queue_handle &queue) {
+  std::int32_t fd = -1;
+  call([&](auto err) { return squire_queue_fd(queue.get(), &fd, err); });
+  return fd;
 }
 
 /* Pulls a generation to its end and shows each event of tokens to `see`; gives one of SQUIRE_FINISH_... */

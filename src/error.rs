@@ -175,6 +175,8 @@ faults! {
     NoKernels = 513 => Unsupported,
     /// A kind of adapter that squire does not compute.
     UnsupportedAdapter = 514 => Unsupported,
+    /// The platform has no descriptor for a queue, or none is left.
+    NoDescriptor = 515 => Unsupported,
 
     // 6xx: io
     /// A file could not be opened.

@@ -58,6 +58,15 @@ fn a_c_program_sets_controls_stops_at_texts_and_starts_continuations() {
     program.run([chat]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_c_program_waits_for_many_generations_at_once() {
+    let program = cc::Program::compile("gcc", "gnu99", &cc::root().join("tests/c/queue.c"));
+    let chat = program.folder.path().join("chat");
+    folders::write_chat_model(&chat, 1);
+    program.run([chat]);
+}
+
 #[test]
 fn a_c_program_serves_many_adapters_of_one_base() {
     let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/adapters.c"));

@@ -104,6 +104,7 @@ impl Parameter {
         match self.kind.as_str() {
             "squire_error**" => "&err".into(),
             "char*" => name.to_owned(),
+            "int32_t*" if name == "fd" => "&whole".into(),
             "int32_t*" => "ids".into(),
             "size_t" if before.is_some_and(|b| b.kind == "char*") => format!("strlen({})", before.unwrap().name),
             "size_t" if before.is_some_and(|b| ["int32_t*", "float*"].contains(&b.kind.as_str())) => "2".into(),
@@ -217,7 +218,7 @@ fn cases(program: &mut String, f: &Function) {
             let call = call.replace(&format!("strlen({})", p.name), "1");
             case(program, "", &call, "SQUIRE_E_ARGUMENT", "SQUIRE_DETAIL_NOT_UTF8");
         }
-        if p.kind == "int32_t*" {
+        if p.kind == "int32_t*" && p.name != "fd" {
             let call = f.call(Some((i, "negative_ids")));
             case(program, "", &call, "SQUIRE_E_ARGUMENT", "SQUIRE_DETAIL_ID_OUT_OF_RANGE");
         }

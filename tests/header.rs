@@ -20,6 +20,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("adapter", &["adapter"]),
     ("chat", &["chat"]),
     ("generation", &["generation"]),
+    ("queue", &["queue"]),
     ("score", &["score"]),
 ];
 

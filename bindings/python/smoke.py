@@ -6,7 +6,7 @@ import ctypes as c
 import sys
 
 # Of the header that the structs below were written from: never the library's, which would then agree with anything.
-ABI = 0 << 16 | 9
+ABI = 0 << 16 | 10
 
 
 class EngineOptions(c.Structure):
@@ -16,6 +16,7 @@ class EngineOptions(c.Structure):
     _fields_ += [("host_budget", c.c_uint64), ("kv_budget", c.c_uint64), ("log", c.c_void_p), ("log_user", c.c_void_p)]
     _fields_ += [("device_index", c.c_int32), ("reserved", c.c_uint32), ("device_budget", c.c_uint64)]
     _fields_ += [("prefill_slice_ms", c.c_int32), ("learning_slice_ms", c.c_int32)]
+    _fields_ += [("prefix_budget", c.c_uint64)]
 
 
 class ModelOptions(c.Structure):

@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 9  # of the header that this file was written from
+ABI = 0 << 16 | 10  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -64,7 +64,7 @@ class EngineOptions(Struct):
                 ("max_batch_tokens", c.c_int32), ("log_level", c.c_int32), ("host_budget", c.c_uint64),
                 ("kv_budget", c.c_uint64), ("log", c.c_void_p), ("log_user", c.c_void_p), ("device_index", c.c_int32),
                 ("reserved", c.c_uint32), ("device_budget", c.c_uint64), ("prefill_slice_ms", c.c_int32),
-                ("learning_slice_ms", c.c_int32)]
+                ("learning_slice_ms", c.c_int32), ("prefix_budget", c.c_uint64)]
 
 
 class ModelOptions(Struct):

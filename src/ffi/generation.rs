@@ -1,8 +1,10 @@
 //! Generations: options in, events out, pulled by the host.
 
+use std::borrow::Borrow;
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::ptr::null;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input::{self, Bits};
 use super::model::squire_model;
-use super::options::{self, Versioned};
+use super::options::{self, Filled, Versioned};
 use super::output::{Slot, Slots};
 use super::session::squire_session;
 use super::status::squire_status;
@@ -47,13 +49,20 @@ struct Last {
 }
 
 impl Pulled {
-    pub(crate) fn new(generation: Generation) -> Pulled {
-        Pulled { generation, last: Mutex::default(), released: AtomicBool::new(false) }
+    pub(crate) fn new(generation: Generation) -> Arc<Pulled> {
+        Arc::new(Pulled { generation, last: Mutex::default(), released: AtomicBool::new(false) })
+    }
+}
+
+impl Borrow<Generation> for Pulled {
+    fn borrow(&self) -> &Generation {
+        &self.generation
     }
 }
 
 impl Object for squire_gen {
-    type Body = Pulled;
+    /// Queues know it too, and hold it for moments only.
+    type Body = Arc<Pulled>;
     const TAG: [u8; 8] = *b"sq gener";
     const NAME: &'static str = "squire_gen";
 }
@@ -618,59 +627,65 @@ pub unsafe extern "C" fn squire_gen_next(
                 -1 => None,
                 ms => Some(Duration::from_millis(options::count(ms, "timeout_ms")? as u64)),
             };
-            let busy = || Error::new(Fault::SessionBusy, "another call waits for this generation");
-            let mut last = pulled.last.try_lock().ok_or_else(busy)?;
-            let actor = match pulled.generation.source() {
-                Source::Teacher => 2,
-                _ => 1,
-            };
-            // What a released generation points to goes with this call: its waiter hears of the end alone.
-            let next = pulled.generation.next(timeout);
-            let next = if pulled.released.load(Ordering::Acquire) { Next::End(Finish::Cancelled) } else { next? };
-            match next {
-                Next::Timeout => Ok(Outcome::Timeout),
-                Next::End(finish) => {
-                    *last = Last::default();
-                    let finish = match finish {
-                        Finish::Stop => SQUIRE_FINISH_STOP,
-                        Finish::Length => SQUIRE_FINISH_LENGTH,
-                        Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
-                        Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
-                        Finish::Failed => SQUIRE_FINISH_FAILED,
-                    };
-                    let end = squire_event { kind: SQUIRE_EVENT_END, finish, actor, ..squire_event::defaults() };
-                    event.set(end.stopped(pulled.generation.stopped_by()));
-                    Ok(Outcome::End)
-                }
-                Next::Chunk(chunk) => {
-                    let text = last.text.insert(CText::new(&chunk.text));
-                    let mut text_len = 0;
-                    let text = CText::hand_out(Some(text), &mut text_len);
-                    last.chunk = chunk;
-                    let Chunk {
-                        ids, logprobs, sampled_logprobs, top_ids, top_logprobs, position, revision, stop, ..
-                    } = &last.chunk;
-                    let tokens = squire_event {
-                        kind: SQUIRE_EVENT_TOKENS,
-                        actor,
-                        text,
-                        text_len,
-                        ids: ids.as_ptr(),
-                        logprobs: logprobs.as_ptr(),
-                        sampled_logprobs: sampled_logprobs.as_ptr(),
-                        ids_len: ids.len(),
-                        position: *position,
-                        revision: *revision,
-                        top_ids: top_ids.as_ptr(),
-                        top_logprobs: top_logprobs.as_ptr(),
-                        top_k: top_ids.len().checked_div(ids.len()).unwrap_or(0),
-                        ..squire_event::defaults()
-                    };
-                    event.set(tokens.stopped(*stop));
-                    Ok(Outcome::Done)
-                }
-            }
+            pull(&pulled, timeout, event)
         })
+    }
+}
+
+/// Pulls a generation: the body of squire_gen_next.
+pub(crate) fn pull(pulled: &Pulled, timeout: Option<Duration>, event: Filled<squire_event>) -> Result<Outcome> {
+    let Pulled { generation, last, released } = pulled;
+    let busy = || Error::new(Fault::SessionBusy, "another call waits for this generation");
+    let mut last = last.try_lock().ok_or_else(busy)?;
+    let actor = match generation.source() {
+        Source::Teacher => 2,
+        _ => 1,
+    };
+    // What a released generation points to goes with this call: its waiter hears of the end alone.
+    let next = generation.next(timeout);
+    let next = if released.load(Ordering::Acquire) { Next::End(Finish::Cancelled) } else { next? };
+    match next {
+        Next::Timeout => Ok(Outcome::Timeout),
+        Next::End(finish) => {
+            *last = Last::default();
+            let finish = match finish {
+                Finish::Stop => SQUIRE_FINISH_STOP,
+                Finish::Length => SQUIRE_FINISH_LENGTH,
+                Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
+                Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
+                Finish::Failed => SQUIRE_FINISH_FAILED,
+            };
+            let end = squire_event { kind: SQUIRE_EVENT_END, finish, actor, ..squire_event::defaults() };
+            event.set(end.stopped(generation.stopped_by()));
+            Ok(Outcome::End)
+        }
+        Next::Chunk(chunk) => {
+            let text = last.text.insert(CText::new(&chunk.text));
+            let mut text_len = 0;
+            // SAFETY: the length is a local.
+            let text = unsafe { CText::hand_out(Some(text), &mut text_len) };
+            last.chunk = chunk;
+            let Chunk { ids, logprobs, sampled_logprobs, top_ids, top_logprobs, position, revision, stop, .. } =
+                &last.chunk;
+            let tokens = squire_event {
+                kind: SQUIRE_EVENT_TOKENS,
+                actor,
+                text,
+                text_len,
+                ids: ids.as_ptr(),
+                logprobs: logprobs.as_ptr(),
+                sampled_logprobs: sampled_logprobs.as_ptr(),
+                ids_len: ids.len(),
+                position: *position,
+                revision: *revision,
+                top_ids: top_ids.as_ptr(),
+                top_logprobs: top_logprobs.as_ptr(),
+                top_k: top_ids.len().checked_div(ids.len()).unwrap_or(0),
+                ..squire_event::defaults()
+            };
+            event.set(tokens.stopped(*stop));
+            Ok(Outcome::Done)
+        }
     }
 }
 

@@ -112,6 +112,14 @@ impl Generation {
         self.outbox.stop()
     }
 
+    /// Looks after it where it is made outside the engine; whether it is.
+    pub(super) fn look(&self) -> bool {
+        if let Maker::Elsewhere(speaker) = &self.maker {
+            speaker.look();
+        }
+        matches!(self.maker, Maker::Elsewhere(_))
+    }
+
     /// What tells later how it ended, whoever pulls it.
     pub(crate) fn ending(&self) -> Ending {
         Ending(self.outbox.clone())
@@ -123,9 +131,7 @@ impl Generation {
         // A deadline that no clock reaches is none.
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
-            if let Maker::Elsewhere(speaker) = &self.maker {
-                speaker.look();
-            }
+            self.look();
             if let Some(next) = self.take() {
                 return next;
             }

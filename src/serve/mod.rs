@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod adapters;
+mod bell;
 pub mod cancel;
 mod continuations;
 mod controls;
@@ -25,6 +26,7 @@ mod options;
 mod outbox;
 mod pace;
 mod pages;
+pub mod queue;
 mod reserved;
 mod revision;
 mod round;
@@ -49,6 +51,7 @@ pub use metrics::Metrics;
 pub use model::ServedModel;
 pub use options::{DeviceChoice, EngineOptions};
 pub use outbox::Finish;
+pub use queue::{Heard, Queue};
 pub use reserved::Reserved;
 pub use revision::{Bound, Counted, NAMED, Revision};
 pub(crate) use session::turn_opening;

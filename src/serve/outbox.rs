@@ -1,8 +1,10 @@
 //! Where the scheduler puts what it sampled, and where a caller waits for it.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::bell::Rings;
 use crate::error::{Error, Result};
 use crate::sync::{Condvar, Mutex};
 use crate::text::StopFound;
@@ -73,6 +75,16 @@ struct State {
     taken: bool,
     /// how it ended
     end: Option<End>,
+    /// in a queue: who is told that something is there
+    rings: Option<Arc<Rings>>,
+}
+
+impl State {
+    fn ring(&self) {
+        if let Some(rings) = &self.rings {
+            rings.ring();
+        }
+    }
 }
 
 struct End {
@@ -85,7 +97,10 @@ struct End {
 
 impl Outbox {
     pub(super) fn push(&self, sampled: Sampled) {
-        self.state.lock().waiting.push(sampled);
+        let mut state = self.state.lock();
+        state.waiting.push(sampled);
+        state.ring();
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -94,6 +109,7 @@ impl Outbox {
         let mut state = self.state.lock();
         state.waiting = tokens;
         state.end = Some(End { finish, error: None, rest });
+        state.ring();
         drop(state);
         self.changed.notify_all();
     }
@@ -105,6 +121,7 @@ impl Outbox {
         if untaken {
             state.waiting.clear();
             state.end = Some(End { finish: Finish::Cancelled, error: None, rest: Rest::default() });
+            state.ring();
         }
         untaken
     }
@@ -114,8 +131,27 @@ impl Outbox {
             Ok(finish) => End { finish, error: None, rest },
             Err(e) => End { finish: Finish::Failed, error: Some(e), rest },
         };
-        self.state.lock().end = Some(end);
+        let mut state = self.state.lock();
+        state.end = Some(end);
+        state.ring();
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// Rings from now on when something is there, and at once where something may be; false, and nothing, where another does.
+    pub(super) fn watch(&self, rings: &Arc<Rings>) -> bool {
+        let mut state = self.state.lock();
+        let is_free = state.rings.is_none();
+        if is_free {
+            state.rings = Some(rings.clone());
+            state.ring();
+        }
+        is_free
+    }
+
+    /// Rings no more.
+    pub(super) fn unwatch(&self) {
+        self.state.lock().rings = None;
     }
 
     /// What is there now, None if nothing is.

@@ -260,6 +260,7 @@ static void a_prompt_is_computed_once_for_all_its_forks(int32_t drive) {
   squire_engine_options_init(&eo, sizeof eo, SQUIRE_ABI);
   eo.drive = drive;
   eo.max_batch_tokens = 64;
+  eo.prefix_budget = 0; /* what the first session computed is to go with it */
   DONE(squire_engine_create(&eo, &engine, &err));
   squire_model *model = load(engine, student_folder, 0);
   int32_t prompt[PROMPT], question[3] = {9, 8, 7};

@@ -13,6 +13,7 @@ static squire_engine *the_squire_engine;
 static squire_model *the_squire_model;
 static squire_session *the_squire_session;
 static squire_gen *the_squire_gen;
+static squire_queue *the_squire_queue;
 static squire_scores *the_squire_scores;
 static squire_cancel *the_squire_cancel;
 static squire_distiller *the_squire_distiller;
@@ -39,6 +40,7 @@ static const char *path, *folder;
 static const int32_t ids[2] = {104, 105}, negative_ids[2] = {104, -1};
 
 static uint64_t number;
+static int32_t whole;
 static size_t size;
 static float real;
 static const float logprobs[2] = {-1.0f, -2.0f}, *const top_logprobs = logprobs;
@@ -67,12 +69,12 @@ static void set_values(void) {
   squire_event_init(&a_squire_event, sizeof a_squire_event);
   squire_decision_init(&a_squire_decision, sizeof a_squire_decision);
   squire_teacher_request_init(&a_squire_teacher_request, sizeof a_squire_teacher_request);
-  number = 7, size = 7, real = 7.0f, some_ids = NULL, some_reals = NULL;
+  number = 7, whole = 7, size = 7, real = 7.0f, some_ids = NULL, some_reals = NULL;
   a_squire_event.kind = a_squire_decision.actor = 7;
 }
 
 static int values_are_set(void) {
-  return number == 7 && size == 7 && real == 7.0f && some_ids == NULL && some_reals == NULL &&
+  return number == 7 && whole == 7 && size == 7 && real == 7.0f && some_ids == NULL && some_reals == NULL &&
          a_squire_event.kind == 7 && a_squire_decision.actor == 7;
 }
 
@@ -121,6 +123,7 @@ static void make_fixture(int argc, char **argv) {
   a_squire_gen_options.max_tokens = 1;
   DONE(squire_gen_start(other, &a_squire_gen_options, &the_squire_gen, &err));
   squire_session_release(other);
+  DONE(squire_queue_create(the_squire_engine, &the_squire_queue, &err));
   DONE(squire_distiller_create(the_squire_model, NULL, TEXT(settings_json), &the_squire_distiller, &err));
   DONE(squire_episode_begin(the_squire_distiller, TEXT(replayed), &the_squire_episode, &err));
   DONE(squire_episode_observe_ids(the_squire_episode, ARRAY(ids), &err));
@@ -167,6 +170,7 @@ static void end_fixture(void) {
   squire_model_release(the_squire_model);
   squire_session_release(the_squire_session);
   squire_gen_release(the_squire_gen);
+  squire_queue_release(the_squire_queue);
   squire_scores_release(the_squire_scores);
   squire_cancel_release(the_squire_cancel);
   squire_distiller_release(the_squire_distiller);
