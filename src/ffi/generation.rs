@@ -18,7 +18,7 @@ use super::session::squire_session;
 use super::status::squire_status;
 use super::text::CText;
 use super::within;
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault};
 use crate::serve::{Chunk, Finish, Generation, Next};
 use crate::sync::Mutex;
 use crate::text::StopFound;
