@@ -19,7 +19,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("session", &["session"]),
     ("adapter", &["adapter"]),
     ("chat", &["chat"]),
-    ("generation", &["generation"]),
+    ("generation", &["gen_options", "generation"]),
     ("queue", &["queue"]),
     ("score", &["score"]),
 ];

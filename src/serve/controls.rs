@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use crate::backend::ops::Cuts;
 use crate::error::{Error, Fault, Result};
 use crate::format::GenerationDefaults;
+use crate::memory;
 
 /// Ids of an n-gram that may not come again, at most.
 pub const MAX_NGRAM: u32 = 64;
@@ -102,6 +103,8 @@ impl Controls {
             return refuse(format!("no_repeat_ngram_size: wanted a number from 0 to {MAX_NGRAM}, found {found}"));
         }
         let mut seen = HashSet::new();
+        let n = self.logit_bias.len().min(vocabulary);
+        seen.try_reserve(n).map_err(|_| memory::refused(n * size_of::<i32>(), "the biases of a generation"))?;
         for (i, &(id, bias)) in self.logit_bias.iter().enumerate() {
             if id < 0 || id as usize >= vocabulary {
                 let why = format!("logit_bias[{i}]: wanted an id of the vocabulary of {vocabulary}, found {id}");
