@@ -11,6 +11,7 @@ mod json;
 mod json_text;
 mod messages;
 mod normalizer;
+pub mod parts;
 mod pattern;
 mod pre_tokenizer;
 mod reading;
@@ -24,6 +25,7 @@ mod watch;
 
 pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_append_within, encode_chat, notices};
 pub use json::Json;
+pub use parts::{Part, PartStream, ToolCall};
 pub use request::ChatRequest;
 pub use stream::TextStream;
 pub use tokenizer::{Control, Room, Tokenizer};
