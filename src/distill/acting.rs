@@ -16,7 +16,7 @@ use super::trajectory::Heading;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Generation, GenerationOptions};
+use crate::serve::{Generation, GenerationOptions, Opening};
 use crate::text::source::Source;
 
 impl Episode {
@@ -116,7 +116,8 @@ impl Episode {
         let place = Place { position: start, room, spoken };
         let Heading { episode, step, revision, .. } = state.trajectory.heading;
         let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
-        let ids = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+        let ids: Vec<i32> = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+        let opening = Opening::behind(&ids, model.shared_tokenizer().as_deref(), &Arc::default())?;
         let asked = AskedTurn::new(queue, asker, (ids, self.distiller.vocabulary()), (turn, place));
         let asked = Arc::new(asked.inspect_err(|_| {
             // Closed, it takes no turn of this run any more.
@@ -125,7 +126,7 @@ impl Episode {
             }
         })?);
         let how = (Source::Teacher, options.seed, asked.cancel().clone());
-        let generation = asked.feed().generation(model.engine(), asked.clone(), how, model.shared_tokenizer());
+        let generation = asked.feed().generation(model.engine(), asked.clone(), how, (model.shared_tokenizer(), opening));
         state.ending = Some(generation.ending());
         state.asked_turn = Some(asked);
         state.phase = Phase::Acting(decision);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::generation::{Generation, Maker, Speaker};
+use super::generation::{Generation, Maker, Opening, Speaker};
 use super::outbox::{Finish, Outbox, Sampled};
 use super::timeline::Token;
 use crate::error::Result;
@@ -62,7 +62,7 @@ impl Feed {
         engine: &Engine,
         speaker: Arc<dyn Speaker>,
         (source, seed, cancel): (Source, u64, Cancel),
-        tokenizer: Option<Arc<Tokenizer>>,
+        (tokenizer, opening): (Option<Arc<Tokenizer>>, Opening),
     ) -> Generation {
         Generation {
             engine: engine.clone(),
@@ -72,6 +72,7 @@ impl Feed {
             seed,
             maker: Maker::Elsewhere(speaker),
             tokenizer,
+            opening,
             text: Mutex::default(),
         }
     }

@@ -35,7 +35,7 @@ pub use documents::{Documents, StopId, stop_ids_json};
 pub(crate) use elsewhere::Feed;
 pub use engine::Engine;
 pub use generation::{Chunk, Generation, Next};
-pub(crate) use generation::{Ending, Speaker};
+pub(crate) use generation::{Ending, Opening, Speaker};
 pub use generation_options::GenerationOptions;
 pub use job::ScoreRow;
 pub use loading::LoadOptions;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::generation::{Generation, Maker};
+use super::generation::{Generation, Maker, Opening};
 use super::generation_options::GenerationOptions;
 use super::job::{Generating, Job, ScoreRow, Work};
 use super::metrics::Counters;
@@ -26,6 +26,7 @@ use crate::sync::Mutex;
 use crate::text::Json;
 use crate::text::chat::{self, RenderOptions};
 use crate::text::generation_prompt;
+use crate::text::parts::Tools;
 use crate::text::source::Source;
 use crossbeam::channel::{Receiver, bounded, unbounded};
 
@@ -177,6 +178,7 @@ impl Session {
     pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
         let messages = messages.into();
         let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
+        let tools = options.tools.as_ref().map(Tools::of).transpose()?.map(Arc::new);
         let added = self.idle(|t| {
             let after = t.after(self.model.stop_ids());
             let room = model.max_context().saturating_sub(t.len());
@@ -191,6 +193,9 @@ impl Session {
             let last = messages.as_list().and_then(|list| list.last()?.get("role")?.as_str());
             let begun = options.add_generation_prompt || (options.continue_final_message && last == Some("assistant"));
             t.turn_begun_at = begun.then_some(t.len());
+            if let Some(tools) = tools {
+                t.tools = (tools, before);
+            }
             memory::copied(&t.tokens[before..], "the tokens of messages")
         })?;
         self.model.tell_of(&messages, options);
@@ -335,8 +340,10 @@ impl Session {
         stop_ids.extend_from_slice(&options.stop_ids);
         let (source, seed) = (options.source, options.seed);
         let generating = Generating { options, stop_ids, n_sampled: 0, outbox: outbox.clone() };
+        let mut opening = Opening::default();
         let work = self.submit(&cancel, |t| {
             self.check_goes_on(t)?;
+            opening = Opening::behind(&t.ids, self.model.0.tokenizer.as_deref(), &t.tools.0)?;
             // The last token's row must be computed (again) to sample after it.
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))
@@ -349,6 +356,7 @@ impl Session {
             seed,
             maker: Maker::Engine(Arc::downgrade(&self.slot), work),
             tokenizer: self.model.0.tokenizer.clone(),
+            opening,
             text: Mutex::default(),
         })
     }

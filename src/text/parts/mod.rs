@@ -37,4 +37,5 @@ pub use mark::Mark;
 pub use parser::PartParser;
 pub use part::{Part, ToolCall, joined};
 pub use stream::PartStream;
+pub(crate) use stream::open_turn;
 pub use tools::Tools;
