@@ -126,7 +126,8 @@ impl Episode {
             }
         })?);
         let how = (Source::Teacher, options.seed, asked.cancel().clone());
-        let generation = asked.feed().generation(model.engine(), asked.clone(), how, (model.shared_tokenizer(), opening));
+        let generation =
+            asked.feed().generation(model.engine(), asked.clone(), how, (model.shared_tokenizer(), opening));
         state.ending = Some(generation.ending());
         state.asked_turn = Some(asked);
         state.phase = Phase::Acting(decision);

@@ -129,7 +129,8 @@ impl Generation {
     /// Error: `MissingFile` without a tokenizer.
     pub fn parts(&self) -> Result<PartStream> {
         let missing = || {
-            let why = "parts: the model folder has no tokenizer.json; put the model's there, or take the ids as they are";
+            let why =
+                "parts: the model folder has no tokenizer.json; put the model's there, or take the ids as they are";
             Error::new(Fault::MissingFile, why)
         };
         let tokenizer = self.tokenizer.clone().ok_or_else(missing)?;

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::generation::{Generation, Maker, Opening};
 use super::generation_options::GenerationOptions;
 use super::job::{Generating, Job, ScoreRow, Work};
-use super::metrics::Counters;
+use super::metrics::{Counters, add};
 use super::model::ServedModel;
 use super::outbox::Outbox;
 use super::revision::Bound;
@@ -23,10 +23,8 @@ use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
 use crate::sync::Mutex;
-use crate::text::Json;
-use crate::text::chat::{self, RenderOptions};
+use crate::text::chat::RenderOptions;
 use crate::text::generation_prompt;
-use crate::text::parts::Tools;
 use crate::text::source::Source;
 use crossbeam::channel::{Receiver, bounded, unbounded};
 
@@ -95,7 +93,7 @@ impl Session {
         &self.model
     }
 
-    fn idle<T>(&self, f: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<T> {
+    pub(super) fn idle<T>(&self, f: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<T> {
         self.slot.resting(|timeline, _| f(timeline))
     }
 
@@ -149,6 +147,9 @@ impl Session {
                 return Err(Error::new(Fault::ContextFull, why));
             }
             let common = t.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            if common < t.len().min(ids.len()) {
+                add(&self.model.engine().counters().prefix_breaks, 1);
+            }
             t.truncate(common);
             t.append(&ids[common..], Source::Host, config.config.vocab_size, config.max_context())?;
             Ok(t.kv.len())
@@ -171,35 +172,6 @@ impl Session {
             t.tokens[before..].copy_from_slice(tokens);
             Ok(())
         })
-    }
-
-    /// Renders messages by the model's template and appends their ids; content never becomes control.
-    /// Returns the tokens added: template glue and host text, marked so.
-    pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
-        let messages = messages.into();
-        let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
-        let tools = options.tools.as_ref().map(Tools::of).transpose()?.map(Arc::new);
-        let added = self.idle(|t| {
-            let after = t.after(self.model.stop_ids());
-            let room = model.max_context().saturating_sub(t.len());
-            let ids = chat::encode_append_within(tokenizer, template, after, &messages, options, room)?;
-            let before = t.len();
-            t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
-            for token in &mut t.tokens[before..] {
-                if tokenizer.is_added(token.id) {
-                    token.source = Source::Glue;
-                }
-            }
-            let last = messages.as_list().and_then(|list| list.last()?.get("role")?.as_str());
-            let begun = options.add_generation_prompt || (options.continue_final_message && last == Some("assistant"));
-            t.turn_begun_at = begun.then_some(t.len());
-            if let Some(tools) = tools {
-                t.tools = (tools, before);
-            }
-            memory::copied(&t.tokens[before..], "the tokens of messages")
-        })?;
-        self.model.tell_of(&messages, options);
-        Ok(added)
     }
 
     /// Whether the timeline stands in an assistant's turn that ids of the host have begun: the generation prompt of the

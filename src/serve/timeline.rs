@@ -128,7 +128,7 @@ impl Timeline {
     }
 
     /// Asks for the memory of `n` more tokens.
-    fn reserve(&mut self, n: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, n: usize) -> Result<()> {
         let refused = self.ids.try_reserve(n).and_then(|()| self.tokens.try_reserve(n));
         refused.map_err(|_| {
             let bytes = (n * (size_of::<Token>() + size_of::<i32>())) as u64;

@@ -6,6 +6,7 @@ mod aside;
 mod bpe;
 mod byte_level;
 pub mod chat;
+pub mod history;
 mod jinja;
 mod json;
 mod json_text;
@@ -24,6 +25,7 @@ mod turn;
 mod watch;
 
 pub use chat::{After, ChatTemplate, RenderOptions, encode_append, encode_append_within, encode_chat, notices};
+pub use history::History;
 pub use json::Json;
 pub use parts::{Part, PartStream, ToolCall};
 pub use request::ChatRequest;
