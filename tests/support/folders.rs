@@ -95,7 +95,6 @@ fn write_model(folder: &Path, seed: u64, change: impl FnOnce(&mut Weights)) {
 }
 
 fn write_with(folder: &Path, seed: u64, tokenizer: &[u8], tied: bool, change: impl FnOnce(&mut Weights)) {
-    let _ = (folder, seed, change: impl FnOnce(&mut Weights)) {
     let document = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 288, "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
