@@ -417,8 +417,11 @@ squire_status squire_engine_step(squire_engine *engine, squire_error **err);
 
 /* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
  * a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work whose KV
- * pages older work needed), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
-squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
+ * pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or replaced: thoughts by the
+ * history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
+squire_status squire_engine_metrics(const squire_engine *engine,
+                                    squire_text **out,
+                                    squire_error **err);
 
 /* What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
  * kernel_sets (slowest first), best_kernel_set and cores. That of cuda, in a build with it, has devices, a list in the
@@ -516,6 +519,15 @@ squire_status squire_model_sizes(const squire_model *model,
 
 /* The ids that end a generation, unless SQUIRE_GEN_IGNORE_MODEL_STOPS is set. Never waits. Any thread. */
 squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **out, squire_error **err);
+
+/* Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default, all of
+ * them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a user.
+ * squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there; squire_model_info tells it. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name. Counts
+ * from the next request on. Any thread. */
+squire_status squire_model_set_history(squire_model *model,
+                                       const char *history,
+                                       size_t history_len,
+                                       squire_error **err);
 
 /* Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model
  * came with. Where it has an adapter that is merged, as squire_adapter_merge does, which takes the memory of the base once
@@ -703,12 +715,15 @@ squire_status squire_session_use_adapter(squire_session *session,
 
 /* ---- chat ------------------------------------------------------------------------------------------------ */
 
+#define SQUIRE_MESSAGE_GENERATION_PROMPT 1 /* Of squire_chat_append_message: the beginning of an assistant turn follows the message. */
+
 /* The ids of a whole conversation by the model's chat template. request_json has the keys of transformers'
  * apply_chat_template: {"messages": [{"role", "content", ...}], "tools": [...], "documents": [...],
  * "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last message
  * open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates, without
  * it tool_use where tools are given and there is one, else default; "chat_template_kwargs": {"enable_thinking": false and
- * other variables of the template}}. A variable that the template reads is taken at the top level too; other keys are
+ * other variables of the template}, "history": what of earlier turns' thoughts stays, "keep", "strip_thinking" or "tool_cycle", without it the
+ * model's (see squire_model_set_history)}. A variable that the template reads is taken at the top level too; other keys are
  * refused. Numbers keep every digit.
 * 
  * What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
@@ -738,7 +753,8 @@ squire_status squire_chat_render_until(const squire_model *model,
                                        squire_error **err);
 
 /* Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
- * as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
+ * as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed again, and
+ * squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new messages only; with no messages and
  * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
  * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
  * SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
@@ -758,6 +774,21 @@ squire_status squire_chat_append_until(squire_session *session,
                                        const squire_cancel *cancel,
                                        uint64_t *added,
                                        squire_error **err);
+
+/* squire_chat_append of one message that has a role and a text, for hosts without JSON at hand: the role and the content by
+ * pointer and length, of which the content may be empty. flags: SQUIRE_MESSAGE_GENERATION_PROMPT or 0. cancel and added may
+ * be NULL. The content never becomes control, and the history is the model's (see squire_model_set_history). Errors as
+ * squire_chat_append_until; SQUIRE_E_ARGUMENT for unknown flags, text that is not UTF-8 and a role that the template has no
+ * place for. A call that fails leaves the timeline as it was. Any thread. */
+squire_status squire_chat_append_message(squire_session *session,
+                                         const char *role,
+                                         size_t role_len,
+                                         const char *content,
+                                         size_t content_len,
+                                         uint32_t flags,
+                                         const squire_cancel *cancel,
+                                         uint64_t *added,
+                                         squire_error **err);
 
 /* ---- generation ------------------------------------------------------------------------------------------ */
 
@@ -800,7 +831,7 @@ typedef struct {
 typedef struct {
   /* Set by _init. */
   uint32_t struct_size;
-  /* SQUIRE_GEN_IGNORE_MODEL_STOPS or 0, the default. */
+  /* SQUIRE_GEN_IGNORE_MODEL_STOPS and SQUIRE_GEN_PARTS, or 0, the default. */
   uint32_t flags;
   /* Most tokens to sample; 0, the default: as many as the context holds. */
   int32_t max_tokens;
@@ -869,7 +900,8 @@ typedef struct {
   /* Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them. */
   int32_t actor;
   /* Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
-   * with a later event. Empty for a model without a tokenizer. */
+   * with a later event. Empty for a model without a tokenizer. Of a part its text: all that was said stands in the events of
+   * tokens, so take the texts of one or of the other. */
   const char *text;
   /* Bytes of text. */
   size_t text_len;
@@ -920,7 +952,8 @@ squire_status squire_gen_options_for(const squire_model *model,
 /* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
  * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
  * SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
- * options out of range; those of squire_session_use_adapter where an adapter is named. Any thread. */
+ * options out of range, SQUIRE_E_IO (detail MISSING_FILE) for SQUIRE_GEN_PARTS without a tokenizer; those of
+ * squire_session_use_adapter where an adapter is named. Any thread. */
 squire_status squire_gen_start(squire_session *session,
                                const squire_gen_options *options,
                                squire_gen **out,
@@ -946,7 +979,7 @@ squire_status squire_gen_start_n(squire_session *session,
 squire_status squire_gen_seed(const squire_gen *generation, uint64_t *seed, squire_error **err);
 
 /* Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
- * with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
+ * with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
  * SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
  * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
  * where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to

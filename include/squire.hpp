@@ -291,6 +291,11 @@ inline ids stop_ids(const model_handle &model) {
   return list(make<tokens_handle>([&](auto out, auto err) { return squire_model_stop_ids(model.get(), out, err); }));
 }
 
+/* What of earlier turns' thoughts stays where a request does not say: keep, strip_thinking or tool_cycle. */
+inline void set_history(const model_handle &model, std::string_view history) {
+  call([&](auto err) { return squire_model_set_history(model.get(), history.data(), history.size(), err); });
+}
+
 /* The ids of a whole conversation. */
 inline ids render_chat(const model_handle &model, std::string_view request_json) {
   return list(make<tokens_handle>([&](auto out, auto err) {
@@ -357,6 +362,19 @@ inline std::uint64_t append_chat(const session_handle &session, std::string_view
   std::uint64_t added = 0;
   call([&](auto err) {
     return squire_chat_append_until(session.get(), request_json.data(), request_json.size(), stop.get(), &added, err);
+  });
+  return added;
+}
+
+/* One message of a role; whether the beginning of an assistant turn follows. Where stop is set meanwhile: 0, and the timeline
+ * is as it was. */
+inline std::uint64_t append_message(const session_handle &session, std::string_view role, std::string_view content,
+                                    bool generation_prompt = false, const cancel *stop = nullptr) {
+  std::uint64_t added = 0;
+  call([&](auto err) {
+    return squire_chat_append_message(session.get(), role.data(), role.size(), content.data(), content.size(),
+                                      generation_prompt ? SQUIRE_MESSAGE_GENERATION_PROMPT : 0,
+                                      stop ? stop->get() : nullptr, &added, err);
   });
   return added;
 }
@@ -523,7 +541,20 @@ inline std::int32_t descriptor(const queue_handle &queue) {
   return fd;
 }
 
-/* Pulls a generation to its end and shows each event of tokens to `see`; gives one of SQUIRE_FINISH_... */
+/* A tool call, of an event of SQUIRE_EVENT_TOOL_CALL; the texts live as long as the event's. */
+struct tool_call {
+  std::string_view id, name, arguments;
+  std::uint64_t index;
+};
+
+inline tool_call called(const squire_event &e) noexcept {
+  return {{e.call_id, e.call_id_len}, {e.name, e.name_len}, {e.arguments, e.arguments_len}, e.call_index};
+}
+
+/* Why the text of an event of SQUIRE_EVENT_UNPARSED cannot be read; lives as long as the event's. */
+inline std::string_view reason(const squire_event &e) noexcept { return {e.reason, e.reason_len}; }
+
+/* Pulls a generation to its end and shows each event, of tokens and of parts, to `see`; gives one of SQUIRE_FINISH_... */
 template <class F> std::int32_t pull(const gen_handle &generation, F &&see) {
   squire_event e = event();
   while (next(generation, e) == SQUIRE_OK) {
@@ -535,7 +566,9 @@ template <class F> std::int32_t pull(const gen_handle &generation, F &&see) {
 /* The rest of a generation's text. */
 inline std::string collect(const gen_handle &generation) {
   std::string text;
-  pull(generation, [&](const squire_event &e) { text.append(e.text, e.text_len); });
+  pull(generation, [&](const squire_event &e) {
+    if (e.kind == SQUIRE_EVENT_TOKENS) text.append(e.text, e.text_len);
+  });
   return text;
 }
 

@@ -91,6 +91,17 @@ fn a_c_program_writes_a_run_down_and_learns_from_it_again() {
 }
 
 #[test]
+fn a_c_program_hears_thoughts_answers_and_tool_calls_apart() {
+    let program = cc::Program::compile("gcc", "c99", &cc::root().join("tests/c/parts.c"));
+    let folders = ["whole", "broken", "scratch"].map(|name| program.folder.path().join(name));
+    let call = "\n{\"name\": \"look\", \"arguments\": {\"at\": \"mug\"}}\n";
+    let whole = ["<think>", "\nhm\n", "</think>", "\n\nOk.", "\n \n", "<tool_call>", call, "</tool_call>"];
+    folders::write_reciting_model(&folders[0], &whole);
+    folders::write_reciting_model(&folders[1], &["Hm", "<tool_call>", "look", "</tool_call>", "<think>", "so"]);
+    program.run(folders.into_iter().chain([folders::golden("dense_f32")]));
+}
+
+#[test]
 fn a_cpp_program_uses_the_wrapper() {
     for standard in ["c++17", "c++20"] {
         run_with_models("g++", standard, "wrapper.cpp");

@@ -37,6 +37,8 @@ const OPTIONAL: &[(&str, &str)] = &[
     ("squire_chat_append", "added"),
     ("squire_chat_append_until", "cancel"),
     ("squire_chat_append_until", "added"),
+    ("squire_chat_append_message", "cancel"),
+    ("squire_chat_append_message", "added"),
     ("squire_gen_start", "options"),
     ("squire_gen_start_n", "options"),
     ("squire_gen_start_n", "cancel"),

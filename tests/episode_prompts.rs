@@ -618,3 +618,27 @@ fn a_resumed_run_may_have_more_steps_and_not_fewer() {
     assert_eq!(e.fault(), Fault::CheckpointMismatch);
     assert!(e.message().contains("steps") && e.message().contains("give 3 or more"), "{e}");
 }
+
+#[test]
+fn a_history_that_rewrites_what_was_said_is_refused_in_an_episode_by_name() {
+    let rig = rig(json!({"eos_token_id": [IM_END]}));
+    let distiller = rig.distiller(json!({"preset": "sft"}));
+    for mode in [json!("strip_thinking"), json!("tool_cycle"), json!("none"), json!(1), json!(null)] {
+        for spec in [json!({"history": mode}), json!({"history": mode, "evaluation": true})] {
+            let e = EpisodeSpec::from_json(&spec.to_string(), rig.model.template().ok()).err().unwrap();
+            assert_eq!(e.fault(), Fault::BadValue);
+            assert!(e.message().contains("history: wanted keep") && e.message().contains("token-exact"), "{e}");
+        }
+    }
+    // A model whose own mode strips thoughts keeps them in an episode.
+    rig.model.set_history(squire::text::History::StripThinking);
+    let episode = rig.begin(&distiller, json!({"history": "keep"}));
+    for _ in 0..2 {
+        episode.observe(user("hello")).unwrap();
+        episode.decide().unwrap();
+        episode.replay(Replay::Text("<think>\nplan\n</think>\n\nYes.")).unwrap();
+        episode.outcome(None, true).unwrap();
+    }
+    assert_eq!(rig.text(episode.trajectory().unwrap().ids()).matches("plan").count(), 2);
+    assert_eq!(rig.model.engine().metrics().prefix_breaks, 0);
+}

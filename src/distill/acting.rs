@@ -16,7 +16,7 @@ use super::trajectory::Heading;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
-use crate::serve::{Controls, Ending, Generation, GenerationOptions, ServedModel};
+use crate::serve::{Controls, Ending, Generation, GenerationOptions, Opening, ServedModel};
 use crate::text::source::Source;
 
 impl Episode {
@@ -126,7 +126,8 @@ impl Episode {
         let place = Place { position: start, room, spoken };
         let Heading { episode, step, revision, .. } = state.trajectory.heading;
         let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
-        let ids = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+        let ids: Vec<i32> = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
+        let opening = Opening::behind(&ids, model.shared_tokenizer().as_deref(), &Arc::default())?;
         let asked = AskedTurn::new(queue, asker, (ids, self.distiller.vocabulary()), (turn, place));
         let asked = Arc::new(asked.inspect_err(|_| {
             // Closed, it takes no turn of this run any more.
@@ -135,7 +136,8 @@ impl Episode {
             }
         })?);
         let how = (Source::Teacher, seed, asked.cancel().clone());
-        let generation = asked.feed().generation(model.engine(), asked.clone(), how);
+        let told_by = (model.shared_tokenizer(), opening);
+        let generation = asked.feed().generation(model.engine(), asked.clone(), how, told_by);
         state.ending = Some(generation.ending());
         state.asked_turn = Some(asked);
         state.phase = Phase::Acting(decision);

@@ -8,7 +8,7 @@ use super::episode::{Episode, Phase, Seen, State, out_of_order};
 use super::spec::{Observation, observation};
 use crate::error::Result;
 use crate::text::source::Source;
-use crate::text::{Json, RenderOptions, Watch};
+use crate::text::{History, Json, RenderOptions, Watch};
 
 impl Episode {
     /// Shows messages (a list of `{role, content}`) to the actors, rendered with the episode's options. Computes nothing.
@@ -44,7 +44,12 @@ impl Episode {
         check_may_observe(&mut state)?;
         let Observation { messages, teacher_messages, prompt } = read(state.prompt(), &state)?;
         // The watch is this call's; what else the turn is rendered with is not stopped by it.
-        let watched = RenderOptions { watch: watch.unwrap_or(&prompt.watch).clone(), ..RenderOptions::clone(&prompt) };
+        let watched = RenderOptions {
+            watch: watch.unwrap_or(&prompt.watch).clone(),
+            // Whatever the model's own is: the record is of the very tokens.
+            history: Some(History::Keep),
+            ..RenderOptions::clone(&prompt)
+        };
         let student = state.student()?;
         let theirs = state.shown.messages(student, &messages, teacher_messages.as_ref(), &watched)?;
         let told = state.conversation.is_some().then(|| teacher_messages.unwrap_or_else(|| messages.clone()));

@@ -31,7 +31,7 @@ use super::knobs::ActorPolicy;
 use super::trajectory::MOST_EPISODES;
 use crate::error::{Error, Fault, Result};
 use crate::text::request::take;
-use crate::text::{ChatTemplate, Json, RenderOptions};
+use crate::text::{ChatTemplate, History, Json, RenderOptions};
 
 /// An episode's specification.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +59,7 @@ pub struct EpisodeSpec {
 }
 
 const KNOWN: &str = "task, group, panel, task_seed, episode, evaluation, max_turns, demonstration, teacher_prefix, tools, \
-                     documents, chat_template, chat_template_kwargs";
+                     documents, chat_template, history, chat_template_kwargs";
 /// Keys of a chat request that an episode answers itself.
 const OWN: [&str; 2] = ["add_generation_prompt", "continue_final_message"];
 
@@ -191,6 +191,15 @@ fn take_prompt(options: &mut RenderOptions, key: &str, value: &Json, template: O
     if OWN.contains(&key) {
         let why =
             format!("{key}: an episode begins the actor's turn itself, when it acts or is replayed; leave the key out");
+        return Err(Error::new(Fault::BadValue, why));
+    }
+    // The record is of the very tokens that were seen and said, so that nothing of them may be taken out.
+    if key == "history" && value.as_str() != Some(History::Keep.name()) {
+        let found = value.as_str().unwrap_or(value.kind());
+        let why = format!(
+            "history: wanted keep, found {found:.60}; an episode's record is token-exact, and other modes rewrite what was \
+             said"
+        );
         return Err(Error::new(Fault::BadValue, why));
     }
     if take(options, key, value)? {

@@ -8,13 +8,14 @@ use super::error::squire_error;
 use super::guard::{Outcome, guard, guard_out};
 use super::input;
 use super::model::squire_model;
+use super::options;
 use super::output::Slot;
 use super::session::squire_session;
 use super::status::squire_status;
 use super::tokens::squire_tokens;
 use crate::error::Result;
 use crate::serve::ServedModel;
-use crate::text::ChatRequest;
+use crate::text::{ChatRequest, RenderOptions};
 
 /// Reads a request for a model's template.
 ///
@@ -31,7 +32,8 @@ unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<Cha
 /// "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last message
 /// open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates, without
 /// it tool_use where tools are given and there is one, else default; "chat_template_kwargs": {"enable_thinking": false and
-/// other variables of the template}}. A variable that the template reads is taken at the top level too; other keys are
+/// other variables of the template}, "history": what of earlier turns' thoughts stays, "keep", "strip_thinking" or "tool_cycle", without it the
+/// model's (see squire_model_set_history)}. A variable that the template reads is taken at the top level too; other keys are
 /// refused. Numbers keep every digit.
 ///
 /// What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
@@ -80,7 +82,8 @@ pub unsafe extern "C" fn squire_chat_render_until(
 }
 
 /// Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
-/// as it was sampled. The request is that of squire_chat_render with the new messages only; with no messages and
+/// as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed again, and
+/// squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new messages only; with no messages and
 /// add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
 /// tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
 /// SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
@@ -117,6 +120,45 @@ pub unsafe extern "C" fn squire_chat_append_until(
             let added = Slot::optional(added, "added")?;
             options.watch = cancel::watch(call, cancel)?;
             added.set(session.append_chat(messages, &options)?.len() as u64);
+            Ok(Outcome::Done)
+        })
+    }
+}
+
+/// Of squire_chat_append_message: the beginning of an assistant turn follows the message.
+pub const SQUIRE_MESSAGE_GENERATION_PROMPT: u32 = 1;
+
+/// squire_chat_append of one message that has a role and a text, for hosts without JSON at hand: the role and the content by
+/// pointer and length, of which the content may be empty. flags: SQUIRE_MESSAGE_GENERATION_PROMPT or 0. cancel and added may
+/// be NULL. The content never becomes control, and the history is the model's (see squire_model_set_history). Errors as
+/// squire_chat_append_until; SQUIRE_E_ARGUMENT for unknown flags, text that is not UTF-8 and a role that the template has no
+/// place for. A call that fails leaves the timeline as it was. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_chat_append_message(
+    session: *mut squire_session,
+    role: *const c_char,
+    role_len: usize,
+    content: *const c_char,
+    content_len: usize,
+    flags: u32,
+    cancel: *const squire_cancel,
+    added: *mut u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let session = call.subject(session)?;
+            let role = input::text(role, role_len, "role")?;
+            let content = input::text(content, content_len, "content")?;
+            let flags = options::flags(flags, "flags", SQUIRE_MESSAGE_GENERATION_PROMPT)?;
+            let added = Slot::optional(added, "added")?;
+            let options = RenderOptions {
+                add_generation_prompt: flags & SQUIRE_MESSAGE_GENERATION_PROMPT != 0,
+                watch: cancel::watch(call, cancel)?,
+                ..RenderOptions::default()
+            };
+            added.set(session.append_message(role, content, &options)?.len() as u64);
             Ok(Outcome::Done)
         })
     }

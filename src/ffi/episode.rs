@@ -6,7 +6,7 @@ use std::ptr::null;
 use super::cancel::{self, squire_cancel};
 use super::distiller::squire_distiller;
 use super::error::squire_error;
-use super::gen_options::{gen_options, refuse_ignored, squire_gen_options};
+use super::gen_options::{gen_options, refuse_ignored, squire_gen_options, wants_parts};
 use super::generation::{Pulled, squire_gen};
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
@@ -398,8 +398,9 @@ pub unsafe extern "C" fn squire_episode_act(
         guard_out(out, err, |call| {
             let episode = call.subject(episode)?;
             refuse_ignored(options, episode.heading().evaluation)?;
+            let parts = wants_parts(options, episode.distiller().student())?;
             let options = gen_options(options, episode.distiller().student())?;
-            Ok(Pulled::new(episode.act(&options)?))
+            Pulled::new(episode.act(&options)?, parts)
         })
     }
 }

@@ -19,6 +19,9 @@ use crate::text::{MAX_STOP_STRINGS, check_stop_strings};
 
 /// Of squire_gen_options: the model's own stop ids do not end the generation.
 pub const SQUIRE_GEN_IGNORE_MODEL_STOPS: u32 = 1;
+/// Of squire_gen_options: what is said is told apart too, so that behind the events of tokens, which stay as they are, come
+/// those of thought, answer and tool calls. Not beside stop strings, which may end amid any of them.
+pub const SQUIRE_GEN_PARTS: u32 = 2;
 
 /// Of temperature, top_k, top_p, min_p, typical_p, repetition_penalty and no_repeat_ngram_size: as the model's makers advise,
 /// and where they do not, what changes nothing (1, 0, 1, 0, 1, 1 and 0).
@@ -61,7 +64,7 @@ unsafe impl Bits for squire_stop_string {}
 pub struct squire_gen_options {
     /// Set by _init.
     pub struct_size: u32,
-    /// SQUIRE_GEN_IGNORE_MODEL_STOPS or 0, the default.
+    /// SQUIRE_GEN_IGNORE_MODEL_STOPS and SQUIRE_GEN_PARTS, or 0, the default.
     pub flags: u32,
     /// Most tokens to sample; 0, the default: as many as the context holds.
     pub max_tokens: i32,
@@ -158,7 +161,7 @@ impl squire_gen_options {
     /// # Safety
     /// The stop ids, the biases and the stop strings are readable for their lengths.
     pub(crate) unsafe fn convert(&self, model: &ServedModel) -> Result<GenerationOptions> {
-        let flags = options::flags(self.flags, "flags", SQUIRE_GEN_IGNORE_MODEL_STOPS)?;
+        let flags = options::flags(self.flags, "flags", SQUIRE_GEN_IGNORE_MODEL_STOPS | SQUIRE_GEN_PARTS)?;
         let own = model.generation_options();
         let set = |field: f32, own: f32| if field == SQUIRE_GEN_UNSET as f32 { own } else { field };
         let penalty = |field: f32, own: f32| if field == SQUIRE_GEN_UNSET_PENALTY as f32 { own } else { field };
@@ -350,4 +353,23 @@ pub(crate) unsafe fn gen_options(options: *const squire_gen_options, model: &Ser
     }
     // SAFETY: passed on.
     unsafe { options::read(options)?.convert(model) }
+}
+
+/// Whether the host asks for parts. Errors: `MissingFile` where it does and the model has no tokenizer; `BadOption` beside stop
+/// strings.
+///
+/// # Safety
+/// As [`gen_options`].
+pub(crate) unsafe fn wants_parts(options: *const squire_gen_options, model: &ServedModel) -> Result<bool> {
+    // SAFETY: passed on.
+    let wanted = !options.is_null() && unsafe { options::read(options) }?.flags & SQUIRE_GEN_PARTS != 0;
+    if wanted {
+        model.tokenizer()?;
+        // SAFETY: passed on.
+        if !unsafe { gen_options(options, model) }?.stop_strings.is_empty() {
+            let why = "flags has SQUIRE_GEN_PARTS, and there are stop strings, which may end amid a part; wanted one of the two";
+            return Err(Error::new(Fault::BadOption, why));
+        }
+    }
+    Ok(wanted)
 }

@@ -1,6 +1,7 @@
 //! Generations: started with the host's options, events out, pulled by the host.
 
 use std::borrow::Borrow;
+use std::collections::VecDeque;
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::ptr::null;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use super::adapter::optional_name;
 use super::cancel::squire_cancel;
 use super::error::squire_error;
-use super::gen_options::{gen_options, squire_gen_options};
+use super::gen_options::{gen_options, squire_gen_options, wants_parts};
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::options::{self, Filled, Versioned};
@@ -23,8 +24,8 @@ use super::within;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Chunk, Finish, Generation, Next};
 use crate::sync::Mutex;
-use crate::text::StopFound;
 use crate::text::source::Source;
+use crate::text::{Part, PartStream, StopFound, ToolCall};
 
 /// One running generation. Freed by squire_gen_release, which cancels it.
 pub struct squire_gen {
@@ -43,11 +44,27 @@ pub(crate) struct Pulled {
 struct Last {
     chunk: Chunk,
     text: Option<CText>,
+    call: Option<Called>,
+    reason: Option<CText>,
+    /// what tells parts apart, where the host asked for them, until the end
+    parts: Option<PartStream>,
+    /// parts that were not pulled yet
+    waiting: VecDeque<Part>,
+}
+
+/// The texts of a tool call.
+struct Called {
+    id: CText,
+    name: CText,
+    arguments: CText,
 }
 
 impl Pulled {
-    pub(crate) fn new(generation: Generation) -> Arc<Pulled> {
-        Arc::new(Pulled { generation, last: Mutex::default(), released: AtomicBool::new(false) })
+    /// With `parts`, events of parts follow those of tokens.
+    pub(crate) fn new(generation: Generation, parts: bool) -> Result<Arc<Pulled>> {
+        let parts = parts.then(|| generation.parts()).transpose()?;
+        let last = Mutex::new(Last { parts, ..Last::default() });
+        Ok(Arc::new(Pulled { generation, last, released: AtomicBool::new(false) }))
     }
 }
 
@@ -55,6 +72,52 @@ impl Borrow<Generation> for Pulled {
     fn borrow(&self) -> &Generation {
         &self.generation
     }
+}
+
+impl Last {
+    /// The event of the next part that waits.
+    fn next_part(&mut self) -> Option<squire_event> {
+        let part = self.waiting.pop_front()?;
+        (self.chunk, self.text, self.call, self.reason) = Default::default();
+        let mut event = squire_event::defaults();
+        let mut text = None;
+        event.kind = match part {
+            Part::Reasoning(said) => {
+                text = Some(said);
+                SQUIRE_EVENT_REASONING
+            }
+            Part::Content(said) => {
+                text = Some(said);
+                SQUIRE_EVENT_CONTENT
+            }
+            Part::Unparsed { text: said, reason } => {
+                text = Some(said);
+                let reason = self.reason.insert(CText::new(&reason));
+                event.reason = hand_out(reason, &mut event.reason_len);
+                SQUIRE_EVENT_UNPARSED
+            }
+            Part::ToolCall(ToolCall { index, id, name, arguments }) => {
+                let texts = [id, name, arguments].map(|text| CText::new(&text));
+                let [id, name, arguments] = texts;
+                let call = self.call.insert(Called { id, name, arguments });
+                event.call_index = index as u64;
+                event.call_id = hand_out(&call.id, &mut event.call_id_len);
+                event.name = hand_out(&call.name, &mut event.name_len);
+                event.arguments = hand_out(&call.arguments, &mut event.arguments_len);
+                SQUIRE_EVENT_TOOL_CALL
+            }
+        };
+        if let Some(text) = text {
+            event.text = hand_out(self.text.insert(CText::new(&text)), &mut event.text_len);
+        }
+        Some(event)
+    }
+}
+
+/// A text of an event and its length.
+fn hand_out(text: &CText, len: &mut usize) -> *const c_char {
+    // SAFETY: the length is a reference.
+    unsafe { CText::hand_out(Some(text), len) }
 }
 
 impl Object for squire_gen {
@@ -68,6 +131,15 @@ impl Object for squire_gen {
 pub const SQUIRE_EVENT_TOKENS: i32 = 1;
 /// kind of an event: nothing more will come; finish says why.
 pub const SQUIRE_EVENT_END: i32 = 2;
+/// kind of an event of SQUIRE_GEN_PARTS: text has more of a thought.
+pub const SQUIRE_EVENT_REASONING: i32 = 3;
+/// kind of an event of SQUIRE_GEN_PARTS: text has more of the answer.
+pub const SQUIRE_EVENT_CONTENT: i32 = 4;
+/// kind of an event of SQUIRE_GEN_PARTS: a whole tool call, in call_id, name and arguments.
+pub const SQUIRE_EVENT_TOOL_CALL: i32 = 5;
+/// kind of an event of SQUIRE_GEN_PARTS: text, marks included, cannot be read as it was begun, a broken tool call or a mark out
+/// of place; reason says why. Empty where the output ended within a thought, which was told as it came.
+pub const SQUIRE_EVENT_UNPARSED: i32 = 6;
 
 /// finish: a stop id was sampled, or a stop string was completed.
 pub const SQUIRE_FINISH_STOP: i32 = 1;
@@ -94,7 +166,8 @@ pub struct squire_event {
     /// Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them.
     pub actor: i32,
     /// Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
-    /// with a later event. Empty for a model without a tokenizer.
+    /// with a later event. Empty for a model without a tokenizer. Of a part its text: all that was said stands in the events of
+    /// tokens, so take the texts of one or of the other.
     pub text: *const c_char,
     /// Bytes of text.
     pub text_len: usize,
@@ -124,6 +197,24 @@ pub struct squire_event {
     pub stop_byte: u64,
     /// And which of the generation's ids, counted from 0, holds its first byte.
     pub stop_token: u64,
+    /// Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as are the next.
+    pub name: *const c_char,
+    /// Bytes of name.
+    pub name_len: usize,
+    /// Of a tool call: a JSON object, ended by NUL. Checked as JSON, not against the tool's schema.
+    pub arguments: *const c_char,
+    /// Bytes of arguments.
+    pub arguments_len: usize,
+    /// Of a tool call: a name for it that no other call of the timeline has, ended by NUL.
+    pub call_id: *const c_char,
+    /// Bytes of call_id.
+    pub call_id_len: usize,
+    /// Of a tool call: which of its turn, from 0.
+    pub call_index: u64,
+    /// Of what cannot be read: why, ended by NUL.
+    pub reason: *const c_char,
+    /// Bytes of reason.
+    pub reason_len: usize,
 }
 
 // SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
@@ -152,6 +243,15 @@ unsafe impl Versioned for squire_event {
             reserved: 0,
             stop_byte: 0,
             stop_token: 0,
+            name: null(),
+            name_len: 0,
+            arguments: null(),
+            arguments_len: 0,
+            call_id: null(),
+            call_id_len: 0,
+            call_index: 0,
+            reason: null(),
+            reason_len: 0,
         }
     }
 }
@@ -180,7 +280,8 @@ pub unsafe extern "C" fn squire_event_init(event: *mut squire_event, size: usize
 /// Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
 /// the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
 /// SQUIRE_E_CONTEXT_FULL without room for a token, SQUIRE_E_BUSY while another generation runs, SQUIRE_E_ARGUMENT for
-/// options out of range; those of squire_session_use_adapter where an adapter is named. Any thread.
+/// options out of range, SQUIRE_E_IO (detail MISSING_FILE) for SQUIRE_GEN_PARTS without a tokenizer; those of
+/// squire_session_use_adapter where an adapter is named. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_start(
     session: *mut squire_session,
@@ -199,11 +300,13 @@ pub unsafe extern "C" fn squire_gen_start(
                     optional_name(options.adapter, options.adapter_len, "adapter")?
                 }
             };
+            let parts = wants_parts(options, session.model())?;
             let options = gen_options(options, session.model())?;
-            Ok(Pulled::new(match adapter {
+            let generation = match adapter {
                 None => session.generate(options)?,
                 Some(adapter) => session.generate_on(adapter, options)?,
-            }))
+            };
+            Pulled::new(generation, parts)
         })
     }
 }
@@ -236,10 +339,16 @@ pub unsafe extern "C" fn squire_gen_start_n(
                     "adapter is set, but continuations stand on the session's own; use squire_session_use_adapter";
                 return Err(Error::new(Fault::BadOption, why));
             }
+            let parts = wants_parts(options, session.model())?;
             let options = gen_options(options, session.model())?;
-            for (i, one) in session.continuations(n, &options, &cancel)?.into_iter().enumerate() {
-                sessions.set(i, handle::into_raw::<squire_session>(one.session));
-                gens.set(i, handle::into_raw::<squire_gen>(Pulled::new(one.generation)));
+            let all = session.continuations(n, &options, &cancel)?;
+            let all: Vec<_> = all
+                .into_iter()
+                .map(|one| Ok((one.session, Pulled::new(one.generation, parts)?)))
+                .collect::<Result<_>>()?;
+            for (i, (session, pulled)) in all.into_iter().enumerate() {
+                sessions.set(i, handle::into_raw::<squire_session>(session));
+                gens.set(i, handle::into_raw::<squire_gen>(pulled));
             }
             Ok(Outcome::Done)
         })
@@ -266,7 +375,7 @@ pub unsafe extern "C" fn squire_gen_seed(
 }
 
 /// Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
-/// with an event of tokens; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
+/// with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
 /// SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
 /// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
 /// where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to
@@ -303,12 +412,23 @@ pub(crate) fn pull(pulled: &Pulled, timeout: Option<Duration>, event: Filled<squ
         Source::Teacher => 2,
         _ => 1,
     };
+    if let Some(part) = last.next_part() {
+        event.set(squire_event { actor, ..part });
+        return Ok(Outcome::Done);
+    }
     // What a released generation points to goes with this call: its waiter hears of the end alone.
     let next = generation.next(timeout);
-    let next = if released.load(Ordering::Acquire) { Next::End(Finish::Cancelled) } else { next? };
+    let released = released.load(Ordering::Acquire);
+    let next = if released { Next::End(Finish::Cancelled) } else { next? };
     match next {
         Next::Timeout => Ok(Outcome::Timeout),
         Next::End(finish) => {
+            let rest = last.parts.take().filter(|_| !released).map(|mut parts| parts.finish());
+            last.waiting.extend(rest.unwrap_or_default());
+            if let Some(part) = last.next_part() {
+                event.set(squire_event { actor, ..part });
+                return Ok(Outcome::Done);
+            }
             *last = Last::default();
             let finish = match finish {
                 Finish::Stop => SQUIRE_FINISH_STOP,
@@ -322,10 +442,10 @@ pub(crate) fn pull(pulled: &Pulled, timeout: Option<Duration>, event: Filled<squ
             Ok(Outcome::End)
         }
         Next::Chunk(chunk) => {
-            let text = last.text.insert(CText::new(&chunk.text));
+            let parts = last.parts.as_mut().map(|parts| parts.push(&chunk.ids));
+            last.waiting.extend(parts.unwrap_or_default());
             let mut text_len = 0;
-            // SAFETY: the length is a local.
-            let text = unsafe { CText::hand_out(Some(text), &mut text_len) };
+            let text = hand_out(last.text.insert(CText::new(&chunk.text)), &mut text_len);
             last.chunk = chunk;
             let Chunk { ids, logprobs, sampled_logprobs, top_ids, top_logprobs, position, revision, stop, .. } =
                 &last.chunk;
@@ -410,7 +530,7 @@ mod tests {
         for caller_driven in [false, true] {
             let session = long_prompt(caller_driven);
             let generation = session.generate(GenerationOptions::default()).unwrap();
-            let handle = handle::into_raw::<squire_gen>(Pulled::new(generation)) as usize;
+            let handle = handle::into_raw::<squire_gen>(Pulled::new(generation, false).unwrap()) as usize;
             let (begun, begins) = std::sync::mpsc::channel();
             let waiter = std::thread::spawn(move || {
                 let mut event = squire_event::defaults();

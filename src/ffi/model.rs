@@ -18,7 +18,7 @@ use super::text::{CText, squire_text};
 use super::tokens::squire_tokens;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{LoadOptions, ServedModel};
-use crate::text::{Control, Room};
+use crate::text::{Control, History, Room};
 
 /// A lineage of weight revisions with one tokenizer and one chat template. Shared: see squire_model_retain.
 pub struct squire_model {
@@ -237,6 +237,27 @@ pub unsafe extern "C" fn squire_model_stop_ids(
 ) -> squire_status {
     // SAFETY: the conventions at the head of the header.
     unsafe { guard_out(out, err, |call| Ok(call.shared(model)?.stop_ids().into())) }
+}
+
+/// Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default, all of
+/// them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a user.
+/// squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there; squire_model_info tells it. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name. Counts
+/// from the next request on. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_model_set_history(
+    model: *mut squire_model,
+    history: *const c_char,
+    history_len: usize,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let model = call.shared(model)?;
+            model.set_history(History::named(input::text(history, history_len, "history")?)?);
+            Ok(Outcome::Done)
+        })
+    }
 }
 
 /// Writes the current revision as a Hugging Face folder that loads again, with the tokenizer and template that the model

@@ -8,7 +8,7 @@ use super::timeline::check_ids;
 use crate::error::{Error, Fault, Result, brief};
 use crate::format::ModelDir;
 use crate::text::tokenizer::Tokenizer;
-use crate::text::{ChatTemplate, RenderOptions, end_of_turn};
+use crate::text::{ChatTemplate, History, RenderOptions, end_of_turn};
 
 /// A folder's tokenizer, templates and stop ids.
 pub struct Documents {
@@ -77,6 +77,29 @@ impl Documents {
         let stop_ids = stop_ids(dir, vocab_size, tokenizer.as_ref(), ends)?;
         Ok(Documents { tokenizer, template, end_of_turn: own, stop_ids })
     }
+}
+
+/// The key of tokenizer_config.json, where a template stands too, that names the model's mode of history.
+const HISTORY: &str = "squire_history";
+
+/// What a folder says of history. Error: `TokenizerConfigForm` for what names no mode.
+pub(super) fn history_of(dir: &ModelDir) -> Result<History> {
+    let wrong = |why: &str| Error::new(Fault::TokenizerConfigForm, format!("tokenizer_config.json: {HISTORY}: {why}"));
+    match dir.tokenizer_config.as_ref().and_then(|config| config.get(HISTORY)) {
+        None => Ok(History::default()),
+        Some(Value::String(name)) => History::named(name).map_err(|e| wrong(e.message())),
+        Some(_) => Err(wrong("wanted the name of a mode of history")),
+    }
+}
+
+/// tokenizer_config.json with a model's mode of history, where that is another than the document's.
+pub(super) fn with_history(dir: &ModelDir, history: History) -> Option<Value> {
+    if history_of(dir).is_ok_and(|own| own == history) {
+        return None;
+    }
+    let mut config = dir.tokenizer_config.clone().unwrap_or_else(|| json!({}));
+    config[HISTORY] = history.name().into();
+    Some(config)
 }
 
 /// The stop ids with their text and the places that name them.

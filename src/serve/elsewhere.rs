@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::cancel::Cancel;
 use super::engine::Engine;
-use super::generation::{Generation, Maker, Speaker};
+use super::generation::{Generation, Maker, Opening, Speaker};
 use super::outbox::{Finish, Outbox, Rest, Sampled};
 use super::timeline::Token;
 use crate::error::Result;
 use crate::sync::Mutex;
-use crate::text::TextUntilStop;
 use crate::text::source::Source;
+use crate::text::{TextUntilStop, Tokenizer};
 
 /// Where what is said is put, once and as a whole. Clones are the same one.
 #[derive(Clone, Default)]
@@ -74,6 +74,7 @@ impl Feed {
         engine: &Engine,
         speaker: Arc<dyn Speaker>,
         (source, seed, cancel): (Source, u64, Cancel),
+        (tokenizer, opening): (Option<Arc<Tokenizer>>, Opening),
     ) -> Generation {
         Generation {
             engine: engine.clone(),
@@ -82,6 +83,8 @@ impl Feed {
             source,
             seed,
             maker: Maker::Elsewhere(speaker),
+            tokenizer,
+            opening,
         }
     }
 }

@@ -8,9 +8,11 @@ use super::cancel::Cancel;
 use super::engine::Engine;
 use super::outbox::{Finish, Outbox, Taken};
 use super::slot::Slot;
-use crate::error::Result;
-use crate::text::StopFound;
+use crate::error::{Error, Fault, Result};
+use crate::memory;
+use crate::text::parts::{Tools, open_turn};
 use crate::text::source::Source;
+use crate::text::{PartStream, StopFound, Tokenizer};
 
 /// What was sampled since the last pull.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,6 +84,26 @@ pub(super) enum Maker {
     Elsewhere(Arc<dyn Speaker>),
 }
 
+/// Where what is said begins.
+#[derive(Default)]
+pub(crate) struct Opening {
+    /// what stands there of the turn
+    turn: Vec<i32>,
+    /// in the timeline that is shown to whoever pulls
+    position: u64,
+    /// what the conversation says of tools
+    tools: Arc<Tools>,
+}
+
+impl Opening {
+    /// Behind `ids`, all of a timeline. Error: `OutOfHostMemory`.
+    pub(crate) fn behind(ids: &[i32], tokenizer: Option<&Tokenizer>, tools: &Arc<Tools>) -> Result<Opening> {
+        let turn = tokenizer.map_or(&[][..], |tokenizer| open_turn(tokenizer, ids));
+        let turn = memory::copied(turn, "the ids of an open turn")?;
+        Ok(Opening { turn, position: ids.len() as u64, tools: tools.clone() })
+    }
+}
+
 /// How long whoever pulls what is made elsewhere waits before it looks whether time is up.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -94,6 +116,8 @@ pub struct Generation {
     pub(super) source: Source,
     pub(super) seed: u64,
     pub(super) maker: Maker,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    pub(super) opening: Opening,
 }
 
 impl Generation {
@@ -118,6 +142,21 @@ impl Generation {
             speaker.look();
         }
         matches!(self.maker, Maker::Elsewhere(_))
+    }
+
+    /// What tells apart its thought, its answer and its tool calls: it is to be pushed the ids of every chunk, and stands where the
+    /// turn stood when the generation began. The chunks stay as they are.
+    ///
+    /// Error: `MissingFile` without a tokenizer.
+    pub fn parts(&self) -> Result<PartStream> {
+        let missing = || {
+            let why =
+                "parts: the model folder has no tokenizer.json; put the model's there, or take the ids as they are";
+            Error::new(Fault::MissingFile, why)
+        };
+        let tokenizer = self.tokenizer.clone().ok_or_else(missing)?;
+        let Opening { turn, position, tools } = &self.opening;
+        Ok(PartStream::new(tokenizer, turn, *position, tools.clone()))
     }
 
     /// What tells later how it ended, whoever pulls it.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::cancel::Cancel;
 use super::controls::Controls;
-use super::documents::Documents;
+use super::documents::{Documents, history_of};
 use super::engine::Engine;
 use super::log::Level;
 use super::model::{Parts, ServedModel};
@@ -189,6 +189,7 @@ fn assemble(
         let (ids, bytes) = (t.n_ids(), documents.tokenizer.as_ref().map_or(0, |text| text.len()));
         engine.log_phase("tokenizer", &format!("{ids} ids out of {bytes} bytes"), begun);
     }
+    let history = history_of(&documents)?;
     let defaults = defaults_for(engine, &mut documents, config.vocab_size, tokenizer.is_some());
     let model = Model::new(config, engine.device().clone(), engine.options().compute, max_context)?;
     weights.check(&model.config)?;
@@ -197,7 +198,7 @@ fn assemble(
     }
     Ok(ServedModel::of(
         engine,
-        Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, documents },
+        Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, history, documents },
     ))
 }
 

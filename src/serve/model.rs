@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use serde_json::{Value, json};
 
 use super::controls::Controls;
-use super::documents::{StopId, stop_ids_json};
+use super::documents::{StopId, stop_ids_json, with_history};
 use super::engine::Engine;
 use super::generation_options::GenerationOptions;
 use super::log::Level;
@@ -27,7 +27,7 @@ use crate::model::{Adapter, KvPool, Model, ModelConfig, Parameters, Weights};
 use crate::random::fresh_seed;
 use crate::sync::Mutex;
 use crate::text::tokenizer::Tokenizer;
-use crate::text::{ChatTemplate, Json, RenderOptions, encode_chat, end_of_turn, notices};
+use crate::text::{ChatTemplate, History, Json, RenderOptions, encode_chat, end_of_turn, notices};
 
 /// A served model. Cheap to clone; clones are the same model.
 #[derive(Clone)]
@@ -47,6 +47,8 @@ pub(super) struct Inner {
     stops: Vec<StopId>,
     end_of_turn: Option<i32>,
     defaults: GenerationDefaults,
+    /// what of earlier turns' thoughts stays where a request does not say
+    history: Mutex<History>,
     pub(super) lineage: Lineage,
     /// what the host was told of its requests
     told: Mutex<HashSet<String>>,
@@ -74,6 +76,7 @@ pub(super) struct Parts {
     pub(super) end_of_turn: Option<i32>,
     pub(super) stop_ids: Vec<StopId>,
     pub(super) defaults: GenerationDefaults,
+    pub(super) history: History,
     /// without tensors
     pub(super) documents: ModelDir,
 }
@@ -86,7 +89,7 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 impl ServedModel {
     /// A model of an engine, with `weights` as its first revision.
     pub(super) fn of(engine: &Engine, parts: Parts) -> ServedModel {
-        let Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, documents } = parts;
+        let Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, history, documents } = parts;
         let options = engine.options();
         let pool = KvPool::keeping(&model.device, model.page_shape(), options.kv_budget, options.prefix_budget);
         ServedModel(Arc::new(Inner {
@@ -99,6 +102,7 @@ impl ServedModel {
             stops: stop_ids,
             end_of_turn,
             defaults,
+            history: Mutex::new(history),
             lineage: Lineage::new(engine.host_bytes(), weights, &pool),
             pool,
             told: Mutex::default(),
@@ -161,11 +165,11 @@ impl ServedModel {
         self.0.template.as_ref().ok_or_else(missing)
     }
 
-    /// The ids of a whole conversation by the model's template.
+    /// The ids of a whole conversation by the model's template, in the options' mode of history, else the model's.
     ///
     /// Errors: `MissingFile` without a tokenizer, `NoTemplate`, and those of [`encode_chat`].
     pub fn encode_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<i32>> {
-        let messages = messages.into();
+        let messages = options.history.unwrap_or(self.history()).of_messages(&messages.into());
         let ids = encode_chat(self.tokenizer()?, self.template()?, &messages, options)?;
         self.tell_of(&messages, options);
         Ok(ids)
@@ -234,6 +238,16 @@ impl ServedModel {
             seed: fresh_seed(),
             ..neutral
         }
+    }
+
+    /// What of earlier turns' thoughts stays where a request does not say.
+    pub fn history(&self) -> History {
+        *self.0.history.lock()
+    }
+
+    /// Makes a mode of history the model's, from the next request on and in folders that are saved.
+    pub fn set_history(&self, history: History) {
+        *self.0.history.lock() = history;
     }
 
     /// What is not as it should be in the folder and was understood all the same.
@@ -342,7 +356,10 @@ impl ServedModel {
         let on_host = self.engine().device().free_bytes()?.map(|_| weights.to_host(self.config())).transpose()?;
         let tensors = on_host.as_ref().unwrap_or(weights).tensors();
         let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
-        save_model(path, &self.0.documents.config, list, self.0.documents.companions())
+        let tokenizer_config = with_history(&self.0.documents, self.history());
+        let mut companions = self.0.documents.companions();
+        companions.tokenizer_config = tokenizer_config.as_ref().or(companions.tokenizer_config);
+        save_model(path, &self.0.documents.config, list, companions)
     }
 
     /// What the model is: extents, dtypes, revision, vocabulary, template, bytes.
@@ -371,7 +388,7 @@ impl ServedModel {
             "vocabulary_fingerprint": self.vocabulary_fingerprint(),
             "chat_template": self.0.template.is_some(),
             "chat_templates": self.0.documents.chat_templates.by_name.keys().collect::<Vec<_>>(),
-            "history": "keep",
+            "history": self.history().name(),
             "stop_ids": self.0.stop_ids,
             "stop_ids_from": stop_ids_json(&self.0.stops, self.0.tokenizer.as_deref()),
             "generation_defaults": {

@@ -11,11 +11,11 @@ use std::sync::atomic::Ordering;
 use super::cancel::Cancel;
 use super::controls::Controls;
 use super::engine::Engine;
-use super::generation::{Generation, Maker};
+use super::generation::{Generation, Maker, Opening};
 use super::generation_options::GenerationOptions;
 use super::history::History;
 use super::job::{Generating, Job, ScoreRow, Work};
-use super::metrics::Counters;
+use super::metrics::{Counters, add};
 use super::model::ServedModel;
 use super::outbox::Outbox;
 use super::revision::Bound;
@@ -24,9 +24,9 @@ use super::timeline::{Hidden, Mark, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
-use crate::text::chat::{self, RenderOptions};
+use crate::text::chat::RenderOptions;
 use crate::text::source::Source;
-use crate::text::{Json, TextUntilStop, generation_prompt};
+use crate::text::{TextUntilStop, generation_prompt};
 use crossbeam::channel::{Receiver, bounded, unbounded};
 
 /// Entries (`ids` times `top_k`) that one score may give: what a single call can make the host hold is bounded.
@@ -116,7 +116,7 @@ impl Session {
         &self.model
     }
 
-    fn idle<T>(&self, f: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<T> {
+    pub(super) fn idle<T>(&self, f: impl FnOnce(&mut Timeline) -> Result<T>) -> Result<T> {
         self.slot.resting(|timeline, _| f(timeline))
     }
 
@@ -170,6 +170,9 @@ impl Session {
                 return Err(Error::new(Fault::ContextFull, why));
             }
             let common = t.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
+            if common < t.len().min(ids.len()) {
+                add(&self.model.engine().counters().prefix_breaks, 1);
+            }
             t.truncate(common);
             t.append(&ids[common..], Source::Host, config.config.vocab_size, config.max_context())?;
             Ok(t.kv.len())
@@ -192,31 +195,6 @@ impl Session {
             t.tokens[before..].copy_from_slice(tokens);
             Ok(())
         })
-    }
-
-    /// Renders messages by the model's template and appends their ids; content never becomes control.
-    /// Returns the tokens added: template glue and host text, marked so.
-    pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
-        let messages = messages.into();
-        let (tokenizer, template, model) = (self.model.tokenizer()?, self.model.template()?, &self.model.0.model);
-        let added = self.idle(|t| {
-            let after = t.after(self.model.stop_ids());
-            let room = model.max_context().saturating_sub(t.len());
-            let ids = chat::encode_append_within(tokenizer, template, after, &messages, options, room)?;
-            let before = t.len();
-            t.append(&ids, Source::Host, model.config.vocab_size, model.max_context())?;
-            for token in &mut t.tokens[before..] {
-                if tokenizer.is_added(token.id) {
-                    token.source = Source::Glue;
-                }
-            }
-            let last = messages.as_list().and_then(|list| list.last()?.get("role")?.as_str());
-            let begun = options.add_generation_prompt || (options.continue_final_message && last == Some("assistant"));
-            t.turn_begun_at = begun.then_some(t.len());
-            memory::copied(&t.tokens[before..], "the tokens of messages")
-        })?;
-        self.model.tell_of(&messages, options);
-        Ok(added)
     }
 
     /// Whether the timeline stands in an assistant's turn that ids of the host have begun: the generation prompt of the
@@ -377,8 +355,10 @@ impl Session {
         let (source, seed) = (options.source, options.seed);
         let text = TextUntilStop::new(self.model.shared_tokenizer(), &options.stop_strings)?;
         let waiting = outbox.clone();
+        let mut opening = Opening::default();
         let work = self.submit(&cancel, |t| {
             self.check_goes_on(t)?;
+            opening = Opening::behind(&t.ids, self.model.0.tokenizer.as_deref(), &t.tools.0)?;
             let history = History::of(&options.controls, &t.tokens, &t.ids)?;
             let generating = Generating { options, stop_ids, n_sampled: 0, history, text, outbox: waiting };
             // The last token's row must be computed (again) to sample after it.
@@ -392,6 +372,8 @@ impl Session {
             source,
             seed,
             maker: Maker::Engine(Arc::downgrade(&self.slot), work),
+            tokenizer: self.model.0.tokenizer.clone(),
+            opening,
         })
     }
 

@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
 use crate::text::After;
+use crate::text::parts::Tools;
 use crate::text::source::Source;
 
 /// What is known of one token besides its id.
@@ -83,6 +85,8 @@ pub struct Timeline {
     hidden_to: usize,
     /// length at which an assistant turn began: just behind the generation prompt
     pub(super) turn_begun_at: Option<usize>,
+    /// what its conversation says of tools, and the length at which it was said
+    pub(super) tools: (Arc<Tools>, usize),
     /// rows that forwards computed for this timeline
     pub(super) n_computed: u64,
 }
@@ -96,6 +100,7 @@ impl Timeline {
             hidden: None,
             hidden_to: 0,
             turn_begun_at: None,
+            tools: Default::default(),
             n_computed: 0,
         }
     }
@@ -123,7 +128,7 @@ impl Timeline {
     }
 
     /// Asks for the memory of `n` more tokens.
-    fn reserve(&mut self, n: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, n: usize) -> Result<()> {
         let refused = self.ids.try_reserve(n).and_then(|()| self.tokens.try_reserve(n));
         refused.map_err(|_| {
             let bytes = (n * (size_of::<Token>() + size_of::<i32>())) as u64;
@@ -135,6 +140,9 @@ impl Timeline {
         self.ids.truncate(len);
         self.tokens.truncate(len);
         self.turn_begun_at = self.turn_begun_at.filter(|&at| at <= len);
+        if len <= self.tools.1 {
+            self.tools = Default::default();
+        }
         self.forget_computed(len);
     }
 
@@ -198,6 +206,7 @@ impl Timeline {
             hidden: None,
             hidden_to: 0,
             turn_begun_at: self.turn_begun_at,
+            tools: self.tools.clone(),
             n_computed: 0,
         })
     }

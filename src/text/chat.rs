@@ -282,6 +282,7 @@ impl<'a> Breaker<'a> {
             add_generation_prompt: options.add_generation_prompt,
             continue_final_message: options.continue_final_message,
             template: options.template.clone(),
+            history: options.history,
             watch: self.watch.clone(),
             tools: whole(&options.tools)?,
             documents: whole(&options.documents)?,

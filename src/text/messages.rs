@@ -13,7 +13,7 @@ use super::template::RenderOptions;
 use crate::error::{Error, Fault, Result};
 
 /// The names under which hosts pass what an assistant thought.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A message with a text.
 pub(super) fn message(role: &str, content: &str) -> Json {

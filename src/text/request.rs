@@ -8,19 +8,21 @@
 //! | `add_generation_prompt` | whether the beginning of an assistant turn follows | false |
 //! | `continue_final_message` | whether the last message stays open, to be continued | false |
 //! | `chat_template` | the name of one of the folder's templates | `tool_use` where tools are given and it exists, else `default` |
+//! | `history` | what of earlier turns' thoughts stays: `keep`, `strip_thinking` or `tool_cycle` | the model's, else `keep` |
 //! | `chat_template_kwargs` | the template's own variables, such as `enable_thinking` | none |
 //!
-//! The words are those of transformers' `apply_chat_template`. A variable's name at the top level is taken
+//! The words are those of transformers' `apply_chat_template`, but for `history`. A variable's name at the top level is taken
 //! too if the template reads it, which is how requests were written before `chat_template_kwargs`; any
 //! other key is refused, so that a misspelt one is heard of.
 #![forbid(unsafe_code)]
 
+use super::history::History;
 use super::json::Json;
 use super::template::{ChatTemplate, RenderOptions};
 use crate::error::{Error, Fault, Result};
 
 const KEYS: &str = "messages, tools, documents, add_generation_prompt, continue_final_message, chat_template, \
-                    chat_template_kwargs";
+                    history, chat_template_kwargs";
 /// The most variables that a request may give.
 const MAX_VARIABLES: usize = 1000;
 /// Names that the renderer gives values itself.
@@ -98,6 +100,11 @@ pub fn take(options: &mut RenderOptions, key: &str, value: &Json) -> Result<bool
             Json::String(name) => options.template = Some(name.clone()),
             _ => wrong("the name of one of the folder's templates")?,
         },
+        "history" => match value {
+            Json::Null => {}
+            Json::String(name) => options.history = Some(History::named(name)?),
+            _ => wrong("the name of a mode of history")?,
+        },
         "chat_template_kwargs" => match value {
             Json::Null => {}
             Json::Object(entries) => {
@@ -136,7 +143,7 @@ mod tests {
     fn every_key_is_read() {
         let request = parse(
             r#"{"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "f"}], "documents": [{"title": "t"}],
-                "add_generation_prompt": true, "continue_final_message": true, "chat_template": "rag",
+                "add_generation_prompt": true, "continue_final_message": true, "chat_template": "rag", "history": "tool_cycle",
                 "chat_template_kwargs": {"a": 1000000000000000000000, "b": null}, "enable_thinking": false}"#,
         )
         .unwrap();
@@ -146,6 +153,7 @@ mod tests {
         assert_eq!(options.documents, Some(json!([{"title": "t"}]).into()));
         assert!(options.add_generation_prompt && options.continue_final_message);
         assert_eq!(options.template.as_deref(), Some("rag"));
+        assert_eq!(options.history, Some(History::ToolCycle));
         let names: Vec<&str> = options.variables.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["a", "b", "enable_thinking"]);
         assert!(matches!(&options.variables[0].1, Json::Int(n) if n.to_string() == "1000000000000000000000"));
@@ -171,6 +179,8 @@ mod tests {
             (r#"{"add_generation_prompt": 1}"#, "add_generation_prompt"),
             (r#"{"continue_final_message": null}"#, "continue_final_message"),
             (r#"{"chat_template": 1}"#, "chat_template"),
+            (r#"{"history": 1}"#, "history: wanted the name"),
+            (r#"{"history": "template"}"#, "keep, strip_thinking, tool_cycle"),
             (r#"{"chat_template_kwargs": []}"#, "chat_template_kwargs"),
             (r#"{"chat_template_kwargs": {"tools": []}}"#, "chat_template_kwargs.tools"),
             (r#"[]"#, "a list"),

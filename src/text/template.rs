@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde_json::Value;
 
 use super::aside::aside;
+use super::history::History;
 use super::jinja::{self, Limits, Template};
 use super::json::Json;
 use super::messages::{self, Open, check_messages, message};
@@ -47,6 +48,8 @@ pub struct RenderOptions {
     pub documents: Option<Json>,
     /// Which of the folder's templates; None: `tool_use` where there is one and tools are given, else `default`.
     pub template: Option<String>,
+    /// What of earlier turns' thoughts stays; None: as the model that is served has it.
+    pub history: Option<History>,
     /// Further variables, such as `enable_thinking`.
     pub variables: Vec<(String, Json)>,
     /// What may stop the rendering; a deadline is set where the request begins.

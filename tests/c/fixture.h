@@ -35,6 +35,7 @@ static const char *const settings_json = "{\"preset\": \"sft\"}", *const spec_js
 static const char *const fork_json = "{}", *const recording_json = "{}";
 static const char *const request_json = "{\"messages\": []}", *const text = "hello";
 static const char *const name = "a", *const adapter = "a", *const why = "because";
+static const char *const role = "user", *const content = "hello", *const history = "keep";
 static const char *const options_json = "{\"vocabulary\": \"the-students\"}";
 static const char *path, *folder;
 static const int32_t ids[2] = {104, 105}, negative_ids[2] = {104, -1};

@@ -139,6 +139,23 @@ static void every_section_is_wrapped(char **argv) {
   const squire::cancel unset, stop;
   stop.set();
   CHECK(squire::render_chat(chat, asked).size() > 3);
+  squire::session_handle plain = squire::create_session(chat);
+  CHECK(squire::append_message(plain, "user", "hello") == squire::render_chat(chat, asked).size());
+  CHECK(squire::timeline(plain) == squire::render_chat(chat, asked));
+  CHECK(squire::append_message(plain, "user", "hello", true) > 6 && squire::append_message(plain, "user", "x", false, &stop) == 0);
+  squire_gen_options told = squire::gen_options();
+  told.flags = SQUIRE_GEN_PARTS | SQUIRE_GEN_IGNORE_MODEL_STOPS;
+  told.max_tokens = 5;
+  std::string raw, said;
+  squire::pull(squire::generate(plain, told), [&](const squire_event &e) {
+    (e.kind == SQUIRE_EVENT_TOKENS ? raw : said).append(e.text ? e.text : "", e.text_len);
+    CHECK(e.kind != SQUIRE_EVENT_TOOL_CALL || squire::called(e).name.empty());
+    CHECK((e.kind == SQUIRE_EVENT_UNPARSED) == !squire::reason(e).empty());
+  });
+  CHECK(!raw.empty() && !said.empty());
+  squire::set_history(chat, "tool_cycle");
+  CHECK(squire::view(squire::info(chat)).find("\"history\":\"tool_cycle\"") != std::string_view::npos);
+  squire::set_history(chat, "keep");
   CHECK(squire::render_chat(chat, asked, unset) == squire::render_chat(chat, asked));
   CHECK(squire::tokenize(chat, "hello", 0, unset) == squire::tokenize(chat, "hello"));
   CHECK(squire::render_chat(chat, asked, stop).empty() && squire::tokenize(chat, "hello", 0, stop).empty());

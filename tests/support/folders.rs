@@ -59,22 +59,56 @@ pub fn write_chat_model(folder: &Path, seed: u64) {
     write_model(folder, seed, |_| {});
 }
 
+/// A chat model that, greedy, says these pieces one after the other behind a generation prompt, whatever stood before, and
+/// ends its turn. Each piece is a token: one that the vocabulary has as it is, or one that is added to it.
+#[allow(dead_code)] // not every test needs a model that recites
+pub fn write_reciting_model(folder: &Path, pieces: &[&str]) {
+    let mut tokenizer = tiny_tokenizer::tiny_tokenizer();
+    let mut chain = vec![10]; // the line end of the generation prompt
+    for piece in pieces {
+        let added = tokenizer["added_tokens"].as_array_mut().expect("a list");
+        let known = added.iter().find(|token| token["content"] == *piece).and_then(|token| token["id"].as_i64());
+        chain.push(known.unwrap_or(264 + added.len() as i64) as usize);
+        if known.is_none() {
+            added.push(json!({"id": 264 + added.len(), "content": piece, "single_word": false, "lstrip": false,
+                              "rstrip": false, "normalized": false, "special": false}));
+        }
+    }
+    chain.push(266);
+    let (width, last) = (32, chain.iter().max().expect("ids") + 1);
+    assert!(chain.len() <= width && last <= 288, "the model is too small for so many pieces");
+    let change = |weights: &mut Weights| {
+        for tensor in weights.tensors_mut() {
+            tensor.f32_mut().fill(0.0);
+        }
+        weights.norm.f32_mut().fill(1.0);
+        for (at, pair) in chain.windows(2).enumerate() {
+            weights.embedding.dense_mut().f32_mut()[pair[0] * width + at] = 1.0;
+            weights.head.as_mut().expect("a head of its own").dense_mut().f32_mut()[pair[1] * width + at] = 10.0;
+        }
+    };
+    write_with(folder, 1, &tokenizer.to_string().into_bytes(), false, change);
+}
+
 fn write_model(folder: &Path, seed: u64, change: impl FnOnce(&mut Weights)) {
+    write_with(folder, seed, &tiny_tokenizer::tiny_tokenizer_json(), true, change);
+}
+
+fn write_with(folder: &Path, seed: u64, tokenizer: &[u8], tied: bool, change: impl FnOnce(&mut Weights)) {
     let document = json!({
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 288, "hidden_size": 32,
         "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048,
-        "tie_word_embeddings": true, "torch_dtype": "float32",
+        "tie_word_embeddings": tied, "torch_dtype": "float32",
     });
     let config = ModelConfig::from_json(&document).expect("the configuration is right");
     let device = Device::Cpu(Cpu::new(1, None).expect("a processor"));
     let mut weights = Weights::random(&config, &device, Dtype::F32, seed, 0.2).expect("memory");
     change(&mut weights);
-    let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
     let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).expect("the template is there");
     let stops = json!({ "eos_token_id": [266] });
     let companions = Companions {
-        tokenizer: Some(&tokenizer),
+        tokenizer: Some(tokenizer),
         tokenizer_config: None,
         chat_templates: Some(&ChatTemplates::of(&template)),
         generation_config: Some(&stops),
