@@ -794,21 +794,15 @@ squire_status squire_chat_append_message(squire_session *session,
 
 #define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
 
+/* Of squire_gen_options: what is said is told apart too, so that behind the events of tokens, which stay as they are, come
+ * those of thought, answer and tool calls. Not beside stop strings, which may end amid any of them. */
+#define SQUIRE_GEN_PARTS 2
+
 /* Of temperature, top_k, top_p, min_p, typical_p, repetition_penalty and no_repeat_ngram_size: as the model's makers advise,
  * and where they do not, what changes nothing (1, 0, 1, 0, 1, 1 and 0). */
 #define SQUIRE_GEN_UNSET -1
 #define SQUIRE_GEN_UNSET_PENALTY (-1000) /* The same of presence_penalty and frequency_penalty, of which -1 is a value: as the makers advise, else 0. */
 #define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
-#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
-#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
-#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
-#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
-#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
-#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
-#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
-
-/* One running generation. Freed by squire_gen_release, which cancels it. */
-typedef struct squire_gen squire_gen;
 
 /* What is added to the logit of an id. */
 typedef struct {
@@ -888,6 +882,36 @@ typedef struct {
   int32_t reserved;
 } squire_gen_options;
 
+/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_gen_options_init(squire_gen_options *options, size_t size);
+
+/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k, top_p,
+ * min_p, typical_p, no_repeat_ngram_size and the three penalties as the folder's generation_config.json advises and what changes
+ * nothing where it does not, and every other field its default; the folder's biases and stop strings stand in
+ * squire_model_info. Any thread. */
+squire_status squire_gen_options_for(const squire_model *model,
+                                     squire_gen_options *options,
+                                     squire_error **err);
+
+#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
+#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
+#define SQUIRE_EVENT_REASONING 3 /* kind of an event of SQUIRE_GEN_PARTS: text has more of a thought. */
+#define SQUIRE_EVENT_CONTENT 4 /* kind of an event of SQUIRE_GEN_PARTS: text has more of the answer. */
+#define SQUIRE_EVENT_TOOL_CALL 5 /* kind of an event of SQUIRE_GEN_PARTS: a whole tool call, in call_id, name and arguments. */
+
+/* kind of an event of SQUIRE_GEN_PARTS: text, marks included, cannot be read as it was begun, a broken tool call or a mark out
+ * of place; reason says why. Empty where the output ended within a thought, which was told as it came. */
+#define SQUIRE_EVENT_UNPARSED 6
+#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
+#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
+#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
+#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
+#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
+
+/* One running generation. Freed by squire_gen_release, which cancels it. */
+typedef struct squire_gen squire_gen;
+
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
  * squire_gen_next, or its release. */
 typedef struct {
@@ -931,23 +955,29 @@ typedef struct {
   uint64_t stop_byte;
   /* And which of the generation's ids, counted from 0, holds its first byte. */
   uint64_t stop_token;
+  /* Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as are the next. */
+  const char *name;
+  /* Bytes of name. */
+  size_t name_len;
+  /* Of a tool call: a JSON object, ended by NUL. Checked as JSON, not against the tool's schema. */
+  const char *arguments;
+  /* Bytes of arguments. */
+  size_t arguments_len;
+  /* Of a tool call: a name for it that no other call of the timeline has, ended by NUL. */
+  const char *call_id;
+  /* Bytes of call_id. */
+  size_t call_id_len;
+  /* Of a tool call: which of its turn, from 0. */
+  uint64_t call_index;
+  /* Of what cannot be read: why, ended by NUL. */
+  const char *reason;
+  /* Bytes of reason. */
+  size_t reason_len;
 } squire_event;
-
-/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
- * thread, also inside a callback. */
-void squire_gen_options_init(squire_gen_options *options, size_t size);
 
 /* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
-
-/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k, top_p,
- * min_p, typical_p, no_repeat_ngram_size and the three penalties as the folder's generation_config.json advises and what changes
- * nothing where it does not, and every other field its default; the folder's biases and stop strings stand in
- * squire_model_info. Any thread. */
-squire_status squire_gen_options_for(const squire_model *model,
-                                     squire_gen_options *options,
-                                     squire_error **err);
 
 /* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
  * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
