@@ -763,16 +763,6 @@ squire_status squire_chat_append_until(squire_session *session,
 #define SQUIRE_GEN_UNSET -1
 #define SQUIRE_GEN_UNSET_PENALTY (-1000) /* The same of presence_penalty and frequency_penalty, of which -1 is a value: as the makers advise, else 0. */
 #define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
-#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
-#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
-#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
-#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
-#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
-#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
-#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
-
-/* One running generation. Freed by squire_gen_release, which cancels it. */
-typedef struct squire_gen squire_gen;
 
 /* What is added to the logit of an id. */
 typedef struct {
@@ -852,6 +842,29 @@ typedef struct {
   int32_t reserved;
 } squire_gen_options;
 
+/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_gen_options_init(squire_gen_options *options, size_t size);
+
+/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k, top_p,
+ * min_p, typical_p, no_repeat_ngram_size and the three penalties as the folder's generation_config.json advises and what changes
+ * nothing where it does not, and every other field its default; the folder's biases and stop strings stand in
+ * squire_model_info. Any thread. */
+squire_status squire_gen_options_for(const squire_model *model,
+                                     squire_gen_options *options,
+                                     squire_error **err);
+
+#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
+#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
+#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
+#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
+#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
+#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
+#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
+
+/* One running generation. Freed by squire_gen_release, which cancels it. */
+typedef struct squire_gen squire_gen;
+
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
  * squire_gen_next, or its release. */
 typedef struct {
@@ -896,21 +909,9 @@ typedef struct {
   uint64_t stop_token;
 } squire_event;
 
-/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
- * thread, also inside a callback. */
-void squire_gen_options_init(squire_gen_options *options, size_t size);
-
 /* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
-
-/* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k, top_p,
- * min_p, typical_p, no_repeat_ngram_size and the three penalties as the folder's generation_config.json advises and what changes
- * nothing where it does not, and every other field its default; the folder's biases and stop strings stand in
- * squire_model_info. Any thread. */
-squire_status squire_gen_options_for(const squire_model *model,
-                                     squire_gen_options *options,
-                                     squire_error **err);
 
 /* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
  * the generation has ended or is released. SQUIRE_E_STATE (detail EMPTY_SESSION) for an empty session,
