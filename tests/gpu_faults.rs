@@ -128,7 +128,7 @@ impl Stand {
     fn decode(&mut self, id: i32) -> Sampled {
         let draw = (Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 }, 0.4);
         let Stand { model, weights, kv, activations } = self;
-        decode(model, weights, &mut [Segment { ids: &[id], kv, adapter: None }], &[draw], activations).unwrap();
+        decode(model, weights, &mut [Segment { ids: &[id], kv, adapter: None }], &[draw.into()], activations).unwrap();
         activations.draws.take().unwrap()[0]
     }
 }
@@ -206,7 +206,7 @@ fn rows_that_come_and_go_find_their_pages_in_the_table() {
     let mut wanted = Vec::new();
     for (i, kv) in forks.iter_mut().enumerate() {
         let ids = [3 + i as i32];
-        decode(model, weights, &mut [Segment { ids: &ids, kv, adapter: None }], &[draw], activations).unwrap();
+        decode(model, weights, &mut [Segment { ids: &ids, kv, adapter: None }], &[draw.into()], activations).unwrap();
         wanted.push(activations.draws.take().unwrap()[0]);
         kv.truncate(300);
     }
@@ -219,7 +219,7 @@ fn rows_that_come_and_go_find_their_pages_in_the_table() {
         let mut taken: Vec<(usize, KvCache)> = list.iter().map(|&i| (i, forks[i].fork().unwrap())).collect();
         let mut segments: Vec<Segment> =
             taken.iter_mut().zip(&ids).map(|((_, kv), ids)| Segment { ids, kv, adapter: None }).collect();
-        decode(model, weights, &mut segments, &vec![draw; list.len()], activations).unwrap();
+        decode(model, weights, &mut segments, &vec![draw.into(); list.len()], activations).unwrap();
         let drawn = activations.draws.take().unwrap();
         for (i, got) in list.iter().zip(drawn) {
             assert_eq!(got, wanted[*i], "row {i} of {list:?}");
