@@ -415,13 +415,12 @@ void squire_engine_release(squire_engine *engine);
  * overlap. */
 squire_status squire_engine_step(squire_engine *engine, squire_error **err);
 
-/* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
- * a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work whose KV
- * pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or replaced: thoughts by the
- * history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread. */
-squire_status squire_engine_metrics(const squire_engine *engine,
-                                    squire_text **out,
-                                    squire_error **err);
+/* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went
+ * through a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work
+ * whose KV pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or
+ * replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added.
+ * Never waits. Any thread. */
+squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
 
 /* What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
  * kernel_sets (slowest first), best_kernel_set and cores. That of cuda, in a build with it, has devices, a list in the
@@ -500,7 +499,7 @@ squire_status squire_model_revision(const squire_model *model, uint64_t *revisio
 /* What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
  * kv_bytes_per_token, kv_pages_in_use, kv_pages_idle, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
  * targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
- * chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+ * chat_templates (their names), history (as squire_model_set_history names it), stop_ids,
  * stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
  * generation_defaults (temperature, top_k, top_p and every other control: how squire_gen_start samples where it is not told), warnings (of
  * loading). Keys may be added. Any thread. */
@@ -520,10 +519,11 @@ squire_status squire_model_sizes(const squire_model *model,
 /* The ids that end a generation, unless SQUIRE_GEN_IGNORE_MODEL_STOPS is set. Never waits. Any thread. */
 squire_status squire_model_stop_ids(const squire_model *model, squire_tokens **out, squire_error **err);
 
-/* Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default, all of
- * them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a user.
- * squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there; squire_model_info tells it. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name. Counts
- * from the next request on. Any thread. */
+/* Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default,
+ * all of them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a
+ * user. squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there;
+ * squire_model_info tells it. Counts from the next request on. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name.
+ * Any thread. */
 squire_status squire_model_set_history(squire_model *model,
                                        const char *history,
                                        size_t history_len,
@@ -719,12 +719,12 @@ squire_status squire_session_use_adapter(squire_session *session,
 
 /* The ids of a whole conversation by the model's chat template. request_json has the keys of transformers'
  * apply_chat_template: {"messages": [{"role", "content", ...}], "tools": [...], "documents": [...],
- * "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last message
- * open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates, without
- * it tool_use where tools are given and there is one, else default; "chat_template_kwargs": {"enable_thinking": false and
- * other variables of the template}, "history": what of earlier turns' thoughts stays, "keep", "strip_thinking" or "tool_cycle", without it the
- * model's (see squire_model_set_history)}. A variable that the template reads is taken at the top level too; other keys are
- * refused. Numbers keep every digit.
+ * "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last
+ * message open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates,
+ * without it tool_use where tools are given and there is one, else default; "chat_template_kwargs":
+ * {"enable_thinking": false and other variables of the template}, "history": what of earlier turns' thoughts stays,
+ * "keep", "strip_thinking" or "tool_cycle", without it the model's (see squire_model_set_history)}. A variable that
+ * the template reads is taken at the top level too; other keys are refused. Numbers keep every digit.
 * 
  * What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
  * assistant, tokens that are not special, such as `<think>`, keep their ids. Tool results must have the role tool: a
@@ -753,13 +753,13 @@ squire_status squire_chat_render_until(const squire_model *model,
                                        squire_error **err);
 
 /* Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
- * as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed again, and
- * squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new messages only; with no messages and
- * add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
- * tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
- * SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
- * documents at a conversation's head, so they belong into the first call: given later they are seen by the template and
- * mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
+ * as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed
+ * again, and squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new
+ * messages only; with no messages and add_generation_prompt, the beginning of an assistant turn alone. *added, unless
+ * added is NULL, gets the number of tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a
+ * generation runs, SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens.
+ * Templates print tools and documents at a conversation's head, so they belong into the first call: given later they
+ * are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread. */
 squire_status squire_chat_append(squire_session *session,
                                  const char *request_json,
                                  size_t request_len,
@@ -1009,17 +1009,14 @@ squire_status squire_gen_start_n(squire_session *session,
 squire_status squire_gen_seed(const squire_gen *generation, uint64_t *seed, squire_error **err);
 
 /* Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
- * with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
- * SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
- * another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
- * where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to
- * speak and failed or was silent beyond its deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
- * the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
- * sampled before. Any thread. */
-squire_status squire_gen_next(squire_gen *generation,
-                              int32_t timeout_ms,
-                              squire_event *event,
-                              squire_error **err);
+ * with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the
+ * event of the end, once all tokens were pulled; SQUIRE_TIMEOUT with the event as it was. On an engine that the caller
+ * drives, it steps meanwhile. SQUIRE_E_BUSY while another call waits for this generation; SQUIRE_E_BUDGET if the KV
+ * budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE) where the next token's logits are NaN or infinite: nothing of
+ * that row is kept; SQUIRE_E_TEACHER where the host's teacher was to speak and failed or was silent beyond its
+ * deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if the engine failed. After an error the generation has ended, and but
+ * for the last two the session is idle with what was sampled before. Any thread. */
+squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire_event *event, squire_error **err);
 
 /* Asks the generation to stop at the next token; within a prompt, between two layers of the forward pass if nobody else
  * wants it, else after it. Its end comes with finish

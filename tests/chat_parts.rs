@@ -358,6 +358,12 @@ fn schemas_of_megabytes_are_refused_as_what_has_no_room_and_deep_ones_as_json() 
             other => panic!("{other:?}"),
         }
     };
+    // A thought that is cut out before the place where they were told last takes them along no more than it does the messages.
+    say(&session, turns()[1].said);
+    let told = RenderOptions { history: Some(History::StripThinking), ..small.clone() };
+    session.append_chat(json!([user("q")]), &RenderOptions { history: Some(History::Keep), ..small }).unwrap();
+    say(&session, turns()[1].said);
+    session.append_chat(json!([user("q")]), &RenderOptions { tools: None, ..told }).unwrap();
     let fork = session.fork().unwrap();
     assert_eq!((arguments(&session), arguments(&fork)), (r#"{"n":5}"#.into(), r#"{"n":5}"#.into()));
     fork.truncate(0).unwrap();

@@ -29,12 +29,12 @@ unsafe fn request(model: &ServedModel, p: *const c_char, n: usize) -> Result<Cha
 
 /// The ids of a whole conversation by the model's chat template. request_json has the keys of transformers'
 /// apply_chat_template: {"messages": [{"role", "content", ...}], "tools": [...], "documents": [...],
-/// "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last message
-/// open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates, without
-/// it tool_use where tools are given and there is one, else default; "chat_template_kwargs": {"enable_thinking": false and
-/// other variables of the template}, "history": what of earlier turns' thoughts stays, "keep", "strip_thinking" or "tool_cycle", without it the
-/// model's (see squire_model_set_history)}. A variable that the template reads is taken at the top level too; other keys are
-/// refused. Numbers keep every digit.
+/// "add_generation_prompt": true or false, the default; "continue_final_message": likewise, true leaves the last
+/// message open, so that what is generated goes on with it; "chat_template": the name of one of the folder's templates,
+/// without it tool_use where tools are given and there is one, else default; "chat_template_kwargs":
+/// {"enable_thinking": false and other variables of the template}, "history": what of earlier turns' thoughts stays,
+/// "keep", "strip_thinking" or "tool_cycle", without it the model's (see squire_model_set_history)}. A variable that
+/// the template reads is taken at the top level too; other keys are refused. Numbers keep every digit.
 ///
 /// What messages, tools and variables say never becomes control: a forged <|im_end|> stays text. In messages of the role
 /// assistant, tokens that are not special, such as `<think>`, keep their ids. Tool results must have the role tool: a
@@ -82,13 +82,13 @@ pub unsafe extern "C" fn squire_chat_render_until(
 }
 
 /// Appends messages to a session's timeline, and closes the turn that stands open there; what was sampled before stays
-/// as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed again, and
-/// squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new messages only; with no messages and
-/// add_generation_prompt, the beginning of an assistant turn alone. *added, unless added is NULL, gets the number of
-/// tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a generation runs,
-/// SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens. Templates print tools and
-/// documents at a conversation's head, so they belong into the first call: given later they are seen by the template and
-/// mostly leave no text. A call that fails leaves the timeline as it was. Any thread.
+/// as it was sampled, but for thoughts that another history than keep cuts out: what stands behind them is computed
+/// again, and squire_engine_metrics counts it in prefix_breaks. The request is that of squire_chat_render with the new
+/// messages only; with no messages and add_generation_prompt, the beginning of an assistant turn alone. *added, unless
+/// added is NULL, gets the number of tokens. Computes nothing yet. Errors as squire_chat_render; SQUIRE_E_BUSY while a
+/// generation runs, SQUIRE_E_CONTEXT_FULL if there is no room, before a text far too long is made into tokens.
+/// Templates print tools and documents at a conversation's head, so they belong into the first call: given later they
+/// are seen by the template and mostly leave no text. A call that fails leaves the timeline as it was. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_chat_append(
     session: *mut squire_session,

@@ -260,10 +260,11 @@ pub unsafe extern "C" fn squire_engine_step(engine: *mut squire_engine, err: *mu
     unsafe { guard(err, |call| Ok(if call.shared(engine)?.step()? { Outcome::Done } else { Outcome::End })) }
 }
 
-/// The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went through
-/// a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work whose KV
-/// pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or replaced: thoughts by the
-/// history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added. Never waits. Any thread.
+/// The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went
+/// through a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work
+/// whose KV pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or
+/// replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added.
+/// Never waits. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_engine_metrics(
     engine: *const squire_engine,

@@ -197,7 +197,8 @@ pub struct squire_event {
     pub stop_byte: u64,
     /// And which of the generation's ids, counted from 0, holds its first byte.
     pub stop_token: u64,
-    /// Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as are the next.
+    /// Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as
+    /// are the next.
     pub name: *const c_char,
     /// Bytes of name.
     pub name_len: usize,
@@ -375,13 +376,13 @@ pub unsafe extern "C" fn squire_gen_seed(
 }
 
 /// Waits up to timeout_ms (-1: as long as it takes; 0: not at all) for what was sampled since the last call. SQUIRE_OK
-/// with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the event of the end, once all tokens were pulled;
-/// SQUIRE_TIMEOUT with the event as it was. On an engine that the caller drives, it steps meanwhile. SQUIRE_E_BUSY while
-/// another call waits for this generation; SQUIRE_E_BUDGET if the KV budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE)
-/// where the next token's logits are NaN or infinite: nothing of that row is kept; SQUIRE_E_TEACHER where the host's teacher was to
-/// speak and failed or was silent beyond its deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if
-/// the engine failed. After an error the generation has ended, and but for the last two the session is idle with what was
-/// sampled before. Any thread.
+/// with an event of tokens, or with SQUIRE_GEN_PARTS of a part of what was said; SQUIRE_END, again and again, with the
+/// event of the end, once all tokens were pulled; SQUIRE_TIMEOUT with the event as it was. On an engine that the caller
+/// drives, it steps meanwhile. SQUIRE_E_BUSY while another call waits for this generation; SQUIRE_E_BUDGET if the KV
+/// budget ran out; SQUIRE_E_DIVERGED (detail NOT_FINITE) where the next token's logits are NaN or infinite: nothing of
+/// that row is kept; SQUIRE_E_TEACHER where the host's teacher was to speak and failed or was silent beyond its
+/// deadline; SQUIRE_E_PANIC or SQUIRE_E_POISONED if the engine failed. After an error the generation has ended, and but
+/// for the last two the session is idle with what was sampled before. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_next(
     generation: *mut squire_gen,

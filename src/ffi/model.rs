@@ -188,7 +188,7 @@ pub unsafe extern "C" fn squire_model_revision(
 /// What the model is, as a JSON object: config, parameters, weight_bytes, weight_dtype, compute, max_context,
 /// kv_bytes_per_token, kv_pages_in_use, kv_pages_idle, revision, revisions_alive, adapter (of the current revision: rank, alpha, rslora,
 /// targets, parameters, bytes; or null), adapters (the same of each that has a name, with its revision), tokenizer and chat_template (whether there is one),
-/// chat_templates (their names), history ("keep": what was sampled stays in the timeline as it was sampled), stop_ids,
+/// chat_templates (their names), history (as squire_model_set_history names it), stop_ids,
 /// stop_ids_from (a list of {"id", "token": its text, "from": the documents that name it}),
 /// generation_defaults (temperature, top_k, top_p and every other control: how squire_gen_start samples where it is not told), warnings (of
 /// loading). Keys may be added. Any thread.
@@ -239,10 +239,11 @@ pub unsafe extern "C" fn squire_model_stop_ids(
     unsafe { guard_out(out, err, |call| Ok(call.shared(model)?.stop_ids().into())) }
 }
 
-/// Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default, all of
-/// them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a user.
-/// squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there; squire_model_info tells it. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name. Counts
-/// from the next request on. Any thread.
+/// Says what of the thoughts of earlier turns stays in conversations, where a request does not: "keep", the default,
+/// all of them; "strip_thinking", none behind which a message comes; "tool_cycle", those since the last message of a
+/// user. squire_model_save writes it into tokenizer_config.json (squire_history), and squire_model_load reads it there;
+/// squire_model_info tells it. Counts from the next request on. SQUIRE_E_ARGUMENT (detail BAD_VALUE) for another name.
+/// Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_model_set_history(
     model: *mut squire_model,

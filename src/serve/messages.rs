@@ -26,7 +26,7 @@ impl Session {
     pub fn append_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<Token>> {
         let model = self.model();
         let history = options.history.unwrap_or(model.history());
-        let messages = history.of_messages(&messages.into());
+        let messages = history.of_messages(messages.into());
         let (tokenizer, template) = (model.tokenizer()?, model.template()?);
         let (vocabulary, context) = (model.config().vocab_size, model.model().max_context());
         let tools = options.tools.as_ref().map(Tools::of).transpose()?.map(Arc::new);
@@ -85,8 +85,8 @@ impl Stripped {
     /// None where there is no thought. Errors: those of [`thoughts`], of [`generation_prompt`], and `OutOfHostMemory`.
     fn of(model: &ServedModel, t: &Timeline, options: &RenderOptions) -> Result<Option<Stripped>> {
         let tokenizer = model.tokenizer()?;
-        let prompt = generation_prompt(tokenizer, model.template()?, options)?;
-        let cuts = thoughts(tokenizer, &prompt, &t.ids, |id| model.ends_turn(id))?;
+        let prompt = || generation_prompt(tokenizer, model.template()?, options);
+        let cuts = thoughts(tokenizer, prompt, &t.ids, |id| model.ends_turn(id))?;
         let Some(from) = cuts.first().map(|cut| cut.start) else { return Ok(None) };
         let before = |at: usize| cuts.iter().map(|cut| at.min(cut.end) - at.min(cut.start)).sum::<usize>();
         Ok(Some(Stripped {
@@ -99,7 +99,9 @@ impl Stripped {
 
     /// Puts it into the place of the timeline that it was made of, which has the room.
     fn put(self, t: &mut Timeline) {
+        let (tools, at) = t.tools.clone();
         t.truncate(self.from);
+        t.tools = (tools, at.min(self.from));
         self.tokens[self.from..].iter().for_each(|&token| t.push(token));
         t.turn_begun_at = self.turn_begun_at;
     }

@@ -38,8 +38,8 @@ counters! {
     evicted,
     /// Generations and other work whose KV pages older work needed; they compute again in their turn.
     preempted,
-    /// Times that tokens which stood in a session were taken out or replaced and what stood behind them is computed again: by a history
-    /// that strips thoughts, or by ids that go on otherwise.
+    /// Times that tokens which stood in a session were taken out or replaced and what stood behind them is computed
+    /// again: by a history that strips thoughts, or by ids that go on otherwise.
     prefix_breaks,
     /// Bytes of weights that forward products on the engine's device read, counted where they are read.
     weight_bytes,

@@ -169,7 +169,7 @@ impl ServedModel {
     ///
     /// Errors: `MissingFile` without a tokenizer, `NoTemplate`, and those of [`encode_chat`].
     pub fn encode_chat(&self, messages: impl Into<Json>, options: &RenderOptions) -> Result<Vec<i32>> {
-        let messages = options.history.unwrap_or(self.history()).of_messages(&messages.into());
+        let messages = options.history.unwrap_or(self.history()).of_messages(messages.into());
         let ids = encode_chat(self.tokenizer()?, self.template()?, &messages, options)?;
         self.tell_of(&messages, options);
         Ok(ids)

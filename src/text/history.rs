@@ -64,41 +64,36 @@ impl History {
     }
 
     /// The messages as the mode has them: those of an assistant lose their reasoning where messages follow that take it away.
-    pub fn of_messages(self, messages: &Json) -> Json {
-        let Json::List(list) = messages else { return messages.clone() };
+    pub fn of_messages(self, mut messages: Json) -> Json {
+        let Json::List(list) = &mut messages else { return messages };
         let last = match self {
             History::Keep => 0,
             History::StripThinking => list.len().saturating_sub(1),
             History::ToolCycle => list.iter().rposition(|message| role_of(message) == "user").unwrap_or(0),
         };
-        let message = |(n, message): (usize, &Json)| match n < last && role_of(message) == "assistant" {
-            true => without_thought(message),
-            false => message.clone(),
-        };
-        Json::List(list.iter().enumerate().map(message).collect())
+        list[..last].iter_mut().filter(|message| role_of(message) == "assistant").for_each(strip);
+        messages
     }
 }
 
-/// A message without its reasoning, whether it has a key of its own or stands in the text.
-fn without_thought(message: &Json) -> Json {
-    let Json::Object(entries) = message else { return message.clone() };
-    let kept = entries.iter().filter(|(key, _)| !REASONING.contains(&key.as_str()));
-    let entry = |(key, value): &(String, Json)| {
-        let text = value.as_str().filter(|_| key == "content");
-        let answer = text.and_then(|text| text.rsplit_once(Mark::ThoughtEnds.text()));
-        let value = answer.map_or_else(|| value.clone(), |(_, answer)| answer.trim_start_matches('\n').into());
-        (key.clone(), value)
-    };
-    Json::Object(kept.map(entry).collect())
+/// Takes a message's reasoning away, whether it has a key of its own or stands in the text.
+fn strip(message: &mut Json) {
+    let Json::Object(entries) = message else { return };
+    entries.retain(|(key, _)| !REASONING.contains(&key.as_str()));
+    if let Some(Json::String(text)) = message.get_mut("content")
+        && let Some((_, answer)) = text.rsplit_once(Mark::ThoughtEnds.text())
+    {
+        *text = answer.trim_start_matches('\n').to_string();
+    }
 }
 
 /// Where thoughts stand in a timeline: those with which assistants' turns begin, each with the line ends behind it. `prompt` is
-/// the template's generation prompt, `ends_turn` says which ids end a turn.
+/// asked for the template's generation prompt where there is something to look for, `ends_turn` says which ids end a turn.
 ///
-/// Error: `UnsupportedTokenizer` where the vocabulary has no tokens for the marks of a thought.
+/// Errors: `UnsupportedTokenizer` where the vocabulary has no tokens for the marks of a thought; the prompt's.
 pub fn thoughts(
     tokenizer: &Tokenizer,
-    prompt: &[i32],
+    prompt: impl FnOnce() -> Result<Vec<i32>>,
     ids: &[i32],
     ends_turn: impl Fn(i32) -> bool,
 ) -> Result<Vec<Range<usize>>> {
@@ -117,6 +112,10 @@ pub fn thoughts(
         let said = |&id: &i32| !is_made_of(id, u8::is_ascii_whitespace);
         ids.iter().rposition(said).map_or(0, |last| last + 1)
     };
+    if !ids.contains(&begin) {
+        return Ok(Vec::new());
+    }
+    let prompt = prompt()?;
     // A prompt may open the thought itself.
     let opened = prompt.iter().position(|&id| id == begin).unwrap_or(prompt.len());
     let prompt = &prompt[..trimmed(&prompt[..opened])];
@@ -150,7 +149,7 @@ mod tests {
         let (ids, prompt) = (tokenizer.encode(text, Control::All), "<|im_start|>assistant\n");
         let prompt = tokenizer.encode(prompt, Control::All);
         let mut kept = ids.clone();
-        for range in thoughts(&tokenizer, &prompt, &ids, |id| id == 266).unwrap().into_iter().rev() {
+        for range in thoughts(&tokenizer, || Ok(prompt), &ids, |id| id == 266).unwrap().into_iter().rev() {
             kept.drain(range);
         }
         tokenizer.decode(&kept, false)
@@ -187,7 +186,7 @@ mod tests {
             json!({"role": "assistant", "content": "Look.", "tool_calls": []}),
             json!({"role": "assistant", "content": "Yes."}),
         );
-        let of = |mode: History, messages: &[&serde_json::Value]| mode.of_messages(&json!(messages).into());
+        let of = |mode: History, messages: &[&serde_json::Value]| mode.of_messages(json!(messages).into());
         let list = |messages: &[&serde_json::Value]| Json::from(json!(messages));
         let open = [&user, &called, &tool, &said];
         assert_eq!(of(History::Keep, &open), list(&open));
@@ -199,7 +198,7 @@ mod tests {
         }
         for mode in History::ALL {
             assert_eq!(of(mode, &[]), list(&[]));
-            assert_eq!(mode.of_messages(&Json::Null), Json::Null);
+            assert_eq!(mode.of_messages(Json::Null), Json::Null);
             assert_eq!(History::named(mode.name()).unwrap(), mode);
         }
         let e = History::named("strip").unwrap_err();

@@ -259,7 +259,7 @@ static void generations_tell_what_they_sampled(squire_model *model) {
   WITH(top_p, -2.0f, SQUIRE_DETAIL_BAD_OPTION);
   WITH(top_k, -2, SQUIRE_DETAIL_BAD_OPTION);
   WITH(max_tokens, -1, SQUIRE_DETAIL_BAD_OPTION);
-  WITH(flags, 2, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(flags, 4, SQUIRE_DETAIL_BAD_OPTION);
   WITH(stop_ids_len, 1, SQUIRE_DETAIL_NULL_POINTER);
   o.stop_ids = beyond;
   REFUSED(squire_gen_start(session, &o, &gen, &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_ID_OUT_OF_RANGE);

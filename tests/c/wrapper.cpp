@@ -143,11 +143,11 @@ static void every_section_is_wrapped(char **argv) {
   CHECK(squire::append_message(plain, "user", "hello") == squire::render_chat(chat, asked).size());
   CHECK(squire::timeline(plain) == squire::render_chat(chat, asked));
   CHECK(squire::append_message(plain, "user", "hello", true) > 6 && squire::append_message(plain, "user", "x", false, &stop) == 0);
-  squire_gen_options told = squire::gen_options();
-  told.flags = SQUIRE_GEN_PARTS | SQUIRE_GEN_IGNORE_MODEL_STOPS;
-  told.max_tokens = 5;
+  squire_gen_options apart = squire::gen_options();
+  apart.flags = SQUIRE_GEN_PARTS | SQUIRE_GEN_IGNORE_MODEL_STOPS;
+  apart.max_tokens = 5;
   std::string raw, said;
-  squire::pull(squire::generate(plain, told), [&](const squire_event &e) {
+  squire::pull(squire::generate(plain, apart), [&](const squire_event &e) {
     (e.kind == SQUIRE_EVENT_TOKENS ? raw : said).append(e.text ? e.text : "", e.text_len);
     CHECK(e.kind != SQUIRE_EVENT_TOOL_CALL || squire::called(e).name.empty());
     CHECK((e.kind == SQUIRE_EVENT_UNPARSED) == !squire::reason(e).empty());

@@ -1,12 +1,13 @@
 //! `squire chat`: a conversation, a line a message.
 #![forbid(unsafe_code)]
 
-use std::io::{BufRead, IsTerminal, stdin};
+use std::io::{BufRead, IsTerminal, stdin, stdout};
 
 use serde_json::{Value, json};
 
 use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};
+use crate::parts::Shown;
 use crate::sampling::{SamplingArgs, TemplateArgs, name_of, pull};
 use crate::waiting::Waiting;
 
@@ -35,6 +36,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     drop(waiting);
     let options = args.sampling.options(&model);
     let prompts = stdin().is_terminal() && !args.json;
+    // Who reads it sees thoughts dimmed; a file or another program gets the text as it is.
+    let dims = stdout().is_terminal() && !args.json;
     let mut system = args.template.system.as_deref();
     loop {
         if prompts {
@@ -55,14 +58,21 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         let waiting = Waiting::begin("reading");
         let generation = session.generate(options.clone())?;
         let (mut text, mut ids) = (String::new(), Vec::new());
+        let (mut parts, mut shown) = (generation.parts()?, Shown::default());
         let finish = pull(&generation, waiting, |chunk| {
-            if !args.json {
+            if dims {
+                parts.push(&chunk.ids).iter().try_for_each(|part| out.text(&shown.text(part)))?;
+            } else if !args.json {
                 out.text(&chunk.text)?;
             }
             text.push_str(&chunk.text);
             ids.extend(chunk.ids);
             Ok(())
         })?;
+        if dims {
+            parts.finish().iter().try_for_each(|part| out.text(&shown.text(part)))?;
+            out.text(shown.end())?;
+        }
         if args.json {
             let finish = name_of(finish);
             out.json(

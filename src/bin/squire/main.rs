@@ -14,6 +14,7 @@ mod inspect;
 mod options;
 mod output;
 mod page;
+mod parts;
 mod record;
 mod records;
 mod report;

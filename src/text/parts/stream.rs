@@ -64,14 +64,14 @@ impl PartStream {
     }
 }
 
-/// The ids of the turn that `ids` end in: those behind the last special token that is no mark. None where no token begins turns:
+/// The ids of the turn that `ids` end in: those from the last special token on that is no mark. None where no token begins turns:
 /// what stands there may be anybody's text.
 pub(crate) fn open_turn<'i>(tokenizer: &Tokenizer, ids: &'i [i32]) -> &'i [i32] {
     let begins = |&id: &i32| {
         let is_mark = || Mark::ALL.into_iter().any(|mark| tokenizer.id_of(mark.text()) == Some(id));
         tokenizer.is_special(id) && !is_mark()
     };
-    ids.iter().rposition(begins).map_or(&[], |at| &ids[at + 1..])
+    ids.iter().rposition(begins).map_or(&[], |at| &ids[at..])
 }
 
 #[cfg(test)]
