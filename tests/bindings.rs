@@ -108,8 +108,9 @@ fn the_structs_and_the_abi_that_python_knows_are_the_headers() {
     let mut wanted = String::from("  printf(\"abi %u\\n\", SQUIRE_ABI);\n");
     let (mut last, mut n) = (String::new(), 0);
     for (name, field) in fields_of_the_header() {
-        // Those of episodes and teachers are not among what the program uses.
-        if ["squire_decision", "squire_teacher_request"].contains(&name.as_str()) {
+        // Those of episodes and teachers, and what options point to, are not among what the program uses.
+        let unused = ["squire_decision", "squire_teacher_request", "squire_logit_bias", "squire_stop_string"];
+        if unused.contains(&name.as_str()) {
             continue;
         }
         if name != last {

@@ -27,14 +27,22 @@ class ModelOptions(c.Structure):
 class GenOptions(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("flags", c.c_uint32), ("max_tokens", c.c_int32), ("top_k", c.c_int32),
                 ("temperature", c.c_float), ("top_p", c.c_float), ("seed", c.c_uint64), ("stop_ids", c.c_void_p),
-                ("stop_ids_len", c.c_size_t), ("adapter", c.c_char_p), ("adapter_len", c.c_size_t)]
+                ("stop_ids_len", c.c_size_t), ("adapter", c.c_char_p), ("adapter_len", c.c_size_t),
+                ("min_p", c.c_float), ("typical_p", c.c_float), ("repetition_penalty", c.c_float),
+                ("presence_penalty", c.c_float), ("frequency_penalty", c.c_float), ("no_repeat_ngram_size", c.c_int32),
+                ("logit_bias", c.c_void_p), ("logit_bias_len", c.c_size_t), ("stop_strings", c.c_void_p),
+                ("stop_strings_len", c.c_size_t), ("top_logprobs", c.c_int32), ("reserved", c.c_int32)]
 
 
 class Event(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("kind", c.c_int32), ("finish", c.c_int32), ("actor", c.c_int32),
                 ("text", c.c_void_p), ("text_len", c.c_size_t), ("ids", c.POINTER(c.c_int32)), ("logprobs", c.c_void_p),
                 ("sampled_logprobs", c.c_void_p), ("ids_len", c.c_size_t), ("position", c.c_uint64),
-                ("revision", c.c_uint64)]
+                ("revision", c.c_uint64), ("top_ids", c.c_void_p), ("top_logprobs", c.c_void_p), ("top_k", c.c_size_t),
+                ("stop_string", c.c_int32), ("reserved", c.c_int32), ("stop_byte", c.c_uint64), ("stop_token", c.c_uint64),
+                ("name", c.c_void_p), ("name_len", c.c_size_t), ("arguments", c.c_void_p), ("arguments_len", c.c_size_t),
+                ("call_id", c.c_void_p), ("call_id_len", c.c_size_t), ("call_index", c.c_uint64), ("reason", c.c_void_p),
+                ("reason_len", c.c_size_t)]
 
 
 if sys.argv[1:] == ["layout"]:
