@@ -955,7 +955,8 @@ typedef struct {
   uint64_t stop_byte;
   /* And which of the generation's ids, counted from 0, holds its first byte. */
   uint64_t stop_token;
-  /* Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as are the next. */
+  /* Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as
+   * are the next. */
   const char *name;
   /* Bytes of name. */
   size_t name_len;
