@@ -126,7 +126,7 @@ fn what_is_dropped_or_cancelled_leaves_and_a_queue_that_goes_leaves_its_generati
     assert_eq!(ends_cancelled(), Finish::Cancelled);
     assert_eq!(queue.len(), 1);
     drop(queue);
-    assert_eq!(kept.next(None).is_ok_and(|next| !matches!(next, Next::Timeout)), true);
+    assert!(kept.next(None).is_ok_and(|next| !matches!(next, Next::Timeout)));
     let other = Queue::new(model.engine());
     other.add(&kept, 9).unwrap();
     let foreign = self::model(false);

@@ -89,7 +89,8 @@ pub unsafe extern "C" fn squire_queue_next(
         guard(err, |call| {
             let queue = call.subject(queue)?;
             let tag = Slot::required(tag, "tag")?;
-            drop(options::fill(event)?);
+            // Refused before anybody is waited for.
+            options::fill(event)?;
             let timeout = match timeout_ms {
                 -1 => None,
                 ms => Some(Duration::from_millis(options::count(ms, "timeout_ms")? as u64)),
