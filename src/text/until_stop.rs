@@ -38,7 +38,7 @@ pub struct TextUntilStop {
 }
 
 impl TextUntilStop {
-    /// No text so far. Errors: those of [`Stops::new`].
+    /// No text so far. Errors: those of `Stops::new`.
     pub fn new<S: AsRef<str>>(tokenizer: Option<Arc<Tokenizer>>, stop_strings: &[S]) -> Result<TextUntilStop> {
         Ok(TextUntilStop {
             tokenizer,
