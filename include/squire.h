@@ -1040,7 +1040,7 @@ typedef struct squire_queue squire_queue;
 squire_status squire_queue_create(squire_engine *engine, squire_queue **out, squire_error **err);
 
 /* Puts a generation into the queue under a tag of the host's, from its next event on. It stays the host's: it is cancelled and
- * released as ever, and leaves the queue with its end or its release. Several may have one tag. SQUIRE_E_ARGUMENT (detail
+ * released as ever, is pulled by nobody else meanwhile, and leaves the queue with its end or its release. Several may have one tag. SQUIRE_E_ARGUMENT (detail
  * FOREIGN_HANDLE) for one of another engine, SQUIRE_E_ARGUMENT for one that is in a queue already. Any thread, also while another
  * waits in squire_queue_next. */
 squire_status squire_queue_add(squire_queue *queue,
@@ -1062,13 +1062,15 @@ squire_status squire_queue_next(squire_queue *queue,
                                 squire_error **err);
 
 /* A descriptor in *fd that is readable while a generation of the queue may have something to tell, for poll, epoll and what is
- * built on them: call squire_queue_next with a timeout of 0 until it says SQUIRE_TIMEOUT, then wait again. It is the queue's: it is not to be
+ * built on them: call squire_queue_next with a timeout of 0 until it says SQUIRE_TIMEOUT, then wait again. While turns of a
+ * host's teacher are in the queue, call it now and then all the same: their deadlines are looked at in it. It is the queue's: it is not to be
  * read from or closed, and is gone with the queue. On an engine that the caller drives nothing moves while nobody steps. SQUIRE_E_UNSUPPORTED where the platform has none. Any thread. */
 squire_status squire_queue_fd(squire_queue *queue,
                               int32_t *fd,
                               squire_error **err);
 
-/* Frees the queue. Generations that were in it go on and are pulled by squire_gen_next. NULL is allowed. Any thread. */
+/* Frees the queue. Generations that were in it go on and are pulled by squire_gen_next. A call of squire_queue_next that waits
+ * on another thread answers SQUIRE_TIMEOUT. NULL is allowed. Any thread. */
 void squire_queue_release(squire_queue *queue);
 
 /* ---- score ----------------------------------------------------------------------------------------------- */

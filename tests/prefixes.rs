@@ -164,6 +164,63 @@ fn idle_pages_give_way_to_work_and_are_no_more_than_may_be() {
 }
 
 #[test]
+fn a_session_that_fills_the_budget_goes_on_within_its_own_pages() {
+    // Nobody else holds the page that it writes into again, so it needs none beside it.
+    for caller_driven in [false, true] {
+        let page = bytes_of_a_page(&model_on(&engine(|_| {})));
+        let model = model_on(&engine(|o| (o.kv_budget, o.caller_driven) = (4 * page, caller_driven)));
+        let prompt = ids(1, 4 * PAGE);
+        let session = session_of(&model, &prompt);
+        session.prefill(&Cancel::default()).unwrap();
+        session.truncate(4 * PAGE - 5).unwrap();
+        session.append(&ids(2, 3), Source::Host).unwrap();
+        let so_far = [&prompt[..4 * PAGE - 5], &ids(2, 3)[..]].concat();
+        assert_eq!(run(&session, 1, 2), alone(&so_far, 1, 2));
+    }
+}
+
+#[test]
+fn a_prompt_that_is_found_is_told_as_done() {
+    let model = model_on(&engine(|_| {}));
+    let prompt = ids(1, 3 * PAGE);
+    let told = || {
+        let (session, mut all) = (session_of(&model, &prompt), Vec::new());
+        let mut hear = |done, of| {
+            all.push((done, of));
+            true
+        };
+        session.prefill_watched(&Cancel::default(), &mut hear).unwrap();
+        (all, session)
+    };
+    let n = 3 * PAGE as u64;
+    assert_eq!(told().0.last(), Some(&(n, n)));
+    assert_eq!(told().0, [(0, n), (n, n)], "nothing was computed");
+}
+
+#[test]
+fn who_cannot_have_enough_costs_those_behind_nothing() {
+    let page = bytes_of_a_page(&model_on(&engine(|_| {})));
+    let model = model_on(&engine(|o| (o.kv_budget, o.caller_driven, o.max_batch_tokens) = (40 * page, true, 64)));
+    let shared = ids(7, 20 * PAGE);
+    // The first holds 30 pages of which 20 are the shared ones, five behind hold the same and one more each.
+    let first = session_of(&model, &[&shared[..], &ids(8, 9 * PAGE)].concat());
+    let many: Vec<Session> = (0..5).map(|i| session_of(&model, &[&shared[..], &ids(20 + i, 3)].concat())).collect();
+    let mut running = vec![first.generate(drawing(1, 30)).unwrap()];
+    while model.kv_pages() < 30 {
+        assert!(model.engine().step().unwrap());
+    }
+    // One that needs 20 pages more than there are while the first runs.
+    let large = session_of(&model, &ids(9, 20 * PAGE));
+    running.push(large.generate(drawing(2, 2)).unwrap());
+    running.extend(many.iter().map(|session| session.generate(drawing(3, 2)).unwrap()));
+    let ids: Vec<Vec<i32>> = running.iter().map(|generation| generation.collect().unwrap().0.ids).collect();
+    assert!(ids.iter().all(|ids| !ids.is_empty()));
+    // Not anew in each of the thirty rounds of the first.
+    let preempted = model.engine().metrics().preempted;
+    assert!(preempted < 5, "what others share is not to be had from them: {preempted}");
+}
+
+#[test]
 fn pages_of_one_revision_are_no_others_and_go_with_it() {
     let model = model_on(&engine(|_| {}));
     let prompt = ids(1, 6 * PAGE + 1);

@@ -133,3 +133,16 @@ fn what_is_dropped_or_cancelled_leaves_and_a_queue_that_goes_leaves_its_generati
     let (_session, theirs) = start(&foreign, 1, 1);
     assert_eq!(other.add(&theirs, 1).unwrap_err().fault(), Fault::ForeignHandle);
 }
+
+#[test]
+fn a_queue_that_is_closed_lets_go_of_who_waits() {
+    let model = model(false);
+    let queue: Queue = Queue::new(model.engine());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| queue.next(None).is_none());
+        std::thread::sleep(Duration::from_millis(20));
+        queue.close();
+        assert!(waiter.join().unwrap());
+    });
+    assert!(queue.next(None).is_none());
+}

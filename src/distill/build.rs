@@ -9,6 +9,7 @@ use super::ended::{Gathering, Score, Waiting, may_succeed_later};
 use super::learner::Task;
 use super::packing::Packing;
 use super::report::{Report, SetAside};
+use super::unlearnt::identity;
 use super::unpublished::Unpublished;
 use super::update::Update;
 use super::weighing::weigh;
@@ -59,6 +60,10 @@ impl Distiller {
             let by_model = std::mem::take(&mut update.gradients.by_model);
             self.record_model(&mut gathering.finished, &by_model).map(|()| update)
         });
+        if result.is_ok() {
+            let of = gathering.finished.iter().map(|(_, finished)| identity(&finished.trajectory.heading));
+            self.0.state.lock().unlearnt.built(of);
+        }
         if result.is_err() {
             // Under the learner's lock: a checkpoint that is taken next must not miss them.
             self.0.state.lock().ended.extend(std::mem::take(&mut gathering).give_back());

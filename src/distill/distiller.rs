@@ -529,7 +529,8 @@ impl Distiller {
     pub(super) fn known_of_records(&self) -> Known {
         let state = self.0.state.lock();
         let mut known = state.known.clone();
-        let aside: BTreeSet<Identity> = state.ended.iter().map(|w| identity(&w.trajectory().heading)).collect();
+        let aside = state.ended.iter().map(|waiting| identity(&waiting.trajectory().heading));
+        let aside: BTreeSet<Identity> = aside.chain(state.unlearnt.all()).collect();
         // Of the own run the step says it.
         known.forget(|identity| aside.contains(identity) || (identity.0 == self.0.run && identity.1 < state.step));
         known

@@ -305,8 +305,10 @@ impl Distiller {
 
 impl Drop for Episode {
     fn drop(&mut self) {
-        let heading = self.heading();
-        self.distiller.given_up(&heading);
+        let state = self.state.lock();
+        if !matches!(state.phase, Phase::Ended) {
+            self.distiller.given_up(&state.trajectory.heading);
+        }
     }
 }
 

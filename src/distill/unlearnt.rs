@@ -12,12 +12,14 @@ pub(super) struct Unlearnt {
     open: Known,
     /// of a process before this one, as its checkpoint names them
     before: Known,
+    /// in updates that were built and not applied
+    built: Known,
 }
 
 impl Unlearnt {
     /// As a checkpoint has them.
     pub(super) fn of_checkpoint(before: Known) -> Unlearnt {
-        Unlearnt { open: Known::default(), before }
+        Unlearnt { before, ..Unlearnt::default() }
     }
 
     /// One is begun. Of an earlier process's under the same identity nothing counts any more.
@@ -31,7 +33,20 @@ impl Unlearnt {
 
     /// One has ended, or is given up.
     pub(super) fn closed(&mut self, heading: &Heading) {
-        self.open.remove(&identity(heading));
+        // Evaluations are numbered by themselves.
+        if !heading.evaluation {
+            self.open.remove(&identity(heading));
+        }
+    }
+
+    /// An update was built from these.
+    pub(super) fn built(&mut self, episodes: impl Iterator<Item = Identity>) {
+        episodes.for_each(|identity| self.built.add(identity));
+    }
+
+    /// An update was applied: what others were built from, for the same step, is learnt by none.
+    pub(super) fn applied(&mut self) {
+        self.built = Known::default();
     }
 
     /// One of an earlier process came from its record.
@@ -46,7 +61,7 @@ impl Unlearnt {
 
     /// All of them.
     pub(super) fn all(&self) -> impl Iterator<Item = Identity> {
-        self.open.iter().chain(self.before.iter()).copied()
+        self.open.iter().chain(self.before.iter()).chain(self.built.iter()).copied()
     }
 }
 

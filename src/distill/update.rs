@@ -117,6 +117,7 @@ impl Distiller {
         update.applied = true;
         let mut state = self.0.state.lock();
         state.step += 1;
+        state.unlearnt.applied();
         state.totals.updates += 1;
         state.teacher_said = 0;
         drop((state, learning));

@@ -68,6 +68,13 @@ impl Pulled {
     }
 }
 
+impl Pulled {
+    /// Whether the host has released it.
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+}
+
 impl Borrow<Generation> for Pulled {
     fn borrow(&self) -> &Generation {
         &self.generation

@@ -10,6 +10,7 @@ use super::handle::{self, Object};
 use super::options;
 use super::output::Slot;
 use super::status::squire_status;
+use super::within;
 use crate::error::{Error, Fault};
 use crate::serve::{Heard, Queue};
 use crate::sync::Mutex;
@@ -49,7 +50,7 @@ pub unsafe extern "C" fn squire_queue_create(
 }
 
 /// Puts a generation into the queue under a tag of the host's, from its next event on. It stays the host's: it is cancelled and
-/// released as ever, and leaves the queue with its end or its release. Several may have one tag. SQUIRE_E_ARGUMENT (detail
+/// released as ever, is pulled by nobody else meanwhile, and leaves the queue with its end or its release. Several may have one tag. SQUIRE_E_ARGUMENT (detail
 /// FOREIGN_HANDLE) for one of another engine, SQUIRE_E_ARGUMENT for one that is in a queue already. Any thread, also while another
 /// waits in squire_queue_next.
 #[unsafe(no_mangle)]
@@ -98,8 +99,16 @@ pub unsafe extern "C" fn squire_queue_next(
             let busy = || Error::new(Fault::SessionBusy, "another call waits for this queue");
             let _pulling = queue.pulling.try_lock().ok_or_else(busy)?;
             let heard = queue.queue.pull(timeout, |pulled| {
-                match options::fill(event).and_then(|event| pull(pulled, Some(Duration::ZERO), event)) {
+                if pulled.is_released() {
+                    return Heard::Gone;
+                }
+                let outcome = options::fill(event).and_then(|event| pull(pulled, Some(Duration::ZERO), event));
+                match outcome {
+                    // Its tag may stand for nothing any more.
+                    _ if pulled.is_released() => Heard::Gone,
                     Ok(Outcome::Timeout) => Heard::Nothing,
+                    // Somebody pulls it beside the queue, and has what there is.
+                    Err(e) if e.fault() == Fault::SessionBusy => Heard::Nothing,
                     Ok(Outcome::End) => Heard::Last(Ok(Outcome::Done)),
                     other => Heard::Something(other),
                 }
@@ -116,7 +125,8 @@ pub unsafe extern "C" fn squire_queue_next(
 }
 
 /// A descriptor in *fd that is readable while a generation of the queue may have something to tell, for poll, epoll and what is
-/// built on them: call squire_queue_next with a timeout of 0 until it says SQUIRE_TIMEOUT, then wait again. It is the queue's: it is not to be
+/// built on them: call squire_queue_next with a timeout of 0 until it says SQUIRE_TIMEOUT, then wait again. While turns of a
+/// host's teacher are in the queue, call it now and then all the same: their deadlines are looked at in it. It is the queue's: it is not to be
 /// read from or closed, and is gone with the queue. On an engine that the caller drives nothing moves while nobody steps. SQUIRE_E_UNSUPPORTED where the platform has none. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_queue_fd(
@@ -140,9 +150,15 @@ pub unsafe extern "C" fn squire_queue_fd(
     }
 }
 
-/// Frees the queue. Generations that were in it go on and are pulled by squire_gen_next. NULL is allowed. Any thread.
+/// Frees the queue. Generations that were in it go on and are pulled by squire_gen_next. A call of squire_queue_next that waits
+/// on another thread answers SQUIRE_TIMEOUT. NULL is allowed. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_queue_release(queue: *mut squire_queue) {
     // SAFETY: the conventions at the head of the header.
+    if let Some(body) = unsafe { handle::peek_alive(queue) } {
+        // A waiter on another thread keeps the object for a moment more. There is nobody to tell of a panic.
+        let _ = within::squire(|| body.queue.close());
+    }
+    // SAFETY: as above.
     unsafe { handle::release(queue) }
 }

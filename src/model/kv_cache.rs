@@ -217,21 +217,27 @@ impl KvCache {
         if self.nodes.try_reserve(room).is_err() || self.pages.try_reserve(room).is_err() {
             return 0;
         }
-        // What is reserved for positions behind is asked for anew.
-        self.keep_pages(first);
+        let mut found = Vec::new();
         let mut pages = self.pool.pages.lock();
         for page in first..most / PAGE {
             let before = self.nodes.last().copied().unwrap_or(root);
-            let found = ids_of(ids, page).and_then(|own| pages.prefixes.find(before, own));
-            let Some((node, found)) = found else { break };
+            if found.try_reserve(1).is_err() {
+                break;
+            }
+            let Some((node, page)) = ids_of(ids, page).and_then(|own| pages.prefixes.find(before, own)) else { break };
             self.nodes.push(node);
-            self.pages.push(found);
+            found.push(page);
         }
-        let adopted = (self.nodes.len() - first) * PAGE;
-        if adopted > 0 {
-            self.len += adopted;
-            pages.prefixes.touch(&self.nodes);
+        if found.is_empty() {
+            return 0;
         }
+        pages.prefixes.touch(&self.nodes);
+        drop(pages);
+        // What is reserved for positions behind is asked for anew.
+        self.keep_pages(first);
+        let adopted = found.len() * PAGE;
+        self.pages.extend(found);
+        self.len += adopted;
         adopted
     }
 
@@ -256,13 +262,22 @@ impl KvCache {
 
     /// Pages that `reserve(n)` would take from the pool.
     pub fn lacking(&self, n: usize) -> usize {
-        let shared = n > 0 && !self.len.is_multiple_of(PAGE) && Arc::strong_count(&self.pages[self.len / PAGE]) > 1;
+        let shared = n > 0 && !self.len.is_multiple_of(PAGE) && {
+            let page = &self.pages[self.len / PAGE];
+            // The pool lets go of what one timeline alone holds.
+            Arc::strong_count(page) > 1 + usize::from(self.pool.pages.lock().prefixes.has(page))
+        };
         (self.len + n).div_ceil(PAGE).saturating_sub(self.pages.len()) + usize::from(shared)
     }
 
     /// Whether the budget holds `n` positions more when nobody else holds a page.
     pub fn fits_alone(&self, n: usize) -> bool {
         (self.len + n).div_ceil(PAGE) <= self.pool.budget
+    }
+
+    /// By what its pages are told from others.
+    pub fn addresses(&self) -> impl Iterator<Item = usize> {
+        self.pages.iter().map(|page| Arc::as_ptr(page) as usize)
     }
 
     /// Whether no other timeline holds some page of it.
@@ -282,7 +297,8 @@ impl KvCache {
         let wanted = (self.len + n).div_ceil(PAGE);
         if n > 0 && !self.len.is_multiple_of(PAGE) {
             let last = self.len / PAGE;
-            if Arc::get_mut(&mut self.pages[last]).is_none() {
+            let is_own = Arc::get_mut(&mut self.pages[last]).is_some();
+            if !is_own && !self.pool.pages.lock().prefixes.disown(&self.pages[last]) {
                 let mut own = self.pool.take()?;
                 own.copy_from(&self.pages[last]);
                 let shared = std::mem::replace(&mut self.pages[last], Arc::new(own));

@@ -37,9 +37,8 @@ pub(super) struct Prefixes {
     by_link: HashMap<Link, u64>,
     /// the node of each page, by its address
     by_page: HashMap<usize, u64>,
-    by_use: BTreeMap<u64, u64>,
-    /// nodes whose page no timeline holds
-    idle: usize,
+    /// nodes whose page no timeline holds, by when they were asked for
+    idle: BTreeMap<u64, u64>,
     /// of nodes and roots
     last_number: u64,
     clock: u64,
@@ -58,7 +57,7 @@ impl Prefixes {
 
     /// Pages that no timeline holds.
     pub(super) fn n_idle(&self) -> usize {
-        self.idle
+        self.idle.len()
     }
 
     /// Whether the tree holds the page too.
@@ -69,19 +68,20 @@ impl Prefixes {
     /// The node of these ids behind `before`, with one hold on its page more.
     pub(super) fn find(&mut self, before: u64, ids: &Ids) -> Option<(u64, Arc<Page>)> {
         let number = *self.by_link.get(&Link { before, ids: *ids })?;
-        let page = self.nodes.get(&number)?.page.clone();
-        // The tree's own hold, and this one.
-        self.idle -= usize::from(Arc::strong_count(&page) == 2);
-        Some((number, page))
+        let Node { page, used, .. } = self.nodes.get(&number)?;
+        self.idle.remove(used);
+        Some((number, page.clone()))
     }
 
-    /// Notes that the nodes of a timeline, in order, were asked for now.
+    /// Notes that the nodes of a timeline, in order, were asked for now. A node whose page is another than the timeline's may be
+    /// idle.
     pub(super) fn touch(&mut self, nodes: &[u64]) {
         for number in nodes.iter().rev() {
             if let Some(node) = self.nodes.get_mut(number) {
                 self.clock += 1;
-                self.by_use.remove(&node.used);
-                self.by_use.insert(self.clock, *number);
+                if self.idle.remove(&node.used).is_some() {
+                    self.idle.insert(self.clock, *number);
+                }
                 node.used = self.clock;
             }
         }
@@ -97,33 +97,38 @@ impl Prefixes {
         self.clock += 1;
         self.by_link.insert(link, number);
         self.by_page.insert(address(page), number);
-        self.by_use.insert(self.clock, number);
         self.nodes.insert(number, Node { page: page.clone(), link, root, used: self.clock });
         number
     }
 
     /// A timeline lets go of a page. The page comes back where nobody else holds it.
     pub(super) fn let_go(&mut self, page: Arc<Page>) -> Option<Page> {
-        self.idle += usize::from(Arc::strong_count(&page) == 2 && self.has(&page));
+        let node = self.by_page.get(&address(&page)).and_then(|number| Some((*number, self.nodes.get(number)?.used)));
+        // The tree's own hold, and the one that goes.
+        if let Some((number, used)) = node.filter(|_| Arc::strong_count(&page) == 2) {
+            self.idle.insert(used, number);
+        }
         Arc::into_inner(page)
+    }
+
+    /// Lets go of a page that one timeline holds beside the tree, so that it may write into it; whether it may.
+    pub(super) fn disown(&mut self, page: &Arc<Page>) -> bool {
+        let number = self.by_page.get(&address(page)).copied();
+        let Some(number) = number.filter(|_| Arc::strong_count(page) == 2) else { return false };
+        self.remove(number).is_some()
     }
 
     fn remove(&mut self, number: u64) -> Option<Arc<Page>> {
         let Node { page, link, used, .. } = self.nodes.remove(&number)?;
         self.by_link.remove(&link);
         self.by_page.remove(&address(&page));
-        self.by_use.remove(&used);
-        self.idle -= usize::from(Arc::strong_count(&page) == 1);
+        self.idle.remove(&used);
         Some(page)
     }
 
     /// Gives up the idle page that was asked for the longest ago.
     pub(super) fn give_up_oldest(&mut self) -> Option<Page> {
-        if self.idle == 0 {
-            return None;
-        }
-        let is_idle = |number: &u64| self.nodes.get(number).is_some_and(|node| Arc::strong_count(&node.page) == 1);
-        let oldest = self.by_use.values().copied().find(is_idle)?;
+        let (_, &oldest) = self.idle.first_key_value()?;
         self.remove(oldest).and_then(Arc::into_inner)
     }
 

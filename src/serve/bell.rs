@@ -19,6 +19,7 @@ pub(super) struct Bell {
 #[derive(Default)]
 struct State {
     ready: VecDeque<u64>,
+    is_closed: bool,
     wire: Option<wire::Wire>,
 }
 
@@ -64,10 +65,20 @@ impl Bell {
         first
     }
 
-    /// Waits until somebody rings, or `deadline` is past.
+    /// Nobody is to wait any more.
+    pub(super) fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.rang.notify_all();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+
+    /// Waits until somebody rings, the bell is closed, or `deadline` is past.
     pub(super) fn wait(&self, deadline: Option<Instant>) {
         let mut state = self.state.lock();
-        while state.ready.is_empty() {
+        while state.ready.is_empty() && !state.is_closed {
             match deadline {
                 None => self.rang.wait(&mut state),
                 Some(deadline) => {

@@ -136,12 +136,16 @@ impl Generation {
         self.outbox.stop()
     }
 
-    /// Looks after it where it is made outside the engine; whether it is.
-    pub(super) fn look(&self) -> bool {
+    /// Whether it is made outside the engine.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        matches!(self.maker, Maker::Elsewhere(_))
+    }
+
+    /// Looks after it where it is made outside the engine.
+    pub(super) fn look(&self) {
         if let Maker::Elsewhere(speaker) = &self.maker {
             speaker.look();
         }
-        matches!(self.maker, Maker::Elsewhere(_))
     }
 
     /// What tells apart its thought, its answer and its tool calls: it is to be pushed the ids of every chunk, and stands where the

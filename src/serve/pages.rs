@@ -11,7 +11,7 @@
 //! same page, the first does, and the others follow.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::job::{End, Job};
@@ -35,6 +35,10 @@ pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<
     let mut under_way: BTreeSet<(usize, u64, Vec<i32>)> = BTreeSet::new();
     for i in 0..jobs.len() {
         let pool = pool_of(&jobs[i]);
+        // Who waits in line takes nothing, not even what is there.
+        if waited_for.contains(&pool) && held(&mut jobs[i]) == 0 {
+            continue;
+        }
         let rows = jobs[i].adopt() as u64;
         if rows > 0 {
             add(&counters.prefix_hits, 1);
@@ -47,9 +51,7 @@ pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<
         if follows && next.as_ref().is_some_and(|next| under_way.contains(next)) {
             continue;
         }
-        let waits_in_line = waited_for.contains(&pool) && held(&mut jobs[i]) == 0;
-        let asked = if waits_in_line { Asked::Waits } else { ask(jobs, i, &mut runs, counters) };
-        match asked {
+        match ask(jobs, i, &mut runs, counters) {
             Asked::Runs => {
                 runs[i] = true;
                 under_way.extend(next);
@@ -88,10 +90,17 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         }
         // Who cannot have enough takes nothing: sessions at rest and those that came later give way only if that helps.
         let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
-        let theirs: usize = later.iter().map(|&j| held(&mut jobs[j])).sum();
-        let at_rest = jobs[i].slot().slots().pages_at_rest();
+        // Shared pages are there once, and those that somebody before shares are not to be had.
+        let mut theirs: HashSet<usize> = HashSet::new();
+        later.iter().for_each(|&j| theirs.extend(jobs[j].parts().0.kv.addresses()));
+        jobs[i].slot().slots().add_pages_at_rest(&mut theirs);
+        for job in jobs[..=i].iter_mut() {
+            for page in job.parts().0.kv.addresses() {
+                theirs.remove(&page);
+            }
+        }
         let kv = &jobs[i].parts().0.kv;
-        let enough = kv.lacking(pending) <= kv.available() + theirs + at_rest;
+        let enough = kv.lacking(pending) <= kv.available() + theirs.len();
         if enough && jobs[i].slot().slots().take_pages_of_the_oldest() {
             add(&counters.evicted, 1);
             continue;

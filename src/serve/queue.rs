@@ -31,6 +31,8 @@ struct Members<T> {
 
 struct Member<T> {
     generation: Weak<T>,
+    /// whether it is made outside the engine, so that somebody must look after it
+    is_elsewhere: bool,
     tag: u64,
     rings: Arc<Rings>,
 }
@@ -43,6 +45,8 @@ pub enum Heard<E> {
     Something(E),
     /// Its end.
     Last(E),
+    /// It was let go of: nobody is to hear of it.
+    Gone,
 }
 
 impl Queue {
@@ -82,7 +86,9 @@ impl<T: Borrow<Generation>> Queue<T> {
         if !one.outbox.watch(&rings) {
             return Err(Error::new(Fault::BadValue, "the generation is in a queue already"));
         }
-        members.by_number.insert(number, Member { generation: Arc::downgrade(generation), tag, rings });
+        members.by_number.retain(|_, member| member.generation.strong_count() > 0);
+        let is_elsewhere = one.is_elsewhere();
+        members.by_number.insert(number, Member { generation: Arc::downgrade(generation), is_elsewhere, tag, rings });
         Ok(())
     }
 
@@ -107,6 +113,9 @@ impl<T: Borrow<Generation>> Queue<T> {
     pub fn pull<E>(&self, timeout: Option<Duration>, mut pull: impl FnMut(&T) -> Heard<E>) -> Option<(u64, E)> {
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         loop {
+            if self.bell.is_closed() {
+                return None;
+            }
             let is_elsewhere = self.look();
             while let Some(number) = self.bell.take() {
                 let Some((generation, tag, rings)) = self.member(number) else { continue };
@@ -119,9 +128,14 @@ impl<T: Borrow<Generation>> Queue<T> {
                         return Some((tag, event));
                     }
                     Heard::Last(event) => {
-                        self.remove(number);
                         (*generation).borrow().outbox.unwatch();
-                        return Some((tag, event));
+                        // Of two who hear it one tells it.
+                        if self.remove(number) {
+                            return Some((tag, event));
+                        }
+                    }
+                    Heard::Gone => {
+                        self.remove(number);
                     }
                 }
             }
@@ -143,7 +157,7 @@ impl<T: Borrow<Generation>> Queue<T> {
 
     fn member(&self, number: u64) -> Option<(Arc<T>, u64, Arc<Rings>)> {
         let mut members = self.members.lock();
-        let Member { generation, tag, rings } = members.by_number.get(&number)?;
+        let Member { generation, tag, rings, .. } = members.by_number.get(&number)?;
         let Some(generation) = generation.upgrade() else {
             members.by_number.remove(&number);
             return None;
@@ -151,23 +165,32 @@ impl<T: Borrow<Generation>> Queue<T> {
         Some((generation, *tag, rings.clone()))
     }
 
-    fn remove(&self, number: u64) {
-        self.members.lock().by_number.remove(&number);
+    /// Whether it was there.
+    fn remove(&self, number: u64) -> bool {
+        self.members.lock().by_number.remove(&number).is_some()
     }
 
     /// Looks after those that are made outside the engine, which have no thread; whether there are some.
     fn look(&self) -> bool {
-        let alive: Vec<Arc<T>> =
-            self.members.lock().by_number.values().filter_map(|m| m.generation.upgrade()).collect();
-        alive.iter().filter(|generation| (***generation).borrow().look()).count() > 0
+        let members = self.members.lock();
+        let elsewhere = members.by_number.values().filter(|member| member.is_elsewhere);
+        let alive: Vec<Arc<T>> = elsewhere.filter_map(|member| member.generation.upgrade()).collect();
+        drop(members);
+        alive.iter().for_each(|generation| (**generation).borrow().look());
+        !alive.is_empty()
+    }
+
+    /// Ends it: whoever waits hears of nothing, and the generations in it are pulled as before, or put into another queue.
+    pub fn close(&self) {
+        let members = std::mem::take(&mut self.members.lock().by_number);
+        let alive = members.into_values().filter_map(|member| member.generation.upgrade());
+        alive.for_each(|generation| (*generation).borrow().outbox.unwatch());
+        self.bell.close();
     }
 }
 
 impl<T: Borrow<Generation>> Drop for Queue<T> {
     fn drop(&mut self) {
-        // Whoever has them pulls them as before, or puts them into another queue.
-        let members = std::mem::take(&mut self.members.lock().by_number);
-        let alive = members.into_values().filter_map(|member| member.generation.upgrade());
-        alive.for_each(|generation| (*generation).borrow().outbox.unwatch());
+        self.close();
     }
 }

@@ -5,6 +5,7 @@
 //! something needs them.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -429,9 +430,10 @@ impl Session {
         let Extent { pending, len, .. } = self.extent()?;
         let (cancel, first) = (cancel.inner(), len - pending);
         // What is computed again, of pages that were given up, is no step back.
-        let (mut stopped, mut most) = (false, first);
+        let (mut stopped, mut most, is_whole) = (false, first, Cell::new(pending == 0));
         let mut tell = |computed: usize| {
             most = most.max(computed);
+            is_whole.set(most >= len);
             if !progress((most - first).min(pending) as u64, pending as u64) {
                 stopped = true;
                 cancel.set();
@@ -446,6 +448,10 @@ impl Session {
             tell(computed);
         }
         self.wait(answer)??;
+        // The last of it may have been found.
+        if !is_whole.get() {
+            tell(len);
+        }
         // Stopped at the last moment: the engine may have been done already, and the caller is told what he asked for.
         if stopped { Err(cancelled()) } else { Ok(()) }
     }

@@ -4,6 +4,7 @@
 //! them. The slots of one model know each other for that.
 #![forbid(unsafe_code)]
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -127,11 +128,10 @@ impl Slot {
         &self.slots
     }
 
-    /// The pages that it holds while it rests, shared ones too.
-    fn pages_at_rest(&self) -> usize {
-        match self.state.try_lock().as_deref() {
-            Some(State { whereabouts: Whereabouts::Resting(t), .. }) => t.kv.pages().len(),
-            _ => 0,
+    /// Adds the addresses of the pages that it holds while it rests.
+    fn add_pages_at_rest(&self, pages: &mut HashSet<usize>) {
+        if let Some(State { whereabouts: Whereabouts::Resting(t), .. }) = self.state.try_lock().as_deref() {
+            pages.extend(t.kv.addresses());
         }
     }
 
@@ -176,10 +176,10 @@ impl Slots {
         self.all.lock().retain(|slot| slot.strong_count() > 0);
     }
 
-    /// The pages that sessions at rest hold, at most: those that forks share are counted for each.
-    pub(super) fn pages_at_rest(&self) -> usize {
+    /// Adds the addresses of the pages that sessions at rest hold.
+    pub(super) fn add_pages_at_rest(&self, pages: &mut HashSet<usize>) {
         let slots: Vec<Arc<Slot>> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
-        slots.iter().map(|slot| slot.pages_at_rest()).sum()
+        slots.iter().for_each(|slot| slot.add_pages_at_rest(pages));
     }
 
     /// Takes the pages of the resting session that was used the longest ago; returns whether there was one.

@@ -295,6 +295,40 @@ fn what_was_open_at_a_checkpoint_and_ended_after_it_waits_again() {
 }
 
 #[test]
+fn evaluations_and_updates_that_nobody_applied_lose_no_episode() {
+    let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 2, "steps": 9, "max_staleness": 4});
+    let (folder, checkpoints) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let resume = || {
+        let (student, teacher) = pair(Kind::Dense, Compute::F32);
+        Distiller::resume(&student, Some(&teacher), settings(document.clone()), checkpoints.path()).unwrap()
+    };
+    let d = plain(document.clone());
+    record(&d, folder.path());
+    let open = Seat::new(&d, numbered(0));
+    // An evaluation has the same number, and is another episode.
+    let evaluation = EpisodeSpec { evaluation: true, ..Default::default() };
+    Seat::new(&d, evaluation).play(1);
+    d.save(checkpoints.path()).unwrap();
+    open.play(1);
+    drop(d);
+    let d = resume();
+    let imported = d.import(&read(folder.path()), 0).unwrap();
+    assert_eq!((imported.episodes, imported.known), (1, 0));
+    // What an update was built from is learnt when it is applied.
+    record(&d, folder.path());
+    Seat::new(&d, numbered(1)).play(1);
+    let update = build(&d);
+    d.save(checkpoints.path()).unwrap();
+    drop((update, d));
+    let d = resume();
+    let imported = d.import(&read(folder.path()), 0).unwrap();
+    assert_eq!((imported.episodes, imported.known), (2, 0));
+    super::update(&d);
+    d.save(checkpoints.path()).unwrap();
+    assert_eq!(resume().import(&read(folder.path()), 0).unwrap().known, 2);
+}
+
+#[test]
 fn one_that_is_played_again_under_its_number_counts_alone() {
     let document = json!({"preset": "opd", "seed": 5, "batch_episodes": 1, "steps": 9});
     let (folder, checkpoints) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
