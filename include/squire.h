@@ -787,13 +787,6 @@ squire_status squire_chat_append_message(squire_session *session,
 
 /* ---- generation ------------------------------------------------------------------------------------------ */
 
-#define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
-
-/* Of squire_gen_options: what is said is told apart too, so that behind the events of tokens, which stay as they are, come
- * those of thought, answer and tool calls. */
-#define SQUIRE_GEN_PARTS 2
-#define SQUIRE_GEN_UNSET (-1) /* Of temperature, top_k and top_p: as the model's makers advise, and where they do not, 1, 0 and 1. */
-#define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
 #define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
 #define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
 #define SQUIRE_EVENT_REASONING 3 /* kind of an event of SQUIRE_GEN_PARTS: text has more of a thought. */
@@ -808,39 +801,6 @@ squire_status squire_chat_append_message(squire_session *session,
 #define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
 #define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
 #define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
-
-/* One running generation. Freed by squire_gen_release, which cancels it. */
-typedef struct squire_gen squire_gen;
-
-/* How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
- * shows what that is. Each field that is set counts for itself. */
-typedef struct {
-  /* Set by _init. */
-  uint32_t struct_size;
-  /* SQUIRE_GEN_IGNORE_MODEL_STOPS and SQUIRE_GEN_PARTS, or 0, the default. */
-  uint32_t flags;
-  /* Most tokens to sample; 0, the default: as many as the context holds. */
-  int32_t max_tokens;
-  /* Only the k likeliest tokens are sampled from; 0: all. SQUIRE_GEN_UNSET, the default: the model's. */
-  int32_t top_k;
-  /* 0 takes the likeliest token; 10000 is the most. SQUIRE_GEN_UNSET, the default: the model's. */
-  float temperature;
-  /* Only the likeliest tokens that make up this share are sampled from; above 0, at most 1. SQUIRE_GEN_UNSET, the
-   * default: the model's. */
-  float top_p;
-  /* Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound.
-   * SQUIRE_GEN_RANDOM_SEED, the default: another one each time. */
-  uint64_t seed;
-  /* Ids that end the generation besides the model's own. The id that ends it is part of the timeline. */
-  const int32_t *stop_ids;
-  /* Number of stop_ids. */
-  size_t stop_ids_len;
-  /* Name of the adapter that the session is moved to first, as squire_session_use_adapter does; NULL, the default: it
-   * stays on what it is on. */
-  const char *adapter;
-  /* Bytes of adapter. */
-  size_t adapter_len;
-} squire_gen_options;
 
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
  * squire_gen_next, or its release. */
@@ -892,13 +852,54 @@ typedef struct {
   size_t reason_len;
 } squire_event;
 
-/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
- * thread, also inside a callback. */
-void squire_gen_options_init(squire_gen_options *options, size_t size);
-
 /* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
+
+#define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
+
+/* Of squire_gen_options: what is said is told apart too, so that behind the events of tokens, which stay as they are, come
+ * those of thought, answer and tool calls. */
+#define SQUIRE_GEN_PARTS 2
+#define SQUIRE_GEN_UNSET (-1) /* Of temperature, top_k and top_p: as the model's makers advise, and where they do not, 1, 0 and 1. */
+#define SQUIRE_GEN_RANDOM_SEED 18446744073709551615ull /* Of seed: drawn for this generation, so that no two runs say the same. squire_gen_seed tells which it was. */
+
+/* One running generation. Freed by squire_gen_release, which cancels it. */
+typedef struct squire_gen squire_gen;
+
+/* How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
+ * shows what that is. Each field that is set counts for itself. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* SQUIRE_GEN_IGNORE_MODEL_STOPS and SQUIRE_GEN_PARTS, or 0, the default. */
+  uint32_t flags;
+  /* Most tokens to sample; 0, the default: as many as the context holds. */
+  int32_t max_tokens;
+  /* Only the k likeliest tokens are sampled from; 0: all. SQUIRE_GEN_UNSET, the default: the model's. */
+  int32_t top_k;
+  /* 0 takes the likeliest token; 10000 is the most. SQUIRE_GEN_UNSET, the default: the model's. */
+  float temperature;
+  /* Only the likeliest tokens that make up this share are sampled from; above 0, at most 1. SQUIRE_GEN_UNSET, the
+   * default: the model's. */
+  float top_p;
+  /* Draws are keyed by (seed, position): they depend neither on what else runs nor on what was rewound.
+   * SQUIRE_GEN_RANDOM_SEED, the default: another one each time. */
+  uint64_t seed;
+  /* Ids that end the generation besides the model's own. The id that ends it is part of the timeline. */
+  const int32_t *stop_ids;
+  /* Number of stop_ids. */
+  size_t stop_ids_len;
+  /* Name of the adapter that the session is moved to first, as squire_session_use_adapter does; NULL, the default: it
+   * stays on what it is on. */
+  const char *adapter;
+  /* Bytes of adapter. */
+  size_t adapter_len;
+} squire_gen_options;
+
+/* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
+ * thread, also inside a callback. */
+void squire_gen_options_init(squire_gen_options *options, size_t size);
 
 /* Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k and
  * top_p as the folder's generation_config.json advises and the neutral 1, 0 and 1 where it does not, and every other field

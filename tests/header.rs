@@ -19,7 +19,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("session", &["session"]),
     ("adapter", &["adapter"]),
     ("chat", &["chat"]),
-    ("generation", &["generation"]),
+    ("generation", &["event", "generation"]),
     ("score", &["score"]),
 ];
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::adapter::optional_name;
 use super::error::squire_error;
+use super::event::{Shown, squire_event};
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::input;
@@ -17,14 +18,13 @@ use super::options::{self, Versioned};
 use super::output::Slot;
 use super::session::squire_session;
 use super::status::squire_status;
-use super::text::CText;
 use super::within;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
-use crate::serve::{Chunk, Finish, Generation, GenerationOptions, Next, ServedModel};
+use crate::serve::{Finish, Generation, GenerationOptions, Next, ServedModel};
 use crate::sync::Mutex;
 use crate::text::source::Source;
-use crate::text::{Part, PartStream, ToolCall};
+use crate::text::{Part, PartStream};
 
 /// One running generation. Freed by squire_gen_release, which cancels it.
 pub struct squire_gen {
@@ -41,21 +41,11 @@ pub(crate) struct Pulled {
 
 #[derive(Default)]
 struct Last {
-    chunk: Chunk,
-    text: Option<CText>,
-    call: Option<Called>,
-    reason: Option<CText>,
+    shown: Shown,
     /// what tells parts apart, where the host asked for them, until the end
     parts: Option<PartStream>,
     /// parts that were not pulled yet
     waiting: VecDeque<Part>,
-}
-
-/// The texts of a tool call.
-struct Called {
-    id: CText,
-    name: CText,
-    arguments: CText,
 }
 
 impl Pulled {
@@ -70,47 +60,8 @@ impl Pulled {
 impl Last {
     /// The event of the next part that waits.
     fn next_part(&mut self) -> Option<squire_event> {
-        let part = self.waiting.pop_front()?;
-        (self.chunk, self.text, self.call, self.reason) = Default::default();
-        let mut event = squire_event::defaults();
-        let mut text = None;
-        event.kind = match part {
-            Part::Reasoning(said) => {
-                text = Some(said);
-                SQUIRE_EVENT_REASONING
-            }
-            Part::Content(said) => {
-                text = Some(said);
-                SQUIRE_EVENT_CONTENT
-            }
-            Part::Unparsed { text: said, reason } => {
-                text = Some(said);
-                let reason = self.reason.insert(CText::new(&reason));
-                event.reason = hand_out(reason, &mut event.reason_len);
-                SQUIRE_EVENT_UNPARSED
-            }
-            Part::ToolCall(ToolCall { index, id, name, arguments }) => {
-                let texts = [id, name, arguments].map(|text| CText::new(&text));
-                let [id, name, arguments] = texts;
-                let call = self.call.insert(Called { id, name, arguments });
-                event.call_index = index as u64;
-                event.call_id = hand_out(&call.id, &mut event.call_id_len);
-                event.name = hand_out(&call.name, &mut event.name_len);
-                event.arguments = hand_out(&call.arguments, &mut event.arguments_len);
-                SQUIRE_EVENT_TOOL_CALL
-            }
-        };
-        if let Some(text) = text {
-            event.text = hand_out(self.text.insert(CText::new(&text)), &mut event.text_len);
-        }
-        Some(event)
+        self.waiting.pop_front().map(|part| self.shown.part(part))
     }
-}
-
-/// A text of an event and its length.
-fn hand_out(text: &CText, len: &mut usize) -> *const c_char {
-    // SAFETY: the length is a reference.
-    unsafe { CText::hand_out(Some(text), len) }
 }
 
 impl Object for squire_gen {
@@ -214,129 +165,12 @@ impl squire_gen_options {
     }
 }
 
-/// kind of an event: tokens were sampled.
-pub const SQUIRE_EVENT_TOKENS: i32 = 1;
-/// kind of an event: nothing more will come; finish says why.
-pub const SQUIRE_EVENT_END: i32 = 2;
-/// kind of an event of SQUIRE_GEN_PARTS: text has more of a thought.
-pub const SQUIRE_EVENT_REASONING: i32 = 3;
-/// kind of an event of SQUIRE_GEN_PARTS: text has more of the answer.
-pub const SQUIRE_EVENT_CONTENT: i32 = 4;
-/// kind of an event of SQUIRE_GEN_PARTS: a whole tool call, in call_id, name and arguments.
-pub const SQUIRE_EVENT_TOOL_CALL: i32 = 5;
-/// kind of an event of SQUIRE_GEN_PARTS: text, marks included, cannot be read as it was begun, a broken tool call or a mark out
-/// of place; reason says why. Empty where the output ended within a thought, which was told as it came.
-pub const SQUIRE_EVENT_UNPARSED: i32 = 6;
-
-/// finish: a stop id was sampled.
-pub const SQUIRE_FINISH_STOP: i32 = 1;
-/// finish: max_tokens were sampled.
-pub const SQUIRE_FINISH_LENGTH: i32 = 2;
-/// finish: the context has no room for another token.
-pub const SQUIRE_FINISH_CONTEXT_FULL: i32 = 3;
-/// finish: it was cancelled; the timeline stands at the last whole token.
-pub const SQUIRE_FINISH_CANCELLED: i32 = 4;
-/// finish: it failed, as the call before said; the timeline stands at the last whole token.
-pub const SQUIRE_FINISH_FAILED: i32 = 5;
-
-/// What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
-/// squire_gen_next, or its release.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct squire_event {
-    /// Set by _init.
-    pub struct_size: u32,
-    /// One of SQUIRE_EVENT_...
-    pub kind: i32,
-    /// One of SQUIRE_FINISH_... at the end, else 0.
-    pub finish: i32,
-    /// Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them.
-    pub actor: i32,
-    /// Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
-    /// with a later event. Empty for a model without a tokenizer. Of a part its text: all that was said stands in the events of
-    /// tokens, so take the texts of one or of the other.
-    pub text: *const c_char,
-    /// Bytes of text.
-    pub text_len: usize,
-    /// The exact sampled ids.
-    pub ids: *const i32,
-    /// Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. NaN where the host's teacher told none.
-    pub logprobs: *const f32,
-    /// Their log-probs in the distribution sampled from; ids_len of them. NaN of a turn of the host's teacher.
-    pub sampled_logprobs: *const f32,
-    /// Number of ids.
-    pub ids_len: usize,
-    /// Position of the first id in the timeline.
-    pub position: u64,
-    /// Revision of the weights that sampled them.
-    pub revision: u64,
-    /// Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as
-    /// are the next.
-    pub name: *const c_char,
-    /// Bytes of name.
-    pub name_len: usize,
-    /// Of a tool call: a JSON object, ended by NUL. Checked as JSON, not against the tool's schema.
-    pub arguments: *const c_char,
-    /// Bytes of arguments.
-    pub arguments_len: usize,
-    /// Of a tool call: a name for it that no other call of the timeline has, ended by NUL.
-    pub call_id: *const c_char,
-    /// Bytes of call_id.
-    pub call_id_len: usize,
-    /// Of a tool call: which of its turn, from 0.
-    pub call_index: u64,
-    /// Of what cannot be read: why, ended by NUL.
-    pub reason: *const c_char,
-    /// Bytes of reason.
-    pub reason_len: usize,
-}
-
-// SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
-unsafe impl Versioned for squire_event {
-    const NAME: &'static str = "squire_event";
-    const FIRST_SIZE: usize = offset_of!(squire_event, name);
-
-    fn defaults() -> squire_event {
-        squire_event {
-            struct_size: size_of::<squire_event>() as u32,
-            kind: 0,
-            finish: 0,
-            actor: 0,
-            text: null(),
-            text_len: 0,
-            ids: null(),
-            logprobs: null(),
-            sampled_logprobs: null(),
-            ids_len: 0,
-            position: 0,
-            revision: 0,
-            name: null(),
-            name_len: 0,
-            arguments: null(),
-            arguments_len: 0,
-            call_id: null(),
-            call_id_len: 0,
-            call_index: 0,
-            reason: null(),
-            reason_len: 0,
-        }
-    }
-}
-
 /// Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
 /// thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_options_init(options: *mut squire_gen_options, size: usize) {
     // SAFETY: the conventions at the head of the header.
     unsafe { options::init(options, size) }
-}
-
-/// Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
-/// inside a callback.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn squire_event_init(event: *mut squire_event, size: usize) {
-    // SAFETY: the conventions at the head of the header.
-    unsafe { options::init(event, size) }
 }
 
 /// Shows how the model generates where nobody says otherwise: options, set up by its _init, gets temperature, top_k and
@@ -526,36 +360,13 @@ pub unsafe extern "C" fn squire_gen_next(
                         return Ok(Outcome::Done);
                     }
                     *last = Last::default();
-                    let finish = match finish {
-                        Finish::Stop => SQUIRE_FINISH_STOP,
-                        Finish::Length => SQUIRE_FINISH_LENGTH,
-                        Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
-                        Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
-                        Finish::Failed => SQUIRE_FINISH_FAILED,
-                    };
-                    event.set(squire_event { kind: SQUIRE_EVENT_END, finish, actor, ..squire_event::defaults() });
+                    event.set(squire_event { actor, ..squire_event::end(finish) });
                     Ok(Outcome::End)
                 }
                 Next::Chunk(chunk) => {
                     let parts = last.parts.as_mut().map(|parts| parts.push(&chunk.ids));
                     last.waiting.extend(parts.unwrap_or_default());
-                    let mut text_len = 0;
-                    let text = hand_out(last.text.insert(CText::new(&chunk.text)), &mut text_len);
-                    last.chunk = chunk;
-                    let Chunk { ids, logprobs, sampled_logprobs, position, revision, .. } = &last.chunk;
-                    event.set(squire_event {
-                        kind: SQUIRE_EVENT_TOKENS,
-                        actor,
-                        text,
-                        text_len,
-                        ids: ids.as_ptr(),
-                        logprobs: logprobs.as_ptr(),
-                        sampled_logprobs: sampled_logprobs.as_ptr(),
-                        ids_len: ids.len(),
-                        position: *position,
-                        revision: *revision,
-                        ..squire_event::defaults()
-                    });
+                    event.set(squire_event { actor, ..last.shown.tokens(chunk) });
                     Ok(Outcome::Done)
                 }
             }
@@ -594,6 +405,7 @@ pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::event::{SQUIRE_EVENT_END, SQUIRE_FINISH_CANCELLED};
     use super::super::status::SQUIRE_END;
     use super::*;
     use crate::model::ModelConfig;

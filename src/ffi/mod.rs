@@ -26,7 +26,8 @@
 //! | `chat` | `squire_chat_render`, `_render_until`, `_append`, `_append_until`, `_append_message` |
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |
 //! | `adapter` | `squire_adapter_load`, `_unload`, `_save`, `_merge`; `squire_session_create_on`, `_use_adapter` |
-//! | `generation` | `squire_gen_options_init`, `_for`, `squire_event_init`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
+//! | `event` | `squire_event_init` |
+//! | `generation` | `squire_gen_options_init`, `_for`; `squire_gen_start`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `score` | `squire_score` |
 //! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_publish_anyway`, `_rollback`, `_discard`, `_check_teacher`, `_number`, `_metrics`, `_release`; `squire_checkpoint_probe` |
 //! | `teacher` | experimental: `squire_teacher_create`, `_retain`, `_release`, `_next`, `_reply`, `_say`, `_say_text`, `_fail`, `_close`; `squire_teacher_batch_request`, `_release`; `squire_teacher_request_init`; `squire_distiller_create_taught`, `_resume_taught` |
@@ -46,6 +47,7 @@ pub mod drill;
 pub mod engine;
 pub mod episode;
 pub mod error;
+pub mod event;
 pub mod generation;
 mod guard;
 mod handle;
