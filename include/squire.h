@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 9 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 10 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;

@@ -6,7 +6,7 @@ import ctypes as c
 import sys
 
 # Of the header that the structs below were written from: never the library's, which would then agree with anything.
-ABI = 0 << 16 | 9
+ABI = 0 << 16 | 10
 
 
 class EngineOptions(c.Structure):
@@ -33,13 +33,15 @@ class Event(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("kind", c.c_int32), ("finish", c.c_int32), ("actor", c.c_int32),
                 ("text", c.c_void_p), ("text_len", c.c_size_t), ("ids", c.POINTER(c.c_int32)), ("logprobs", c.c_void_p),
                 ("sampled_logprobs", c.c_void_p), ("ids_len", c.c_size_t), ("position", c.c_uint64),
-                ("revision", c.c_uint64)]
+                ("revision", c.c_uint64), ("name", c.c_void_p), ("name_len", c.c_size_t), ("arguments", c.c_void_p),
+                ("arguments_len", c.c_size_t), ("call_id", c.c_void_p), ("call_id_len", c.c_size_t),
+                ("call_index", c.c_uint64), ("reason", c.c_void_p), ("reason_len", c.c_size_t)]
 
 
 if sys.argv[1:] == ["layout"]:
     print("abi", ABI)
     for name, kind in (("engine_options", EngineOptions), ("model_options", ModelOptions),
-                       ("gen_options", GenOptions), ("event", Event)):
+                       ("event", Event), ("gen_options", GenOptions)):
         print(f"squire_{name}", c.sizeof(kind))
         for field, _ in kind._fields_:
             print(f"squire_{name}.{field}", getattr(kind, field).offset, getattr(kind, field).size)

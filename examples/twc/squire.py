@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 9  # of the header that this file was written from
+ABI = 0 << 16 | 10  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -85,7 +85,9 @@ class Event(Struct):
     _fields_ = [("struct_size", c.c_uint32), ("kind", c.c_int32), ("finish", c.c_int32), ("actor", c.c_int32),
                 ("text", c.c_void_p), ("text_len", c.c_size_t), ("ids", c.POINTER(c.c_int32)), ("logprobs", c.c_void_p),
                 ("sampled_logprobs", c.c_void_p), ("ids_len", c.c_size_t), ("position", c.c_uint64),
-                ("revision", c.c_uint64)]
+                ("revision", c.c_uint64), ("name", c.c_void_p), ("name_len", c.c_size_t), ("arguments", c.c_void_p),
+                ("arguments_len", c.c_size_t), ("call_id", c.c_void_p), ("call_id_len", c.c_size_t),
+                ("call_index", c.c_uint64), ("reason", c.c_void_p), ("reason_len", c.c_size_t)]
 
 
 class Decision(Struct):
