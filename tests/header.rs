@@ -19,7 +19,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("session", &["session"]),
     ("adapter", &["adapter"]),
     ("chat", &["chat"]),
-    ("generation", &["gen_options", "generation"]),
+    ("generation", &["event", "gen_options", "generation"]),
     ("queue", &["queue"]),
     ("score", &["score"]),
 ];

@@ -130,7 +130,6 @@ fn asked(options: &Json, messages: &[Json], mode: &str) -> Json {
 }
 
 #[test]
-#[ignore = "open: one dialogue, \"results of every kind\", has other ids of the same text when it grows by turns"]
 fn a_timeline_that_grows_by_turns_has_the_ids_of_the_whole_rendering_in_every_mode() {
     let record = record();
     let Some((_root, model)) = model(&record) else { return };

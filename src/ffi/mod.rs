@@ -27,7 +27,8 @@
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |
 //! | `adapter` | `squire_adapter_load`, `_unload`, `_save`, `_merge`; `squire_session_create_on`, `_use_adapter` |
 //! | `gen_options` | `squire_gen_options_init`, `_for` |
-//! | `generation` | `squire_event_init`; `squire_gen_start`, `_start_n`, `_seed`, `_next`, `_cancel`, `_release` |
+//! | `event` | `squire_event_init` |
+//! | `generation` | `squire_gen_start`, `_start_n`, `_seed`, `_next`, `_cancel`, `_release` |
 //! | `queue` | `squire_queue_create`, `_add`, `_next`, `_fd`, `_release` |
 //! | `score` | `squire_score` |
 //! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_publish_anyway`, `_rollback`, `_discard`, `_check_teacher`, `_number`, `_metrics`, `_release`; `squire_checkpoint_probe` |
@@ -48,6 +49,7 @@ pub mod drill;
 pub mod engine;
 pub mod episode;
 pub mod error;
+pub mod event;
 pub mod gen_options;
 pub mod generation;
 mod guard;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::engine::squire_engine;
 use super::error::squire_error;
-use super::generation::{Pulled, pull, squire_event, squire_gen};
+use super::event::squire_event;
+use super::generation::{Pulled, pull, squire_gen};
 use super::guard::{Outcome, guard, guard_out};
 use super::handle::{self, Object};
 use super::options;

@@ -143,6 +143,30 @@ static void parts_want_a_tokenizer(squire_model *model) {
   squire_session_release(session);
 }
 
+/* A turn of an episode comes apart in the same way, and its record has the ids. */
+static void a_turn_of_an_episode_comes_apart_too(squire_model *model) {
+  squire_distiller *distiller = NULL;
+  squire_episode *episode = NULL;
+  squire_decision decision;
+  squire_gen *gen = NULL;
+  squire_gen_options o = greedy(0);
+  squire_event e;
+  int kinds = 0;
+  o.flags = SQUIRE_GEN_PARTS;
+  squire_decision_init(&decision, sizeof decision);
+  squire_event_init(&e, sizeof e);
+  DONE(squire_distiller_create(model, NULL, TEXT("{\"preset\": \"sft\"}"), &distiller, &err));
+  DONE(squire_episode_begin(distiller, TEXT("{\"evaluation\": true}"), &episode, &err));
+  DONE(squire_episode_observe(episode, TEXT("[{\"role\": \"user\", \"content\": \"Look.\"}]"), NULL, &err));
+  DONE(squire_episode_decide(episode, &decision, &err));
+  DONE(squire_episode_act(episode, &o, &gen, &err));
+  while (squire_gen_next(gen, -1, &e, NULL) == SQUIRE_OK) kinds |= 1 << e.kind;
+  CHECK(e.finish == SQUIRE_FINISH_STOP && kinds == (1 << 1 | 1 << 3 | 1 << 4 | 1 << 5));
+  squire_gen_release(gen);
+  squire_episode_release(episode);
+  squire_distiller_release(distiller);
+}
+
 /* An event as the first header had it is filled as far as it reaches. */
 static void events_of_older_headers_are_filled(squire_model *model) {
   enum { OLD = offsetof(squire_event, name) };
@@ -264,6 +288,7 @@ int main(int argc, char **argv) {
     a_generation_that_goes_on_gives_the_call_whole(whole);
     what_cannot_be_read_comes_as_text_ids_and_a_flag(broken);
     parts_want_a_tokenizer(bare);
+    a_turn_of_an_episode_comes_apart_too(whole);
     events_of_older_headers_are_filled(whole);
     messages_go_in_by_role_and_content(whole);
     a_history_strips_thoughts_and_counts_it(engine, whole, argv[3]);

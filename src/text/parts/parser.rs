@@ -10,7 +10,7 @@ use super::part::{Part, ToolCall};
 use super::tools::Tools;
 
 /// The longest text of a call, in bytes; a longer one is given as text that is no call, as it comes.
-pub const MAX_CALL: usize = 1 << 20;
+const MAX_CALL: usize = 1 << 20;
 /// White space behind a call that is kept back, in bytes: more of it is part of the answer.
 const MAX_SPACE: usize = 4096;
 

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use libfuzzer_sys::fuzz_target;
 use squire::ffi::engine::*;
 use squire::ffi::error::*;
+use squire::ffi::event::*;
 use squire::ffi::generation::*;
 use squire::ffi::model::*;
 use squire::ffi::score::*;
