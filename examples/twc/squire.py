@@ -6,7 +6,7 @@ import ctypes as c
 import json
 import os
 
-ABI = 0 << 16 | 10  # of the header that this file was written from
+ABI = 0 << 16 | 11  # of the header that this file was written from
 F32, BF16 = 0, 1
 STOP, STUDENT, TEACHER, REPLAY = range(4)  # who acts
 END = 1  # status: nothing more will come
@@ -81,7 +81,7 @@ class GenOptions(Struct):
                 ("min_p", c.c_float), ("typical_p", c.c_float), ("repetition_penalty", c.c_float),
                 ("presence_penalty", c.c_float), ("frequency_penalty", c.c_float), ("no_repeat_ngram_size", c.c_int32),
                 ("logit_bias", c.c_void_p), ("logit_bias_len", c.c_size_t), ("stop_strings", c.c_void_p),
-                ("stop_strings_len", c.c_size_t), ("top_logprobs", c.c_int32), ("reserved", c.c_int32)]
+                ("stop_strings_len", c.c_size_t), ("top_logprobs", c.c_int32), ("priority", c.c_int32)]
 
 
 class Event(Struct):

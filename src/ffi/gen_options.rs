@@ -117,8 +117,9 @@ pub struct squire_gen_options {
     /// How many of the likeliest ids events have beside each token, with their log-probs at temperature 1; at most 128. 0, the
     /// default: none.
     pub top_logprobs: i32,
-    /// Nothing; 0.
-    pub reserved: i32,
+    /// From -100 to 100: a higher one is served first, and gets the KV pages where there are not enough for all; what gave way
+    /// to it is computed again in its turn. Those of one priority are served alike. 0, the default.
+    pub priority: i32,
 }
 
 // SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
@@ -150,7 +151,7 @@ unsafe impl Versioned for squire_gen_options {
             stop_strings: null(),
             stop_strings_len: 0,
             top_logprobs: 0,
-            reserved: 0,
+            priority: 0,
         }
     }
 }
@@ -170,10 +171,6 @@ impl squire_gen_options {
             field => options::count(field, name).map(|n| n as u32),
         };
         let top_k = number(self.top_k, "top_k", own.sampling.top_k)?;
-        if self.reserved != 0 {
-            let why = format!("reserved: wanted 0, found {}", self.reserved);
-            return Err(Error::new(Fault::BadOption, why));
-        }
         let controls = Controls {
             min_p: set(self.min_p, own.controls.min_p),
             typical_p: set(self.typical_p, own.controls.typical_p),
@@ -204,6 +201,7 @@ impl squire_gen_options {
             top_logprobs: options::count(self.top_logprobs, "top_logprobs")?,
             ignore_model_stops: flags & SQUIRE_GEN_IGNORE_MODEL_STOPS != 0,
             source: Source::Student,
+            priority: self.priority,
             vocabulary: 0,
         })
     }

@@ -1,6 +1,8 @@
 //! How to generate: how much, how it is drawn, what ends it.
 #![forbid(unsafe_code)]
 
+use std::ops::RangeInclusive;
+
 use super::controls::Controls;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
@@ -9,6 +11,9 @@ use crate::text::source::Source;
 
 /// Log-probs beside each token at most.
 pub const MAX_TOP_LOGPROBS: usize = 128;
+
+/// The priorities that there are.
+const PRIORITIES: RangeInclusive<i32> = -100..=100;
 
 /// How to generate. The default is the distribution itself under seed 0, the same in every run;
 /// `ServedModel::generation_options` has what a model's makers advise and a fresh seed.
@@ -33,6 +38,8 @@ pub struct GenerationOptions {
     pub ignore_model_stops: bool,
     /// Who is written down as the author.
     pub source: Source,
+    /// Those of a higher one are served first, and get the pages where there are not enough for all; from -100 to 100.
+    pub priority: i32,
     /// Draw from the ids below this alone, as if the vocabulary had no more: log-probs are of what is drawn from. 0: all.
     /// For models of the cpu backend.
     pub vocabulary: usize,
@@ -50,6 +57,7 @@ impl Default for GenerationOptions {
             top_logprobs: 0,
             ignore_model_stops: false,
             source: Source::Student,
+            priority: 0,
             vocabulary: 0,
         }
     }
@@ -69,6 +77,11 @@ impl GenerationOptions {
         let most = MAX_TOP_LOGPROBS.min(vocabulary);
         if self.top_logprobs > most {
             let why = format!("top_logprobs: wanted a number from 0 to {most}, found {}", self.top_logprobs);
+            return Err(Error::new(Fault::BadOption, why));
+        }
+        if !PRIORITIES.contains(&self.priority) {
+            let (least, most) = (PRIORITIES.start(), PRIORITIES.end());
+            let why = format!("priority: wanted a number from {least} to {most}, found {}", self.priority);
             return Err(Error::new(Fault::BadOption, why));
         }
         check_stop_strings(&self.stop_strings)?;

@@ -34,7 +34,7 @@ pub struct ScoreRow {
 pub(super) enum Work {
     /// Compute all pending ids; `next` wrote the token that follows them, if it is known. `told` hears after each round how
     /// many ids are computed.
-    Feed { next: Option<Source>, told: Option<Sender<usize>>, reply: Sender<Result<()>> },
+    Feed { next: Option<Source>, priority: i32, told: Option<Sender<usize>>, reply: Sender<Result<()>> },
     /// Compute all pending ids and score those from position `from` on.
     Score { from: usize, top_k: usize, rows: Vec<ScoreRow>, reply: Sender<Result<Vec<ScoreRow>>> },
     /// Compute all pending ids, then sample.
@@ -48,6 +48,15 @@ impl Work {
             Work::Generate(g) => Some(g.options.source),
             Work::Feed { next, .. } => *next,
             Work::Score { .. } => None,
+        }
+    }
+
+    /// Higher ones are served first.
+    fn priority(&self) -> i32 {
+        match self {
+            Work::Generate(g) => g.options.priority,
+            Work::Feed { priority, .. } => *priority,
+            Work::Score { .. } => 0,
         }
     }
 }
@@ -89,6 +98,8 @@ pub(super) struct Job {
     /// tells it from others, in order of arrival; given by the scheduler
     pub(super) id: u64,
     pub(super) cancel: Cancel,
+    /// what came of its asking for pages, in the latest step
+    pub(super) standing: Standing,
     /// Some until the job is finished
     state: Option<State>,
 }
@@ -99,6 +110,15 @@ struct State {
     revision: Bound,
     timeline: Timeline,
     work: Work,
+}
+
+/// Whether a job is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Waiting,
+    Running,
+    /// it gave up its pages, and waits
+    Preempted,
 }
 
 /// How a job ends.
@@ -122,7 +142,7 @@ impl Job {
         timeline: Timeline,
         work: Work,
     ) -> Job {
-        Job { id: 0, cancel, state: Some(State { model, slot, revision, timeline, work }) }
+        Job { id: 0, cancel, standing: Standing::Waiting, state: Some(State { model, slot, revision, timeline, work }) }
     }
 
     fn state(&self) -> &State {
@@ -143,6 +163,11 @@ impl Job {
     /// Where its timeline goes back to.
     pub(super) fn slot(&self) -> &Arc<Slot> {
         &self.state().slot
+    }
+
+    /// Those of a higher one are served first.
+    pub(super) fn priority(&self) -> i32 {
+        self.state().work.priority()
     }
 
     /// Ids that are not computed yet.

@@ -30,13 +30,19 @@ counters! {
     rows,
     /// Tokens sampled.
     sampled,
+    /// Generations and other work that wait to be computed, for pages or for those before them.
+    jobs_waiting,
+    /// Those that are being computed.
+    jobs_running,
+    /// Those that gave up their pages to others and wait to be computed again.
+    jobs_preempted,
     /// Times that work found pages that others had computed from the same ids.
     prefix_hits,
     /// Rows of them, which needed no computing.
     prefix_rows,
     /// Sessions at rest whose KV pages others needed; they compute again when they are used.
     evicted,
-    /// Generations and other work whose KV pages older work needed; they compute again in their turn.
+    /// Times that work gave up its KV pages to work of a higher priority or older; it computes again in its turn.
     preempted,
     /// Times that tokens which stood in a session were taken out or replaced and what stood behind them is computed
     /// again: by a history that strips thoughts, or by ids that go on otherwise.

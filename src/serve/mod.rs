@@ -8,6 +8,7 @@ mod bell;
 pub mod cancel;
 mod continuations;
 mod controls;
+mod deal;
 mod device;
 mod documents;
 mod driver;

@@ -71,7 +71,7 @@ impl Default for EngineOptions {
             prefix_budget: 1 << 30,
             max_sessions: 1024,
             max_batch_tokens: 512,
-            prefill_slice: Some(Duration::from_millis(20)),
+            prefill_slice: Some(Duration::from_millis(10)),
             learning_slice: Some(SLICE),
             caller_driven: false,
             log: None,

@@ -1,7 +1,7 @@
-//! Who gets pages of KV cache where there are not enough for all: whoever came first.
+//! Who gets pages of KV cache where there are not enough for all: the higher priority, and within one whoever came first.
 //!
 //! A job runs once it holds the pages of all its pending rows. Where they cannot be had, sessions that rest give up
-//! theirs, the one that was used the longest ago first, then jobs that came later, the last one first, and nobody where all
+//! theirs, the one that was used the longest ago first, then jobs behind it, the last one first, and nobody where all
 //! of it would not be enough; what they had computed is computed again when their turn comes (with the same bits on the
 //! processor; on a GPU prefill and decode agree within rounding). A job that finds no pages all the same waits for those before it, and those behind it that hold none
 //! wait with it. Pages may also be on their way: with a session whose host is just using it, with work that has not arrived,
@@ -14,7 +14,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use super::job::{End, Job};
+use super::job::{End, Job, Standing};
 use super::metrics::{Counters, add};
 use crate::error::{Error, Fault, Result};
 
@@ -25,7 +25,7 @@ enum Asked {
     Fails(Error),
 }
 
-/// Sees to the pages of every job, in order of arrival. Returns which may run, and which end here by their identity.
+/// Sees to the pages of every job, in their order. Returns which may run, and which end here by their identity.
 pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<(u64, End)>) {
     let mut runs = vec![false; jobs.len()];
     let mut ends = Vec::new();
@@ -60,6 +60,13 @@ pub(super) fn reserve(jobs: &mut [Job], counters: &Counters) -> (Vec<bool>, Vec<
             Asked::Fails(e) => ends.push((jobs[i].id, End::Failed(e))),
         }
     }
+    for (job, &runs) in jobs.iter_mut().zip(&runs) {
+        job.standing = match job.standing {
+            _ if runs => Standing::Running,
+            Standing::Preempted => Standing::Preempted,
+            _ => Standing::Waiting,
+        };
+    }
     (runs, ends)
 }
 
@@ -88,7 +95,7 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         if of_budget && !jobs[i].parts().0.kv.fits_alone(pending) {
             return Asked::Fails(refused);
         }
-        // Who cannot have enough takes nothing: sessions at rest and those that came later give way only if that helps.
+        // Who cannot have enough takes nothing: sessions at rest and those behind give way only if that helps.
         let later: Vec<usize> = (i + 1..jobs.len()).filter(|&j| pool_of(&jobs[j]) == pool).collect();
         // Shared pages are there once, and those that somebody before shares are not to be had.
         let mut theirs: HashSet<usize> = HashSet::new();
@@ -108,6 +115,7 @@ fn ask(jobs: &mut [Job], i: usize, runs: &mut [bool], counters: &Counters) -> As
         let last = later.into_iter().rev().find(|&j| held(&mut jobs[j]) > 0);
         if let Some(j) = last.filter(|_| enough) {
             jobs[j].parts().0.give_up_pages();
+            jobs[j].standing = Standing::Preempted;
             runs[j] = false;
             add(&counters.preempted, 1);
             continue;

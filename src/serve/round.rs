@@ -86,9 +86,9 @@ impl Rounds {
         }
     }
 
-    /// What is known of a model's rounds.
-    pub(super) fn pace(&self, model: &Arc<Model>) -> Pace {
-        self.scratch.get(&(Arc::as_ptr(model) as usize)).map_or_else(Pace::default, |s| s.pace.clone())
+    /// What is known of the rounds of a model, which is named by its address.
+    pub(super) fn pace(&self, model: usize) -> Pace {
+        self.scratch.get(&model).map_or_else(Pace::default, |s| s.pace.clone())
     }
 
     /// Frees the scratch memory of models that nobody has any more.

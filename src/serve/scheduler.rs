@@ -1,20 +1,19 @@
 //! One step of the engine: who prefills and who decodes, one batched forward over each base, then deliver.
 //!
-//! Jobs that decode go first, one row each; the rest of the row budget goes to chunks of prompts, as many rows as the
-//! model's pace allows, in equal parts (`fair`). Who is served first moves on by those who were, so that more jobs than rows
-//! starve nobody. All jobs on one base share a forward whatever their adapters, so its weights are read once a round. A job
-//! without pages waits (`pages`).
+//! Rows go to jobs by priority, to those that decode before prompts, and to prompts as many as the model's pace allows (`deal`).
+//! All jobs on one base share a forward whatever their adapters, so its weights are read once a round. A job without pages
+//! waits (`pages`).
 //!
 //! On a GPU, rows that decode have a round of their own, which is a recorded graph, and while everybody just decodes the
 //! next round is asked for before the last one's tokens are known (`ahead`): its rows take them from the device.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::fair::divide;
-use super::job::{End, Job, Work, end_each};
+use super::deal::{Dealer, Prompts, Wish};
+use super::job::{End, Job, Standing, Work, end_each};
 use super::metrics::Counters;
 use super::pages;
 use super::revision::Counted;
@@ -26,18 +25,14 @@ use crate::model::Weights;
 
 /// The jobs under way and the scratch memory of their models.
 pub(super) struct Scheduler {
-    /// in order of arrival
+    /// by priority, the highest first, and then in order of arrival
     jobs: Vec<Job>,
     /// the number of the next job
     next_id: u64,
     rounds: Rounds,
-    max_batch_tokens: usize,
+    dealer: Dealer,
     slice: Option<Duration>,
     device: Device,
-    /// steps so far
-    steps: u64,
-    /// who is served first: of those that decode, and of those with a prompt
-    first: [u64; 2],
 }
 
 /// Shares that run together.
@@ -54,11 +49,9 @@ impl Scheduler {
             jobs: Vec::new(),
             next_id: 0,
             rounds: Rounds::default(),
-            max_batch_tokens: max_batch_tokens.max(1),
+            dealer: Dealer::new(max_batch_tokens),
             slice,
             device,
-            steps: 0,
-            first: [0; 2],
         }
     }
 
@@ -69,7 +62,8 @@ impl Scheduler {
     pub(super) fn add(&mut self, mut job: Job) {
         job.id = self.next_id;
         self.next_id += 1;
-        self.jobs.push(job);
+        let at = self.jobs.partition_point(|other| other.priority() >= job.priority());
+        self.jobs.insert(at, job);
     }
 
     /// Forgets every job; each fails with `why`. After a panic, when nothing can be trusted.
@@ -89,6 +83,7 @@ impl Scheduler {
             self.rounds.take_ahead(&mut self.jobs, counters);
         }
         self.end_jobs(|job| job.cancel.is_set().then_some(End::Cancelled));
+        self.count_jobs(counters);
     }
 
     /// Frees the scratch memory of models that nobody has any more.
@@ -100,6 +95,12 @@ impl Scheduler {
     ///
     /// Returns whether anything came of it: nothing does where all wait for pages that are on their way.
     pub(super) fn step(&mut self, counters: &Counters) -> bool {
+        let moved = self.round(counters);
+        self.count_jobs(counters);
+        moved
+    }
+
+    fn round(&mut self, counters: &Counters) -> bool {
         self.end_cancelled(counters);
         if self.rounds.run_ahead(&mut self.jobs, counters) {
             return true;
@@ -135,6 +136,14 @@ impl Scheduler {
         !waits
     }
 
+    /// Says how many jobs wait, run and had to give way.
+    fn count_jobs(&self, counters: &Counters) {
+        let of = |standing| self.jobs.iter().filter(|job| job.standing == standing).count() as u64;
+        counters.jobs_waiting.store(of(Standing::Waiting), Ordering::Relaxed);
+        counters.jobs_running.store(of(Standing::Running), Ordering::Relaxed);
+        counters.jobs_preempted.store(of(Standing::Preempted), Ordering::Relaxed);
+    }
+
     fn end_jobs(&mut self, mut end_of: impl FnMut(&mut Job) -> Option<End>) {
         let mut i = 0;
         while i < self.jobs.len() {
@@ -147,74 +156,21 @@ impl Scheduler {
 
     /// Deals out the rows of this step to the jobs that may run.
     fn deal(&mut self, runs: &[bool]) -> Vec<Share> {
-        self.steps += 1;
-        let pending: Vec<usize> = self.jobs.iter().map(Job::pending).collect();
-        let of = |wanted: fn(usize) -> bool| (0..pending.len()).filter(|&i| runs[i] && wanted(pending[i])).collect();
-        let (single, prompts): (Vec<usize>, Vec<usize>) = (of(|n| n == 1), of(|n| n > 1));
-        // A quarter of the rows is kept for prompts: of few rows one, in every fourth step.
-        let quarter = self.max_batch_tokens / 4;
-        let kept = match prompts.is_empty() {
-            true => 0,
-            false if quarter == 0 && self.steps.is_multiple_of(4) => 1,
-            false => quarter,
+        let jobs: Vec<usize> = (0..self.jobs.len()).filter(|&i| runs[i] && self.jobs[i].pending() > 0).collect();
+        let wish = |&i: &usize| {
+            let job = &self.jobs[i];
+            // A device that runs ahead tells the time of nothing.
+            let paced =
+                (self.slice.is_some() && job.model().device.mixes_rows()).then(|| Arc::as_ptr(job.model()) as usize);
+            Wish { id: job.id, priority: job.priority(), rows: job.pending(), paced }
         };
-        let mut shares: Vec<Share> = Vec::new();
-        let mut left = self.max_batch_tokens - kept;
-        for i in self.in_turn(0, &single) {
-            if left == 0 {
-                break;
-            }
-            left -= 1;
-            shares.push(Share { job: i, n: 1, start: self.jobs[i].parts().0.kv.len(), row: 0 });
-            self.first[0] = self.jobs[i].id + 1;
-        }
-        left += kept;
-        let prompts = self.in_turn(1, &prompts);
-        let (rows, last) = self.rows_of_prompts(&prompts, &pending, left, !single.is_empty());
-        for (&i, &n) in prompts.iter().zip(&rows).filter(|(_, n)| **n > 0) {
-            shares.push(Share { job: i, n, start: self.jobs[i].parts().0.kv.len(), row: 0 });
-        }
-        if let Some(last) = last {
-            self.first[1] = self.jobs[prompts[last]].id + 1;
-        }
-        shares.sort_by_key(|s| s.job);
-        shares
-    }
-
-    /// Rows for each prompt, in their turn: at most `left` in all, and of each model's as many as its pace allows. Returns
-    /// them and the last prompt that got a row which did not divide.
-    fn rows_of_prompts(
-        &self,
-        prompts: &[usize],
-        pending: &[usize],
-        left: usize,
-        somebody_decodes: bool,
-    ) -> (Vec<usize>, Option<usize>) {
-        let wanted: Vec<usize> = prompts.iter().map(|&i| pending[i]).collect();
-        let (mut rows, mut last) = divide(&wanted, left);
-        // A device that runs ahead tells the time of nothing.
-        let timed = |i: &usize| self.jobs[*i].model().device.mixes_rows();
-        let (Some(slice), true) = (self.slice, prompts.iter().any(timed)) else { return (rows, last) };
-        let mut by_model: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (k, i) in prompts.iter().enumerate().filter(|(_, i)| timed(i)) {
-            by_model.entry(Arc::as_ptr(self.jobs[*i].model()) as usize).or_default().push(k);
-        }
+        let wishes: Vec<Wish> = jobs.iter().map(wish).collect();
+        let (rounds, slice) = (&self.rounds, self.slice.unwrap_or_default());
         // Who decodes waits for the rounds of all models.
-        let slice = slice / by_model.len() as u32;
-        for of in by_model.into_values() {
-            let allowed = self.rounds.pace(self.jobs[prompts[of[0]]].model()).rows(slice, somebody_decodes);
-            let wanted: Vec<usize> = of.iter().map(|&k| rows[k]).collect();
-            let (within, last_within) = divide(&wanted, allowed);
-            of.iter().zip(within).for_each(|(&k, n)| rows[k] = n);
-            last = last_within.map(|j| of[j]).or(last);
-        }
-        (rows, last)
-    }
-
-    /// Jobs of one kind in the order in which they are served: from the first one on, and round.
-    fn in_turn(&self, kind: usize, jobs: &[usize]) -> Vec<usize> {
-        let at = jobs.partition_point(|&i| self.jobs[i].id < self.first[kind]);
-        jobs[at..].iter().chain(&jobs[..at]).copied().collect()
+        let pace = |of: Prompts| rounds.pace(of.model).rows(slice / of.n_models, of.somebody_decodes);
+        let rows = self.dealer.deal(&wishes, pace);
+        let served = jobs.into_iter().zip(rows).filter(|&(_, n)| n > 0);
+        served.map(|(i, n)| Share { job: i, n, start: self.jobs[i].parts().0.kv.len(), row: 0 }).collect()
     }
 
     /// Jobs of one base share a round; on some devices those that decode have one of their own.

@@ -427,6 +427,16 @@ impl Session {
 
     /// The same; `progress` is told ids computed and in all, on the calling thread, and may stop it by returning false.
     pub fn prefill_watched(&self, cancel: &Cancel, progress: &mut dyn FnMut(u64, u64) -> bool) -> Result<()> {
+        self.prefill_first(0, cancel, progress)
+    }
+
+    /// The same at a priority.
+    pub(super) fn prefill_first(
+        &self,
+        priority: i32,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<()> {
         let Extent { pending, len, .. } = self.extent()?;
         let (cancel, first) = (cancel.inner(), len - pending);
         // What is computed again, of pages that were given up, is no step back.
@@ -442,7 +452,7 @@ impl Session {
         tell(first);
         let (told, computed) = unbounded();
         let (reply, answer) = bounded(1);
-        self.submit(&cancel, |_| Ok(Work::Feed { next: None, told: Some(told), reply }))?;
+        self.submit(&cancel, |_| Ok(Work::Feed { next: None, priority, told: Some(told), reply }))?;
         // It ends with the job, or with the engine, of which the answer tells.
         while let Ok(computed) = self.wait(computed.clone()) {
             tell(computed);
@@ -460,7 +470,7 @@ impl Session {
     /// the timeline, where it is known though not appended: its row's hidden state is kept as an action's.
     pub(crate) fn start_prefill(&self, cancel: &Cancel, next: Option<Source>) -> Result<Receiver<Result<()>>> {
         let (reply, answer) = bounded(1);
-        self.submit(cancel, |_| Ok(Work::Feed { next, told: None, reply }))?;
+        self.submit(cancel, |_| Ok(Work::Feed { next, priority: 0, told: None, reply }))?;
         Ok(answer)
     }
 

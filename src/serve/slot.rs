@@ -185,7 +185,8 @@ impl Slots {
     /// Takes the pages of the resting session that was used the longest ago; returns whether there was one.
     pub(super) fn take_pages_of_the_oldest(&self) -> bool {
         let mut slots: Vec<Arc<Slot>> = self.all.lock().iter().filter_map(Weak::upgrade).collect();
-        slots.sort_by_key(|slot| slot.used.load(Ordering::Relaxed));
+        // Read once each: hosts give sessions work meanwhile, and a key that moves is no order.
+        slots.sort_by_cached_key(|slot| slot.used.load(Ordering::Relaxed));
         // Pages that forks share are free only once the last of them lets go: what many share goes last.
         [true, false].into_iter().any(|alone| slots.iter().any(|slot| slot.give_up_pages(alone)))
     }

@@ -106,7 +106,8 @@ static void options_out_of_range_are_refused(squire_model *model) {
   WITH(no_repeat_ngram_size, -2, SQUIRE_DETAIL_BAD_OPTION);
   WITH(top_logprobs, 129, SQUIRE_DETAIL_BAD_OPTION);
   WITH(top_logprobs, -1, SQUIRE_DETAIL_BAD_OPTION);
-  WITH(reserved, 1, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(priority, 101, SQUIRE_DETAIL_BAD_OPTION);
+  WITH(priority, -101, SQUIRE_DETAIL_BAD_OPTION);
   WITH(logit_bias_len, 1, SQUIRE_DETAIL_NULL_POINTER);
   WITH(stop_strings_len, 1, SQUIRE_DETAIL_NULL_POINTER);
   const squire_logit_bias outside[] = {{1 << 20, 1.0f}}, negative[] = {{-1, 1.0f}}, twice[] = {{5, 1.0f}, {5, 2.0f}};
