@@ -61,7 +61,7 @@ extern "C" {
 /* ---- version and build ----------------------------------------------------------------------------------- */
 
 #define SQUIRE_ABI_MAJOR 0 /* Of the ABI that this header describes: changes when something is removed or means something else. */
-#define SQUIRE_ABI_MINOR 10 /* Of the same: counts the additions within a major. */
+#define SQUIRE_ABI_MINOR 11 /* Of the same: counts the additions within a major. */
 #define SQUIRE_ABI ((SQUIRE_ABI_MAJOR << 16) | SQUIRE_ABI_MINOR) /* What the _init function of the engine's options is told of the header in use. */
 
 /* The ABI of the library at hand: major * 65536 + minor. squire_engine_create refuses a program of another major;
@@ -792,89 +792,6 @@ squire_status squire_chat_append_message(squire_session *session,
 
 /* ---- generation ------------------------------------------------------------------------------------------ */
 
-#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
-#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
-#define SQUIRE_EVENT_REASONING 3 /* kind of an event of SQUIRE_GEN_PARTS: text has more of a thought. */
-#define SQUIRE_EVENT_CONTENT 4 /* kind of an event of SQUIRE_GEN_PARTS: text has more of the answer. */
-#define SQUIRE_EVENT_TOOL_CALL 5 /* kind of an event of SQUIRE_GEN_PARTS: a whole tool call, in call_id, name and arguments. */
-
-/* kind of an event of SQUIRE_GEN_PARTS: text, marks included, cannot be read as it was begun, a broken tool call or a mark out
- * of place; reason says why. Empty where the output ended within a thought, which was told as it came. */
-#define SQUIRE_EVENT_UNPARSED 6
-#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
-#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
-#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
-#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
-#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
-
-/* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
- * squire_gen_next, or its release. */
-typedef struct {
-  /* Set by _init. */
-  uint32_t struct_size;
-  /* One of SQUIRE_EVENT_... */
-  int32_t kind;
-  /* One of SQUIRE_FINISH_... at the end, else 0. */
-  int32_t finish;
-  /* Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them. */
-  int32_t actor;
-  /* Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
-   * with a later event. Empty for a model without a tokenizer. Of a part its text: all that was said stands in the events of
-   * tokens, so take the texts of one or of the other. */
-  const char *text;
-  /* Bytes of text. */
-  size_t text_len;
-  /* The exact sampled ids. */
-  const int32_t *ids;
-  /* Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. NaN where the host's teacher told none. */
-  const float *logprobs;
-  /* Their log-probs in the distribution sampled from; ids_len of them. NaN of a turn of the host's teacher. */
-  const float *sampled_logprobs;
-  /* Number of ids. */
-  size_t ids_len;
-  /* Position of the first id in the timeline. */
-  uint64_t position;
-  /* Revision of the weights that sampled them. */
-  uint64_t revision;
-  /* The likeliest ids beside each token, likeliest first: ids_len times top_k of them, -1 where there are no more. */
-  const int32_t *top_ids;
-  /* Their log-probs at temperature 1, in nats; -INFINITY where there are no more. */
-  const float *top_logprobs;
-  /* Entries beside each token: top_logprobs of the options; 0 in a turn of the host's teacher. */
-  size_t top_k;
-  /* Which of the stop strings the last of these ids completed; at the end, which ended the generation. -1: none. */
-  int32_t stop_string;
-  /* Nothing; 0. */
-  int32_t reserved;
-  /* Where a stop string ended it: the byte of the generation's text at which that begins, which is as many as all events had. */
-  uint64_t stop_byte;
-  /* And which of the generation's ids, counted from 0, holds its first byte. */
-  uint64_t stop_token;
-  /* Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as
-   * are the next. */
-  const char *name;
-  /* Bytes of name. */
-  size_t name_len;
-  /* Of a tool call: a JSON object, ended by NUL. Checked as JSON, not against the tool's schema. */
-  const char *arguments;
-  /* Bytes of arguments. */
-  size_t arguments_len;
-  /* Of a tool call: a name for it that no other call of the timeline has, ended by NUL. */
-  const char *call_id;
-  /* Bytes of call_id. */
-  size_t call_id_len;
-  /* Of a tool call: which of its turn, from 0. */
-  uint64_t call_index;
-  /* Of what cannot be read: why, ended by NUL. */
-  const char *reason;
-  /* Bytes of reason. */
-  size_t reason_len;
-} squire_event;
-
-/* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
- * inside a callback. */
-void squire_event_init(squire_event *event, size_t size);
-
 #define SQUIRE_GEN_IGNORE_MODEL_STOPS 1 /* Of squire_gen_options: the model's own stop ids do not end the generation. */
 
 /* Of squire_gen_options: what is said is told apart too, so that behind the events of tokens, which stay as they are, come
@@ -961,8 +878,9 @@ typedef struct {
   /* How many of the likeliest ids events have beside each token, with their log-probs at temperature 1; at most 128. 0, the
    * default: none. */
   int32_t top_logprobs;
-  /* Nothing; 0. */
-  int32_t reserved;
+  /* From -100 to 100: a higher one is served first, and gets the KV pages where there are not enough for all; what gave way
+   * to it is computed again in its turn. Those of one priority are served alike. 0, the default. */
+  int32_t priority;
 } squire_gen_options;
 
 /* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
@@ -976,6 +894,89 @@ void squire_gen_options_init(squire_gen_options *options, size_t size);
 squire_status squire_gen_options_for(const squire_model *model,
                                      squire_gen_options *options,
                                      squire_error **err);
+
+#define SQUIRE_EVENT_TOKENS 1 /* kind of an event: tokens were sampled. */
+#define SQUIRE_EVENT_END 2 /* kind of an event: nothing more will come; finish says why. */
+#define SQUIRE_EVENT_REASONING 3 /* kind of an event of SQUIRE_GEN_PARTS: text has more of a thought. */
+#define SQUIRE_EVENT_CONTENT 4 /* kind of an event of SQUIRE_GEN_PARTS: text has more of the answer. */
+#define SQUIRE_EVENT_TOOL_CALL 5 /* kind of an event of SQUIRE_GEN_PARTS: a whole tool call, in call_id, name and arguments. */
+
+/* kind of an event of SQUIRE_GEN_PARTS: text, marks included, cannot be read as it was begun, a broken tool call or a mark out
+ * of place; reason says why. Empty where the output ended within a thought, which was told as it came. */
+#define SQUIRE_EVENT_UNPARSED 6
+#define SQUIRE_FINISH_STOP 1 /* finish: a stop id was sampled, or a stop string was completed. */
+#define SQUIRE_FINISH_LENGTH 2 /* finish: max_tokens were sampled. */
+#define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
+#define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
+#define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
+
+/* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
+ * squire_gen_next, or its release. */
+typedef struct {
+  /* Set by _init. */
+  uint32_t struct_size;
+  /* One of SQUIRE_EVENT_... */
+  int32_t kind;
+  /* One of SQUIRE_FINISH_... at the end, else 0. */
+  int32_t finish;
+  /* Who wrote the tokens: 1 the student, 2 the teacher, as SQUIRE_ACTOR_... has them. */
+  int32_t actor;
+  /* Whole UTF-8 text of the tokens, ended by NUL, without special tokens; the bytes of a broken-off character come
+   * with a later event. Empty for a model without a tokenizer. Of a part its text: all that was said stands in the events of
+   * tokens, so take the texts of one or of the other. */
+  const char *text;
+  /* Bytes of text. */
+  size_t text_len;
+  /* The exact sampled ids. */
+  const int32_t *ids;
+  /* Their log-probs at temperature 1 over the whole vocabulary, in nats; ids_len of them. NaN where the host's teacher told none. */
+  const float *logprobs;
+  /* Their log-probs in the distribution sampled from; ids_len of them. NaN of a turn of the host's teacher. */
+  const float *sampled_logprobs;
+  /* Number of ids. */
+  size_t ids_len;
+  /* Position of the first id in the timeline. */
+  uint64_t position;
+  /* Revision of the weights that sampled them. */
+  uint64_t revision;
+  /* The likeliest ids beside each token, likeliest first: ids_len times top_k of them, -1 where there are no more. */
+  const int32_t *top_ids;
+  /* Their log-probs at temperature 1, in nats; -INFINITY where there are no more. */
+  const float *top_logprobs;
+  /* Entries beside each token: top_logprobs of the options; 0 in a turn of the host's teacher. */
+  size_t top_k;
+  /* Which of the stop strings the last of these ids completed; at the end, which ended the generation. -1: none. */
+  int32_t stop_string;
+  /* Nothing; 0. */
+  int32_t reserved;
+  /* Where a stop string ended it: the byte of the generation's text at which that begins, which is as many as all events had. */
+  uint64_t stop_byte;
+  /* And which of the generation's ids, counted from 0, holds its first byte. */
+  uint64_t stop_token;
+  /* Of a tool call: the tool, ended by NUL. It need not be one that the model was told of. NULL in other events, as
+   * are the next. */
+  const char *name;
+  /* Bytes of name. */
+  size_t name_len;
+  /* Of a tool call: a JSON object, ended by NUL. Checked as JSON, not against the tool's schema. */
+  const char *arguments;
+  /* Bytes of arguments. */
+  size_t arguments_len;
+  /* Of a tool call: a name for it that no other call of the timeline has, ended by NUL. */
+  const char *call_id;
+  /* Bytes of call_id. */
+  size_t call_id_len;
+  /* Of a tool call: which of its turn, from 0. */
+  uint64_t call_index;
+  /* Of what cannot be read: why, ended by NUL. */
+  const char *reason;
+  /* Bytes of reason. */
+  size_t reason_len;
+} squire_event;
+
+/* Sets up an event: squire_event_init(&e, sizeof e). NULL, and a size that no struct has, does nothing. Any thread, also
+ * inside a callback. */
+void squire_event_init(squire_event *event, size_t size);
 
 /* One running generation. Freed by squire_gen_release, which cancels it. */
 typedef struct squire_gen squire_gen;

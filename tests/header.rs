@@ -19,7 +19,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("session", &["session"]),
     ("adapter", &["adapter"]),
     ("chat", &["chat"]),
-    ("generation", &["event", "gen_options", "generation"]),
+    ("generation", &["gen_options", "event", "generation"]),
     ("queue", &["queue"]),
     ("score", &["score"]),
 ];
