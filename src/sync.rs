@@ -4,11 +4,20 @@
 //! while another forks leaves it locked in the child, whose own, new engine then waits for ever. The standard library's locks
 //! have no such table. What a panic leaves half-done is not their business either: handles and engines are poisoned one
 //! floor up, each by what it knows.
+//!
+//! Under the feature `model-check` they are shuttle's, which runs threads in orders that it chooses, so that tests see the rare ones
+//! (`serve/model_checks.rs`). There a wait has no end but the news.
 #![forbid(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{self, PoisonError, TryLockError};
 use std::time::Instant;
+
+#[cfg(feature = "model-check")]
+use shuttle::sync;
+#[cfg(not(feature = "model-check"))]
+use std::sync;
+pub(crate) use sync::atomic;
+use sync::{PoisonError, TryLockError};
 
 /// A lock.
 #[derive(Debug, Default)]

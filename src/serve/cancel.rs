@@ -1,8 +1,8 @@
 //! A flag that a caller sets from any thread to stop a blocking call or a generation.
 #![forbid(unsafe_code)]
 
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A shared flag. Clones are the same flag; once set it stays set.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam::channel::Receiver;
@@ -16,6 +15,7 @@ use super::options::EngineOptions;
 use super::scheduler::Scheduler;
 use crate::backend::Device;
 use crate::error::{Error, Fault, Result};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// An engine. Cheap to clone; clones are the same engine. It ends with its last clone, model and session, and its threads
 /// are gone then.

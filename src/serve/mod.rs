@@ -24,6 +24,8 @@ pub mod log;
 pub mod messages;
 mod metrics;
 pub mod model;
+#[cfg(all(test, feature = "model-check"))]
+mod model_checks;
 mod options;
 mod outbox;
 mod pace;

@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use serde_json::{Value, json};
@@ -26,6 +25,7 @@ use crate::format::{GenerationDefaults, ModelDir, save_model};
 use crate::model::{Adapter, KvPool, Model, ModelConfig, Parameters, Weights};
 use crate::random::fresh_seed;
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::text::tokenizer::Tokenizer;
 use crate::text::{ChatTemplate, History, Json, RenderOptions, encode_chat, end_of_turn, notices};
 

@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::engine::Engine;
 use crate::error::Result;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of an engine's host budget, given back when it goes.
 pub struct Reserved {

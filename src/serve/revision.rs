@@ -7,12 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::error::{Error, Fault, Result, brief};
 use crate::model::{Adapter, KvPool, Parameters, Weights};
 use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Something of the engine's weights, counted as long as it lives.
 pub struct Counted<T> {

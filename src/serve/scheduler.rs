@@ -9,7 +9,6 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::deal::{Dealer, Prompts, Wish};
@@ -22,6 +21,7 @@ use crate::backend::Device;
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::error::{Error, Fault};
 use crate::model::Weights;
+use crate::sync::atomic::Ordering;
 
 /// The jobs under way and the scratch memory of their models.
 pub(super) struct Scheduler {

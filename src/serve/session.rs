@@ -7,7 +7,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::cancel::Cancel;
 use super::controls::Controls;
@@ -25,6 +24,7 @@ use super::timeline::{Hidden, Mark, Timeline, Token, check_ids};
 use crate::error::{Error, Fault, Result};
 use crate::memory;
 use crate::model::KvCache;
+use crate::sync::atomic::Ordering;
 use crate::text::chat::RenderOptions;
 use crate::text::source::Source;
 use crate::text::{TextUntilStop, generation_prompt};

@@ -5,12 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use super::revision::Bound;
 use super::timeline::Timeline;
 use crate::error::{Error, Fault, Result};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// A session's timeline and the revision that it is bound to.

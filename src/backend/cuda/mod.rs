@@ -13,6 +13,8 @@ mod driver;
 mod emulation;
 pub mod experts_rows;
 pub mod experts_tile;
+#[cfg(any(test, all(feature = "cuda", not(feature = "shim"))))]
+mod failure;
 mod memory;
 mod pinned;
 mod pool;

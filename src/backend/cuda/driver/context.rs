@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys;
 
-use super::failure::fault;
+use super::super::failure::fault;
 use super::library::{Calls, Library, describe};
 use crate::error::{Error, Fault, Result};
 

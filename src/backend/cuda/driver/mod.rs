@@ -1,11 +1,10 @@
 //! The CUDA driver behind the interface: one primary context, one stream, a module for each kernel file.
 //!
 //! A failed call is an error and never a panic: the library, its version and each entry point are looked at before
-//! first use (`library`). What a code means stands in `failure`.
+//! first use (`library`). What a code means stands in `super::failure`.
 
 mod context;
 mod cublaslt;
-mod failure;
 mod library;
 
 use std::collections::HashMap;
