@@ -415,12 +415,25 @@ void squire_engine_release(squire_engine *engine);
  * overlap. */
 squire_status squire_engine_step(squire_engine *engine, squire_error **err);
 
-/* The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went
- * through a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work
+/* The engine's counters as a JSON object, whole numbers but for the last three: sessions (that exist), rounds, rows
+ * (tokens that went through a forward pass), sampled (tokens), prefix_hits and prefix_rows (times that work found pages
+ * that others had computed, and rows of them), evicted (sessions at rest whose KV pages others needed), preempted (work
  * whose KV pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or
- * replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added.
- * Never waits. Any thread. */
-squire_status squire_engine_metrics(const squire_engine *engine, squire_text **out, squire_error **err);
+ * replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by forward passes),
+ * round_weight_bytes (of those, by the rounds), weight_bytes_per_round; kv_in_use_bytes, kv_idle_bytes and kv_budget_bytes
+ * (KV pages of all models); tokens_per_second (the last ten seconds); time_to_first_token_seconds and inter_token_seconds,
+ * objects of count, sum, p50, p90 and p99, where a percentile is at most 6.25 % too large and null where nothing was
+ * measured. docs/metrics.md says how each is computed. Keys may be added. It waits for no work. Any thread. */
+squire_status squire_engine_metrics(const squire_engine *engine,
+                                    squire_text **out,
+                                    squire_error **err);
+
+/* The same in the text format that Prometheus reads (version 0.0.4): a counter is squire_NAME_total, everything else
+ * squire_NAME; times are histograms in seconds. To be answered with the content type "text/plain; version=0.0.4". It waits
+ * for no work. Any thread. */
+squire_status squire_engine_metrics_text(const squire_engine *engine,
+                                         squire_text **out,
+                                         squire_error **err);
 
 /* What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has
  * kernel_sets (slowest first), best_kernel_set and cores. That of cuda, in a build with it, has devices, a list in the

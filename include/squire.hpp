@@ -220,6 +220,10 @@ inline text_handle metrics(const engine_handle &engine) {
   return make<text_handle>([&](auto out, auto err) { return squire_engine_metrics(engine.get(), out, err); });
 }
 
+inline text_handle metrics_text(const engine_handle &engine) {
+  return make<text_handle>([&](auto out, auto err) { return squire_engine_metrics_text(engine.get(), out, err); });
+}
+
 inline text_handle probe_devices() {
   return make<text_handle>([&](auto out, auto err) { return squire_device_probe(out, err); });
 }

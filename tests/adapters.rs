@@ -144,8 +144,8 @@ fn what_was_computed_under_one_adapter_is_never_used_under_another() {
         let before = model.engine().metrics();
         assert_eq!(said(&moving, 12), fresh(name), "{name:?}");
         let after = model.engine().metrics();
-        let rows = |m: Metrics| m.rows + m.prefix_rows;
-        assert!(rows(after) - rows(before) >= 2 * prompt.len() as u64, "all of it is computed again, or found");
+        let rows = |m: &Metrics| m.rows + m.prefix_rows;
+        assert!(rows(&after) - rows(&before) >= 2 * prompt.len() as u64, "all of it is computed again, or found");
         // What the first session on an adapter computed serves the second, and nobody on another.
         let of_others = name != Some("a");
         assert_eq!(after.rows - before.rows >= prompt.len() as u64, of_others, "{name:?}");

@@ -260,11 +260,15 @@ pub unsafe extern "C" fn squire_engine_step(engine: *mut squire_engine, err: *mu
     unsafe { guard(err, |call| Ok(if call.shared(engine)?.step()? { Outcome::Done } else { Outcome::End })) }
 }
 
-/// The engine's counters as a JSON object of whole numbers: sessions (that exist), rounds, rows (tokens that went
-/// through a forward pass), sampled (tokens), evicted (sessions at rest whose KV pages others needed), preempted (work
+/// The engine's counters as a JSON object, whole numbers but for the last three: sessions (that exist), rounds, rows
+/// (tokens that went through a forward pass), sampled (tokens), prefix_hits and prefix_rows (times that work found pages
+/// that others had computed, and rows of them), evicted (sessions at rest whose KV pages others needed), preempted (work
 /// whose KV pages older work needed), prefix_breaks (times that tokens which stood in a session were taken out or
-/// replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by the rounds). Keys may be added.
-/// Never waits. Any thread.
+/// replaced: thoughts by the history, or by squire_session_sync), weight_bytes (read by forward passes),
+/// round_weight_bytes (of those, by the rounds), weight_bytes_per_round; kv_in_use_bytes, kv_idle_bytes and kv_budget_bytes
+/// (KV pages of all models); tokens_per_second (the last ten seconds); time_to_first_token_seconds and inter_token_seconds,
+/// objects of count, sum, p50, p90 and p99, where a percentile is at most 6.25 % too large and null where nothing was
+/// measured. docs/metrics.md says how each is computed. Keys may be added. It waits for no work. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_engine_metrics(
     engine: *const squire_engine,
@@ -278,6 +282,19 @@ pub unsafe extern "C" fn squire_engine_metrics(
             Ok(CText::new(&metrics.to_string()))
         })
     }
+}
+
+/// The same in the text format that Prometheus reads (version 0.0.4): a counter is squire_NAME_total, everything else
+/// squire_NAME; times are histograms in seconds. To be answered with the content type "text/plain; version=0.0.4". It waits
+/// for no work. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_metrics_text(
+    engine: *const squire_engine,
+    out: *mut *mut squire_text,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe { guard_out(out, err, |call| Ok(CText::new(&call.shared(engine)?.metrics().prometheus()))) }
 }
 
 /// What this machine offers to this build, as a JSON object: backends, a list of objects with name. The cpu's has

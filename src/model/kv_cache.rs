@@ -85,6 +85,12 @@ impl KvPool {
         self.pages.lock().prefixes.n_idle()
     }
 
+    /// Bytes of the pages in use, of those that are idle, and of all that may exist.
+    pub fn bytes(&self) -> [u64; 3] {
+        let pages = self.pages.lock();
+        [pages.in_use(), pages.prefixes.n_idle(), self.budget].map(|n| n as u64 * self.shape.bytes() as u64)
+    }
+
     /// Pages that exist, in use or kept.
     pub fn pages_existing(&self) -> usize {
         self.pages.lock().existing

@@ -1,7 +1,7 @@
 //! The engine: a device, what drives it, and what all its models share.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use crossbeam::channel::Receiver;
@@ -15,6 +15,8 @@ use super::options::EngineOptions;
 use super::scheduler::Scheduler;
 use crate::backend::Device;
 use crate::error::{Error, Fault, Result};
+use crate::model::KvPool;
+use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// An engine. Cheap to clone; clones are the same engine. It ends with its last clone, model and session, and its threads
@@ -29,6 +31,8 @@ struct Inner {
     counters: Arc<Counters>,
     /// bytes of weights that revisions hold, and of what updates reserve
     host_bytes: Arc<AtomicU64>,
+    /// of its models
+    pools: Mutex<Vec<Weak<KvPool>>>,
 }
 
 impl Engine {
@@ -40,7 +44,14 @@ impl Engine {
         device.set_slice(options.learning_slice);
         let scheduler = Scheduler::new(device.clone(), options.max_batch_tokens, options.prefill_slice);
         let driver = Driver::new(scheduler, &counters, options.log.clone(), options.caller_driven)?;
-        let engine = Engine(Arc::new(Inner { driver, options, device, counters, host_bytes: Arc::default() }));
+        let engine = Engine(Arc::new(Inner {
+            driver,
+            options,
+            device,
+            counters,
+            host_bytes: Arc::default(),
+            pools: Mutex::default(),
+        }));
         engine.log(Level::Info, "engine", &what);
         Ok(engine)
     }
@@ -90,7 +101,22 @@ impl Engine {
 
     /// A snapshot of its counters.
     pub fn metrics(&self) -> Metrics {
-        Metrics { weight_bytes: self.0.device.weight_bytes(), ..self.0.counters.snapshot() }
+        let mut metrics = Metrics { weight_bytes: self.0.device.weight_bytes(), ..self.0.counters.snapshot() };
+        metrics.weight_bytes_per_round = metrics.round_weight_bytes.checked_div(metrics.rounds).unwrap_or(0);
+        for pool in self.0.pools.lock().iter().filter_map(Weak::upgrade) {
+            let [in_use, idle, budget] = pool.bytes();
+            metrics.kv_in_use_bytes = metrics.kv_in_use_bytes.saturating_add(in_use);
+            metrics.kv_idle_bytes = metrics.kv_idle_bytes.saturating_add(idle);
+            metrics.kv_budget_bytes = metrics.kv_budget_bytes.saturating_add(budget);
+        }
+        metrics
+    }
+
+    /// Counts a pool's pages from now on, for as long as it exists.
+    pub(super) fn watch_pool(&self, pool: &Arc<KvPool>) {
+        let mut pools = self.0.pools.lock();
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(pool));
     }
 
     pub(super) fn counters(&self) -> &Arc<Counters> {

@@ -11,6 +11,7 @@ use crossbeam::channel::Sender;
 use super::cancel::Cancel;
 use super::generation_options::GenerationOptions;
 use super::history::History;
+use super::metrics::Clock;
 use super::outbox::{Finish, Outbox, Rest};
 use super::revision::{Bound, Revision};
 use super::slot::Slot;
@@ -72,6 +73,8 @@ pub(super) struct Generating {
     /// the text of what was sampled
     pub(super) text: TextUntilStop,
     pub(super) outbox: Arc<Outbox>,
+    /// by which its tokens are timed
+    pub(super) clock: Clock,
 }
 
 impl Generating {

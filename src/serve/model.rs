@@ -92,6 +92,7 @@ impl ServedModel {
         let Parts { model, weights, tokenizer, template, end_of_turn, stop_ids, defaults, history, documents } = parts;
         let options = engine.options();
         let pool = KvPool::keeping(&model.device, model.page_shape(), options.kv_budget, options.prefix_budget);
+        engine.watch_pool(&pool);
         ServedModel(Arc::new(Inner {
             slots: Arc::default(),
             model: Arc::new(model),

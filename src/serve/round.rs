@@ -146,7 +146,9 @@ impl Rounds {
             segments.push(segment);
             draws.push(draw);
         }
+        let read = model.device.weight_bytes();
         decode(model, weights, &mut segments, &draws, &mut scratch.activations)?;
+        add(&counters.round_weight_bytes, model.device.weight_bytes() - read);
         add(&counters.rounds, 1);
         add(&counters.rows, draws.len() as u64);
         let fed = jobs.iter_mut().filter(|job| wanted.contains(&job.id));
@@ -242,6 +244,7 @@ impl Rounds {
         let of_prompts = shares.iter().filter(|s| jobs[s.job].pending() > 1).map(|s| s.n).sum();
         let cancels: Vec<Cancel> = shares.iter().map(|s| jobs[s.job].cancel.clone()).collect();
         let scratch = self.made(&model);
+        let read = model.device.weight_bytes();
         {
             let mut wanted = shares.iter().peekable();
             let mut segments = Vec::with_capacity(shares.len());
@@ -321,6 +324,7 @@ impl Rounds {
                 }
             }
         }
+        add(&counters.round_weight_bytes, model.device.weight_bytes() - read);
         if model.device.mixes_rows() {
             scratch.pace.learn(of_prompts, begun.elapsed());
         }
@@ -386,7 +390,7 @@ fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, top: Vec<(i32, f32)
             false => all_ruled_out(timeline.len(), g.options.controls.no_repeat_ngram_size),
         }));
     }
-    add(&counters.sampled, 1);
+    counters.sampled(&mut g.clock);
     let (id, logprob, sampled_logprob) = (sampled.id, sampled.logprob, sampled.sampled_logprob);
     timeline.push(Token { id, source: g.options.source, logprob, sampled_logprob, revision });
     g.n_sampled += 1;

@@ -15,7 +15,7 @@ use super::generation::{Generation, Maker, Opening};
 use super::generation_options::GenerationOptions;
 use super::history::History;
 use super::job::{Generating, Job, ScoreRow, Work};
-use super::metrics::{Counters, add};
+use super::metrics::{Clock, Counters, add};
 use super::model::ServedModel;
 use super::outbox::Outbox;
 use super::revision::Bound;
@@ -348,6 +348,7 @@ impl Session {
 
     /// Starts to generate. The session is busy until the generation ends; dropping it ends it.
     pub fn generate(&self, options: GenerationOptions) -> Result<Generation> {
+        let clock = Clock::begin();
         self.check_options(&options)?;
         let outbox = Arc::new(Outbox::default());
         let cancel = Cancel::default();
@@ -361,7 +362,7 @@ impl Session {
             self.check_goes_on(t)?;
             opening = Opening::behind(&t.ids, self.model.0.tokenizer.as_deref(), &t.tools.0)?;
             let history = History::of(&options.controls, &t.tokens, &t.ids)?;
-            let generating = Generating { options, stop_ids, n_sampled: 0, history, text, outbox: waiting };
+            let generating = Generating { options, stop_ids, n_sampled: 0, history, text, outbox: waiting, clock };
             // The last token's row must be computed (again) to sample after it.
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))

@@ -76,6 +76,9 @@ static void engines_refuse_what_they_cannot_do(void) {
   CHECK(squire_engine_retain(engine) == engine);
   squire_engine_release(engine);
   CHECK(metrics_say(engine, "\"sessions\":0"));
+  squire_text *metrics = NULL;
+  DONE(squire_engine_metrics_text(engine, &metrics, &err));
+  CHECK(says(metrics, "# TYPE squire_sessions gauge\nsquire_sessions 0\n"));
   squire_engine_release(engine);
   squire_text *probe = NULL;
   DONE(squire_device_probe(&probe, &err));
