@@ -376,7 +376,7 @@ typedef struct {
   /* Bytes of device memory that the engine may take in all; 0, the default: whatever is free. No matter on the
    * processor. */
   uint64_t device_budget;
-  /* Milliseconds that a prompt may keep sessions that decode waiting in one forward pass, as measured; 20. Longer gets a
+  /* Milliseconds that a prompt may keep sessions that decode waiting in one forward pass, as measured; 10. Longer gets a
    * prompt done sooner, shorter makes tokens come more evenly. Where a pass without a prompt takes longer than that, the
    * prompt may as much as double it. 0: as long as max_batch_tokens take. For the processor. */
   int32_t prefill_slice_ms;

@@ -20,10 +20,13 @@ fn engine(change: impl FnOnce(&mut EngineOptions)) -> Engine {
     Engine::new(options).unwrap()
 }
 
-/// The tiny dense model with room for a long prompt.
+/// The tiny dense model of one layer and head, with room for a long prompt.
 fn long_model(engine: &Engine) -> ServedModel {
     let mut document = dense();
     document["max_position_embeddings"] = 24_000.into();
+    for one in ["num_hidden_layers", "num_attention_heads", "num_key_value_heads"] {
+        document[one] = 1.into();
+    }
     tiny(engine, &document, Dtype::Bf16, 3)
 }
 
