@@ -1,88 +1,16 @@
 //! The program `squire` as a user meets it: results against golden values, and refusals with their exit codes.
 #![cfg(feature = "cli")]
 
+#[path = "support/program.rs"]
+mod program;
 #[path = "support/tiny_tokenizer.rs"]
 mod tiny_tokenizer;
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use program::*;
 use serde_json::{Value, json};
-use squire::backend::cpu::Cpu;
-use squire::backend::{Device, KernelSet};
-use squire::format::{ChatTemplates, Companions, save_model};
-use squire::model::{ModelConfig, Weights};
-use squire::tensor::Dtype;
-
-/// What a run of the program left: exit code, stdout, stderr.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn squire(args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_squire")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
-}
-
-/// The one JSON object of a run that succeeded.
-fn json_of(args: &[&str]) -> Value {
-    let ran = squire(args);
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{args:?}");
-    assert_eq!(ran.out.lines().count(), 1, "{args:?}: one object, one line");
-    let value: Value = serde_json::from_str(&ran.out).unwrap();
-    assert!(value.is_object());
-    value
-}
-
-/// A run that must be refused: by exit code, with a message that names what is wrong and nothing else.
-fn refused(args: &[&str], code: i32, named: &str) {
-    let ran = squire(args);
-    assert_eq!(ran.code, code, "{args:?}: {}", ran.err);
-    assert_eq!(ran.out, "", "{args:?}: a refusal prints nothing on stdout");
-    assert!(ran.err.starts_with("squire: ") && ran.err.contains(named), "{args:?}: {}", ran.err);
-    assert!(!ran.err.contains("panicked") && !ran.err.contains("RUST_BACKTRACE"), "{args:?}: {}", ran.err);
-}
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn golden_json(name: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// A folder with a tokenizer and a chat template: random weights of the shape of a golden model.
-fn chat_folder() -> (tempfile::TempDir, PathBuf) {
-    chat_folder_with(|_| {})
-}
-
-fn chat_folder_with(change: impl FnOnce(&mut Weights)) -> (tempfile::TempDir, PathBuf) {
-    let mut config = ModelConfig::from_json(&golden_json("dense_f32/config.json")).unwrap();
-    config.vocab_size = 273;
-    let device = Device::Cpu(Cpu::new(1, None).unwrap());
-    let mut weights = Weights::random(&config, &device, Dtype::F32, 5, 0.2).unwrap();
-    change(&mut weights);
-    let template = std::fs::read_to_string(golden("qwen3_chat_template.jinja")).unwrap();
-    let tokenizer = tiny_tokenizer::tiny_tokenizer_json();
-    let companions = Companions {
-        tokenizer: Some(&tokenizer),
-        chat_templates: Some(&ChatTemplates::of(&template)),
-        ..Companions::default()
-    };
-    let parent = tempfile::tempdir().unwrap();
-    let dir = parent.path().join("model");
-    let tensors = weights.tensors();
-    let list = tensors.iter().map(|(name, t)| (name.as_str(), t.dtype(), t.shape(), t.bytes()));
-    save_model(&dir, &config.to_json(), list, companions).unwrap();
-    (parent, dir)
-}
+use squire::backend::KernelSet;
 
 #[test]
 fn inspect_shows_tensors_and_plan_as_json_and_as_text() {
@@ -357,19 +285,6 @@ fn wrong_calls_exit_with_2() {
     refused(&["distill"], 2, "--explain");
     refused(&["distill", "--explain", "magic"], 2, "guided-opd");
     refused(&["distill", "--explain", "opd", "--steps", "0"], 2, "--steps");
-}
-
-/// What the program answers to lines on stdin.
-fn squire_with(args: &[&str], stdin: &str) -> Ran {
-    use std::io::Write;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_squire"));
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // A program that refuses its arguments reads nothing.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().expect("no signal"), out: text(output.stdout), err: text(output.stderr) }
 }
 
 #[test]

@@ -1,17 +1,30 @@
 //! `squire chat`: a conversation, a line a message.
 #![forbid(unsafe_code)]
 
-use std::io::{BufRead, IsTerminal, stdin, stdout};
+mod command;
+mod dialogue;
+mod interrupt;
+mod lines;
 
-use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use squire::serve::{Finish, Latency};
+use squire::text::Part;
 
 use crate::options::{EngineArgs, ModelArgs};
-use crate::output::{Failure, Output};
+use crate::output::{Failure, Output, bytes};
 use crate::parts::Shown;
-use crate::sampling::{SamplingArgs, TemplateArgs, name_of, pull};
+use crate::sampling::{SamplingArgs, TemplateArgs, name_of};
 use crate::waiting::Waiting;
+use command::{Command, HELP, Line};
+use dialogue::{Answer, Dialogue};
+use interrupt::Interrupt;
+use lines::Lines;
 
-/// Talk with a model: each line of stdin is a message, an empty one or its end ends the chat
+/// Talk with a model: each line of stdin is a message, an empty one or its end ends the chat; /help lists commands
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,6 +35,9 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Remember what is typed at a terminal in this file, and offer what it remembers
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
     /// Print one JSON object an answer instead of the text as it comes
     #[arg(long)]
     json: bool,
@@ -35,51 +51,155 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     model.template()?;
     drop(waiting);
     let options = args.sampling.options(&model);
-    let prompts = stdin().is_terminal() && !args.json;
-    // Who reads it sees thoughts dimmed; a file or another program gets the text as it is.
-    let dims = stdout().is_terminal() && !args.json;
-    let mut system = args.template.system.as_deref();
-    loop {
-        if prompts {
-            out.text("> ")?;
+    let mut lines = Lines::of(args.json, args.history.as_deref())?;
+    let is_typed = lines.are_typed();
+    let mut chat = Chat {
+        dialogue: Dialogue::new(session, rendering, options, args.template.system.clone()),
+        sampling: args.sampling.clone(),
+        interrupt: Interrupt::listen()?,
+        json: args.json,
+    };
+    while let Some(line) = lines.next(out)?.filter(|line| !line.is_empty()) {
+        let done = match Line::read(&line) {
+            Err(why) => Err(Failure::Usage(why)),
+            Ok(Line::Command(Command::Quit)) => return Ok(()),
+            Ok(Line::Command(command)) => chat.obey(command, out),
+            Ok(Line::Message(said)) => match chat.answer(out, Some(said)) {
+                // A program that sends messages hears of a failure by the exit code.
+                Err(e) if !is_typed => return Err(e),
+                done => done,
+            },
+        };
+        match done {
+            Ok(()) => {}
+            Err(Failure::Usage(why) | Failure::Failed(why)) => tell(&format!("squire: {why}")),
+            Err(e) => return Err(e),
         }
-        let mut line = String::new();
-        let read = stdin().lock().read_line(&mut line);
-        read.map_err(|e| Failure::Failed(format!("cannot read a message from stdin: {e}")))?;
-        let said = line.trim_end_matches(['\n', '\r']);
-        if said.is_empty() {
-            return Ok(());
-        }
-        // Only what is new is rendered and computed; what stands in the session stays as it was said.
-        let mut messages: Vec<Value> = Vec::new();
-        messages.extend(system.take().map(|text| json!({"role": "system", "content": text})));
-        messages.push(json!({"role": "user", "content": said}));
-        let prompt = session.append_chat(Value::from(messages), &rendering)?.len();
-        let waiting = Waiting::begin("reading");
-        let generation = session.generate(options.clone())?;
-        let (mut text, mut ids) = (String::new(), Vec::new());
-        let (mut parts, mut shown) = (generation.parts()?, Shown::default());
-        let finish = pull(&generation, waiting, |chunk| {
-            if dims {
-                parts.push(&chunk.ids).iter().try_for_each(|part| out.text(&shown.text(part)))?;
-            } else if !args.json {
-                out.text(&chunk.text)?;
-            }
-            text.push_str(&chunk.text);
-            ids.extend(chunk.ids);
-            Ok(())
-        })?;
-        if dims {
-            parts.finish().iter().try_for_each(|part| out.text(&shown.text(part)))?;
+    }
+    Ok(())
+}
+
+/// Says something beside the answers; a reader who has gone away misses it.
+fn tell(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// A chat under way.
+struct Chat {
+    dialogue: Dialogue,
+    /// what was asked for of sampling
+    sampling: SamplingArgs,
+    interrupt: Interrupt,
+    json: bool,
+}
+
+impl Chat {
+    /// Answers a message, or with None the last one again.
+    fn answer(&mut self, out: &mut Output, said: Option<String>) -> Result<(), Failure> {
+        let Chat { dialogue, interrupt, json, .. } = self;
+        // Who reads it sees thoughts dimmed; a file or another program gets the text as it is.
+        let (json, is_read) = (*json, stdout().is_terminal() && !*json);
+        let mut shown = Shown::default();
+        let mut hears = |text: &str, parts: &[Part]| match is_read {
+            true => parts.iter().try_for_each(|part| out.text(&shown.text(part))),
+            false if json => Ok(()),
+            false => out.text(text),
+        };
+        let answered = interrupt.during(|stopped| match said {
+            Some(said) => dialogue.say(said, stopped, &mut hears),
+            None => dialogue.regenerate(stopped, &mut hears),
+        });
+        if is_read {
+            // Also behind an answer that failed: what comes next is no thought.
             out.text(shown.end())?;
         }
-        if args.json {
-            let finish = name_of(finish);
-            out.json(
-                &json!({"text": text, "ids": ids, "finish": finish, "prompt_tokens": prompt, "seed": options.seed}),
-            )?;
-        } else {
-            out.text("\n")?;
+        let Answer { text, ids, finish, prompt_tokens, seed, .. } = answered?;
+        if json {
+            let finish = name_of(*finish);
+            return out.json(
+                &json!({"text": text, "ids": ids, "finish": finish, "prompt_tokens": prompt_tokens, "seed": seed}),
+            );
         }
+        out.text("\n")?;
+        if is_read && *finish == Finish::Cancelled {
+            tell("squire: interrupted; what was said stays");
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Command, out: &mut Output) -> Result<(), Failure> {
+        match command {
+            Command::Help => tell(HELP),
+            Command::Reset => {
+                self.dialogue.reset(self.dialogue.system().cloned())?;
+                tell("a new conversation");
+            }
+            Command::System(text) => {
+                self.dialogue.reset((!text.is_empty()).then_some(text))?;
+                tell("a new conversation");
+            }
+            Command::Undo => {
+                self.dialogue.undo().map_err(|why| Failure::Usage(format!("/undo: {why}")))?;
+                tell("the last message and its answer are gone");
+            }
+            Command::Regenerate => self.answer(out, None)?,
+            Command::Save(path) => self.save(&path)?,
+            Command::Stats => tell(&self.stats()?),
+            Command::Set { name, value } => self.set(&name, &value)?,
+            // It ends the loop that asks.
+            Command::Quit => {}
+        }
+        Ok(())
+    }
+
+    fn save(&self, path: &Path) -> Result<(), Failure> {
+        let text = format!("{:#}\n", json!({"messages": self.dialogue.messages()}));
+        let written = File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(|e| Failure::Failed(format!("/save {}: {e}", path.display())))?;
+        tell(&format!("written to {}", path.display()));
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Failure> {
+        let refused = |why: String| Failure::Usage(format!("/set: {why}"));
+        let sampling = self.sampling.with(name, value).map_err(refused)?;
+        let model = self.dialogue.session.model();
+        let mut options = sampling.options(model);
+        if name != "seed" {
+            options.seed = self.dialogue.options.seed;
+        }
+        options.check(model.config().vocab_size).map_err(|e| refused(e.to_string()))?;
+        (self.sampling, self.dialogue.options) = (sampling, options);
+        Ok(())
+    }
+
+    /// What /stats says.
+    fn stats(&self) -> Result<String, Failure> {
+        let session = &self.dialogue.session;
+        let (extent, metrics) = (session.extent()?, session.model().engine().metrics());
+        let last = self.dialogue.last().map_or("none".into(), |answer| {
+            let n = answer.ids.len();
+            let first = answer.first.map_or(String::new(), |first| {
+                let later = (answer.time - first).as_secs_f64();
+                let speed =
+                    if n > 1 { format!(", then {:.1} tokens/s", (n - 1) as f64 / later) } else { String::new() };
+                format!(", the first after {:.3} s{speed}", first.as_secs_f64())
+            });
+            format!("{n} tokens{first}; finish {}", name_of(answer.finish))
+        });
+        let spread = |times: &Latency| {
+            let at = |share| times.percentile(share).map_or(0.0, |time| 1e3 * time.as_secs_f64());
+            format!("{:.1}, {:.1} and {:.1} ms (p50, p90, p99) of {}", at(0.5), at(0.9), at(0.99), times.count())
+        };
+        Ok(format!(
+            "  conversation     {} tokens, room for {}\n  last answer      {last}\n  to first token   {}\n  between tokens   \
+             {}\n  KV cache         {} in use, {} idle",
+            extent.len,
+            extent.room,
+            spread(&metrics.time_to_first_token_seconds),
+            spread(&metrics.inter_token_seconds),
+            bytes(metrics.kv_in_use_bytes),
+            bytes(metrics.kv_idle_bytes),
+        ))
     }
 }

@@ -1,6 +1,7 @@
 //! `squire generate`: continue a prompt, printing the text as it comes.
 #![forbid(unsafe_code)]
 
+use std::io::{IsTerminal, stdout};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use squire::text::tokenizer::Control;
 use crate::options::{EngineArgs, ModelArgs};
 use crate::output::{Failure, Output};
 use crate::sampling::{SamplingArgs, TemplateArgs, name_of, pull};
+use crate::visible::visible;
 use crate::waiting::Waiting;
 
 /// Generate text after a prompt
@@ -64,14 +66,15 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let stop_strings = options.stop_strings.clone();
     let begun = Instant::now();
     let generation = session.generate(options)?;
+    let is_read = stdout().is_terminal();
     let mut all = Chunk::default();
     let mut first_token = None;
-    let finish = pull(&generation, waiting, |chunk| {
+    let finish = pull(&generation, waiting, &|| false, |chunk| {
         if !chunk.ids.is_empty() {
             first_token.get_or_insert_with(|| begun.elapsed());
         }
         if !args.json {
-            out.text(&chunk.text)?;
+            out.text(&if is_read { visible(&chunk.text) } else { (&*chunk.text).into() })?;
         }
         all.ids.extend(chunk.ids);
         all.logprobs.extend(chunk.logprobs);

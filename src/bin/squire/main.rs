@@ -23,6 +23,7 @@ mod sampling;
 mod score;
 mod shapes;
 mod tensorboard;
+mod visible;
 mod waiting;
 
 use std::process::ExitCode;

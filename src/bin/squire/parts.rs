@@ -1,7 +1,9 @@
-//! What a model says, for somebody who reads it: its thoughts dimmed.
+//! What a model says, for somebody who reads it at a terminal: its thoughts dimmed, and nothing that the terminal would obey.
 #![forbid(unsafe_code)]
 
 use squire::text::Part;
+
+use crate::visible::visible;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -34,7 +36,7 @@ impl Shown {
             shown.push_str(if thinks { DIM } else { "" });
             self.thinks = thinks;
         }
-        shown.push_str(text);
+        shown.push_str(&visible(text));
         self.in_line = if text.is_empty() { self.in_line } else { !text.ends_with('\n') };
         shown
     }
@@ -65,5 +67,16 @@ mod tests {
         ];
         let text: String = parts.iter().map(|part| shown.text(part)).collect();
         assert_eq!(text + shown.end(), "\x1b[2mhm\x1b[0m\nYes.\nlook {}\n\x1b[2mso\x1b[0m");
+    }
+
+    #[test]
+    fn no_part_sends_a_terminal_what_it_would_obey() {
+        let call = ToolCall { index: 0, id: "c".into(), name: "l\u{9b}".into(), arguments: "{\"\x1b\": 1}".into() };
+        let unparsed = Part::Unparsed { text: "\u{202e}".into(), reason: "the end".into() };
+        let said = [Part::Reasoning("\x1b".into()), Part::Content("\x1b[0m".into()), Part::ToolCall(call), unparsed];
+        let mut shown = Shown::default();
+        let text: String = said.iter().map(|part| shown.text(part)).collect();
+        let wanted = "\x1b[2m\\u{1b}\x1b[0m\n\\u{1b}[0m\nl\\u{9b} {\"\\u{1b}\": 1}\\u{202e}";
+        assert_eq!(text, wanted);
     }
 }

@@ -1,6 +1,9 @@
 //! Options of the subcommands that generate: how to sample, and what the chat template is told.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
 use squire::backend::ops::Sampling;
 use squire::serve::{Chunk, Controls, Finish, Generation, GenerationOptions, Next, ServedModel};
 use squire::text::{Json, RenderOptions, request};
@@ -8,12 +11,15 @@ use squire::text::{Json, RenderOptions, request};
 use crate::output::Failure;
 use crate::waiting::Waiting;
 
+/// Most tokens of an answer where nobody says otherwise.
+const MAX_TOKENS: usize = 256;
+
 /// How to sample.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct SamplingArgs {
-    /// Most tokens to generate; 0 and -1 go on to the end of the context
-    #[arg(long, value_name = "N", default_value_t = 256, allow_negative_numbers = true, value_parser = most)]
-    max_tokens: usize,
+    /// Most tokens to generate; 0 and -1 go on to the end of the context [default: 256]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = most)]
+    max_tokens: Option<usize>,
     /// Divides the logits, 0 takes the likeliest token [default: the folder's, else 1]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
@@ -73,7 +79,34 @@ impl SamplingArgs {
         };
         let stop_strings = given(&self.stop, &defaults.stop_strings);
         let seed = self.seed.unwrap_or(defaults.seed);
-        GenerationOptions { max_tokens: self.max_tokens, sampling, controls, stop_strings, seed, ..defaults }
+        let max_tokens = self.max_tokens.unwrap_or(MAX_TOKENS);
+        GenerationOptions { max_tokens, sampling, controls, stop_strings, seed, ..defaults }
+    }
+}
+
+/// One option, by its name.
+#[derive(clap::Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Named {
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+impl SamplingArgs {
+    /// The same with another value for the option of that name. Error: what was wrong.
+    pub fn with(&self, name: &str, value: &str) -> Result<SamplingArgs, String> {
+        let (command, long) = (Named::command(), name.replace('_', "-"));
+        let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        if !known.contains(&long.as_str()) {
+            return Err(format!("wanted one of {}, found {name:?}", known.join(", ")));
+        }
+        let mut named = Named { sampling: self.clone() };
+        named.try_update_from([format!("--{long}={value}")]).map_err(|e| {
+            let text = e.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            line.strip_prefix("error: ").unwrap_or(line).to_string()
+        })?;
+        Ok(named.sampling)
     }
 }
 
@@ -141,21 +174,29 @@ impl TemplateArgs {
     }
 }
 
-/// Hands every chunk to `take` until the end; the wait ends with the first.
+/// How long a wait may be before whoever may stop it is asked.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Hands every chunk to `take` until the end, or cancels it once it is `stopped`; the wait ends with the first chunk.
 pub fn pull(
     generation: &Generation,
     waiting: Waiting,
+    stopped: &dyn Fn() -> bool,
     mut take: impl FnMut(Chunk) -> Result<(), Failure>,
 ) -> Result<Finish, Failure> {
-    let mut next = generation.next(None)?;
-    drop(waiting);
+    let mut waiting = Some(waiting);
     loop {
-        match next {
-            Next::Chunk(chunk) => take(chunk)?,
+        if stopped() {
+            generation.cancel();
+        }
+        match generation.next(Some(LOOK))? {
+            Next::Chunk(chunk) => {
+                drop(waiting.take());
+                take(chunk)?;
+            }
             Next::End(finish) => return Ok(finish),
             Next::Timeout => {}
         }
-        next = generation.next(None)?;
     }
 }
 
