@@ -237,9 +237,77 @@ fn bench_measures_the_tiny_shape() {
         assert!(facts[rate].as_f64().unwrap() > 0.0, "{rate}");
     }
     assert_eq!(facts["prefill_repeats"].as_array().unwrap().len(), 2);
+    assert_eq!(facts["prefix_rows"], 0, "no repeat finds what another has computed");
     assert_eq!(facts["weight_bytes"].as_u64().unwrap(), 2 * facts["parameters"].as_u64().unwrap());
     let few = json_of(&["bench", "--shape", "tiny", "--compute", "f32", "--threads", "1", "--repeats", "1", "--json"]);
     assert_eq!((&few["threads"], &few["compute"]), (&json!(1), &json!("f32")));
+}
+
+#[test]
+fn bench_speaks_in_the_columns_of_llama_bench() {
+    let args = ["bench", "--shape", "tiny", "--llama-bench", "--prefill", "40", "--decode", "9", "--repeats", "2"];
+    assert!(squire(&["bench", "--help"]).out.contains("[default: 0 4096 16384]"));
+    let ran = squire(&[&args[..], &["--depths", "0,7,64"]].concat());
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let (table, build) = ran.out.split_once("\n\n").unwrap();
+    assert!(build.starts_with("build: squire "), "{build}");
+    let cells = |line: &str| -> Vec<String> {
+        let inner = line.strip_prefix('|').and_then(|line| line.strip_suffix('|')).unwrap();
+        inner.split('|').map(|cell| cell.trim().to_string()).collect()
+    };
+    let lines: Vec<Vec<String>> = table.lines().map(cells).collect();
+    assert_eq!(lines[0], ["model", "size", "params", "backend", "threads", "test", "t/s"]);
+    assert!(lines[1].iter().all(|cell| cell.trim_end_matches(':').chars().all(|c| c == '-')), "{table}");
+    let tests: Vec<&str> = lines[2..].iter().map(|line| line[5].as_str()).collect();
+    assert_eq!(tests, ["pp40", "tg9", "pp40 @ d7", "tg9 @ d7", "pp40 @ d64", "tg9 @ d64"]);
+    for line in &lines[2..] {
+        assert_eq!((line[0].as_str(), line[3].as_str()), ("tiny BF16", "CPU"));
+        let (mean, deviation) = line[6].split_once(" ± ").unwrap();
+        assert!(mean.parse::<f64>().unwrap() > 0.0 && deviation.parse::<f64>().unwrap() >= 0.0, "{line:?}");
+    }
+    let facts = json_of(&[&args[..], &["-d", "7", "--json"]].concat());
+    let tests = facts["tests"].as_array().unwrap();
+    let of = |test: &Value| ["n_prompt", "n_gen", "n_depth"].map(|key| test[key].as_u64().unwrap());
+    assert_eq!(tests.iter().map(of).collect::<Vec<_>>(), [[40, 0, 7], [0, 9, 7]]);
+    for test in tests {
+        let samples: Vec<f64> = test["samples_ts"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        assert_eq!(samples.len(), 2);
+        assert!((test["avg_ts"].as_f64().unwrap() - (samples[0] + samples[1]) / 2.0).abs() < 1e-6 * samples[0]);
+    }
+    assert_eq!(facts["shape"], "tiny");
+}
+
+#[test]
+fn bench_replays_a_transcript_that_grows() {
+    let args = ["bench", "--shape", "tiny", "--replay", "--turns", "4", "--observed", "30", "--generated", "3"];
+    let facts = json_of(&[&args[..], &["--repeats", "3", "--json"]].concat());
+    let turns = facts["turns"].as_array().unwrap();
+    let before: Vec<u64> = turns.iter().map(|turn| turn["tokens_before"].as_u64().unwrap()).collect();
+    assert_eq!(before, [0, 33, 66, 99]);
+    assert_eq!(facts["prefix_rows"], 0);
+    let time = |turn: &Value| turn["seconds_to_first_token"].as_f64().unwrap();
+    assert!(turns.iter().all(|turn| time(turn) > 0.0 && turn["samples"].as_array().unwrap().len() == 3), "{facts}");
+    assert_eq!(facts["last_to_second"].as_f64().unwrap(), time(&turns[3]) / time(&turns[1]));
+    let shown = squire(&[&args[..], &["--repeats", "1"]].concat());
+    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+    let lines: Vec<&str> = shown.out.lines().collect();
+    assert!(lines.len() == 7 && lines[5].trim_start().starts_with('4') && lines[5].ends_with(" ms"), "{}", shown.out);
+    assert!(lines[6].trim().starts_with("turn 4 takes "), "{}", shown.out);
+}
+
+#[test]
+fn ways_to_measure_do_not_mix() {
+    for (options, named) in [
+        (&["--llama-bench", "--replay"][..], "--replay"),
+        (&["--depths", "5"], "--llama-bench"),
+        (&["--turns", "5"], "--replay"),
+        (&["--replay", "--turns", "1"], "--turns"),
+        (&["--replay", "--observed", "0"], "--observed"),
+        (&["--llama-bench", "-d", "x"], "--depths"),
+        (&["--llama-bench", "-d", "50000"], "50512"),
+    ] {
+        refused(&[&["bench", "--shape", "tiny"], options].concat(), 2, named);
+    }
 }
 
 #[test]

@@ -5,23 +5,28 @@
 //! of one token. Sampling is part of both, at temperature 1 without cuts. Medians over the repeats, after
 //! an untimed one. Decoding reads all weights for each token, so its ceiling is the machine's read
 //! bandwidth (`bandwidth`), and the share of it that is reached says how much is left to gain.
+//!
+//! Two other ways to measure stand beside it: as llama-bench does (`llama`), and an agent's transcript that grows (`replay`).
 #![forbid(unsafe_code)]
+
+mod bed;
+mod llama;
+mod replay;
 
 use std::time::Instant;
 
 use serde_json::json;
-use squire::backend::Device;
-use squire::model::{Load, MemoryPlan, ModelConfig};
+use squire::model::ModelConfig;
 use squire::random::{Stream, below};
-use squire::serve::{Engine, GenerationOptions, ServedModel, Session};
-use squire::tensor::Dtype;
+use squire::serve::{GenerationOptions, ServedModel, Session};
 use squire::text::source::Source;
 
-use crate::bandwidth::{free_memory, measure};
+use crate::bandwidth::measure;
 use crate::options::EngineArgs;
 use crate::output::{Failure, Output, bytes};
 use crate::shapes::shape;
 use crate::waiting::Waiting;
+use bed::Bed;
 
 /// Measure prefill and decode on random weights of a true shape
 #[derive(clap::Args)]
@@ -40,18 +45,28 @@ pub struct Args {
     /// Timed runs of each
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeats: u32,
+    /// Measure as llama-bench does, in its columns: the forward pass with logits and without sampling, at several depths
+    #[arg(long, conflicts_with = "replay")]
+    llama_bench: bool,
+    /// With --llama-bench: tokens that stand in the KV cache before what is timed
+    #[arg(short, long, value_name = "N,N", value_delimiter = ',', default_values_t = [0, 4096, 16_384], requires = "llama_bench",
+        value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    depths: Vec<u32>,
+    /// Measure the time to the first token of each turn of a transcript that grows, as an agent's does
+    #[arg(long)]
+    replay: bool,
+    /// With --replay: turns
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "replay", value_parser = clap::value_parser!(u32).range(2..=1000))]
+    turns: u32,
+    /// With --replay: tokens that a turn observes
+    #[arg(long, value_name = "N", default_value_t = 40, requires = "replay", value_parser = clap::value_parser!(u32).range(1..=32_768))]
+    observed: u32,
+    /// With --replay: tokens that a turn generates
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "replay", value_parser = clap::value_parser!(u32).range(1..=32_768))]
+    generated: u32,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// Bytes that the bench will hold at once: what serving takes of bf16 weights, and the KV cache of one timeline.
-fn bytes_needed(config: &ModelConfig, context: usize, engine: &Engine) -> squire::error::Result<u64> {
-    let options = engine.options();
-    let parameters = config.tensor_shapes().iter().map(|(_, s)| s.elements() as u64).sum();
-    let load = Load { max_context: context, rows: options.max_batch_tokens, parameters, stored: 2 * parameters };
-    let plan = MemoryPlan::new(config, engine.device(), options.compute, load)?;
-    Ok(plan.serving() + plan.kv_session() + plan.kv_page)
 }
 
 /// Bytes of the experts that one token does not see.
@@ -89,24 +104,22 @@ fn median(values: &[f64]) -> f64 {
 }
 
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
-    let (name, config) = &args.shape;
-    let engine = Engine::new(args.engine.engine()?)?;
-    let context = args.prefill.max(args.decode) as usize + 1;
-    let (needed, free) = (bytes_needed(config, context, &engine)?, free_memory());
-    if let Some(free) = free.filter(|&free| free < needed) {
-        let why = format!("shape {name} needs {needed} bytes ({}), {free} are free ({})", bytes(needed), bytes(free));
-        return Err(Failure::Failed(why));
+    match (args.llama_bench, args.replay) {
+        (true, _) => llama::run(args, out),
+        (_, true) => replay::run(args, out),
+        _ => whole(args, out),
     }
-    let Device::Cpu(cpu) = engine.device() else {
-        return Err(Failure::Failed("squire bench measures the processor; use --backend cpu".into()));
-    };
-    let (n_threads, kernels) = (cpu.n_threads(), cpu.kernels());
+}
+
+/// Prefill and decode as whole generations.
+fn whole(args: &Args, out: &mut Output) -> Result<(), Failure> {
+    let (name, config) = &args.shape;
+    let bed = Bed::make(&args.shape, &args.engine, args.prefill.max(args.decode) as usize + 1)?;
+    let (n_threads, kernels) = (bed.n_threads, bed.kernels);
     let waiting = Waiting::begin("measuring the read bandwidth");
-    let bandwidth = measure(n_threads, free)?;
+    let bandwidth = measure(n_threads, bed.free)?;
     drop(waiting);
-    let waiting = Waiting::begin(format!("making random weights of {name}"));
-    let model = engine.random_model(config.clone(), Dtype::Bf16, 1, context)?;
-    drop(waiting);
+    let model = bed.model()?;
     let waiting = Waiting::begin("prefill");
     let mut prefill = Vec::new();
     for i in 0..=args.repeats {
@@ -127,13 +140,8 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     let (prefill_rate, decode_rate) = (median(&prefill), median(&decode));
     let share = decode_rate * bytes_per_token / bandwidth.bytes_per_s;
     if args.json {
-        return out.json(&json!({
-            "shape": name,
-            "parameters": parameters,
-            "weight_bytes": weight_bytes,
-            "compute": args.engine.compute.name(),
-            "kernels": kernels.name(),
-            "threads": n_threads,
+        let mut facts = bed.facts(&model);
+        let measured = json!({
             "prefill_tokens": args.prefill,
             "prefill_tokens_per_s": prefill_rate,
             "prefill_repeats": prefill,
@@ -144,7 +152,9 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
             "read_bandwidth_bytes_per_s": bandwidth.bytes_per_s,
             "read_bandwidth_buffer_bytes": bandwidth.buffer_bytes,
             "decode_bandwidth_share": share,
-        }));
+        });
+        facts.extend(measured.as_object().cloned().unwrap_or_default());
+        return out.json(&facts.into());
     }
     let model_line = format!("{name}, {parameters} parameters, {} of bf16", bytes(weight_bytes));
     let engine_line = format!("{n_threads} threads, {kernels}, compute {}", args.engine.compute.name());
