@@ -81,7 +81,7 @@ fn a_regenerated_answer_is_that_of_the_next_seed_and_takes_the_old_ones_place() 
     assert_ne!(first[0]["ids"], first[1]["ids"]);
     assert_eq!(first[1..], next);
     let (none, told) = chat(&dir, &[], "/regenerate\n");
-    assert_eq!((none.len(), told.as_str()), (0, "squire: nothing was said yet\n"));
+    assert_eq!((none.len(), told.as_str()), (0, "squire: /regenerate: nothing was said yet\n"));
 }
 
 #[test]

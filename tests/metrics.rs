@@ -201,6 +201,9 @@ fn prometheus_and_json_tell_the_same_numbers() {
         let families = families(&text);
         let keys = json.as_object().unwrap();
         assert_eq!(families.len(), keys.len(), "{text}");
+        let documented = include_str!("../docs/metrics.md");
+        let missing: Vec<_> = keys.keys().filter(|key| !documented.contains(&format!("`{key}`"))).collect();
+        assert!(missing.is_empty(), "docs/metrics.md lacks {missing:?}");
         for (key, value) in keys {
             let named = |name: &str| families.get(name).map(|(kind, samples)| (kind.as_str(), samples));
             let found = named(&format!("squire_{key}_total")).or(named(&format!("squire_{key}")));

@@ -60,19 +60,19 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         json: args.json,
     };
     while let Some(line) = lines.next(out)?.filter(|line| !line.is_empty()) {
-        let done = match Line::read(&line) {
-            Err(why) => Err(Failure::Usage(why)),
+        // A program that sends messages hears of an answer that failed by the exit code; who types reads it, as anybody does of
+        // a command that is refused.
+        let (is_message, done) = match Line::read(&line) {
+            Err(why) => (false, Err(Failure::Usage(why))),
             Ok(Line::Command(Command::Quit)) => return Ok(()),
-            Ok(Line::Command(command)) => chat.obey(command, out),
-            Ok(Line::Message(said)) => match chat.answer(out, Some(said)) {
-                // A program that sends messages hears of a failure by the exit code.
-                Err(e) if !is_typed => return Err(e),
-                done => done,
-            },
+            Ok(Line::Command(Command::Regenerate)) => (false, chat.answer(out, None)),
+            Ok(Line::Command(command)) => (false, chat.obey(command)),
+            Ok(Line::Message(said)) => (true, chat.answer(out, Some(said))),
         };
         match done {
             Ok(()) => {}
-            Err(Failure::Usage(why) | Failure::Failed(why)) => tell(&format!("squire: {why}")),
+            Err(Failure::Usage(why)) if is_typed || !is_message => tell(&format!("squire: {why}")),
+            Err(Failure::Failed(why)) if is_typed => tell(&format!("squire: {why}")),
             Err(e) => return Err(e),
         }
     }
@@ -127,7 +127,8 @@ impl Chat {
         Ok(())
     }
 
-    fn obey(&mut self, command: Command, out: &mut Output) -> Result<(), Failure> {
+    /// Does what a command asks for that no answer comes of.
+    fn obey(&mut self, command: Command) -> Result<(), Failure> {
         match command {
             Command::Help => tell(HELP),
             Command::Reset => {
@@ -142,12 +143,11 @@ impl Chat {
                 self.dialogue.undo().map_err(|why| Failure::Usage(format!("/undo: {why}")))?;
                 tell("the last message and its answer are gone");
             }
-            Command::Regenerate => self.answer(out, None)?,
             Command::Save(path) => self.save(&path)?,
             Command::Stats => tell(&self.stats()?),
             Command::Set { name, value } => self.set(&name, &value)?,
-            // It ends the loop that asks.
-            Command::Quit => {}
+            // The loop that asks does these itself.
+            Command::Regenerate | Command::Quit => {}
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Chat {
     fn save(&self, path: &Path) -> Result<(), Failure> {
         let text = format!("{:#}\n", json!({"messages": self.dialogue.messages()}));
         let written = File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes()));
-        written.map_err(|e| Failure::Failed(format!("/save {}: {e}", path.display())))?;
+        written.map_err(|e| Failure::Usage(format!("/save {}: {e}", path.display())))?;
         tell(&format!("written to {}", path.display()));
         Ok(())
     }

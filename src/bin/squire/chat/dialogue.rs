@@ -134,7 +134,7 @@ impl Dialogue {
 
     /// Says the last message again and hears another answer, by the next seed. Where that fails the old one stays.
     pub fn regenerate(&mut self, stopped: &dyn Fn() -> bool, hears: Hears) -> Result<&Answer, Failure> {
-        let (before, last) = self.take_last().map_err(Failure::Usage)?;
+        let (before, last) = self.take_last().map_err(|why| Failure::Usage(format!("/regenerate: {why}")))?;
         let kept = std::mem::replace(&mut self.session, before);
         self.options.seed = self.options.seed.wrapping_add(1);
         if let Err(e) = self.say(last.said.clone(), stopped, hears) {
@@ -142,7 +142,7 @@ impl Dialogue {
             self.exchanges.push(Exchange { before, ..last });
             return Err(e);
         }
-        self.last().ok_or_else(|| Failure::Usage("nothing was said yet".into()))
+        self.last().ok_or_else(|| Failure::Usage("/regenerate: nothing was said yet".into()))
     }
 
     /// The last answer.
