@@ -10,8 +10,18 @@
 constexpr u32 kBins = 2 * kRowThreads;
 constexpr u32 kQuads = kRowThreads / 4;
 
+// The ids that cuts have left (cuts.cuh).
+struct Kept {
+  u32 above, n_at;         // all above this key, and the first so many at it
+  float mean;              // of largest - x
+  u32 near;                // of these the ones that are nearer to it,
+  u32 near_above, n_near;  // and of those that are as near all above this key, and the first so many at it
+  u64 mass;
+};
+
 struct SelectScratch {
   RowScratch row;
+  Kept kept;
   u32 low[kBins], high[kBins];  // halves of one 64-bit sum a bin
 };
 
@@ -176,16 +186,18 @@ __device__ __forceinline__ u32 find(const Row& row, const Weight& weight, const 
 
 // ---- from the likeliest down
 
-// What is selected from: each thread's own largest logit.
+// What is selected from gives each of its logits to f(key, logit, how many of it): those at least that reach a key.
+
+// Each thread's own largest logit.
 struct OneEach {
   float x;
   template <class F>
   __device__ __forceinline__ void visit(u32, const F& f) const {
-    f(x);
+    f(key_of(x), x, 1);
   }
 };
 
-// What is selected from: the listed strips, of which those that do not reach the key `least` are passed over.
+// The listed strips, of which those that do not reach the key `least` are passed over; all strips where there is no list.
 struct Listed {
   const Row& row;
   const u32* list;
@@ -199,17 +211,18 @@ struct Listed {
       float4 x[2];
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
-        u32 strip = i + j * kQuads < n ? list[i + j * kQuads] : 0;
-        wanted[j] = i + j * kQuads < n && key_of(row.stats[strip].x) >= least;
+        const u32 at = i + j * kQuads;
+        u32 strip = at < n ? list ? list[at] : at : 0;
+        wanted[j] = at < n && key_of(row.stats[strip].x) >= least;
         if (wanted[j]) x[j] = row.quarter(strip, part);
       }
 #pragma unroll
       for (u32 j = 0; j < 2; ++j) {
         if (wanted[j]) {
-          f(x[j].x);
-          f(x[j].y);
-          f(x[j].z);
-          f(x[j].w);
+          f(key_of(x[j].x), x[j].x, 1);
+          f(key_of(x[j].y), x[j].y, 1);
+          f(key_of(x[j].z), x[j].z, 1);
+          f(key_of(x[j].w), x[j].w, 1);
         }
       }
     }
@@ -255,11 +268,10 @@ __device__ __forceinline__ Selected select(const Source& source, const Weight& w
     const u32 shift = bits > 11 ? bits - 11 : 0;
     for (u32 i = threadIdx.x; i < kBins; i += kRowThreads) s->low[i] = s->high[i] = 0;
     __syncthreads();
-    source.visit(least, [&](float x) {
-      u32 key = key_of(x);
+    source.visit(least, [&](u32 key, float x, u32 n) {
       if (key < least || key > most) return;
       u32 bin = (most - key) >> shift;
-      add_wide(&s->low[bin], &s->high[bin], weight(x));
+      add_wide(&s->low[bin], &s->high[bin], n * weight(x));
     });
     __syncthreads();
     auto sum_of = [&](u32 bin) { return u64(s->high[bin]) << 32 | s->low[bin]; };

@@ -31,6 +31,8 @@ struct Draw {
   float temperature;  // below 1e-5: the likeliest
   float top_p;        // 1: all
   u32 top_k;          // 0: all
+  float min_p;        // 0: all
+  float typical_p;    // 1: all
 };
 
 struct Counts {

@@ -82,12 +82,7 @@ impl Batch {
         if let Device::Cuda(cuda) = device {
             f.draws.clear();
             host::reserve(&mut f.draws, draws.len())?;
-            f.draws.extend(draws.iter().map(|Pick { sampling, u, .. }| Draw {
-                u: *u,
-                temperature: sampling.temperature,
-                top_p: sampling.top_p,
-                top_k: sampling.top_k,
-            }));
+            f.draws.extend(draws.iter().map(Draw::from));
             let group = heads.group();
             list_pages(f, segments)?;
             if decodes {

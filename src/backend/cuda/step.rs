@@ -11,6 +11,7 @@ use super::device::Cuda;
 use super::memory::Buffer;
 use super::pinned::Pinned;
 use crate::backend::host::{self, Plain};
+use crate::backend::terms::{Cuts, Pick, Sampling};
 use crate::error::Result;
 
 /// Staging buffers. A step is asked for while two more at most are under way: enough to keep the device busy, and
@@ -47,7 +48,7 @@ pub struct Tile {
 
 /// How a row's next token is drawn.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// The draw, in [0, 1).
     pub u: f32,
@@ -57,6 +58,17 @@ pub struct Draw {
     pub top_p: f32,
     /// Ids to keep; 0: all.
     pub top_k: u32,
+    /// Share of the likeliest one's probability that others keep; 0: all.
+    pub min_p: f32,
+    /// Mass to keep of the ids whose surprise is nearest to the entropy; 1: all.
+    pub typical_p: f32,
+}
+
+impl From<&Pick<'_>> for Draw {
+    fn from(pick: &Pick) -> Draw {
+        let Pick { sampling: Sampling { temperature, top_k, top_p }, cuts: Cuts { min_p, typical_p }, u, .. } = *pick;
+        Draw { u, temperature, top_p, top_k, min_p, typical_p }
+    }
 }
 
 /// A step's facts on the host.
@@ -328,7 +340,8 @@ impl Drop for Step {
     }
 }
 
-fn put<T: Plain>(bytes: &mut [u8], at: usize, values: &[T]) {
+/// Writes values at an offset.
+pub fn put<T: Plain>(bytes: &mut [u8], at: usize, values: &[T]) {
     // SAFETY: `Plain` has no padding.
     let from = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
     bytes[at..at + from.len()].copy_from_slice(from);

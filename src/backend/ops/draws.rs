@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::head::Head;
 use super::logprob::select_bytes;
 use super::sample::{Sampled, sample_token};
+use crate::backend::cuda::step::{Draw, put};
 use crate::backend::cuda::{Address, Buffer, Cuda, Event, KernelArgs, Launch, Pinned};
 use crate::backend::terms::{MAX_DECODE_ROWS, Pick};
 use crate::backend::{Batch, Device, Tensor, host};
@@ -80,14 +81,11 @@ pub fn sample_row_among(device: &Device, head: &Head, row: usize, v: usize, pick
 /// Draws from row `row` on a GPU, and waits for it.
 fn sample_row_on(cuda: &Cuda, logits: &Tensor, stats: &Tensor, row: usize, pick: &Pick) -> Result<Sampled> {
     const COUNT: usize = 16;
-    const DRAW: usize = 16;
+    const DRAW: usize = size_of::<Draw>();
     let memory = cuda.allocate(COUNT + DRAW + 4 + RECORD)?;
-    let mut asked = 1u32.to_ne_bytes().to_vec();
-    asked.resize(COUNT, 0);
-    let Pick { sampling, u, .. } = pick;
-    for word in [u.to_bits(), sampling.temperature.to_bits(), sampling.top_p.to_bits(), sampling.top_k] {
-        asked.extend(word.to_ne_bytes());
-    }
+    let mut asked = [0; COUNT + DRAW];
+    put(&mut asked, 0, &[1u32]);
+    put(&mut asked, COUNT, &[Draw::from(pick)]);
     memory.view(0, COUNT + DRAW).write(&asked)?;
     let of = |offset: usize| memory.address() + offset as u64;
     launch(cuda, logits, stats, row, 1, (of(0), of(COUNT)), (of(COUNT + DRAW), of(COUNT + DRAW + 4)));
@@ -224,7 +222,7 @@ mod tests {
     use crate::backend::batch::BatchSegment;
     use crate::backend::ops::Heads;
     use crate::backend::page::{Page, PageShape};
-    use crate::backend::terms::Sampling;
+    use crate::backend::terms::{Cuts, Sampling};
     use crate::random::{Stream, below, uniform};
     use crate::tensor::Dtype;
 
@@ -232,6 +230,8 @@ mod tests {
     const TEMPERATURES: [f32; 8] = [0.0, 1e-6, 2e-5, 0.3, 1.0, 1.0, 1.7, 1e7];
     const TOP_K: [u32; 6] = [0, 0, 1, 5, 1000, 3000];
     const TOP_P: [f32; 8] = [0.0, 0.1, 0.5, 0.9, 0.999, 1.0, 1.0, f32::NAN];
+    const MIN_P: [f32; 8] = [0.0, 0.0, 0.0, 0.0, 0.003, 0.1, 0.7, 1.0];
+    const TYPICAL_P: [f32; 8] = [1.0, 1.0, 1.0, 1.0, 0.999, 0.9, 0.4, 0.01];
     const LAST: f32 = 1.0 - f32::EPSILON / 2.0;
 
     /// Rows of logits on a GPU with their statistics, as the output projection leaves them.
@@ -243,80 +243,111 @@ mod tests {
         head
     }
 
-    fn picks(wanted: &[(Sampling, f32)]) -> Vec<Pick<'static>> {
-        wanted.iter().map(|&draw| Pick::from(draw)).collect()
+    fn pick(sampling: Sampling, u: f32) -> Pick<'static> {
+        (sampling, u).into()
     }
 
     /// A step of one row for each draw.
-    fn batch_of(gpu: &Device, wanted: &[(Sampling, f32)]) -> Batch {
+    fn batch_of(gpu: &Device, wanted: &[Pick]) -> Batch {
         let shape = PageShape { n_layers: 1, n_kv_heads: 1, head_dim: 32, dtype: Dtype::Bf16 };
         let pages = [Arc::new(Page::new(gpu, shape).unwrap())];
         let rows: Vec<BatchSegment> =
             wanted.iter().map(|_| BatchSegment { ids: &[0], start: 0, pages: &pages }).collect();
         let mut batch = Batch::default();
-        batch.set(gpu, &rows, &picks(wanted), Heads { n_heads: 1, n_kv_heads: 1, head_dim: 32, scale: 1.0 }).unwrap();
+        batch.set(gpu, &rows, wanted, Heads { n_heads: 1, n_kv_heads: 1, head_dim: 32, scale: 1.0 }).unwrap();
         batch
     }
 
     /// All that is wanted of one row, drawn on a GPU in steps of 32.
-    fn draw_all(gpu: &Device, row: &[f32], wanted: &[(Sampling, f32)]) -> Vec<Sampled> {
+    fn draw_all(gpu: &Device, row: &[f32], wanted: &[Pick]) -> Vec<Sampled> {
         let head = head_on(gpu, &row.repeat(32), row.len());
         let mut draws = Draws::new(gpu).unwrap();
         let mut all = Vec::new();
         for wanted in wanted.chunks(32) {
-            sample_rows(gpu, &mut draws, &head, &picks(wanted), &batch_of(gpu, wanted)).unwrap();
+            sample_rows(gpu, &mut draws, &head, wanted, &batch_of(gpu, wanted)).unwrap();
             draws.send(wanted.len()).unwrap();
             all.extend(draws.take().unwrap());
         }
         all
     }
 
-    /// Some samplings of all kinds, with draws that reach both ends.
-    fn some_samplings(seed: u64, n: u64) -> Vec<(Sampling, f32)> {
-        let pick = |i: u64, what: u64, n: usize| below(Stream::World, &[seed, i, what], n as u64) as usize;
-        let sampling = |i| Sampling {
-            temperature: TEMPERATURES[pick(i, 0, TEMPERATURES.len())],
-            top_k: TOP_K[pick(i, 1, TOP_K.len())],
-            top_p: TOP_P[pick(i, 2, TOP_P.len())],
+    /// Some samplings and cuts of all kinds, with draws that reach both ends.
+    fn some_picks(seed: u64, n: u64) -> Vec<Pick<'static>> {
+        let one = |i: u64, what: u64, n: usize| below(Stream::World, &[seed, i, what], n as u64) as usize;
+        let of = |i| {
+            let sampling = Sampling {
+                temperature: TEMPERATURES[one(i, 0, TEMPERATURES.len())],
+                top_k: TOP_K[one(i, 1, TOP_K.len())],
+                top_p: TOP_P[one(i, 2, TOP_P.len())],
+            };
+            let cuts = Cuts { min_p: MIN_P[one(i, 5, MIN_P.len())], typical_p: TYPICAL_P[one(i, 6, TYPICAL_P.len())] };
+            let u = match one(i, 3, 6) {
+                0 => 0.0,
+                1 => LAST,
+                _ => uniform(Stream::World, &[seed, i, 4]),
+            };
+            Pick { cuts, ..pick(sampling, u) }
         };
-        let u = |i| match pick(i, 3, 6) {
-            0 => 0.0,
-            1 => LAST,
-            _ => uniform(Stream::World, &[seed, i, 4]),
-        };
-        (0..n).map(|i| (sampling(i), u(i))).collect()
+        (0..n).map(of).collect()
     }
 
-    /// How far `u` lies outside the part of the walk that chooses `id`, by a full sort in f64; the cut to `top_p` may
-    /// fall on either side of an id whose border it meets.
-    fn distance(x: &[f32], s: Sampling, u: f32, id: i32) -> f64 {
+    /// By how much each cut, and the mean that typical ids lie around, may be off.
+    type Slack = [f64; 4];
+    const SLACK: [f64; 3] = [-1e-5, 0.0, 1e-5];
+
+    /// What the cuts leave of a row with its masses, in the order of the walk, by full sorts in f64.
+    fn left(x: &[f32], pick: &Pick, off: Slack) -> Vec<(usize, f64)> {
+        let (s, cuts) = (pick.sampling, pick.cuts);
         let (m, t) = (x.iter().fold(f32::MIN, |m, &x| m.max(x)) as f64, s.temperature.min(1e6) as f64);
-        let mut all: Vec<(usize, f64)> = x.iter().map(|&x| ((x as f64 - m) / t).exp()).enumerate().collect();
-        let by_count = s.top_k > 0 && (s.top_k as usize) < x.len();
-        if by_count || s.top_p < 1.0 {
-            all.sort_by(|a, b| x[b.0].partial_cmp(&x[a.0]).unwrap().then(a.0.cmp(&b.0)));
-        }
-        if by_count {
-            all.truncate(s.top_k as usize);
-        }
-        let cut = |share: f64| {
+        let gap = |i: usize| m - x[i] as f64;
+        let mut all: Vec<(usize, f64)> = (0..x.len()).map(|i| (i, (-gap(i) / t).exp())).collect();
+        let until = |all: &mut Vec<(usize, f64)>, share: f64| {
             let wanted = share * all.iter().map(|t| t.1).sum::<f64>();
             let mut mass = 0.0;
             let enough = all.iter().position(|t| {
                 mass += t.1;
                 mass >= wanted
             });
-            &all[..enough.map_or(all.len(), |i| i + 1)]
+            all.truncate(enough.map_or(all.len(), |i| i + 1));
         };
-        let shares = if s.top_p < 1.0 { [-1e-5, 0.0, 1e-5].map(|d| s.top_p as f64 + d) } else { [2.0; 3] };
+        let walk = |all: &mut Vec<(usize, f64)>| {
+            all.sort_by(|a, b| x[b.0].partial_cmp(&x[a.0]).unwrap().then(a.0.cmp(&b.0)));
+        };
+        let by_count = s.top_k > 0 && (s.top_k as usize) < x.len();
+        if by_count || s.top_p < 1.0 || cuts != Cuts::default() {
+            walk(&mut all);
+        }
+        if by_count {
+            all.truncate(s.top_k as usize);
+        }
+        if s.top_p < 1.0 {
+            until(&mut all, s.top_p as f64 + off[0]);
+        }
+        // Of a share of 1 the likeliest is left in any case.
+        all.retain(|t| gap(t.0) == 0.0 || t.1 >= cuts.min_p as f64 * (1.0 + off[1]));
+        if cuts.typical_p < 1.0 {
+            let total: f64 = all.iter().map(|t| t.1).sum();
+            let mean = all.iter().map(|t| t.1 * gap(t.0)).sum::<f64>() / total + t.min(1.0) * off[3];
+            let far = |i: usize| (gap(i) - mean).abs();
+            all.sort_by(|a, b| far(a.0).total_cmp(&far(b.0)).then(gap(a.0).total_cmp(&gap(b.0))).then(a.0.cmp(&b.0)));
+            until(&mut all, cuts.typical_p as f64 + off[2]);
+            walk(&mut all);
+        }
+        all
+    }
+
+    /// How far `u` lies outside the part of the walk that chooses `id`; each cut may fall on either side of an id whose
+    /// border it meets.
+    fn distance(x: &[f32], pick: &Pick, id: i32) -> f64 {
         let distance = |kept: &[(usize, f64)]| {
             let total: f64 = kept.iter().map(|t| t.1).sum();
             let Some(at) = kept.iter().position(|t| t.0 == id as usize) else { return f64::INFINITY };
             let start = kept[..at].iter().map(|t| t.1).sum::<f64>() / total;
-            let u = u as f64 + 0.5 / (1u64 << 24) as f64;
+            let u = pick.u as f64 + 0.5 / (1u64 << 24) as f64;
             (start - u).max(u - start - kept[at].1 / total).max(0.0)
         };
-        shares.iter().map(|&share| distance(cut(share))).fold(f64::INFINITY, f64::min)
+        let offs = (0..81).map(|i| [1, 3, 9, 27].map(|place| SLACK[i / place % 3]));
+        offs.map(|off| distance(&left(x, pick, off))).fold(f64::INFINITY, f64::min)
     }
 
     fn agree(a: f32, b: f32) -> bool {
@@ -324,20 +355,20 @@ mod tests {
     }
 
     /// Holds draws of a GPU against the CPU's; returns how many differ, each of them at a border.
-    fn compare(x: &[f32], wanted: &[(Sampling, f32)], got: &[Sampled]) -> usize {
+    fn compare(x: &[f32], wanted: &[Pick], got: &[Sampled]) -> usize {
         let (device, logits) = (device(), Tensor::from_f32(&[1, x.len()], x).unwrap());
         let mut n_border = 0;
-        for (&(s, u), got) in wanted.iter().zip(got) {
-            let judge = sample_token(&device, &logits, 0, &(s, u).into()).unwrap();
-            assert!((got.id as usize) < x.len(), "{s:?} {u}: {got:?}");
+        for (pick, got) in wanted.iter().zip(got) {
+            let judge = sample_token(&device, &logits, 0, pick).unwrap();
+            assert!((got.id as usize) < x.len(), "{pick:?}: {got:?}");
             let logprob = logprobs_of(&device, &logits, &[got.id], 1).unwrap()[0];
-            assert!(agree(got.logprob, logprob), "{s:?} {u}: {got:?}, log-prob {logprob}");
+            assert!(agree(got.logprob, logprob), "{pick:?}: {got:?}, log-prob {logprob}");
             if got.id == judge.id && agree(got.sampled_logprob, judge.sampled_logprob) {
                 continue;
             }
             n_border += 1;
-            let off = distance(x, s, u, got.id);
-            assert!(off < 1e-5, "V {} {s:?} {u}: {got:?}, not {judge:?}, {off:.1e} from the border", x.len());
+            let off = distance(x, pick, got.id);
+            assert!(off < 1e-5, "V {} {pick:?}: {got:?}, not {judge:?}, {off:.1e} from the border", x.len());
         }
         n_border
     }
@@ -360,7 +391,7 @@ mod tests {
         let (mut n, mut n_border) = (0, 0);
         for v in [5, 16, 17, 1000, 4097] {
             for (kind, x) in kinds(v).iter().enumerate() {
-                let wanted = some_samplings((v * 10 + kind) as u64, 32);
+                let wanted = some_picks((v * 10 + kind) as u64, 40);
                 let mut first: Option<Vec<Sampled>> = None;
                 for gpu in gpus() {
                     let got = draw_all(&gpu, x, &wanted);
@@ -378,14 +409,16 @@ mod tests {
     #[test]
     fn a_gpu_draws_from_a_large_vocabulary() {
         let x: Vec<f32> = random(3, &[40_000]).f32().iter().map(|x| 15.0 * x).collect();
-        let of = |temperature, top_k, top_p| (Sampling { temperature, top_k, top_p }, 0.37);
-        let wanted = [of(1.0, 0, 1.0), of(0.7, 0, 1.0), of(0.6, 20, 0.95), of(1.0, 0, 0.95), of(1.5, 2000, 0.9)];
+        let of = |temperature, top_k, top_p| pick(Sampling { temperature, top_k, top_p }, 0.37);
+        let cut = |min_p, typical_p| Pick { cuts: Cuts { min_p, typical_p }, ..of(0.9, 0, 1.0) };
+        let plain = [of(1.0, 0, 1.0), of(0.7, 0, 1.0), of(0.6, 20, 0.95), of(1.0, 0, 0.95), of(1.5, 2000, 0.9)];
+        let wanted = [&plain[..], &[cut(0.05, 1.0), cut(0.0, 0.9), cut(0.001, 0.5)]].concat();
         for gpu in gpus().into_iter().take(1) {
-            let head = head_on(&gpu, &x.repeat(5), x.len());
+            let head = head_on(&gpu, &x.repeat(8), x.len());
             let got: Vec<Sampled> = wanted
                 .iter()
                 .enumerate()
-                .map(|(row, &(s, u))| super::super::sample_row(&gpu, &head, row, &(s, u).into()).unwrap())
+                .map(|(row, pick)| super::super::sample_row(&gpu, &head, row, pick).unwrap())
                 .collect();
             compare(&x, &wanted, &got);
         }
@@ -400,11 +433,13 @@ mod tests {
                     if mixed {
                         (x[77], x[250]) = (1.0, 2.0);
                     }
-                    let wanted: Vec<_> = [RAW, Sampling { top_k: 3, top_p: 0.5, ..RAW }].map(|s| (s, 0.5)).into();
+                    let cuts = Cuts { min_p: 0.1, typical_p: 0.5 };
+                    let cut = Pick { cuts, ..pick(Sampling { top_k: 3, top_p: 0.5, ..RAW }, 0.5) };
+                    let wanted = [pick(RAW, 0.5), Pick { cuts: Cuts::default(), ..cut }, cut];
                     let logits = Tensor::from_f32(&[1, 300], &x).unwrap();
-                    for ((s, u), got) in wanted.iter().zip(draw_all(&gpu, &x, &wanted)) {
-                        let judge = sample_token(&device(), &logits, 0, &(*s, *u).into()).unwrap();
-                        assert_eq!(got.id, judge.id, "{bad} {mixed} {s:?}");
+                    for (pick, got) in wanted.iter().zip(draw_all(&gpu, &x, &wanted)) {
+                        let judge = sample_token(&device(), &logits, 0, pick).unwrap();
+                        assert_eq!(got.id, judge.id, "{bad} {mixed} {pick:?}");
                         assert!(agree(got.logprob, judge.logprob), "{bad} {mixed}: {got:?}, not {judge:?}");
                         assert!(agree(got.sampled_logprob, judge.sampled_logprob), "{got:?}, not {judge:?}");
                     }
@@ -418,18 +453,27 @@ mod tests {
         let x = [0.0f32, 1.0, -1.0, 2.0, 0.5];
         const N: u64 = 256;
         for gpu in gpus().into_iter().take(1) {
-            for s in [RAW, Sampling { temperature: 1.7, top_k: 4, top_p: 0.9 }] {
-                let wanted: Vec<_> = (0..N).map(|i| (s, (i as f32 + 0.5) / N as f32)).collect();
+            let cut = |min_p, typical_p| Pick { cuts: Cuts { min_p, typical_p }, ..pick(RAW, 0.0) };
+            let several = pick(Sampling { temperature: 1.7, top_k: 4, top_p: 0.9 }, 0.0);
+            // -1 has a share of 0.05 of the likeliest; nearest to the entropy are 1, then 2, which have 0.76 of the mass.
+            for (kind, ids) in [
+                (pick(RAW, 0.0), &[3, 1, 4, 0, 2][..]),
+                (several, &[3, 1, 4, 0]),
+                (cut(0.06, 1.0), &[3, 1, 4, 0]),
+                (cut(0.0, 0.7), &[3, 1]),
+                (cut(0.06, 0.2), &[1]),
+            ] {
+                let wanted: Vec<_> = (0..N).map(|i| Pick { u: (i as f32 + 0.5) / N as f32, ..kind }).collect();
                 let mut counts = [0u32; 5];
                 draw_all(&gpu, &x, &wanted).iter().for_each(|d| counts[d.id as usize] += 1);
-                let mass = |x: f32| (x as f64 / s.temperature as f64).exp();
-                // 0.5 and what is likelier than it reach 0.9 of the mass without -1.
-                let kept: Vec<usize> = if s == RAW { (0..5).collect() } else { vec![3, 1, 4, 0] };
-                let total: f64 = kept.iter().map(|&i| mass(x[i])).sum();
+                let kept = left(&x, &kind, [0.0; 4]);
+                let total: f64 = kept.iter().map(|t| t.1).sum();
+                assert_eq!(kept.len(), ids.len(), "{kind:?}: {kept:?}");
                 for (i, &count) in counts.iter().enumerate() {
-                    let p = if kept.contains(&i) { mass(x[i]) / total } else { 0.0 };
+                    let p = kept.iter().find(|t| t.0 == i).map_or(0.0, |t| t.1 / total);
+                    assert_eq!(p > 0.0, ids.contains(&i), "{kind:?}: {kept:?}");
                     // Draws at equal distances: an id has its share of them, but for one at each end.
-                    assert!((count as f64 - p * N as f64).abs() <= 2.0, "{s:?}: id {i} {count} times");
+                    assert!((count as f64 - p * N as f64).abs() <= 2.0, "{kind:?}: id {i} {count} times");
                 }
             }
         }
@@ -439,14 +483,14 @@ mod tests {
     fn steps_are_taken_in_the_order_they_were_sent() {
         for gpu in gpus().into_iter().take(1) {
             let mut draws = Draws::new(&gpu).unwrap();
-            let greedy = (Sampling { temperature: 0.0, ..RAW }, 0.0);
+            let greedy = pick(Sampling { temperature: 0.0, ..RAW }, 0.0);
             for round in 0..3 {
                 for step in 0..3 {
                     let mut x = vec![0.0; 3 * 20];
                     (0..3).for_each(|row| x[20 * row + 3 * row + step + round] = 1.0);
                     // Three rows launch as four; the fourth is not in use.
                     let head = head_on(&gpu, &[x, vec![0.0; 20]].concat(), 20);
-                    sample_rows(&gpu, &mut draws, &head, &picks(&[greedy; 3]), &batch_of(&gpu, &[greedy; 3])).unwrap();
+                    sample_rows(&gpu, &mut draws, &head, &[greedy; 3], &batch_of(&gpu, &[greedy; 3])).unwrap();
                     draws.send(3).unwrap();
                 }
                 for step in 0..3 {

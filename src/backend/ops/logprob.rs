@@ -52,9 +52,9 @@ pub fn top_k(device: &Device, logits: &Tensor, row: usize, k: usize) -> Result<V
 /// Threads that work on a row on a GPU, and the most ids that are ranked there.
 const ROW_THREADS: u32 = 1024;
 
-/// Bytes of shared memory of what selects from a row: sums, bins, a list of its strips of 16 ids.
+/// Bytes of shared memory of what selects from a row: sums, what is left, bins, a list of its strips of 16 ids.
 pub fn select_bytes(v: usize) -> usize {
-    ROW_BYTES + 2048 * 8 + 4 * v.div_ceil(16)
+    ROW_BYTES + 32 + 2048 * 8 + 4 * v.div_ceil(16)
 }
 
 /// Bytes of shared memory of what sums a row up.
