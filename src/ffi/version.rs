@@ -12,7 +12,7 @@ use crate::backend::cuda::Cuda;
 /// Of the ABI that this header describes: changes when something is removed or means something else.
 pub const SQUIRE_ABI_MAJOR: u32 = 0;
 /// Of the same: counts the additions within a major.
-pub const SQUIRE_ABI_MINOR: u32 = 10;
+pub const SQUIRE_ABI_MINOR: u32 = 11;
 /// What the _init function of the engine's options is told of the header in use.
 pub const SQUIRE_ABI: u32 = SQUIRE_ABI_MAJOR << 16 | SQUIRE_ABI_MINOR;
 

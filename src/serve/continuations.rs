@@ -31,7 +31,7 @@ impl Session {
         self.check_generates(options)?;
         let counted = Counted::several(self.model.engine(), n)?;
         let mut all = memory::reserved(n, "the continuations of a session")?;
-        self.prefill(cancel)?;
+        self.prefill(&cancel.or(&options.stopping()))?;
         for (i, counted) in counted.into_iter().enumerate() {
             let session = self.fork_counted(counted)?;
             let generation =
