@@ -894,6 +894,14 @@ typedef struct {
   /* From -100 to 100: a higher one is served first, and gets the KV pages where there are not enough for all; what gave way
    * to it is computed again in its turn. Those of one priority are served alike. 0, the default. */
   int32_t priority;
+  /* Milliseconds that it may take, from its beginning on, on a clock that nobody sets; 0, the default: as long as it takes. Waits
+   * count, for KV pages say, and so does the prompt: it ends with SQUIRE_FINISH_TIME behind the last whole token within, which
+   * may be none. On an engine that the caller drives, in the first step after it. Since 0.11, as all that follows. */
+  uint64_t time_limit_ms;
+  /* A flag that cancels it, and whatever else was given it, as squire_gen_cancel does: set before the start, it ends without a
+   * token. It keeps the flag, which the host may release. On an engine that the caller drives, in the first step after it was
+   * set. NULL, the default: none. */
+  const squire_cancel *cancel;
 } squire_gen_options;
 
 /* Sets up the options: squire_gen_options_init(&o, sizeof o). NULL, and a size that no struct has, does nothing. Any
@@ -922,6 +930,7 @@ squire_status squire_gen_options_for(const squire_model *model,
 #define SQUIRE_FINISH_CONTEXT_FULL 3 /* finish: the context has no room for another token. */
 #define SQUIRE_FINISH_CANCELLED 4 /* finish: it was cancelled; the timeline stands at the last whole token. */
 #define SQUIRE_FINISH_FAILED 5 /* finish: it failed, as the call before said; the timeline stands at the last whole token. */
+#define SQUIRE_FINISH_TIME 6 /* finish: the time limit of its options was over; the timeline stands at the last whole token within it. Since 0.11. */
 
 /* What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
  * squire_gen_next, or its release. */
@@ -991,7 +1000,7 @@ typedef struct {
  * inside a callback. */
 void squire_event_init(squire_event *event, size_t size);
 
-/* One running generation. Freed by squire_gen_release, which cancels it. */
+/* One running generation. Freed by the last squire_gen_release, which cancels it. Shared: see squire_gen_retain. */
 typedef struct squire_gen squire_gen;
 
 /* Starts to generate after the session's last token; options may be NULL for the model's own. The session is busy until
@@ -1005,7 +1014,8 @@ squire_status squire_gen_start(squire_session *session,
                                squire_error **err);
 
 /* Starts n generations on n forks of the session, which share its pages: several continuations of one prompt. What is pending
- * is computed first, once, and waited for, as squire_session_prefill does; cancel (may be NULL) stops that. sessions and gens
+ * is computed first, once, and waited for, as squire_session_prefill does; cancel (may be NULL) stops that, and so does the flag of
+ * options. A time limit counts from there on. sessions and gens
  * have room for n pointers each; all are released by the host, in any order. The first draws by the seed of options (may be NULL), each
  * other by one derived from it, which squire_gen_seed tells. The session itself stays idle. On an error, or SQUIRE_CANCELLED,
  * none is started and the pointers are as they were. Errors are those of squire_gen_start and squire_session_prefill;
@@ -1039,7 +1049,10 @@ squire_status squire_gen_next(squire_gen *generation, int32_t timeout_ms, squire
  * callback. */
 void squire_gen_cancel(squire_gen *generation);
 
-/* Cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
+/* Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. Since 0.11. */
+squire_gen *squire_gen_retain(squire_gen *generation);
+
+/* Drops a reference; the last one cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
  * under way, which is given up between two layers if nobody else wants it, and finds the session idle. A call of
  * squire_gen_next that waits on another thread answers SQUIRE_END with SQUIRE_FINISH_CANCELLED. NULL is allowed. Any
  * thread, also inside a callback. */
@@ -1305,6 +1318,14 @@ typedef struct {
   const char *messages;
   /* Its bytes. */
   size_t messages_len;
+  /* Texts that end a turn (UTF-8, not ended by NUL): it ends with the token that completes the first of them, and what is said
+   * behind that does not count. They live as long as the batch. Since 0.11, as all that follows. */
+  const squire_stop_string *stop_strings;
+  /* How many. */
+  size_t n_stop_strings;
+  /* Milliseconds that were left of the turn's time limit when this was filled; what is said later is not taken. 0: it has none,
+   * or none is left and nobody waits. */
+  uint64_t time_left_ms;
 } squire_teacher_request;
 
 /* Sets up a request: squire_teacher_request_init(&r, sizeof r). NULL, and a size that no struct has, does nothing. Any
@@ -1368,8 +1389,8 @@ squire_status squire_teacher_reply(squire_teacher *teacher,
 
 /* Answers a request for a turn with n_ids ids of the student's vocabulary, the one that ends the turn (one of stop_ids) included, and
  * their log-probs (nats, of the raw logits at temperature 1), n_logprobs of them: as many, or 0 where they are not known. They are
- * the turn as they stand; whoever pulls its generation gets them at once. A turn that ends by none of stop_ids has max_tokens ids,
- * or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
+ * the turn as they stand, up to the one that completes the first of its stop_strings; whoever pulls its generation gets them at once. A turn that
+ * ends by neither has max_tokens ids, or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
  * too many ids, ids beyond the vocabulary or behind one that ends a turn, log-probs as squire_teacher_reply refuses them, a teacher
  * of another vocabulary. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread. */
 squire_status squire_teacher_say(squire_teacher *teacher,
@@ -1582,10 +1603,11 @@ squire_status squire_episode_override(squire_episode *episode,
 
 /* Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
  * Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
- * the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
- * SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
- * stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
- * host's is asked for its turn, which comes as a whole or not at all; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
+ * the seed is the episode's own. Stop ids, stop strings, max_tokens, time_limit_ms and cancel count, in training too: they change nothing of what is drawn,
+ * the turn is the ids that stand there when it ends, and the trace says what ended it (ended_by). Options that would not count, the seed and in training the first three, must be unset:
+ * SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a generation that was cancelled, failed or ran into a limit, act may be called again and goes on where it
+ * stopped, and of one without a token the turn is still to be acted; a stop string is looked for in what one generation says; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
+ * host's is asked for its turn, which comes as a whole or not at all, within its time limit; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
  * Errors as squire_gen_start, and SQUIRE_E_STATE. Any thread. */
 squire_status squire_episode_act(squire_episode *episode,
                                  const squire_gen_options *options,
@@ -1639,7 +1661,8 @@ squire_status squire_episode_end(squire_episode *episode, double score, int32_t 
 
 /* The record so far, as a JSON object: episode, run, step, task, panel, task_seed, seed, revision, evaluation, forked_from (episode and turn, or
  * null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, left_out: whether it was taken out of the loss, truncated: whether
- * it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
+ * a limit cut it off, ended_by: what ended it, "stop_id", "stop_string", "max_tokens", "context", "time", "cut_off" (a teacher of the host's said so), "cancelled", "failed", or null of a replay,
+ * stop_string: the one that did, or null, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
  * teacher read in place of these tokens), phase (the
  * calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
  * added. SQUIRE_E_BUSY while a generation runs. Any thread. */

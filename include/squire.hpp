@@ -97,6 +97,9 @@ inline model_handle share(const model_handle &model) noexcept { return model_han
 inline session_handle share(const session_handle &session) noexcept {
   return session_handle(squire_session_retain(session.get()));
 }
+inline gen_handle share(const gen_handle &generation) noexcept {
+  return gen_handle(squire_gen_retain(generation.get()));
+}
 
 /* The text of a result; it lives as long as the handle. */
 inline std::string_view view(const text_handle &text) noexcept {

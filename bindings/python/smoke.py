@@ -31,7 +31,8 @@ class GenOptions(c.Structure):
                 ("min_p", c.c_float), ("typical_p", c.c_float), ("repetition_penalty", c.c_float),
                 ("presence_penalty", c.c_float), ("frequency_penalty", c.c_float), ("no_repeat_ngram_size", c.c_int32),
                 ("logit_bias", c.c_void_p), ("logit_bias_len", c.c_size_t), ("stop_strings", c.c_void_p),
-                ("stop_strings_len", c.c_size_t), ("top_logprobs", c.c_int32), ("priority", c.c_int32)]
+                ("stop_strings_len", c.c_size_t), ("top_logprobs", c.c_int32), ("priority", c.c_int32),
+                ("time_limit_ms", c.c_uint64), ("cancel", c.c_void_p)]
 
 
 class Event(c.Structure):

@@ -35,6 +35,8 @@ class Turn(NamedTuple):
     seed: int
     stop_ids: list
     messages: list  # what was said so far; None where ids were observed
+    stop_strings: list = []  # texts that end it; squire cuts what is said behind the first
+    time_left_ms: int = 0  # of its time limit; 0: it has none
 
     def said(self, ids, logprobs=None, finish=None, stop=None):
         """What a server generated, up to the first id that ends a turn. `stop`: the id that ended it where the server keeps it to
@@ -343,13 +345,18 @@ def check(server, ids, k=0):
     return {"again": apart(once, again), "in_parts": apart(once, parts), "mean": sum(x[0] for x in once) / len(once)}
 
 
+class StopString(c.Structure):
+    _fields_ = [("text", c.POINTER(c.c_char)), ("len", c.c_size_t)]
+
+
 class Request(c.Structure):
     _fields_ = [("struct_size", c.c_uint32), ("top_k", c.c_int32), ("number", c.c_uint64), ("episode", c.c_uint64),
                 ("ids", c.POINTER(c.c_int32)), ("n_ids", c.c_size_t), ("start", c.c_size_t), ("vocabulary", c.c_size_t),
                 ("deadline_ms", c.c_uint64), ("distiller", c.c_uint64), ("step", c.c_uint64), ("revision", c.c_uint64),
                 ("kind", c.c_int32), ("draw_top_k", c.c_int32), ("top_p", c.c_double), ("temperature", c.c_double),
                 ("seed", c.c_uint64), ("max_tokens", c.c_size_t), ("stop_ids", c.POINTER(c.c_int32)), ("n_stop_ids", c.c_size_t),
-                ("messages", c.POINTER(c.c_char)), ("messages_len", c.c_size_t)]
+                ("messages", c.POINTER(c.c_char)), ("messages_len", c.c_size_t), ("stop_strings", c.POINTER(StopString)),
+                ("n_stop_strings", c.c_size_t), ("time_left_ms", c.c_uint64)]
 
     def turn(self):
         """The turn that is wanted; None where scores are."""
@@ -357,7 +364,8 @@ class Request(c.Structure):
             return None
         messages = json.loads(self.messages[:self.messages_len]) if self.messages else None
         return Turn(self.max_tokens, self.temperature, self.top_p, self.draw_top_k, self.seed, self.stop_ids[:self.n_stop_ids],
-                    messages)
+                    messages, [one.text[:one.len].decode() for one in self.stop_strings[:self.n_stop_strings]],
+                    self.time_left_ms)
 
 
 class Answering:

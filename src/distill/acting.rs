@@ -13,6 +13,7 @@ use super::teacher_queue::TeacherQueue;
 use super::teacher_request::Asker;
 use super::teacher_turn::{Place, TurnWanted};
 use super::trajectory::Heading;
+use super::turn_end::Asked;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::random::{Stream, bits};
@@ -73,6 +74,7 @@ impl Episode {
             }
             _ => student,
         };
+        let max_tokens = options.max_tokens;
         state.shown.fit_both(student, (actor, teacher_acts), start, &mut options)?;
         let start = if teacher_acts { state.shown.view.position(start) } else { start };
         if let Some(last) = actor.tokens()?.get(start..).and_then(|said| said.last()) {
@@ -82,8 +84,9 @@ impl Episode {
                 return Err(out_of_order("act", state.phase));
             }
         }
+        let asked = Asked::new(&options, max_tokens, options.max_tokens);
         let generation = actor.generate(options)?;
-        state.ending = Some(generation.ending());
+        (state.ending, state.asked) = (Some(generation.ending()), asked);
         state.phase = Phase::Acting(decision);
         Ok(generation)
     }
@@ -114,12 +117,16 @@ impl Episode {
         let own = if options.ignore_model_stops { &[][..] } else { model.stop_ids() };
         let mut stop_ids = own.to_vec();
         stop_ids.extend_from_slice(&options.stop_ids);
+        let most = if options.max_tokens == 0 { room } else { options.max_tokens.min(room) };
+        let (limits, until, cancel) =
+            (Asked::new(&options, options.max_tokens, most), options.until(), options.stopping());
         let turn = TurnWanted {
-            max_tokens: if options.max_tokens == 0 { room } else { options.max_tokens.min(room) },
+            max_tokens: most,
             sampling: options.sampling,
             seed: options.seed,
             stop_ids,
             stop_strings: options.stop_strings,
+            until,
             messages: state.conversation.as_ref().and_then(Conversation::to_text),
         };
         let spoken = Spoken::new(&model, state.prompt(), tokens.iter().map(|token| token.id).collect());
@@ -128,7 +135,7 @@ impl Episode {
         let asker = Asker { distiller: self.distiller.number(), episode, step, revision };
         let ids: Vec<i32> = state.shown.tokens(&tokens)?.iter().map(|token| token.id).collect();
         let opening = Opening::behind(&ids, model.shared_tokenizer().as_deref(), &Arc::default())?;
-        let asked = AskedTurn::new(queue, asker, (ids, self.distiller.vocabulary()), (turn, place));
+        let asked = AskedTurn::new(queue, asker, (ids, self.distiller.vocabulary()), (turn, place), cancel);
         let asked = Arc::new(asked.inspect_err(|_| {
             // Closed, it takes no turn of this run any more.
             if let Some(trains) = state.steps_in {
@@ -138,7 +145,7 @@ impl Episode {
         let how = (Source::Teacher, seed, asked.cancel().clone());
         let told_by = (model.shared_tokenizer(), opening);
         let generation = asked.feed().generation(model.engine(), asked.clone(), how, told_by);
-        state.ending = Some(generation.ending());
+        (state.ending, state.asked) = (Some(generation.ending()), limits);
         state.asked_turn = Some(asked);
         state.phase = Phase::Acting(decision);
         Ok(generation)

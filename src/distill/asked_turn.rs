@@ -17,6 +17,8 @@ pub(super) struct AskedTurn {
     /// when somebody first pulled
     pulled: OnceLock<Instant>,
     cancel: Cancel,
+    /// when its time is up
+    until: Option<Instant>,
     told: Told,
 }
 
@@ -27,9 +29,11 @@ impl AskedTurn {
         asker: Asker,
         (ids, vocabulary): (Vec<i32>, usize),
         (turn, place): (TurnWanted, Place),
+        cancel: Cancel,
     ) -> Result<AskedTurn> {
+        let until = turn.until;
         let (number, told) = queue.ask_turn(asker, (ids, vocabulary), (turn, place))?;
-        Ok(AskedTurn { queue: queue.clone(), number, pulled: OnceLock::new(), cancel: Cancel::default(), told })
+        Ok(AskedTurn { queue: queue.clone(), number, pulled: OnceLock::new(), cancel, until, told })
     }
 
     /// What stops it.
@@ -56,8 +60,10 @@ impl AskedTurn {
 
 impl Speaker for AskedTurn {
     fn look(&self) {
+        let is_late = self.until.is_some_and(|until| Instant::now() >= until);
         match self.cancel.is_set() {
             true => self.queue.withdraw(self.number),
+            false if is_late => self.queue.time_is_up(self.number),
             false => self.queue.look(self.number, *self.pulled.get_or_init(Instant::now)),
         }
     }

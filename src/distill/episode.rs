@@ -22,6 +22,7 @@ use super::spec::EpisodeSpec;
 use super::spoken::Spoken;
 use super::teacher;
 use super::trajectory::{Action, Heading, Outcome, Trajectory, check_reward};
+use super::turn_end::{Asked, TurnEnd};
 use crate::backend::cpu::FloatEnv;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Ending, Mark, Session, Token};
@@ -95,6 +96,8 @@ pub(super) struct State {
     pub(super) shown: Shown,
     /// how the last generation ended
     pub(super) ending: Option<Ending>,
+    /// what it was asked to end by
+    pub(super) asked: Asked,
     /// the turn that the host's teacher was asked for last
     pub(super) asked_turn: Option<Arc<AskedTurn>>,
     /// what was said so far, where the host's teacher acts
@@ -246,9 +249,10 @@ impl State {
         self.ending.as_ref().is_some_and(Ending::was_stopped)
     }
 
-    /// Whether the turn under way ended for want of room.
-    fn was_cut_off(&self) -> bool {
-        self.ending.as_ref().is_some_and(Ending::was_cut_off)
+    /// What ended the turn under way, of `n` tokens; None where nobody generated it.
+    fn ended_by(&self, decision: &Decision, n: usize) -> Option<TurnEnd> {
+        let ending = self.ending.as_ref().filter(|_| decision.actor != Some(Actor::Replay))?;
+        self.asked.ended_by(ending, n, self.is_from_text(decision))
     }
 
     /// Writes the turn under way down.
@@ -259,7 +263,8 @@ impl State {
         if let Some(teacher) = teacher {
             self.shown.catch_up(teacher, student)?;
         }
-        let (how, model) = ((self.was_cut_off(), self.is_from_text(&decision)), student.model().clone());
+        let how = (self.ended_by(&decision, tokens.len() - start), self.is_from_text(&decision));
+        let model = student.model().clone();
         record(&mut self.trajectory, (&tokens, start, &self.shown), &decision, (config, how))?;
         let ids: Vec<i32> = tokens[start..].iter().map(|token| token.id).collect();
         if let (Some(conversation), Ok(tokenizer)) = (&mut self.conversation, model.tokenizer()) {
@@ -275,7 +280,7 @@ impl State {
         if let Phase::Acting(decision) | Phase::Broken(decision) | Phase::Judging(decision) = self.phase {
             let (tokens, start) = self.timeline()?;
             if tokens.len() > start {
-                let how = (self.was_cut_off(), self.is_from_text(&decision));
+                let how = (self.ended_by(&decision, tokens.len() - start), self.is_from_text(&decision));
                 record(&mut trajectory, (&tokens, start, &self.shown), &decision, (config, how))?;
             }
         }
@@ -335,6 +340,7 @@ impl Episode {
             seen: Vec::new(),
             shown,
             ending: None,
+            asked: Asked::default(),
             asked_turn: None,
             conversation: (distiller.acting_queue().is_some() && !spec.evaluation)
                 .then(|| Conversation::new(spec.teacher_prefix.clone().unwrap_or_default())),
@@ -574,7 +580,7 @@ fn record(
     trajectory: &mut Trajectory,
     (tokens, start, shown): (&[Token], usize, &Shown),
     decision: &Decision,
-    (config, (was_cut_off, from_text)): (&Config, (bool, bool)),
+    (config, (ended_by, from_text)): (&Config, (Option<TurnEnd>, bool)),
 ) -> Result<()> {
     let (context, turn) = (&tokens[trajectory.ids().len()..start], &tokens[start..]);
     let actor = decision.actor.ok_or_else(|| out_of_order("outcome", Phase::Decided(*decision)))?;
@@ -591,11 +597,14 @@ fn record(
         trajectory.add_context(&run.iter().map(|t| t.id).collect::<Vec<_>>(), run[0].source)?;
     }
     let ids: Vec<i32> = turn.iter().map(|t| t.id).collect();
-    let truncated = was_cut_off && actor != Actor::Replay;
+    let truncated = ended_by.as_ref().is_some_and(TurnEnd::is_cut_off);
     let action =
         Action { actor, ids: &ids, logprobs: &logprobs, sampled_logprobs: &sampled_logprobs, truncated, from_text };
     let loss = config.loss_at(actor, trajectory.heading.step);
     trajectory.add_turn(&action, decision, loss)?;
+    if let Some(end) = ended_by {
+        trajectory.ended_by(end)?;
+    }
     trajectory.seen_as(shown.view.clone());
     Ok(())
 }

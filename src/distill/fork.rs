@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::document::{bad, fields, integer};
 use super::episode::{Episode, Phase, Sessions, State, out_of_order};
 use super::trajectory::MOST_EPISODES;
+use super::turn_end::Asked;
 use crate::error::{Error, Fault, Result};
 use crate::serve::{Cancel, Engine, Session};
 use crate::sync::Mutex;
@@ -107,6 +108,7 @@ impl Episode {
             seen: state.seen.iter().take(n_turns + 1).cloned().collect(),
             shown: shown.clone(),
             ending: None,
+            asked: Asked::default(),
             asked_turn: None,
             conversation: state.conversation.as_ref().map(|conversation| {
                 conversation.up_to(state.seen.get(n_turns).map_or_else(|| conversation.len(), |seen| seen.n_messages))

@@ -400,7 +400,7 @@ pub const KNOBS: &[Knob] = &[
         path: "truncated",
         takes: "learn, mask, drop",
         default: r#""learn""#,
-        meaning: "What becomes of turns that ended at max_tokens or the end of the context: they are learnt like others, carry no loss, \
+        meaning: "What becomes of turns that ended at max_tokens, the end of the context or a time limit: they are learnt like others, carry no loss, \
                   or their episodes are dropped.",
         read: |c, v, p| set(&mut c.truncated, word(v, p, TRUNCATED)),
         show: |c| json!(name_of(c.truncated, TRUNCATED)),

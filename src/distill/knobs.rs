@@ -76,7 +76,7 @@ pub enum LearnTurns {
 
 pub(super) const LEARN_TURNS: &[(&str, LearnTurns)] = &[("all", LearnTurns::All), ("last", LearnTurns::Last)];
 
-/// What becomes of turns that `max_tokens` or the context cut off.
+/// What becomes of turns that `max_tokens`, the context or a time limit cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncated {
     /// They are learnt like others.

@@ -83,6 +83,7 @@ enum Done {
     Answered,
     Failed,
     TooLate,
+    TimeUp,
     Withdrawn,
     Closed,
 }
@@ -126,6 +127,7 @@ impl State {
             Some(Done::Answered) => "it was answered already",
             Some(Done::Failed) => "it was said to have failed already",
             Some(Done::TooLate) => "its deadline passed, and the episode does without it",
+            Some(Done::TimeUp) => "the time limit of its turn is over",
             Some(Done::Withdrawn) => "nobody wants the answer any more: its episode was thrown away",
             Some(Done::Closed) => "the teacher was closed before anybody took it",
             None => "it ended long ago",
@@ -211,6 +213,10 @@ impl TeacherQueue {
             let why = format!("request {number}: scores are wanted and no turn; reply with them");
             return Err(Error::new(Fault::TeacherReply, why));
         };
+        if wanted.is_late() {
+            self.time_is_up(number);
+            return Err(self.0.state.lock().not_open(number));
+        }
         let by_text = self.0.options.vocabulary == Vocabulary::Another;
         let turn = said_turn((wanted, &place), request.vocabulary, says, by_text)
             .map_err(|e| e.within(format!("request {number}")))?;
@@ -275,6 +281,16 @@ impl TeacherQueue {
         ended.waits.refuse(late);
         drop(state);
         drop(ended);
+    }
+
+    /// Ends a turn's request whose time limit is over, with nothing said.
+    pub(super) fn time_is_up(&self, number: u64) {
+        // Where it has ended already nothing is to do.
+        let _ = self.end_with(number, Done::TimeUp, |waits| {
+            if let Waits::Turn(told, _) = waits {
+                told.feed.end(Ok(Finish::Time));
+            }
+        });
     }
 
     /// Ends a turn's request that nobody waits for any more.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::spoken::Spoken;
 use crate::backend::ops::Sampling;
@@ -25,11 +26,25 @@ pub struct TurnWanted {
     pub seed: u64,
     /// Ids that end a turn.
     pub stop_ids: Vec<i32>,
-    /// Texts that end a turn: what is said behind the first of them does not count.
+    /// Texts that end a turn: what is said behind the token that completes the first of them does not count.
     pub stop_strings: Vec<String>,
+    /// When its time is up; what is said later is not the turn.
+    pub until: Option<Instant>,
     /// What was said so far, as the teacher is to read it: a JSON list of `{role, content}`. None where that is not known, since ids
     /// were observed.
     pub messages: Option<String>,
+}
+
+impl TurnWanted {
+    /// What is left of its time; None where it has no limit.
+    pub fn time_left(&self) -> Option<Duration> {
+        self.until.map(|until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether its time is up.
+    pub(super) fn is_late(&self) -> bool {
+        self.time_left().is_some_and(|left| left.is_zero())
+    }
 }
 
 /// Where a turn is to stand.
@@ -95,21 +110,24 @@ pub(super) fn said_turn(
             (&made[..], &[][..], place.room)
         }
     };
-    let n = ids.len();
+    if !logprobs.is_empty() && logprobs.len() != ids.len() {
+        return wrong(format!("wanted {} log-probs or none, found {}", ids.len(), logprobs.len()));
+    }
+    // What was said behind a stop string does not count, whatever it is.
+    let by_string = string_end(wanted, place, ids)?;
+    let n = by_string.unwrap_or(ids.len());
+    let (ids, logprobs) = (&ids[..n], &logprobs[..n.min(logprobs.len())]);
     if n == 0 || n > most {
         return wrong(format!("wanted a turn of 1 to {most} tokens, found {n}"));
     }
     if let Some(i) = ids.iter().position(|&id| id < 0 || id as usize >= vocabulary) {
         return wrong(format!("place {i}: id {} is none of the {} of the vocabulary", ids[i], vocabulary));
     }
-    if !logprobs.is_empty() && logprobs.len() != n {
-        return wrong(format!("wanted {n} log-probs or none, found {}", logprobs.len()));
-    }
     if let Some(i) = logprobs.iter().position(|&x| !is_logprob(x)) {
         return wrong(format!("place {i}: the log-prob of id {} is {}, which is none", ids[i], logprobs[i]));
     }
     let finish = match says.what {
-        Words::Text(_) if says.cut_off => Finish::Length,
+        Words::Text(_) if says.cut_off && by_string.is_none() => Finish::Length,
         Words::Text(_) => Finish::Stop,
         Words::Ids(..) => {
             let ends = |id: &i32| wanted.stop_ids.contains(id);
@@ -117,6 +135,7 @@ pub(super) fn said_turn(
                 (Some(i), _) if i + 1 < n => {
                     return wrong(format!("place {i}: id {} ends a turn, and {} ids follow", ids[i], n - i - 1));
                 }
+                _ if by_string.is_some() => Finish::Stop,
                 (Some(_), true) => {
                     return wrong(format!("id {} ends the turn, which is said to be cut off", ids[n - 1]));
                 }
@@ -125,7 +144,7 @@ pub(super) fn said_turn(
                 (None, false) if n == wanted.max_tokens => Finish::Length,
                 (None, false) => {
                     return wrong(format!(
-                        "the turn ends with id {}, which is none of its stop_ids; add the one that ended it, or say that it is cut off",
+                        "the turn ends with id {}, which is none of its stop_ids and completes no stop string; add the one that ended it, or say that it is cut off",
                         ids[n - 1]
                     ));
                 }
@@ -137,6 +156,19 @@ pub(super) fn said_turn(
         ..Token::given(id, Source::Teacher)
     };
     Ok((ids.iter().enumerate().map(token).collect(), finish))
+}
+
+/// How many of the ids are the turn where one of them completes a stop string.
+fn string_end(wanted: &TurnWanted, place: &Place, ids: &[i32]) -> Result<Option<usize>> {
+    if wanted.stop_strings.is_empty() {
+        return Ok(None);
+    }
+    let mut text = place.spoken.until(&wanted.stop_strings)?;
+    let completes = |&id: &i32| {
+        text.push(id);
+        text.found().is_some()
+    };
+    Ok(ids.iter().position(completes).map(|at| at + 1))
 }
 
 /// Where the answer goes.

@@ -11,6 +11,7 @@
 use super::actor::Actor;
 use super::policy::Decision;
 use super::run_id::RunId;
+use super::turn_end::TurnEnd;
 use super::turn_loss::TurnLoss;
 use super::view::View;
 use crate::error::{Error, Fault, Result};
@@ -45,8 +46,10 @@ pub struct Turn {
     pub train: bool,
     /// Whether it was taken out: the host executed something other than what was said, or a fork leaves it to its parent.
     pub left_out: bool,
-    /// Whether it ended for want of room, at `max_tokens` or the end of the context.
+    /// Whether a limit cut it off: `max_tokens`, the end of the context, or of its time.
     pub truncated: bool,
+    /// What ended it, where it was generated and that is known.
+    pub ended_by: Option<TurnEnd>,
     /// Whether its ids were made here of a text of the teacher's, so that they may be others than those that it said.
     pub from_text: bool,
 }
@@ -223,6 +226,7 @@ impl Trajectory {
             train: decision.train_on_this && loss.kind.is_some(),
             left_out: false,
             truncated: action.truncated,
+            ended_by: None,
             from_text: action.from_text,
         });
         Ok(self.turns.len() - 1)
@@ -233,6 +237,12 @@ impl Trajectory {
     pub fn reward(&mut self, reward: f64) -> Result<()> {
         check_reward("reward", reward)?;
         self.last_turn()?.reward = Some(reward);
+        Ok(())
+    }
+
+    /// Notes what ended the last turn. [`Fault::OutOfOrder`] without a turn or after the end.
+    pub fn ended_by(&mut self, end: TurnEnd) -> Result<()> {
+        self.last_turn()?.ended_by = Some(end);
         Ok(())
     }
 
@@ -378,6 +388,8 @@ fn turn_json(turn: &Turn, view: &View) -> Value {
         "train": turn.train,
         "left_out": turn.left_out,
         "truncated": turn.truncated,
+        "ended_by": turn.ended_by.as_ref().map(TurnEnd::name),
+        "stop_string": turn.ended_by.as_ref().and_then(TurnEnd::stop_string),
         "from_text": turn.from_text,
         "view": view.turn_json(turn.range.start),
     })

@@ -381,10 +381,11 @@ pub unsafe extern "C" fn squire_episode_override(
 
 /// Starts the decided actor's turn: pull the generation to its end, what it sampled is the turn. options may be NULL.
 /// Temperature, top_k and top_p are the settings' in training and those of options, then the student's own, in evaluation;
-/// the seed is the episode's own. Options that would not count, the seed and in training the first three, must be unset:
-/// SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a cancelled or failed generation, act may be called again and goes on where it
-/// stopped; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
-/// host's is asked for its turn, which comes as a whole or not at all; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
+/// the seed is the episode's own. Stop ids, stop strings, max_tokens, time_limit_ms and cancel count, in training too: they change nothing of what is drawn,
+/// the turn is the ids that stand there when it ends, and the trace says what ended it (ended_by). Options that would not count, the seed and in training the first three, must be unset:
+/// SQUIRE_E_ARGUMENT (detail BAD_OPTION). After a generation that was cancelled, failed or ran into a limit, act may be called again and goes on where it
+/// stopped, and of one without a token the turn is still to be acted; a stop string is looked for in what one generation says; after a failed one override hands the turn over from its beginning, and squire_episode_end drops it. A teacher of the
+/// host's is asked for its turn, which comes as a whole or not at all, within its time limit; SQUIRE_E_TEACHER (detail TEACHER_CLOSED) where it is closed.
 /// Errors as squire_gen_start, and SQUIRE_E_STATE. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_episode_act(
@@ -533,7 +534,8 @@ pub unsafe extern "C" fn squire_episode_end(
 
 /// The record so far, as a JSON object: episode, run, step, task, panel, task_seed, seed, revision, evaluation, forked_from (episode and turn, or
 /// null), group, score, success, turns (actor, start, end, reason, probability, horizon, reward, kernel, weight, train, left_out: whether it was taken out of the loss, truncated: whether
-/// it ended at max_tokens or the end of the context, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
+/// a limit cut it off, ended_by: what ended it, "stop_id", "stop_string", "max_tokens", "context", "time", "cut_off" (a teacher of the host's said so), "cancelled", "failed", or null of a replay,
+/// stop_string: the one that did, or null, from_text: whether its ids were made of a text of the teacher's, view: where it starts for the teacher, or null), views (start, end, ids: what the
 /// teacher read in place of these tokens), phase (the
 /// calls that are expected now), and arrays with an entry a token: ids, sources, logprobs, sampled_logprobs. Keys may be
 /// added. SQUIRE_E_BUSY while a generation runs. Any thread.

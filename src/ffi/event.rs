@@ -34,6 +34,9 @@ pub const SQUIRE_FINISH_CANCELLED: i32 = 4;
 /// finish: it failed, as the call before said; the timeline stands at the last whole token.
 pub const SQUIRE_FINISH_FAILED: i32 = 5;
 
+/// finish: the time limit of its options was over; the timeline stands at the last whole token within it. Since 0.11.
+pub const SQUIRE_FINISH_TIME: i32 = 6;
+
 /// What squire_gen_next gives. Set up by squire_event_init. The pointers live until the generation's next
 /// squire_gen_next, or its release.
 #[repr(C)]
@@ -148,6 +151,7 @@ impl squire_event {
             Finish::ContextFull => SQUIRE_FINISH_CONTEXT_FULL,
             Finish::Cancelled => SQUIRE_FINISH_CANCELLED,
             Finish::Failed => SQUIRE_FINISH_FAILED,
+            Finish::Time => SQUIRE_FINISH_TIME,
         };
         squire_event { kind: SQUIRE_EVENT_END, finish, ..squire_event::defaults() }
     }

@@ -3,9 +3,12 @@
 use std::ffi::c_char;
 use std::mem::offset_of;
 use std::ptr::null;
+use std::time::Duration;
 
+use super::cancel::squire_cancel;
 use super::error::squire_error;
 use super::guard::{Outcome, guard};
+use super::handle;
 use super::input::{self, Bits};
 use super::model::squire_model;
 use super::options::{self, Versioned};
@@ -13,7 +16,7 @@ use super::status::squire_status;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
 use crate::memory;
-use crate::serve::{Controls, GenerationOptions, ServedModel};
+use crate::serve::{Cancel, Controls, GenerationOptions, ServedModel};
 use crate::text::source::Source;
 use crate::text::{MAX_STOP_STRINGS, check_stop_strings};
 
@@ -56,6 +59,10 @@ pub struct squire_stop_string {
 
 // SAFETY: a pointer and a number; the pointer is checked before it is read.
 unsafe impl Bits for squire_stop_string {}
+// SAFETY: as above; what squire hands out points to texts that nobody changes.
+unsafe impl Send for squire_stop_string {}
+// SAFETY: as above.
+unsafe impl Sync for squire_stop_string {}
 
 /// How to generate. Set up by squire_gen_options_init, which leaves the sampling to the model; squire_gen_options_for
 /// shows what that is. Each field that is set counts for itself.
@@ -120,6 +127,14 @@ pub struct squire_gen_options {
     /// From -100 to 100: a higher one is served first, and gets the KV pages where there are not enough for all; what gave way
     /// to it is computed again in its turn. Those of one priority are served alike. 0, the default.
     pub priority: i32,
+    /// Milliseconds that it may take, from its beginning on, on a clock that nobody sets; 0, the default: as long as it takes. Waits
+    /// count, for KV pages say, and so does the prompt: it ends with SQUIRE_FINISH_TIME behind the last whole token within, which
+    /// may be none. On an engine that the caller drives, in the first step after it. Since 0.11, as all that follows.
+    pub time_limit_ms: u64,
+    /// A flag that cancels it, and whatever else was given it, as squire_gen_cancel does: set before the start, it ends without a
+    /// token. It keeps the flag, which the host may release. On an engine that the caller drives, in the first step after it was
+    /// set. NULL, the default: none.
+    pub cancel: *const squire_cancel,
 }
 
 // SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
@@ -152,6 +167,8 @@ unsafe impl Versioned for squire_gen_options {
             stop_strings_len: 0,
             top_logprobs: 0,
             priority: 0,
+            time_limit_ms: 0,
+            cancel: null(),
         }
     }
 }
@@ -160,7 +177,7 @@ impl squire_gen_options {
     /// The fields that are set over the model's own.
     ///
     /// # Safety
-    /// The stop ids, the biases and the stop strings are readable for their lengths.
+    /// The stop ids, the biases and the stop strings are readable for their lengths; of the flag as [`handle::hold`].
     pub(crate) unsafe fn convert(&self, model: &ServedModel) -> Result<GenerationOptions> {
         let flags = options::flags(self.flags, "flags", SQUIRE_GEN_IGNORE_MODEL_STOPS | SQUIRE_GEN_PARTS)?;
         let own = model.generation_options();
@@ -199,11 +216,24 @@ impl squire_gen_options {
             // SAFETY: passed on.
             stop_strings: unsafe { self.strings() }?.unwrap_or(own.stop_strings),
             top_logprobs: options::count(self.top_logprobs, "top_logprobs")?,
+            time_limit: (self.time_limit_ms > 0).then(|| Duration::from_millis(self.time_limit_ms)),
+            // SAFETY: passed on.
+            cancel: unsafe { self.flag() }?,
             ignore_model_stops: flags & SQUIRE_GEN_IGNORE_MODEL_STOPS != 0,
             source: Source::Student,
             priority: self.priority,
             vocabulary: 0,
         })
+    }
+
+    /// The flag, None where none is given.
+    ///
+    /// # Safety
+    /// As [`squire_gen_options::convert`].
+    unsafe fn flag(&self) -> Result<Option<Cancel>> {
+        // SAFETY: passed on.
+        let held = || unsafe { handle::hold(self.cancel) }.map_err(|e| e.within("cancel"));
+        (!self.cancel.is_null()).then(held).transpose().map(|held| held.map(|flag| flag.clone()))
     }
 
     /// The biases, None where none are given.

@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::adapter::optional_name;
@@ -24,7 +24,7 @@ use crate::sync::Mutex;
 use crate::text::source::Source;
 use crate::text::{Part, PartStream};
 
-/// One running generation. Freed by squire_gen_release, which cancels it.
+/// One running generation. Freed by the last squire_gen_release, which cancels it. Shared: see squire_gen_retain.
 pub struct squire_gen {
     _opaque: [u8; 0],
 }
@@ -33,8 +33,8 @@ pub struct squire_gen {
 pub(crate) struct Pulled {
     generation: Generation,
     last: Mutex<Last>,
-    /// whether the host has released it, perhaps while another of its threads waits in a pull
-    released: AtomicBool,
+    /// the host's; at none it is cancelled, though another thread may wait in a pull
+    references: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -51,12 +51,12 @@ impl Pulled {
     pub(crate) fn new(generation: Generation, parts: bool) -> Result<Arc<Pulled>> {
         let parts = parts.then(|| generation.parts()).transpose()?;
         let last = Mutex::new(Last { parts, ..Last::default() });
-        Ok(Arc::new(Pulled { generation, last, released: AtomicBool::new(false) }))
+        Ok(Arc::new(Pulled { generation, last, references: AtomicUsize::new(1) }))
     }
 
-    /// Whether the host has released it.
+    /// Whether the host has released it for good.
     pub(crate) fn is_released(&self) -> bool {
-        self.released.load(Ordering::Acquire)
+        self.references.load(Ordering::Acquire) == 0
     }
 }
 
@@ -115,7 +115,8 @@ pub unsafe extern "C" fn squire_gen_start(
 }
 
 /// Starts n generations on n forks of the session, which share its pages: several continuations of one prompt. What is pending
-/// is computed first, once, and waited for, as squire_session_prefill does; cancel (may be NULL) stops that. sessions and gens
+/// is computed first, once, and waited for, as squire_session_prefill does; cancel (may be NULL) stops that, and so does the flag of
+/// options. A time limit counts from there on. sessions and gens
 /// have room for n pointers each; all are released by the host, in any order. The first draws by the seed of options (may be NULL), each
 /// other by one derived from it, which squire_gen_seed tells. The session itself stays idle. On an error, or SQUIRE_CANCELLED,
 /// none is started and the pointers are as they were. Errors are those of squire_gen_start and squire_session_prefill;
@@ -208,7 +209,7 @@ pub unsafe extern "C" fn squire_gen_next(
 
 /// Pulls a generation: the body of squire_gen_next.
 pub(crate) fn pull(pulled: &Pulled, timeout: Option<Duration>, event: Filled<squire_event>) -> Result<Outcome> {
-    let Pulled { generation, last, released } = pulled;
+    let Pulled { generation, last, .. } = pulled;
     let busy = || Error::new(Fault::SessionBusy, "another call waits for this generation");
     let mut last = last.try_lock().ok_or_else(busy)?;
     let actor = match generation.source() {
@@ -221,7 +222,7 @@ pub(crate) fn pull(pulled: &Pulled, timeout: Option<Duration>, event: Filled<squ
     }
     // What a released generation points to goes with this call: its waiter hears of the end alone.
     let next = generation.next(timeout);
-    let released = released.load(Ordering::Acquire);
+    let released = pulled.is_released();
     let next = if released { Next::End(Finish::Cancelled) } else { next? };
     match next {
         Next::Timeout => Ok(Outcome::Timeout),
@@ -257,15 +258,27 @@ pub unsafe extern "C" fn squire_gen_cancel(generation: *mut squire_gen) {
     }
 }
 
-/// Cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
+/// Adds a reference and gives the same pointer; NULL for NULL. Any thread, also inside a callback. Since 0.11.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_gen_retain(generation: *mut squire_gen) -> *mut squire_gen {
+    // SAFETY: the conventions at the head of the header.
+    if let Some(pulled) = unsafe { handle::peek_alive(generation) } {
+        pulled.references.fetch_add(1, Ordering::AcqRel);
+    }
+    // SAFETY: as above.
+    unsafe { handle::retain(generation) }
+}
+
+/// Drops a reference; the last one cancels the generation if it runs and frees it. Waits for nothing: the session's next call waits for the forward pass
 /// under way, which is given up between two layers if nobody else wants it, and finds the session idle. A call of
 /// squire_gen_next that waits on another thread answers SQUIRE_END with SQUIRE_FINISH_CANCELLED. NULL is allowed. Any
 /// thread, also inside a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn squire_gen_release(generation: *mut squire_gen) {
     // SAFETY: the conventions at the head of the header.
-    if let Some(pulled) = unsafe { handle::peek_alive(generation) } {
-        pulled.released.store(true, Ordering::Release);
+    if let Some(pulled) = unsafe { handle::peek_alive(generation) }
+        && pulled.references.fetch_sub(1, Ordering::AcqRel) == 1
+    {
         // A waiter on another thread keeps the object for a moment more; the session is free of it already. There is nobody
         // to tell of a panic.
         let _ = within::squire(|| pulled.generation.let_go());

@@ -28,7 +28,7 @@
 //! | `adapter` | `squire_adapter_load`, `_unload`, `_save`, `_merge`; `squire_session_create_on`, `_use_adapter` |
 //! | `gen_options` | `squire_gen_options_init`, `_for` |
 //! | `event` | `squire_event_init` |
-//! | `generation` | `squire_gen_start`, `_start_n`, `_seed`, `_next`, `_cancel`, `_release` |
+//! | `generation` | `squire_gen_start`, `_start_n`, `_seed`, `_next`, `_cancel`, `_retain`, `_release` |
 //! | `queue` | `squire_queue_create`, `_add`, `_next`, `_fd`, `_release` |
 //! | `score` | `squire_score` |
 //! | `distiller` | experimental: `squire_distiller_explain`, `_create`, `_resume`, `_save`, `_publish`, `_publish_anyway`, `_rollback`, `_discard`, `_check_teacher`, `_number`, `_metrics`, `_release`; `squire_checkpoint_probe` |

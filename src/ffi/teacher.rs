@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::distiller::squire_distiller;
 use super::error::squire_error;
+use super::gen_options::squire_stop_string;
 use super::guard::{Call, Outcome, guard, guard_out, guard_out_unless};
 use super::handle::{self, Object};
 use super::input;
@@ -44,7 +45,19 @@ impl Object for squire_teacher_batch {
 /// What stands behind a `squire_teacher_batch`.
 pub(crate) struct Batch {
     requests: Vec<Arc<Request>>,
+    /// of each request, for the host; they point into it
+    stop_strings: Vec<Vec<squire_stop_string>>,
     deadline_ms: u64,
+}
+
+impl Batch {
+    fn new(requests: Vec<Arc<Request>>, deadline: Duration) -> Batch {
+        let shown = |text: &String| squire_stop_string { text: text.as_ptr().cast(), len: text.len() };
+        let of =
+            |request: &Arc<Request>| request.turn.iter().flat_map(|turn| turn.stop_strings.iter().map(shown)).collect();
+        let stop_strings = requests.iter().map(of).collect();
+        Batch { requests, stop_strings, deadline_ms: deadline.as_millis() as u64 }
+    }
 }
 
 /// kind: the log-probs of ids[from..] are wanted, each given all ids before it, of the raw logits at temperature 1. Answered by
@@ -105,6 +118,14 @@ pub struct squire_teacher_request {
     pub messages: *const c_char,
     /// Its bytes.
     pub messages_len: usize,
+    /// Texts that end a turn (UTF-8, not ended by NUL): it ends with the token that completes the first of them, and what is said
+    /// behind that does not count. They live as long as the batch. Since 0.11, as all that follows.
+    pub stop_strings: *const squire_stop_string,
+    /// How many.
+    pub n_stop_strings: usize,
+    /// Milliseconds that were left of the turn's time limit when this was filled; what is said later is not taken. 0: it has none,
+    /// or none is left and nobody waits.
+    pub time_left_ms: u64,
 }
 
 // SAFETY: numbers and pointers; the sizes are checked where the header is compiled.
@@ -136,6 +157,9 @@ unsafe impl Versioned for squire_teacher_request {
             n_stop_ids: 0,
             messages: std::ptr::null(),
             messages_len: 0,
+            stop_strings: std::ptr::null(),
+            n_stop_strings: 0,
+            time_left_ms: 0,
         }
     }
 }
@@ -210,7 +234,7 @@ pub unsafe extern "C" fn squire_teacher_next(
             if requests.is_empty() {
                 return Ok(Err(if teacher.is_closed() { Outcome::End } else { Outcome::Timeout }));
             }
-            Ok(Ok(Batch { requests, deadline_ms: teacher.options().deadline.as_millis() as u64 }))
+            Ok(Ok(Batch::new(requests, teacher.options().deadline)))
         })
     }
 }
@@ -227,7 +251,9 @@ pub unsafe extern "C" fn squire_teacher_batch_request(
     unsafe {
         guard(err, |call| {
             let (batch, filled) = (call.shared(batch)?, options::fill(request)?);
-            let Some(of) = batch.requests.get(i) else { return Ok(Outcome::End) };
+            let Some((of, stop_strings)) = batch.requests.get(i).zip(batch.stop_strings.get(i)) else {
+                return Ok(Outcome::End);
+            };
             let turn = of.turn.as_ref().map(|turn| squire_teacher_request {
                 kind: SQUIRE_REQUEST_TURN,
                 draw_top_k: turn.sampling.top_k as i32,
@@ -239,6 +265,9 @@ pub unsafe extern "C" fn squire_teacher_batch_request(
                 n_stop_ids: turn.stop_ids.len(),
                 messages: turn.messages.as_ref().map_or(std::ptr::null(), |text| text.as_ptr().cast()),
                 messages_len: turn.messages.as_ref().map_or(0, String::len),
+                stop_strings: stop_strings.as_ptr(),
+                n_stop_strings: stop_strings.len(),
+                time_left_ms: turn.time_left().map_or(0, |left| left.as_millis().try_into().unwrap_or(u64::MAX)),
                 ..squire_teacher_request::defaults()
             });
             filled.set(squire_teacher_request {
@@ -304,8 +333,8 @@ pub unsafe extern "C" fn squire_teacher_reply(
 
 /// Answers a request for a turn with n_ids ids of the student's vocabulary, the one that ends the turn (one of stop_ids) included, and
 /// their log-probs (nats, of the raw logits at temperature 1), n_logprobs of them: as many, or 0 where they are not known. They are
-/// the turn as they stand; whoever pulls its generation gets them at once. A turn that ends by none of stop_ids has max_tokens ids,
-/// or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
+/// the turn as they stand, up to the one that completes the first of its stop_strings; whoever pulls its generation gets them at once. A turn that
+/// ends by neither has max_tokens ids, or SQUIRE_SAY_CUT_OFF in flags. What does not fit is SQUIRE_E_MISMATCH (detail TEACHER_REPLY), and the request waits on: none or
 /// too many ids, ids beyond the vocabulary or behind one that ends a turn, log-probs as squire_teacher_reply refuses them, a teacher
 /// of another vocabulary. SQUIRE_E_STATE (detail TEACHER_REQUEST) where no request of this number waits. Any thread.
 #[unsafe(no_mangle)]

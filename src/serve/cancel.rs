@@ -8,8 +8,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Cancel {
     flag: Arc<AtomicBool>,
-    /// a flag that counts as this one too
-    outer: Option<Arc<Cancel>>,
+    /// flags that count as this one too
+    outer: Vec<Cancel>,
 }
 
 impl Cancel {
@@ -20,12 +20,17 @@ impl Cancel {
 
     /// Whether it was set.
     pub fn is_set(&self) -> bool {
-        self.flag.load(Ordering::Acquire) || self.outer.as_ref().is_some_and(|outer| outer.is_set())
+        self.flag.load(Ordering::Acquire) || self.outer.iter().any(Cancel::is_set)
     }
 
     /// A flag that is set with this one, and that set alone leaves this one as it is.
     pub(crate) fn inner(&self) -> Cancel {
-        Cancel { flag: Arc::default(), outer: Some(Arc::new(self.clone())) }
+        Cancel { flag: Arc::default(), outer: vec![self.clone()] }
+    }
+
+    /// A flag that is set with this one and with another.
+    pub(crate) fn or(&self, other: &Cancel) -> Cancel {
+        Cancel { flag: Arc::default(), outer: vec![self.clone(), other.clone()] }
     }
 }
 
@@ -36,10 +41,12 @@ mod tests {
     #[test]
     fn an_inner_flag_hears_of_the_outer_one_and_not_the_other_way_round() {
         let outer = Cancel::default();
-        let (first, second) = (outer.inner(), outer.inner());
+        let (first, second, third) = (outer.inner(), outer.inner(), Cancel::default());
         first.set();
         assert!(first.is_set() && !outer.is_set() && !second.is_set());
+        let either = second.or(&third);
+        assert!(!either.is_set());
         outer.set();
-        assert!(second.is_set());
+        assert!(second.is_set() && either.is_set() && !third.is_set());
     }
 }

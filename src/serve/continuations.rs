@@ -31,7 +31,7 @@ impl Session {
         self.check_generates(options)?;
         let counted = Counted::several(self.model.engine(), n)?;
         let mut all = memory::reserved(n, "the continuations of a session")?;
-        self.prefill_first(options.priority, cancel, &mut |_, _| true)?;
+        self.prefill_first(options.priority, &cancel.or(&options.stopping()), &mut |_, _| true)?;
         for (i, counted) in counted.into_iter().enumerate() {
             let session = self.fork_counted(counted)?;
             let generation =

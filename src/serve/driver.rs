@@ -101,7 +101,7 @@ impl Stepper {
     /// Ends what was cancelled, without a round.
     fn end_cancelled(&mut self) -> Result<()> {
         self.take_arrivals();
-        if self.scheduler.has_cancelled() { self.guarded(Scheduler::end_cancelled) } else { Ok(()) }
+        if self.scheduler.has_stopped() { self.guarded(Scheduler::end_stopped) } else { Ok(()) }
     }
 
     /// Runs `f`. A panic in it poisons the driver, fails every job, and is the error.

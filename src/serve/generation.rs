@@ -279,9 +279,14 @@ impl Ending {
         self.0.was_stopped()
     }
 
-    /// Whether it ended for want of room: `max_tokens` or the context.
-    pub(crate) fn was_cut_off(&self) -> bool {
-        self.0.was_cut_off()
+    /// Why it ended; None while it runs.
+    pub(crate) fn finish(&self) -> Option<Finish> {
+        self.0.end_of()
+    }
+
+    /// Which of its stop strings ended it.
+    pub(crate) fn stop_string(&self) -> Option<usize> {
+        self.0.stop().map(|found| found.index)
     }
 }
 

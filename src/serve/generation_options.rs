@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
+use super::cancel::Cancel;
 use super::controls::Controls;
 use crate::backend::ops::Sampling;
 use crate::error::{Error, Fault, Result};
@@ -32,6 +34,11 @@ pub struct GenerationOptions {
     /// Texts that end the generation: the text that is handed out ends before the first of them, and ids go on to the token that
     /// completes it. Special tokens are no text. At most 128, of 1 to 4096 bytes each; they need a tokenizer.
     pub stop_strings: Vec<String>,
+    /// How long it may take from its beginning on, prompt and waits included; it ends behind the last token within, which may be
+    /// none. None: as long as it takes.
+    pub time_limit: Option<Duration>,
+    /// A flag that stops it as [`Generation::cancel`](super::Generation::cancel) does, and whatever else was given it.
+    pub cancel: Option<Cancel>,
     /// How many of the likeliest ids are told beside each token, with their log-probs at temperature 1; at most 128.
     pub top_logprobs: usize,
     /// Whether the model's own stop ids are not obeyed.
@@ -54,6 +61,8 @@ impl Default for GenerationOptions {
             seed: 0,
             stop_ids: Vec::new(),
             stop_strings: Vec::new(),
+            time_limit: None,
+            cancel: None,
             top_logprobs: 0,
             ignore_model_stops: false,
             source: Source::Student,
@@ -64,6 +73,16 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
+    /// When its time is up, of a generation that begins now; None where no clock comes so far.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.time_limit.and_then(|limit| Instant::now().checked_add(limit))
+    }
+
+    /// What stops a generation of its own: a flag that is set with the given one.
+    pub(crate) fn stopping(&self) -> Cancel {
+        self.cancel.as_ref().map_or_else(Cancel::default, Cancel::inner)
+    }
+
     /// Refuses values outside their range, for a model of so many ids.
     pub fn check(&self, vocabulary: usize) -> Result<()> {
         let refuse = |what: &str, found: f32| Err(Error::new(Fault::BadOption, format!("{what}, found {found}")));

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam::channel::Sender;
 
@@ -68,6 +69,8 @@ pub(super) struct Generating {
     /// the model's stop ids, unless they are ignored, and the caller's
     pub(super) stop_ids: Vec<i32>,
     pub(super) n_sampled: usize,
+    /// when its time is up
+    pub(super) until: Option<Instant>,
     /// what its controls know of the timeline; None where nothing edits logits
     pub(super) history: Option<History>,
     /// the text of what was sampled
@@ -89,7 +92,7 @@ impl Generating {
         let text = self.text.finish();
         let stop = self.text.found();
         // A character that was broken off may complete a stop string.
-        let ended_by_itself = |finish| matches!(finish, Finish::Length | Finish::ContextFull);
+        let ended_by_itself = |finish| matches!(finish, Finish::Length | Finish::ContextFull | Finish::Time);
         let end = end.map(|finish| if stop.is_some() && ended_by_itself(finish) { Finish::Stop } else { finish });
         self.outbox.end(end, Rest { text, stop });
     }
@@ -136,6 +139,27 @@ pub(super) enum End {
     Failed(Error),
 }
 
+/// What ends a job before it is done: its caller, or the time.
+pub(super) struct Limits {
+    cancel: Cancel,
+    until: Option<Instant>,
+}
+
+impl Limits {
+    /// The end that it comes to, None while it may go on.
+    pub(super) fn reached(&self) -> Option<End> {
+        match self.cancel.is_set() {
+            true => Some(End::Cancelled),
+            false => is_past(self.until).then_some(End::Finished(Finish::Time)),
+        }
+    }
+}
+
+/// Whether a time is up.
+pub(super) fn is_past(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() >= until)
+}
+
 impl Job {
     pub(super) fn new(
         model: Arc<Model>,
@@ -151,6 +175,20 @@ impl Job {
     fn state(&self) -> &State {
         // Only `finish` and `drop`, which both end the job, take the state.
         self.state.as_ref().expect("a job in the scheduler's list is not finished")
+    }
+
+    /// What it is to end by before it is done, as things stand.
+    pub(super) fn over(&self) -> Option<End> {
+        self.limits().reached()
+    }
+
+    /// The same for whoever looks while it is in a round.
+    pub(super) fn limits(&self) -> Limits {
+        let until = match &self.state().work {
+            Work::Generate(g) => g.until,
+            Work::Feed { .. } | Work::Score { .. } => None,
+        };
+        Limits { cancel: self.cancel.clone(), until }
     }
 
     /// The model it runs on.

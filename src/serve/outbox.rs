@@ -23,6 +23,8 @@ pub enum Finish {
     Cancelled = 4,
     /// It failed, and the error was told before; the timeline stands at the last whole token.
     Failed = 5,
+    /// Its time limit was over; the timeline stands at the last whole token within it.
+    Time = 6,
 }
 
 /// One sampled token.
@@ -194,10 +196,9 @@ impl Outbox {
         self.state.lock().end.as_ref().is_some_and(end)
     }
 
-    /// Whether it ended for want of room: `max_tokens` or the context.
-    pub(super) fn was_cut_off(&self) -> bool {
-        let end = |end: &End| matches!(end.finish, Finish::Length | Finish::ContextFull);
-        self.state.lock().end.as_ref().is_some_and(end)
+    /// Why it ended, pulled or not; None while it runs.
+    pub(super) fn end_of(&self) -> Option<Finish> {
+        self.state.lock().end.as_ref().map(|end| end.finish)
     }
 
     /// Waits until something is there, or `deadline` is past.

@@ -6,9 +6,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cancel::Cancel;
 use super::history::all_ruled_out;
-use super::job::{End, Job, ScoreRow, Work, end_each};
+use super::job::{End, Job, Limits, ScoreRow, Work, end_each, is_past};
 use super::metrics::{Counters, add};
 use super::outbox::{Finish, Sampled};
 use super::pace::Pace;
@@ -242,7 +241,7 @@ impl Rounds {
             n_rows += share.n;
         }
         let of_prompts = shares.iter().filter(|s| jobs[s.job].pending() > 1).map(|s| s.n).sum();
-        let cancels: Vec<Cancel> = shares.iter().map(|s| jobs[s.job].cancel.clone()).collect();
+        let limits: Vec<Limits> = shares.iter().map(|s| jobs[s.job].limits()).collect();
         let scratch = self.made(&model);
         let read = model.device.weight_bytes();
         {
@@ -256,7 +255,7 @@ impl Rounds {
                 segments.push(Segment { ids, kv, adapter: revision.adapter() });
             }
             // Rows that nobody wants any more are not computed to their end.
-            let mut go_on = || match cancels.iter().all(Cancel::is_set) {
+            let mut go_on = || match limits.iter().all(|limits| limits.reached().is_some()) {
                 false => Ok(()),
                 true => Err(Error::new(Fault::Cancelled, "nobody wants the rows any more")),
             };
@@ -376,12 +375,17 @@ fn likeliest(model: &Model, head: &ops::Head, row: usize, job: &mut Job) -> Resu
 }
 
 /// Appends a sampled token to its timeline and delivers it; returns how the generation ends, if it does. A row without
-/// a distribution gives no token, nor does one of which controls leave nothing.
+/// a distribution gives no token, nor does one of which controls leave nothing, and none comes once the time is up.
 fn give(job: &mut Job, model: &Model, sampled: ops::Sampled, top: Vec<(i32, f32)>, counters: &Counters) -> Option<End> {
     let revision = job.revision().number;
     let (timeline, work) = job.parts();
     let Work::Generate(g) = work else { return None };
     let position = timeline.len() as u64;
+    if is_past(g.until) {
+        // Whoever goes on draws it again.
+        timeline.forget_computed(timeline.len().saturating_sub(1));
+        return Some(End::Finished(Finish::Time));
+    }
     if !(sampled.logprob.is_finite() && sampled.sampled_logprob.is_finite()) {
         // Whoever tries again computes the row again, and a hidden state that predicts nothing goes.
         timeline.forget_computed(timeline.len().saturating_sub(1));

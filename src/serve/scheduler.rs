@@ -72,17 +72,18 @@ impl Scheduler {
         self.rounds = Rounds::default();
     }
 
-    pub(super) fn has_cancelled(&self) -> bool {
-        self.jobs.iter().any(|job| job.cancel.is_set())
+    /// Whether a caller cancelled a job, or the time of one is up.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.jobs.iter().any(|job| job.over().is_some())
     }
 
-    /// Ends the jobs that their callers cancelled.
-    pub(super) fn end_cancelled(&mut self, counters: &Counters) {
-        if self.has_cancelled() {
+    /// Ends the jobs that their callers cancelled, and those whose time is up.
+    pub(super) fn end_stopped(&mut self, counters: &Counters) {
+        if self.has_stopped() {
             // A timeline goes back only when the device is done with its last row.
             self.rounds.take_ahead(&mut self.jobs, counters);
         }
-        self.end_jobs(|job| job.cancel.is_set().then_some(End::Cancelled));
+        self.end_jobs(|job| job.over());
         self.count_jobs(counters);
     }
 
@@ -101,7 +102,7 @@ impl Scheduler {
     }
 
     fn round(&mut self, counters: &Counters) -> bool {
-        self.end_cancelled(counters);
+        self.end_stopped(counters);
         if self.rounds.run_ahead(&mut self.jobs, counters) {
             return true;
         }
@@ -126,8 +127,11 @@ impl Scheduler {
                 self.rounds.run(&mut self.jobs, &weights, &mut shares, counters, &mut ends)
             };
             if let Err(e) = done {
-                let end = || if e.fault() == Fault::Cancelled { End::Cancelled } else { End::Failed(e.again()) };
-                ends.extend(shares.iter().map(|s| (self.jobs[s.job].id, end())));
+                let end = |job: &Job| match e.fault() {
+                    Fault::Cancelled => job.over().unwrap_or(End::Cancelled),
+                    _ => End::Failed(e.again()),
+                };
+                ends.extend(shares.iter().map(|s| (self.jobs[s.job].id, end(&self.jobs[s.job]))));
             }
         }
         drop(turn);

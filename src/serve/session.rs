@@ -351,7 +351,7 @@ impl Session {
         let clock = Clock::begin();
         self.check_options(&options)?;
         let outbox = Arc::new(Outbox::default());
-        let cancel = Cancel::default();
+        let (cancel, until) = (options.stopping(), options.until());
         let mut stop_ids = if options.ignore_model_stops { Vec::new() } else { self.model.stop_ids().to_vec() };
         stop_ids.extend_from_slice(&options.stop_ids);
         let (source, seed) = (options.source, options.seed);
@@ -362,7 +362,8 @@ impl Session {
             self.check_goes_on(t)?;
             opening = Opening::behind(&t.ids, self.model.0.tokenizer.as_deref(), &t.tools.0)?;
             let history = History::of(&options.controls, &t.tokens, &t.ids)?;
-            let generating = Generating { options, stop_ids, n_sampled: 0, history, text, outbox: waiting, clock };
+            let generating =
+                Generating { options, stop_ids, n_sampled: 0, until, history, text, outbox: waiting, clock };
             // The last token's row must be computed (again) to sample after it.
             t.forget_computed(t.len() - 1);
             Ok(Work::Generate(Box::new(generating)))

@@ -257,6 +257,152 @@ static void episodes_refuse_what_their_settings_do_not_say(squire_model *model) 
   squire_distiller_release(distiller);
 }
 
+/* The record so far says what ended the turn. */
+static int ended_by(const squire_episode *episode, const char *wanted) {
+  squire_text *trace = NULL;
+  DONE(squire_episode_trace(episode, &trace, &err));
+  return says(trace, wanted);
+}
+
+static const char user[] = "[{\"role\": \"user\", \"content\": \"hello\"}]";
+
+/* Stop strings, token budgets and time limits end a turn in training too, and the record says which. */
+static void limits_end_a_turn(squire_model *model) {
+  squire_distiller *distiller = NULL;
+  squire_decision d;
+  struct said whole, cut;
+  squire_decision_init(&d, sizeof d);
+  DONE(squire_distiller_create(model, NULL, TEXT("{\"preset\": \"sft\"}"), &distiller, &err));
+  memset(&whole, 0, sizeof whole);
+  for (int way = 0; way < 4; way++) {
+    squire_episode *episode = NULL;
+    squire_gen *gen = NULL;
+    squire_gen_options o;
+    squire_gen_options_init(&o, sizeof o);
+    o.flags = SQUIRE_GEN_IGNORE_MODEL_STOPS;
+    DONE(squire_episode_begin(distiller, TEXT("{\"episode\": 5}"), &episode, &err));
+    DONE(squire_episode_observe(episode, TEXT(user), NULL, &err));
+    DONE(squire_episode_override(episode, SQUIRE_ACTOR_STUDENT, &d, &err));
+    size_t from = 6, length = 2;
+    while ((whole.text[from] & 0xc0) == 0x80) from++;
+    while ((whole.text[from + length] & 0xc0) == 0x80) length++;
+    const squire_stop_string stops[] = {{"never said by it", 16}, {whole.text + from, length}};
+    o.max_tokens = way == 0 ? 30 : way == 3 ? 5 : 0;
+    if (way == 1) {
+      o.stop_strings = stops, o.stop_strings_len = 2;
+    }
+    o.time_limit_ms = way == 2 ? 1 : 0; /* the context has room for 2,000, which take longer */
+    DONE(squire_episode_act(episode, &o, &gen, &err));
+    if (way == 2) {
+      squire_event e;
+      size_t n = 0;
+      squire_event_init(&e, sizeof e);
+      while (squire_gen_next(gen, -1, &e, &err) == SQUIRE_OK) {
+        n += e.ids_len;
+      }
+      CHECK(e.finish == SQUIRE_FINISH_TIME);
+      CHECK(ended_by(episode, n > 0 ? "\"ended_by\":\"time\"" : "\"turns\":[]"));
+    } else {
+      pull_all(gen, way == 0 ? &whole : &cut);
+      CHECK(ended_by(episode, way == 1 ? "\"ended_by\":\"stop_string\"" : "\"ended_by\":\"max_tokens\""));
+    }
+    if (way == 1) {
+      CHECK(cut.end.finish == SQUIRE_FINISH_STOP && cut.end.stop_string == 1);
+      CHECK(strlen(cut.text) == (size_t)cut.end.stop_byte && memcmp(cut.ids, whole.ids, cut.n * sizeof *cut.ids) == 0);
+    }
+    CHECK(way != 3 || (cut.n == 5 && memcmp(cut.ids, whole.ids, sizeof *cut.ids * 5) == 0));
+    squire_gen_release(gen);
+    squire_episode_release(episode);
+  }
+  squire_distiller_release(distiller);
+}
+
+/* The host's teacher is told what texts end its turn. */
+static void a_teacher_is_told_the_stop_strings(squire_model *model) {
+  squire_teacher *teacher = NULL;
+  squire_teacher_batch *batch = NULL;
+  squire_teacher_request r;
+  squire_distiller *distiller = NULL;
+  squire_episode *episode = NULL;
+  squire_gen *gen = NULL;
+  squire_decision d;
+  struct said said;
+  squire_decision_init(&d, sizeof d);
+  squire_teacher_request_init(&r, sizeof r);
+  DONE(squire_teacher_create(TEXT("{\"vocabulary\": \"another\"}"), &teacher, &err));
+  DONE(squire_distiller_create_taught(model, teacher,
+                                      TEXT("{\"actor\": {\"kind\": \"teacher\"}, \"student_turns\": {\"kernel\": \"none\"}, "
+                                           "\"teacher_turns\": {\"kernel\": \"cross-entropy\"}}"),
+                                      &distiller, &err));
+  DONE(squire_episode_begin(distiller, TEXT("{}"), &episode, &err));
+  DONE(squire_episode_observe(episode, TEXT(user), NULL, &err));
+  DONE(squire_episode_decide(episode, &d, &err));
+  squire_gen_options o;
+  const squire_stop_string stops[] = {{"x\0y", 3}, {"st", 2}};
+  squire_gen_options_init(&o, sizeof o);
+  o.stop_strings = stops, o.stop_strings_len = 2;
+  DONE(squire_episode_act(episode, &o, &gen, &err));
+  DONE(squire_teacher_next(teacher, 1, 0, &batch, &err));
+  DONE(squire_teacher_batch_request(batch, 0, &r, &err));
+  CHECK(r.n_stop_strings == 2 && r.time_left_ms == 0);
+  CHECK(r.stop_strings[0].len == 3 && memcmp(r.stop_strings[0].text, "x\0y", 3) == 0);
+  CHECK(r.stop_strings[1].len == 2 && memcmp(r.stop_strings[1].text, "st", 2) == 0);
+  DONE(squire_teacher_say_text(teacher, r.number, TEXT("go east, then north"), 0, &err));
+  squire_teacher_batch_release(batch);
+  pull_all(gen, &said);
+  CHECK(strcmp(said.text, "go ea") == 0 && said.end.stop_string == 1);
+  CHECK(ended_by(episode, "\"stop_string\":\"st\""));
+  squire_gen_release(gen);
+  squire_episode_release(episode);
+  squire_distiller_release(distiller);
+  squire_teacher_release(teacher);
+}
+
+/* One flag for many, which the host need not keep. */
+static void a_flag_cancels_many(squire_model *model) {
+  enum { N = 3 };
+  squire_session *sessions[N];
+  squire_gen *gens[N];
+  squire_gen_options o = saying(0);
+  struct said said;
+  squire_event e;
+  o.repetition_penalty = 1, o.frequency_penalty = 0, o.no_repeat_ngram_size = 0;
+  squire_cancel *flag = squire_cancel_create();
+  o.cancel = flag;
+  for (size_t i = 0; i < N; i++) {
+    gens[i] = NULL;
+    sessions[i] = prompted(model);
+    DONE(squire_gen_start(sessions[i], &o, &gens[i], &err));
+  }
+  squire_cancel_set(flag);
+  squire_cancel_release(flag);
+  squire_event_init(&e, sizeof e);
+  for (size_t i = 0; i < N; i++) {
+    while (squire_gen_next(gens[i], -1, &e, &err) == SQUIRE_OK) {
+    }
+    CHECK(e.finish == SQUIRE_FINISH_CANCELLED);
+    squire_gen_release(gens[i]);
+  }
+  /* Set before the start nothing is said, and nothing is computed for several. */
+  flag = squire_cancel_create();
+  squire_cancel_set(flag);
+  o.cancel = flag;
+  gens[0] = NULL;
+  DONE(squire_gen_start(sessions[0], &o, &gens[0], &err));
+  pull_all(gens[0], &said);
+  CHECK(said.n == 0 && said.end.finish == SQUIRE_FINISH_CANCELLED);
+  squire_gen_release(gens[0]);
+  gens[0] = NULL;
+  squire_session *none = NULL;
+  CHECK(squire_gen_start_n(sessions[0], &o, 1, NULL, &none, &gens[0], &err) == SQUIRE_CANCELLED && gens[0] == NULL);
+  o.cancel = (const squire_cancel *)sessions[0];
+  REFUSED(squire_gen_start(sessions[1], &o, &gens[0], &err), SQUIRE_E_ARGUMENT, SQUIRE_DETAIL_WRONG_HANDLE);
+  squire_cancel_release(flag);
+  for (size_t i = 0; i < N; i++) {
+    squire_session_release(sessions[i]);
+  }
+}
+
 int main(int argc, char **argv) {
   CHECK(argc == 2);
   squire_engine *engine = make_engine(SQUIRE_DRIVE_THREAD);
@@ -267,6 +413,9 @@ int main(int argc, char **argv) {
   the_likeliest_stand_beside_each_token(model);
   continuations_draw_by_seeds_of_their_own(model);
   episodes_refuse_what_their_settings_do_not_say(model);
+  limits_end_a_turn(model);
+  a_teacher_is_told_the_stop_strings(model);
+  a_flag_cancels_many(model);
   squire_model_release(model);
   squire_engine_release(engine);
   return failures;

@@ -91,6 +91,31 @@ static void agents(squire_engine *engine, squire_model *model, int polls) {
   }
 }
 
+/* A reference of many releases nothing; the last one cancels, and the generation leaves the queue. */
+static void the_last_reference_releases(squire_engine *engine, squire_model *model) {
+  squire_queue *queue = NULL;
+  squire_event e;
+  uint64_t tag = 99;
+  squire_session *session = session_of(model);
+  const int32_t ids[] = {104, 105};
+  DONE(squire_session_append(session, ARRAY(ids), &err));
+  squire_gen *gen = say(session, 0, 1);
+  CHECK(squire_gen_retain(gen) == gen && squire_gen_retain(NULL) == NULL);
+  DONE(squire_queue_create(engine, &queue, &err));
+  DONE(squire_queue_add(queue, gen, 5, &err));
+  squire_event_init(&e, sizeof e);
+  squire_gen_release(gen);
+  DONE(squire_queue_next(queue, -1, &tag, &e, &err));
+  CHECK(tag == 5 && e.kind == SQUIRE_EVENT_TOKENS);
+  REFUSED(squire_session_append(session, ARRAY(ids), &err), SQUIRE_E_BUSY, SQUIRE_DETAIL_SESSION_BUSY);
+  squire_gen_release(gen);
+  tag = 99;
+  CHECK(squire_queue_next(queue, 0, &tag, &e, &err) == SQUIRE_TIMEOUT && tag == 99);
+  DONE(squire_session_append(session, ARRAY(ids), &err));
+  squire_queue_release(queue);
+  squire_session_release(session);
+}
+
 static void another_engines_are_refused(squire_engine *engine, squire_model *other_model) {
   squire_queue *queue = NULL;
   squire_session *session = session_of(other_model);
@@ -112,6 +137,8 @@ int main(int argc, char **argv) {
   agents(engine, model, 0);
   agents(driven, stepped, 0);
   another_engines_are_refused(driven, model);
+  the_last_reference_releases(engine, model);
+  the_last_reference_releases(driven, stepped);
   squire_model_release(model);
   squire_model_release(stepped);
   squire_engine_release(engine);

@@ -144,6 +144,7 @@ static void acts(squire_model *model) {
     DONE(squire_episode_observe_ids(episode, ARRAY(seen), &err));
     DONE(squire_episode_decide(episode, &decision, &err));
     CHECK(decision.actor == SQUIRE_ACTOR_TEACHER);
+    options.time_limit_ms = i == 0 ? 600000 : 0;
     DONE(squire_episode_act(episode, &options, &gen, &err));
     CHECK(squire_gen_next(gen, 0, &event, &err) == SQUIRE_TIMEOUT);
     DONE(squire_teacher_next(teacher, 1, 0, &batch, &err));
@@ -151,6 +152,7 @@ static void acts(squire_model *model) {
     CHECK(r.kind == SQUIRE_REQUEST_TURN && r.from == r.n_ids && r.n_ids >= 4 && r.top_k == 0 && r.max_tokens == 6);
     CHECK(r.ids[r.n_ids - 1] == 4 && r.n_stop_ids >= 1 && r.stop_ids[r.n_stop_ids - 1] == 9 && r.messages == NULL);
     CHECK(r.temperature == 1 && r.top_p == 1 && r.draw_top_k == 0);
+    CHECK(r.n_stop_strings == 0 && (r.time_left_ms > 0) == (i == 0) && r.time_left_ms <= 600000);
     if (i == 0) {
       REFUSED(squire_teacher_reply(teacher, r.number, NULL, 0, NULL, NULL, NULL, 0, &err), SQUIRE_E_MISMATCH,
               SQUIRE_DETAIL_TEACHER_REPLY);

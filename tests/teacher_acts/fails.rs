@@ -9,7 +9,7 @@ use scripted::*;
 use serde_json::json;
 use squire::distill::{Actor, EpisodeSpec, Reason};
 use squire::error::Fault;
-use squire::serve::{Cancel, Finish, Next};
+use squire::serve::{Cancel, Chunk, Finish, Next};
 
 #[test]
 fn a_teacher_that_does_not_speak_costs_its_deadline_and_no_episode() {
@@ -212,4 +212,45 @@ fn the_turns_behind_a_demonstration_are_the_teachers_or_the_students() {
     queue.fail(queue.next(1, SHORT)[0].number, "no").unwrap();
     assert!(generation.collect().is_err());
     assert_eq!(episode.decide().unwrap().reason, Reason::TeacherFailed);
+}
+
+#[test]
+fn a_turn_whose_time_is_up_is_the_teachers_still_and_what_is_said_later_is_refused() {
+    for looked_at in [true, false] {
+        let (d, queue, _) = taught(json!({"top_k": VOCABULARY, "acts": true}), guided(json!({})));
+        let episode = teachers(&d);
+        let limit = Duration::from_millis(60);
+        let generation = episode.act(&GenerationOptions { time_limit: Some(limit), ..options() }).unwrap();
+        let request = queue.next(1, SHORT).pop().unwrap();
+        assert!(request.turn.as_ref().unwrap().time_left().is_some_and(|left| left <= limit));
+        thread::sleep(limit);
+        assert!(request.turn.as_ref().unwrap().time_left().is_some_and(|left| left.is_zero()));
+        if looked_at {
+            assert_eq!(generation.collect().unwrap(), (Chunk::default(), Finish::Time));
+        }
+        let e = queue.say(request.number, ids(&[5, STOP], &[])).unwrap_err();
+        is(e, Fault::TeacherRequest, "the time limit of its turn is over");
+        assert_eq!(generation.collect().unwrap(), (Chunk::default(), Finish::Time));
+        assert!(episode.trajectory().unwrap().turns().is_empty());
+        let again = episode.act(&options()).unwrap();
+        queue.say(queue.next(1, SHORT)[0].number, ids(&[5, STOP], &[])).unwrap();
+        assert_eq!(again.collect().unwrap().1, Finish::Stop);
+        episode.outcome(None, true).unwrap();
+        assert_eq!(episode.trajectory().unwrap().turns()[0].ended_by, Some(TurnEnd::StopId));
+    }
+}
+
+#[test]
+fn a_flag_of_the_options_withdraws_a_turn() {
+    let (d, queue, _) = taught(json!({"top_k": VOCABULARY, "acts": true}), guided(json!({})));
+    let flag = Cancel::default();
+    let (first, second) = (teachers(&d), teachers(&d));
+    let under = GenerationOptions { cancel: Some(flag.clone()), ..options() };
+    let all = [first.act(&under).unwrap(), second.act(&under).unwrap()];
+    let number = queue.next(2, SHORT)[0].number;
+    flag.set();
+    for generation in &all {
+        assert_eq!(generation.collect().unwrap(), (Chunk::default(), Finish::Cancelled));
+    }
+    is(queue.say(number, ids(&[5, STOP], &[])).unwrap_err(), Fault::TeacherRequest, "nobody wants the answer any more");
 }

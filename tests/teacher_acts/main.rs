@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use answering::*;
 use serde_json::{Value, json};
-use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Request, TeacherQueue, TeacherSays, Words};
+use squire::distill::{Actor, Distiller, Episode, EpisodeSpec, Request, TeacherQueue, TeacherSays, TurnEnd, Words};
 use squire::error::{Error, Fault};
 use squire::serve::{GenerationOptions, ServedModel, Session};
 use squire::text::source::Source;

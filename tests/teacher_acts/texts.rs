@@ -129,6 +129,64 @@ fn a_teachers_turn_ends_with_the_token_that_completes_a_stop_string() {
 }
 
 #[test]
+fn a_teacher_of_ids_may_end_its_turn_with_a_stop_string_and_what_it_says_behind_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    folders::write_chat_model(folder.path(), 1);
+    let student = engine(Compute::F32).load(folder.path(), Default::default()).unwrap();
+    let queue = queue(json!({"acts": true, "scores": false}));
+    let d = Distiller::taught(&student, Some(Teacher::Queue(queue.clone())), settings(imitation())).unwrap();
+    let options = GenerationOptions { stop_strings: vec!["go!".into()], ..GenerationOptions::default() };
+    let spell = |text: &str| text.bytes().map(i32::from).collect::<Vec<_>>();
+    // Whole, with more behind it, with what is no id behind it, and cut off though it is not.
+    let said = [
+        (spell("so go!"), false),
+        (spell("so go! and on"), false),
+        ([spell("so go!"), vec![266, -7, 1 << 20]].concat(), false),
+        (spell("so go!"), true),
+    ];
+    for (ids, cut_off) in said {
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(Actor::Teacher).unwrap();
+        let generation = episode.act(&options).unwrap();
+        let number = queue.next(1, SHORT)[0].number;
+        let says = |ids: &[i32], logprobs: &[f32], cut_off| {
+            queue.say(number, TeacherSays { what: Words::Ids(ids, logprobs), cut_off })
+        };
+        // Before it the ids are a turn's like any other's, and log-probs are of all.
+        is(says(&spell("so go"), &[], false).unwrap_err(), Fault::TeacherReply, "completes no stop string");
+        let ended = [vec![266], spell("go!")].concat();
+        is(says(&ended, &[], false).unwrap_err(), Fault::TeacherReply, "place 0: id 266 ends a turn, and 3 ids follow");
+        is(says(&ids, &[-1.0; 6][1..], cut_off).unwrap_err(), Fault::TeacherReply, "log-probs or none, found 5");
+        says(&ids, &vec![-1.0; ids.len()], cut_off).unwrap();
+        let (chunk, finish) = generation.collect().unwrap();
+        assert_eq!((chunk.text.as_str(), &chunk.ids, finish), ("so ", &spell("so go!"), Finish::Stop));
+        episode.outcome(None, true).unwrap();
+        let record = episode.trajectory().unwrap();
+        let turn = &record.turns()[0];
+        assert_eq!(record.ids()[turn.range.clone()], spell("so go!"));
+        assert_eq!(turn.ended_by, Some(TurnEnd::StopString("go!".into())));
+        assert_eq!(record.logprobs()[turn.range.clone()], [-1.0; 6]);
+    }
+}
+
+#[test]
+fn a_teachers_turn_is_told_what_ended_it() {
+    let (d, queue) = of_text(imitation());
+    let ends = [(false, 0, TurnEnd::StopId), (true, 0, TurnEnd::CutOff), (true, 3, TurnEnd::CutOff)];
+    for (cut_off, max_tokens, wanted) in ends {
+        let episode = d.begin(EpisodeSpec::default()).unwrap();
+        episode.observe(message("user", "where?")).unwrap();
+        episode.override_actor(Actor::Teacher).unwrap();
+        let generation = episode.act(&GenerationOptions { max_tokens, ..GenerationOptions::default() }).unwrap();
+        queue.say(queue.next(1, SHORT)[0].number, TeacherSays { what: Words::Text("go"), cut_off }).unwrap();
+        generation.collect().unwrap();
+        episode.outcome(None, true).unwrap();
+        assert_eq!(episode.trajectory().unwrap().turns()[0].ended_by, Some(wanted));
+    }
+}
+
+#[test]
 fn a_student_stops_at_a_stop_string_in_training_and_controls_are_refused_there() {
     let (d, _) = of_text(imitation());
     let begun = || {

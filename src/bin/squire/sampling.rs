@@ -208,5 +208,6 @@ pub fn name_of(finish: Finish) -> &'static str {
         Finish::ContextFull => "context-full",
         Finish::Cancelled => "cancelled",
         Finish::Failed => "failed",
+        Finish::Time => "time",
     }
 }

@@ -14,6 +14,7 @@ use crate::distill::run_id::RunId;
 use crate::distill::teacher_request::Said;
 use crate::distill::teacher_turn::is_logprob;
 use crate::distill::trajectory::{Action, Heading, MOST_EPISODES, Outcome, Trajectory, Turn};
+use crate::distill::turn_end::TurnEnd;
 use crate::distill::turn_loss::TurnLoss;
 use crate::distill::view::View;
 use crate::error::{Error, Fault, Result, brief};
@@ -140,9 +141,15 @@ pub struct TurnLine {
     pub learnable: bool,
     /// Whether it was taken out since.
     pub left_out: bool,
-    /// Whether it ended for want of room.
+    /// Whether a limit cut it off.
     #[serde(default)]
     pub truncated: bool,
+    /// What ended it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_by: Option<String>,
+    /// The stop string, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_string: Option<String>,
     /// Whether its ids were made of a text.
     #[serde(default)]
     pub from_text: bool,
@@ -314,6 +321,10 @@ impl EpisodeLine {
             let mut add = || -> Result<()> {
                 trajectory.add_turn(&action, &decision, loss_at(actor, self.step))?;
                 turn.reward.map_or(Ok(()), |reward| trajectory.reward(reward))?;
+                let ended_by = turn.ended_by.as_deref();
+                // A later version may know of more; nothing is learnt by it.
+                let end = ended_by.and_then(|name| TurnEnd::of_record(name, turn.stop_string.as_deref()));
+                end.map_or(Ok(()), |end| trajectory.ended_by(end))?;
                 if turn.left_out { trajectory.executed_otherwise() } else { Ok(()) }
             };
             add().map_err(|e| wrong(e.message().to_string()))?;
@@ -402,6 +413,8 @@ fn turn_line(turn: &Turn, trajectory: &Trajectory, (before, text): (Option<Strin
         learnable: turn.decision.train_on_this,
         left_out: turn.left_out,
         truncated: turn.truncated,
+        ended_by: turn.ended_by.as_ref().map(|end| end.name().to_string()),
+        stop_string: turn.ended_by.as_ref().and_then(TurnEnd::stop_string).map(str::to_string),
         from_text: turn.from_text,
         logprobs: known(trajectory.logprobs()),
         sampled_logprobs: known(trajectory.sampled_logprobs()),

@@ -81,7 +81,8 @@ fn one(html: &mut Html, episode: &Episode, why: &[&'static str], budget: usize) 
         facts.push(format!("{} tokens", whole(turn.end.saturating_sub(turn.start))));
         facts.extend(turn.probability.map(|p| format!("probability {}", short(p))));
         facts.extend(turn.train.then(|| "trained on".to_string()));
-        facts.extend(turn.truncated.then(|| "cut off".to_string()));
+        let by = turn.ended_by.as_ref().map(|by| by.chars().take(20).collect::<String>().replace('_', " "));
+        facts.extend(turn.truncated.then(|| by.map_or("cut off".into(), |by| format!("cut off by {by}"))));
         html.element("<span class=quiet>", &facts.join(" · "), "");
         if let Some(reason) = turn.reason.as_deref().filter(|reason| !reason.is_empty()) {
             html.raw(" · reason: <bdi>").cut(reason, 300).raw("</bdi>");

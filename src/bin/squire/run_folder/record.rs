@@ -87,6 +87,7 @@ pub struct Turn {
     pub train: bool,
     #[serde(default)]
     pub truncated: bool,
+    pub ended_by: Option<String>,
     pub before: Option<String>,
     pub text: Option<String>,
 }
