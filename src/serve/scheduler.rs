@@ -22,7 +22,7 @@ use super::round::{Rounds, Share};
 use crate::backend::Device;
 use crate::backend::batch::MAX_DECODE_ROWS;
 use crate::error::{Error, Fault};
-use crate::model::Weights;
+use crate::model::{Model, Weights};
 
 /// The jobs under way and the scratch memory of their models.
 pub(super) struct Scheduler {
@@ -33,6 +33,8 @@ pub(super) struct Scheduler {
     rounds: Rounds,
     max_batch_tokens: usize,
     slice: Option<Duration>,
+    /// how long the next round may take, as far as that can be seen to
+    budget: Option<Duration>,
     device: Device,
     /// steps so far
     steps: u64,
@@ -56,6 +58,7 @@ impl Scheduler {
             rounds: Rounds::default(),
             max_batch_tokens: max_batch_tokens.max(1),
             slice,
+            budget: None,
             device,
             steps: 0,
             first: [0; 2],
@@ -64,6 +67,18 @@ impl Scheduler {
 
     pub(super) fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Bounds the rounds to come by a time, None by none.
+    pub(super) fn bound(&mut self, budget: Option<Duration>) {
+        self.budget = budget;
+    }
+
+    /// What the next round takes at least, as far as that was measured; None where it was not for every model.
+    pub(super) fn least_round(&self) -> Option<Duration> {
+        let models: BTreeMap<usize, &Arc<Model>> =
+            self.jobs.iter().map(|job| (Arc::as_ptr(job.model()) as usize, job.model())).collect();
+        models.into_values().map(|model| self.rounds.pace(model).least()).sum()
     }
 
     pub(super) fn add(&mut self, mut job: Job) {
@@ -198,15 +213,20 @@ impl Scheduler {
         let (mut rows, mut last) = divide(&wanted, left);
         // A device that runs ahead tells the time of nothing.
         let timed = |i: &usize| self.jobs[*i].model().device.mixes_rows();
-        let (Some(slice), true) = (self.slice, prompts.iter().any(timed)) else { return (rows, last) };
+        if (self.slice.is_none() && self.budget.is_none()) || !prompts.iter().any(timed) {
+            return (rows, last);
+        }
         let mut by_model: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (k, i) in prompts.iter().enumerate().filter(|(_, i)| timed(i)) {
             by_model.entry(Arc::as_ptr(self.jobs[*i].model()) as usize).or_default().push(k);
         }
         // Who decodes waits for the rounds of all models.
-        let slice = slice / by_model.len() as u32;
+        let n_models = by_model.len() as u32;
         for of in by_model.into_values() {
-            let allowed = self.rounds.pace(self.jobs[prompts[of[0]]].model()).rows(slice, somebody_decodes);
+            let pace = self.rounds.pace(self.jobs[prompts[of[0]]].model());
+            let by_slice = self.slice.map(|slice| pace.rows(slice / n_models, somebody_decodes));
+            let by_budget = self.budget.map(|budget| pace.rows_within(budget / n_models));
+            let allowed = by_slice.into_iter().chain(by_budget).min().unwrap_or(usize::MAX);
             let wanted: Vec<usize> = of.iter().map(|&k| rows[k]).collect();
             let (within, last_within) = divide(&wanted, allowed);
             of.iter().zip(within).for_each(|(&k, n)| rows[k] = n);

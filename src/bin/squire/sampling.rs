@@ -1,6 +1,8 @@
 //! Options of the subcommands that generate: how to sample, and what the chat template is told.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use squire::backend::ops::Sampling;
 use squire::serve::{Chunk, Controls, Finish, Generation, GenerationOptions, Next, ServedModel};
 use squire::text::{Json, RenderOptions, request};
@@ -47,6 +49,9 @@ pub struct SamplingArgs {
     /// End before this text, may be given more than once [default: the folder's]
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// End after so many milliseconds, whatever was said by then
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    time_limit: Option<u64>,
     /// Seed of the draws; the same seed gives the same text [default: another one each run, printed with --json]
     #[arg(long, value_name = "SEED", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
@@ -73,7 +78,16 @@ impl SamplingArgs {
         };
         let stop_strings = given(&self.stop, &defaults.stop_strings);
         let seed = self.seed.unwrap_or(defaults.seed);
-        GenerationOptions { max_tokens: self.max_tokens, sampling, controls, stop_strings, seed, ..defaults }
+        let time_limit = self.time_limit.map(Duration::from_millis);
+        GenerationOptions {
+            max_tokens: self.max_tokens,
+            sampling,
+            controls,
+            stop_strings,
+            time_limit,
+            seed,
+            ..defaults
+        }
     }
 }
 
@@ -144,9 +158,10 @@ impl TemplateArgs {
 /// Hands every chunk to `take` until the end; the wait ends with the first.
 pub fn pull(
     generation: &Generation,
-    waiting: Waiting,
+    waiting: impl Into<Option<Waiting>>,
     mut take: impl FnMut(Chunk) -> Result<(), Failure>,
 ) -> Result<Finish, Failure> {
+    let waiting = waiting.into();
     let mut next = generation.next(None)?;
     drop(waiting);
     loop {
