@@ -219,6 +219,11 @@ inline bool step(const engine_handle &engine) {
   return call([&](auto err) { return squire_engine_step(engine.get(), err); }) == SQUIRE_OK;
 }
 
+/* Rounds for about so many microseconds; whether work is left. */
+inline bool step_for(const engine_handle &engine, std::uint64_t budget_us) {
+  return call([&](auto err) { return squire_engine_step_for(engine.get(), budget_us, err); }) == SQUIRE_OK;
+}
+
 inline text_handle metrics(const engine_handle &engine) {
   return make<text_handle>([&](auto out, auto err) { return squire_engine_metrics(engine.get(), out, err); });
 }

@@ -197,6 +197,45 @@ fn generate_ends_before_a_stop_string_and_tells_the_likeliest_beside_each_token(
 }
 
 #[test]
+fn generate_continues_a_prompt_several_times_each_as_its_seed_says() {
+    let (_parent, dir) = chat_folder();
+    let dir = text(&dir);
+    let args = ["generate", dir, "hello", "--raw", "--max-tokens", "9", "--json"];
+    let whole = json_of(&[&args[..], &["--seed", "5", "--n", "3", "--top-logprobs", "2"]].concat());
+    let all = whole["continuations"].as_array().unwrap();
+    assert_eq!((all.len(), &all[0]["seed"], whole.get("text")), (3, &json!(5), None));
+    for one in all {
+        let alone = json_of(&[&args[..], &["--top-logprobs", "2", "--seed", &one["seed"].to_string()]].concat());
+        for key in ["ids", "logprobs", "text", "finish", "stop", "top_logprobs"] {
+            assert_eq!(one[key], alone[key], "{key}");
+        }
+        assert_eq!((&alone["prompt_ids"], alone.get("seed")), (&whole["prompt_ids"], None));
+    }
+    assert!(all[0]["ids"] != all[1]["ids"] && all[1]["ids"] != all[2]["ids"]);
+    let spoken = squire(&["generate", dir, "hello", "--raw", "--max-tokens", "9", "--seed", "5", "-n", "3"]);
+    let line = |text: &Value| {
+        let text = text.as_str().unwrap();
+        if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") }
+    };
+    let wanted: Vec<String> =
+        all.iter().zip(1..).map(|(one, i)| format!("[{i} of 3]\n{}", line(&one["text"]))).collect();
+    assert_eq!((spoken.code, spoken.out), (0, wanted.join("\n")));
+    for n in ["0", "513", "x", "-1"] {
+        refused(&["generate", dir, "hello", "-n", n], 2, "-n");
+    }
+}
+
+#[test]
+fn generate_ends_by_itself_when_its_time_is_up() {
+    let (_parent, dir) = chat_folder();
+    let args = ["generate", text(&dir), "hello", "--raw", "--max-tokens", "0", "--time-limit", "1", "--json"];
+    let ended = json_of(&args);
+    // A machine may be fast enough for a stop before.
+    assert!(["time", "stop", "context-full"].contains(&ended["finish"].as_str().unwrap()), "{ended}");
+    refused(&["generate", text(&dir), "hello", "--time-limit", "0"], 2, "--time-limit");
+}
+
+#[test]
 fn a_nan_in_the_weights_is_told_and_never_answered() {
     // Of a broken merge or an overflow: every row of logits becomes NaN, of which argmax and draws would take id 0.
     let (_parent, dir) = chat_folder_with(|weights| {

@@ -260,6 +260,26 @@ pub unsafe extern "C" fn squire_engine_step(engine: *mut squire_engine, err: *mu
     unsafe { guard(err, |call| Ok(if call.shared(engine)?.step()? { Outcome::Done } else { Outcome::End })) }
 }
 
+/// The same for about budget_us microseconds, for hosts that owe their time to somebody else, such as a frame: runs rounds until
+/// the budget is used up, nothing is left, or all that is left waits for KV pages. At least one, so that nobody starves, and
+/// another only where it ends within the budget by how long rounds took before; a prompt gets as many rows a round as fit, on the
+/// processor. SQUIRE_OK where work is left and SQUIRE_END where none is. What is computed is the same to the bit on the
+/// processor. Errors as squire_engine_step. Any thread. Since 0.11.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn squire_engine_step_for(
+    engine: *mut squire_engine,
+    budget_us: u64,
+    err: *mut *mut squire_error,
+) -> squire_status {
+    // SAFETY: the conventions at the head of the header.
+    unsafe {
+        guard(err, |call| {
+            let is_left = call.shared(engine)?.step_for(Duration::from_micros(budget_us))?;
+            Ok(if is_left { Outcome::Done } else { Outcome::End })
+        })
+    }
+}
+
 /// The engine's counters as a JSON object, whole numbers but for the last three: sessions (that exist), rounds, rows
 /// (tokens that went through a forward pass), sampled (tokens), prefix_hits and prefix_rows (times that work found pages
 /// that others had computed, and rows of them), evicted (sessions at rest whose KV pages others needed), preempted (work

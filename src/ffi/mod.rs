@@ -21,7 +21,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_metrics`, `_metrics_text`; `squire_device_probe` |
+//! | `engine` | `squire_engine_options_init`; `squire_engine_create`, `_retain`, `_release`, `_step`, `_step_for`, `_metrics`, `_metrics_text`; `squire_device_probe` |
 //! | `model` | `squire_model_options_init`; `squire_model_plan`, `_load`, `_retain`, `_release`, `_revision`, `_info`, `_sizes`, `_stop_ids`, `_set_history`, `_save`; `squire_tokenize`, `_until`, `squire_detokenize` |
 //! | `chat` | `squire_chat_render`, `_render_until`, `_append`, `_append_until`, `_append_message` |
 //! | `session` | `squire_session_create`, `_retain`, `_release`, `_sync`, `_append`, `_truncate`, `_fork`, `_rebase`, `_length`, `_prefill`, `_tokens`, `_trace` |

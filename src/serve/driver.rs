@@ -8,7 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::job::Job;
 use super::log::{Level, Log};
@@ -50,6 +50,16 @@ enum Message {
     ForgetReleased(Option<Sender<()>>),
 }
 
+/// What came of a round.
+#[derive(Clone, Copy, PartialEq)]
+enum Round {
+    /// There was no work.
+    Idle,
+    /// All wait for pages that are on their way.
+    Waits,
+    Ran,
+}
+
 /// A scheduler with its inbox.
 struct Stepper {
     scheduler: Scheduler,
@@ -76,18 +86,27 @@ impl Stepper {
         }
     }
 
-    /// Takes what arrived and runs one round. Returns whether there was work.
-    fn step(&mut self) -> Result<bool> {
+    /// Takes what arrived and runs one round, within a time as far as that can be seen to.
+    fn round(&mut self, budget: Option<Duration>) -> Result<Round> {
         self.take_arrivals();
         if self.status.poisoned.load(Ordering::Acquire) {
             self.scheduler.abandon(&poisoned());
             return Err(poisoned());
         }
         if self.scheduler.is_idle() {
+            return Ok(Round::Idle);
+        }
+        self.scheduler.bound(budget);
+        Ok(if self.guarded(Scheduler::step)? { Round::Ran } else { Round::Waits })
+    }
+
+    /// The same with all the time there is. Returns whether there was work.
+    fn step(&mut self) -> Result<bool> {
+        let round = self.round(None)?;
+        if round == Round::Idle {
             return Ok(false);
         }
-        let moved = self.guarded(Scheduler::step)?;
-        if !moved {
+        if round == Round::Waits {
             // Pages are on their way to whoever waits: with work that has not arrived, with a session that somebody is just
             // using. Nobody wakes us for the second.
             match self.arrivals.recv_timeout(A_WHILE) {
@@ -150,6 +169,11 @@ fn poisoned() -> Error {
 
 fn stopped() -> Error {
     Error::new(Fault::EngineStopped, "the engine has stopped")
+}
+
+/// Whether a round that takes so long at least ends within what is left of a time.
+fn fits(least: Option<Duration>, left: Duration) -> bool {
+    !left.is_zero() && least.is_none_or(|least| least <= left)
 }
 
 /// Tells the host of a step that panicked.
@@ -216,6 +240,31 @@ impl Driver {
                 stepped
             }
             None => Err(Error::new(Fault::OutOfOrder, "this engine steps itself; make it caller-driven to step it")),
+        }
+    }
+
+    /// Runs rounds until a time is over, nothing is left or all wait, in caller-driven mode, and says whether there is work left.
+    /// The first runs in any case, and no other one that by what was measured would end too late. Refused as `step` is.
+    pub(super) fn step_for(&self, time: Duration) -> Result<bool> {
+        let Some(stepper) = &self.stepper else { return self.step() };
+        let begun = Instant::now();
+        let mut last = None;
+        loop {
+            let left = time.saturating_sub(begun.elapsed());
+            let round = Instant::now();
+            let stepped = self.with(stepper, |stepper| {
+                let least = stepper.scheduler.least_round().or(last);
+                if last.is_some() && !fits(least, left) {
+                    stepper.take_arrivals();
+                    return Ok((Round::Waits, stepper.scheduler.is_idle()));
+                }
+                stepper.round(Some(left)).map(|round| (round, stepper.scheduler.is_idle()))
+            });
+            report(&self.log, &stepped);
+            match stepped? {
+                (Round::Ran, false) => last = Some(round.elapsed()),
+                (_, is_idle) => return Ok(!is_idle),
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 
@@ -133,6 +133,14 @@ impl Engine {
     /// thread of its own. [`Fault::Panic`] where the round panicked, [`Fault::Poisoned`] ever after.
     pub fn step(&self) -> Result<bool> {
         self.0.driver.step()
+    }
+
+    /// Runs rounds for about `time` in caller-driven mode, and says whether there is work left: until the time is over, nothing is
+    /// left, or all wait. At least one, however short the time; another one only where it ends in time by what was measured, and
+    /// rows of prompts as many as fit, where the device tells how long they take (the processor does). Refused as
+    /// [`Engine::step`] is.
+    pub fn step_for(&self, time: Duration) -> Result<bool> {
+        self.0.driver.step_for(time)
     }
 
     /// Ends what was cancelled, in caller-driven mode, without running a round.

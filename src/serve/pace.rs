@@ -51,14 +51,31 @@ impl Pace {
         self.most = (rows as f64).max(self.most * FADING);
     }
 
+    /// What the next round takes by itself at least, where that was measured.
+    pub(super) fn least(&self) -> Option<Duration> {
+        self.by_itself.map(Duration::from_secs_f64)
+    }
+
+    /// Rows of prompts with which the next round ends within a time, as far as that was measured; at least one.
+    pub(super) fn rows_within(&self, time: Duration) -> usize {
+        let Some(a_row) = self.a_row else { return FIRST_ROWS };
+        let seconds = time.as_secs_f64() - self.by_itself.unwrap_or(0.0);
+        self.trusted((seconds / a_row) as usize)
+    }
+
+    /// As many rows as were asked for, within those that say something and those that were measured.
+    fn trusted(&self, rows: usize) -> usize {
+        // One row would count as a round without prompts. A clock that stands gives as many rows as growth allows.
+        rows.clamp(2, FIRST_ROWS.max((GROWTH * self.most) as usize))
+    }
+
     /// Rows of prompts that the next round may take, at least one.
     pub(super) fn rows(&self, slice: Duration, somebody_decodes: bool) -> usize {
         let Some(a_row) = self.a_row else { return FIRST_ROWS };
         let Some(by_itself) = self.by_itself.filter(|_| !(self.rounds + 1).is_multiple_of(SHOWN)) else { return 1 };
         let slice = slice.as_secs_f64();
         let seconds = if somebody_decodes { slice.max(by_itself) } else { (5.0 * slice).max(6.0 * by_itself) };
-        // One row would count as a round without prompts. A clock that stands gives as many rows as growth allows.
-        ((seconds / a_row) as usize).clamp(2, FIRST_ROWS.max((GROWTH * self.most) as usize))
+        self.trusted((seconds / a_row) as usize)
     }
 }
 
@@ -156,6 +173,25 @@ mod tests {
             let rows_alone = 2.0 * (0..20_000).map(|at| 0.1 + 2e-4 * at as f64).sum::<f64>();
             assert!(all < 1.25 * rows_alone, "the prompts took {all} ms, where their rows take {rows_alone}");
         }
+    }
+
+    #[test]
+    fn rows_within_a_time_end_within_it_and_a_round_that_takes_longer_by_itself_has_the_fewest() {
+        let mut pace = Pace::default();
+        assert_eq!((pace.rows_within(ms(1.0)), pace.least()), (FIRST_ROWS, None));
+        let took = |n: usize| 3.0 + 0.1 * n as f64;
+        let mut rows = Vec::new();
+        for _ in 0..40 {
+            pace.learn(0, ms(took(0)));
+            let n = pace.rows_within(ms(10.0));
+            pace.learn(n, ms(took(n)));
+            rows.push(n);
+        }
+        assert!(rows.iter().all(|&n| took(n) <= 10.0), "{rows:?}");
+        assert!(rows[15..].iter().all(|&n| (69..=70).contains(&n)), "{rows:?}");
+        assert_eq!(pace.least().map(|least| least.as_micros()), Some(3000));
+        assert_eq!((pace.rows_within(ms(2.0)), pace.rows_within(Duration::ZERO)), (2, 2));
+        assert!(pace.rows_within(Duration::MAX) <= 140, "what was not measured is not trusted");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! next round is asked for before the last one's tokens are known (`ahead`): its rows take them from the device.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub(super) struct Scheduler {
     rounds: Rounds,
     dealer: Dealer,
     slice: Option<Duration>,
+    /// how long the next round may take, as far as that can be seen to
+    budget: Option<Duration>,
     device: Device,
 }
 
@@ -51,12 +54,24 @@ impl Scheduler {
             rounds: Rounds::default(),
             dealer: Dealer::new(max_batch_tokens),
             slice,
+            budget: None,
             device,
         }
     }
 
     pub(super) fn is_idle(&self) -> bool {
         self.jobs.is_empty()
+    }
+
+    /// Bounds the rounds to come by a time, None by none.
+    pub(super) fn bound(&mut self, budget: Option<Duration>) {
+        self.budget = budget;
+    }
+
+    /// What the next round takes at least, as far as that was measured; None where it was not for every model.
+    pub(super) fn least_round(&self) -> Option<Duration> {
+        let models: BTreeSet<usize> = self.jobs.iter().map(|job| Arc::as_ptr(job.model()) as usize).collect();
+        models.into_iter().map(|model| self.rounds.pace(model).least()).sum()
     }
 
     pub(super) fn add(&mut self, mut job: Job) {
@@ -164,14 +179,19 @@ impl Scheduler {
         let wish = |&i: &usize| {
             let job = &self.jobs[i];
             // A device that runs ahead tells the time of nothing.
-            let paced =
-                (self.slice.is_some() && job.model().device.mixes_rows()).then(|| Arc::as_ptr(job.model()) as usize);
+            let paced = ((self.slice.is_some() || self.budget.is_some()) && job.model().device.mixes_rows())
+                .then(|| Arc::as_ptr(job.model()) as usize);
             Wish { id: job.id, priority: job.priority(), rows: job.pending(), paced }
         };
         let wishes: Vec<Wish> = jobs.iter().map(wish).collect();
-        let (rounds, slice) = (&self.rounds, self.slice.unwrap_or_default());
+        let (rounds, slice, budget) = (&self.rounds, self.slice, self.budget);
         // Who decodes waits for the rounds of all models.
-        let pace = |of: Prompts| rounds.pace(of.model).rows(slice / of.n_models, of.somebody_decodes);
+        let pace = |of: Prompts| {
+            let pace = rounds.pace(of.model);
+            let by_slice = slice.map(|slice| pace.rows(slice / of.n_models, of.somebody_decodes));
+            let by_budget = budget.map(|budget| pace.rows_within(budget / of.n_models));
+            by_slice.into_iter().chain(by_budget).min().unwrap_or(usize::MAX)
+        };
         let rows = self.dealer.deal(&wishes, pace);
         let served = jobs.into_iter().zip(rows).filter(|&(_, n)| n > 0);
         served.map(|(i, n)| Share { job: i, n, start: self.jobs[i].parts().0.kv.len(), row: 0 }).collect()

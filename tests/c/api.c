@@ -73,6 +73,7 @@ static void engines_refuse_what_they_cannot_do(void) {
   o.kernels = SQUIRE_KERNELS_SCALAR;
   DONE(squire_engine_create(&o, &engine, &err));
   REFUSED(squire_engine_step(engine, &err), SQUIRE_E_STATE, SQUIRE_DETAIL_OUT_OF_ORDER);
+  REFUSED(squire_engine_step_for(engine, 0, &err), SQUIRE_E_STATE, SQUIRE_DETAIL_OUT_OF_ORDER);
   CHECK(squire_engine_retain(engine) == engine);
   squire_engine_release(engine);
   CHECK(metrics_say(engine, "\"sessions\":0"));
@@ -348,6 +349,7 @@ static void a_caller_drives(void) {
   squire_session *session = session_of(model);
   const int32_t ids[] = {5, 6, 7, 8};
   CHECK(squire_engine_step(engine, NULL) == SQUIRE_END);
+  CHECK(squire_engine_step_for(engine, 1000, NULL) == SQUIRE_END);
   DONE(squire_session_sync(session, ARRAY(ids), NULL, &err));
   squire_gen *gen = NULL;
   squire_gen_options o = greedy(4);
@@ -358,9 +360,11 @@ static void a_caller_drives(void) {
   CHECK(squire_gen_next(gen, 0, &e, NULL) == SQUIRE_TIMEOUT && e.kind == 7); /* nothing ran yet */
   CHECK(squire_engine_step(engine, NULL) == SQUIRE_OK);
   CHECK(squire_gen_next(gen, 0, &e, NULL) == SQUIRE_OK && e.ids_len == 1);
+  CHECK(squire_engine_step_for(engine, 0, NULL) == SQUIRE_OK); /* one round */
+  CHECK(squire_gen_next(gen, 0, &e, NULL) == SQUIRE_OK && e.ids_len == 1);
   int32_t found[4];
   float logprobs[4];
-  CHECK(pull(gen, SQUIRE_FINISH_LENGTH, SQUIRE_ACTOR_STUDENT, found, logprobs, 4) == 3); /* waiting steps */
+  CHECK(pull(gen, SQUIRE_FINISH_LENGTH, SQUIRE_ACTOR_STUDENT, found, logprobs, 4) == 2); /* waiting steps */
   squire_gen_release(gen);
   DONE(squire_gen_start(session, &o, &gen, &err));
   squire_gen_cancel(gen);

@@ -5,7 +5,8 @@ use std::io::{IsTerminal, stdout};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use squire::serve::{Chunk, GenerationOptions};
+use squire::backend::ops::Sampling;
+use squire::serve::{Cancel, Chunk, Finish, Generation, GenerationOptions, Session};
 use squire::text::source::Source;
 use squire::text::tokenizer::Control;
 
@@ -34,9 +35,20 @@ pub struct Args {
     /// Print one JSON object at the end instead of the text as it comes
     #[arg(long)]
     json: bool,
+    /// Continue the prompt N times, each with a seed of its own; all share what was computed of it
+    #[arg(short = 'n', long = "n", value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = several)]
+    n: usize,
     /// The K likeliest tokens at each place, with their log-probs
     #[arg(long, value_name = "K", default_value_t = 0, requires = "json")]
     top_logprobs: usize,
+}
+
+/// Continuations at most: each is a session.
+const MOST: u64 = 512;
+
+fn several(text: &str) -> Result<usize, String> {
+    let n = text.parse::<u64>().ok().filter(|n| (1..=MOST).contains(n));
+    n.map(|n| n as usize).ok_or_else(|| format!("wanted a number from 1 to {MOST}"))
 }
 
 pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
@@ -62,20 +74,84 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
     }
     let prompt_ids: Vec<i32> = session.tokens()?.iter().map(|t| t.id).collect();
     let options = GenerationOptions { top_logprobs: args.top_logprobs, ..args.sampling.options(&model) };
-    let (sampling, controls, seed) = (options.sampling, options.controls.clone(), options.seed);
-    let stop_strings = options.stop_strings.clone();
     let begun = Instant::now();
-    let generation = session.generate(options)?;
+    let all = continue_prompt(&session, args.n, &options)?;
     let is_read = stdout().is_terminal();
-    let mut all = Chunk::default();
-    let mut first_token = None;
-    let finish = pull(&generation, waiting, &|| false, |chunk| {
+    let mut waiting = Some(waiting);
+    let mut said = Vec::with_capacity(all.len());
+    for (i, generation) in all.iter().enumerate() {
+        if !args.json && args.n > 1 {
+            out.text(&format!("{}[{} of {}]\n", if i > 0 { "\n" } else { "" }, i + 1, args.n))?;
+        }
+        let tell = |text: &str| match (args.json, is_read) {
+            (true, _) => Ok(()),
+            (false, true) => out.text(&visible(text)),
+            (false, false) => out.text(text),
+        };
+        said.push(hear(generation, (waiting.take(), begun), tell)?);
+        if !args.json && !said[i].all.text.ends_with('\n') {
+            out.text("\n")?;
+        }
+    }
+    if !args.json {
+        return Ok(());
+    }
+    let Sampling { temperature, top_k, top_p } = options.sampling;
+    let controls = &options.controls;
+    let first_token = said.iter().filter_map(|one| one.first_token).min().unwrap_or_default();
+    let later = begun.elapsed().saturating_sub(first_token);
+    let mut document = json!({
+        "prompt_ids": prompt_ids,
+        "chat_template": templated,
+        "sampling": {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": options.seed,
+            "min_p": controls.min_p, "typical_p": controls.typical_p,
+            "repetition_penalty": controls.repetition_penalty, "presence_penalty": controls.presence_penalty,
+            "frequency_penalty": controls.frequency_penalty, "no_repeat_ngram_size": controls.no_repeat_ngram_size,
+            "logit_bias": controls.logit_bias, "stop_strings": options.stop_strings,
+        },
+        "compute": args.engine.compute.name(),
+        "seconds_to_first_token": first_token.as_secs_f64(),
+        "decode_tokens_per_s": rate(said.iter().map(|one| one.all.ids.len().saturating_sub(1)).sum(), later),
+    });
+    let mut told: Vec<Value> =
+        said.iter().zip(&all).map(|(said, generation)| said.to_json(generation, &options)).collect();
+    if args.n > 1 {
+        document["continuations"] = told.into();
+    } else if let (Value::Object(document), Some(Value::Object(one))) = (&mut document, told.pop()) {
+        document.extend(one.into_iter().filter(|(key, _)| key != "seed"));
+    }
+    out.json(&document)
+}
+
+/// Starts as many generations behind the prompt; the first draws by the seed of the options.
+fn continue_prompt(session: &Session, n: usize, options: &GenerationOptions) -> Result<Vec<Generation>, Failure> {
+    if n == 1 {
+        return Ok(vec![session.generate(options.clone())?]);
+    }
+    let all = session.continuations(n, options, &Cancel::default())?;
+    Ok(all.into_iter().map(|one| one.generation).collect())
+}
+
+/// What a generation said.
+struct Said {
+    all: Chunk,
+    finish: Finish,
+    first_token: Option<Duration>,
+}
+
+/// Hears a generation to its end, telling its text as it comes.
+fn hear(
+    generation: &Generation,
+    (waiting, begun): (Option<Waiting>, Instant),
+    mut tell: impl FnMut(&str) -> Result<(), Failure>,
+) -> Result<Said, Failure> {
+    let (mut all, mut first_token) = (Chunk::default(), None);
+    let finish = pull(generation, waiting, &|| false, |chunk| {
         if !chunk.ids.is_empty() {
             first_token.get_or_insert_with(|| begun.elapsed());
         }
-        if !args.json {
-            out.text(&if is_read { visible(&chunk.text) } else { (&*chunk.text).into() })?;
-        }
+        tell(&chunk.text)?;
         all.ids.extend(chunk.ids);
         all.logprobs.extend(chunk.logprobs);
         all.top_ids.extend(chunk.top_ids);
@@ -83,41 +159,33 @@ pub fn run(args: &Args, out: &mut Output) -> Result<(), Failure> {
         all.text.push_str(&chunk.text);
         Ok(())
     })?;
-    if !args.json {
-        return if all.text.ends_with('\n') { Ok(()) } else { out.text("\n") };
+    Ok(Said { all, finish, first_token })
+}
+
+impl Said {
+    fn to_json(&self, generation: &Generation, options: &GenerationOptions) -> Value {
+        let (all, k) = (&self.all, options.top_logprobs);
+        // Of a vocabulary with fewer ids than were asked for, or with masked ones, all that there are.
+        let top = |at: usize| {
+            let places = at * k..(at + 1) * k;
+            let there = all.top_ids[places.clone()].iter().zip(&all.top_logprobs[places]).filter(|(id, _)| **id >= 0);
+            there.map(|(id, logprob)| json!({"id": id, "logprob": logprob})).collect::<Vec<Value>>()
+        };
+        let top: Option<Vec<_>> = (k > 0).then(|| (0..all.ids.len()).map(top).collect());
+        let stop = generation.stopped_by().map(|found| {
+            let string = &options.stop_strings[found.index];
+            json!({"string": string, "index": found.index, "byte": found.byte, "token": found.token})
+        });
+        json!({
+            "text": all.text,
+            "ids": all.ids,
+            "logprobs": all.logprobs,
+            "top_logprobs": top,
+            "finish": name_of(self.finish),
+            "stop": stop,
+            "seed": generation.seed(),
+        })
     }
-    let first_token = first_token.unwrap_or_default();
-    let later = begun.elapsed().saturating_sub(first_token);
-    // Of a vocabulary with fewer ids than were asked for, or with masked ones, all that there are.
-    let top = |at: usize| {
-        let places = at * args.top_logprobs..(at + 1) * args.top_logprobs;
-        let there = all.top_ids[places.clone()].iter().zip(&all.top_logprobs[places]).filter(|(id, _)| **id >= 0);
-        there.map(|(id, logprob)| json!({"id": id, "logprob": logprob})).collect::<Vec<Value>>()
-    };
-    let top: Option<Vec<_>> = (args.top_logprobs > 0).then(|| (0..all.ids.len()).map(top).collect());
-    let stop = generation.stopped_by().map(|found| {
-        json!({"string": stop_strings[found.index], "index": found.index, "byte": found.byte, "token": found.token})
-    });
-    out.json(&json!({
-        "text": all.text,
-        "ids": all.ids,
-        "logprobs": all.logprobs,
-        "top_logprobs": top,
-        "finish": name_of(finish),
-        "stop": stop,
-        "prompt_ids": prompt_ids,
-        "chat_template": templated,
-        "sampling": {
-            "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p, "seed": seed,
-            "min_p": controls.min_p, "typical_p": controls.typical_p,
-            "repetition_penalty": controls.repetition_penalty, "presence_penalty": controls.presence_penalty,
-            "frequency_penalty": controls.frequency_penalty, "no_repeat_ngram_size": controls.no_repeat_ngram_size,
-            "logit_bias": controls.logit_bias, "stop_strings": stop_strings,
-        },
-        "compute": args.engine.compute.name(),
-        "seconds_to_first_token": first_token.as_secs_f64(),
-        "decode_tokens_per_s": rate(all.ids.len().saturating_sub(1), later),
-    }))
 }
 
 /// Things a second, None where no time passed.

@@ -53,6 +53,9 @@ pub struct SamplingArgs {
     /// End before this text, may be given more than once [default: the folder's]
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// End after so many milliseconds, whatever was said by then
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    time_limit: Option<u64>,
     /// Seed of the draws; the same seed gives the same text [default: another one each run, printed with --json]
     #[arg(long, value_name = "SEED", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
@@ -80,7 +83,8 @@ impl SamplingArgs {
         let stop_strings = given(&self.stop, &defaults.stop_strings);
         let seed = self.seed.unwrap_or(defaults.seed);
         let max_tokens = self.max_tokens.unwrap_or(MAX_TOKENS);
-        GenerationOptions { max_tokens, sampling, controls, stop_strings, seed, ..defaults }
+        let time_limit = self.time_limit.map(Duration::from_millis);
+        GenerationOptions { max_tokens, sampling, controls, stop_strings, time_limit, seed, ..defaults }
     }
 }
 
@@ -180,11 +184,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Hands every chunk to `take` until the end, or cancels it once it is `stopped`; the wait ends with the first chunk.
 pub fn pull(
     generation: &Generation,
-    waiting: Waiting,
+    waiting: impl Into<Option<Waiting>>,
     stopped: &dyn Fn() -> bool,
     mut take: impl FnMut(Chunk) -> Result<(), Failure>,
 ) -> Result<Finish, Failure> {
-    let mut waiting = Some(waiting);
+    let mut waiting = waiting.into();
     loop {
         if stopped() {
             generation.cancel();
