@@ -204,4 +204,12 @@ impl Lanes for Avx2 {
     unsafe fn dot_pairs(acc: Self, a: Self::Pairs, b: Self::Pairs) -> Self {
         by_contract!(Avx2(dot(acc.0, a.0, b.0), dot(acc.1, a.1, b.1)))
     }
+    #[inline(always)]
+    unsafe fn odd_of_pairs(p: Self::Pairs) -> Self {
+        by_contract!(Avx2(odd(p.0), odd(p.1)))
+    }
+    #[inline(always)]
+    unsafe fn even_of_pairs(p: Self::Pairs) -> Self {
+        by_contract!(Avx2(even(p.0), even(p.1)))
+    }
 }

@@ -215,6 +215,14 @@ macro_rules! lanes {
             unsafe fn dot_pairs(acc: Self, a: Self::Pairs, b: Self::Pairs) -> Self {
                 by_contract!($name($dot(acc.0, a, b)))
             }
+            #[inline(always)]
+            unsafe fn odd_of_pairs(p: Self::Pairs) -> Self {
+                by_contract!($name(odd(std::mem::transmute_copy(&p))))
+            }
+            #[inline(always)]
+            unsafe fn even_of_pairs(p: Self::Pairs) -> Self {
+                by_contract!($name(even(std::mem::transmute_copy(&p))))
+            }
         }
     };
 }

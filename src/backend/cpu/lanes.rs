@@ -81,6 +81,11 @@ pub trait Lanes: Copy {
     /// Per lane: acc + odd*odd, rounded, then + even*even, rounded: the order of `vdpbf16ps`.
     unsafe fn dot_pairs(acc: Self, a: Self::Pairs, b: Self::Pairs) -> Self;
 
+    /// The odd elements, widened: the second of each pair.
+    unsafe fn odd_of_pairs(p: Self::Pairs) -> Self;
+    /// The even elements, widened: the first of each pair.
+    unsafe fn even_of_pairs(p: Self::Pairs) -> Self;
+
     /// Zero in every lane.
     #[inline(always)]
     unsafe fn zero() -> Self {

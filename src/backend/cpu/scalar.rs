@@ -133,4 +133,12 @@ impl Lanes for Scalar {
             wide(a[2 * i]).mul_add(wide(b[2 * i]), odd)
         })
     }
+    #[inline(always)]
+    unsafe fn odd_of_pairs(p: [u16; 32]) -> Self {
+        each(|i| f32::from_bits((p[2 * i + 1] as u32) << 16))
+    }
+    #[inline(always)]
+    unsafe fn even_of_pairs(p: [u16; 32]) -> Self {
+        each(|i| f32::from_bits((p[2 * i] as u32) << 16))
+    }
 }

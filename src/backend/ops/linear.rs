@@ -4,6 +4,7 @@
 //! bf16 compute and bf16 weights the products are taken in pairs (`vdpbf16ps`); otherwise weights are
 //! widened. The order over k is canonical (`cpu::dot`), so a row's result does not depend on n.
 
+use super::few_rows::{few_rows, few_rows_scratch_bytes, suits};
 use super::lora::{adapt, lora_backward};
 use super::product::{Extents, input_gradient, product, product_scratch_bytes, weight_gradient};
 use super::residual_forward;
@@ -108,7 +109,10 @@ fn linear(
     match (w.matrix.dense().elements(), compute) {
         (Elements::Bf16(w), Compute::Bf16) => {
             let x = narrow(cpu, x)?;
-            product::<Paired>(cpu, &x, w, y, extents, round && is_bare)?
+            match suits(cpu, n) {
+                true => few_rows(cpu, &x, w, y, extents, round && is_bare)?,
+                false => product::<Paired>(cpu, &x, w, y, extents, round && is_bare)?,
+            }
         }
         (Elements::Bf16(w), Compute::F32) => product::<Wide<B16>>(cpu, x, w, y, extents, round && is_bare)?,
         (Elements::F16(w), _) => product::<Wide<H16>>(cpu, x, w, y, extents, round && is_bare)?,
@@ -232,7 +236,7 @@ pub(super) fn narrow(cpu: &Cpu, x: &[f32]) -> Result<Scratch<B16>> {
 pub fn linear_scratch_bytes(cpu: &Cpu, n: usize, k: usize, compute: Compute) -> u64 {
     let narrow = if compute.rounds() { Cpu::scratch_bytes(n * k * size_of::<B16>()) } else { 0 };
     // Pairs fill larger blocks than single terms.
-    narrow + product_scratch_bytes::<Paired>(cpu, n, k)
+    narrow + product_scratch_bytes::<Paired>(cpu, n, k).max(few_rows_scratch_bytes(cpu, n, k))
 }
 
 #[cfg(test)]
@@ -243,10 +247,15 @@ mod tests {
 
     /// (rows, outputs, terms): from 24 rows on for packed weights, in whole tiles and with one, two, three and five rows left,
     /// whole panels and none, terms for more than a chunk.
-    const EXTENTS: [(usize, usize, usize); 10] = [
+    const EXTENTS: [(usize, usize, usize); 14] = [
         (1, 1, 1),
         (2, 17, 7),
         (5, 33, 48),
+        // Few rows, whole tiles and what is left, short and long.
+        (4, 9, 32),
+        (8, 300, 1024),
+        (7, 21, 2101),
+        (23, 11, 65),
         (13, 19, 100),
         (40, 70, 129),
         (26, 50, 1555),

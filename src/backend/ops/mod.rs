@@ -18,6 +18,7 @@ mod embedding;
 mod entropy;
 mod experts;
 mod extents;
+mod few_rows;
 mod gather;
 mod head;
 mod linear;
