@@ -415,6 +415,15 @@ void squire_engine_release(squire_engine *engine);
  * overlap. */
 squire_status squire_engine_step(squire_engine *engine, squire_error **err);
 
+/* The same for about budget_us microseconds, for hosts that owe their time to somebody else, such as a frame: runs rounds until
+ * the budget is used up, nothing is left, or all that is left waits for KV pages. At least one, so that nobody starves, and
+ * another only where it ends within the budget by how long rounds took before; a prompt gets as many rows a round as fit, on the
+ * processor. SQUIRE_OK where work is left and SQUIRE_END where none is. What is computed is the same to the bit on the
+ * processor. Errors as squire_engine_step. Any thread. Since 0.11. */
+squire_status squire_engine_step_for(squire_engine *engine,
+                                     uint64_t budget_us,
+                                     squire_error **err);
+
 /* The engine's counters as a JSON object, whole numbers but for the last three: sessions (that exist), rounds, rows
  * (tokens that went through a forward pass), sampled (tokens), prefix_hits and prefix_rows (times that work found pages
  * that others had computed, and rows of them), evicted (sessions at rest whose KV pages others needed), preempted (work
