@@ -36,13 +36,16 @@ struct Place {
     session: Session,
 }
 
+/// What stands before a token: model, adapter, ids.
+type Before = (usize, Option<&'static str>, Vec<i32>);
+
 struct Soak {
     models: Vec<ServedModel>,
     places: Vec<Mutex<Option<Place>>>,
     queue: Queue<Generation>,
     stop: AtomicBool,
-    /// (model, adapter, ids) to the bits of what follows: the likeliest id and its log-prob, told by whoever came first
-    known: Mutex<HashMap<(usize, Option<&'static str>, Vec<i32>), (i32, u32)>>,
+    /// to the bits of what follows: the likeliest id and its log-prob, told by whoever came first
+    known: Mutex<HashMap<Before, (i32, u32)>>,
     /// times that what is known was seen again
     seen: AtomicU64,
     done: [AtomicU64; KINDS.len()],

@@ -90,24 +90,24 @@ impl FewRows<'_> {
             let mut i = 0;
             while i < self.k {
                 let left = self.k - i;
-                for c in 0..C {
+                for (c, acc) in acc.iter_mut().enumerate() {
                     let at = w.add(c * self.k + i);
                     let pairs = if left >= BLOCK { V::load_pairs(at) } else { V::load_pairs_tail(at, left) };
                     // The order of `dot_pairs`: the odd ones first.
                     let odd = V::odd_of_pairs(pairs);
-                    for r in 0..R {
-                        acc[c][r] = V::load(x.add(r * len + i)).fma(odd, acc[c][r]);
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        *acc = V::load(x.add(r * len + i)).fma(odd, *acc);
                     }
                     let even = V::even_of_pairs(pairs);
-                    for r in 0..R {
-                        acc[c][r] = V::load(x.add(r * len + i + BLOCK / 2)).fma(even, acc[c][r]);
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        *acc = V::load(x.add(r * len + i + BLOCK / 2)).fma(even, *acc);
                     }
                 }
                 i += BLOCK;
             }
-            for c in 0..C {
-                for r in 0..R {
-                    let v = acc[c][r].reduce_add();
+            for (c, acc) in acc.iter().enumerate() {
+                for (r, acc) in acc.iter().enumerate() {
+                    let v = acc.reduce_add();
                     let v = if self.round { f32::from_bits(round_bf16_bits(v.to_bits())) } else { v };
                     *self.y.at((n + r) * self.o + o + c) = v;
                 }
